@@ -1,0 +1,362 @@
+"""The commit protocol: jobs, units, attempts, markers, manifests (docs/architecture.md, "Commit protocol").
+
+A stage is a chain of *jobs*; a job fills one output folder by deterministic *units*. A worker does one unit at
+a time: an `Attempt` gathers finished files, gives them their final name by content and then drops the unit's
+marker by exclusive create. The first attempt wins; a loser deletes nothing. What the markers do not name is
+rubbish; what they name is done. The driver writes the manifest when every unit has its marker.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import os
+import platform
+import secrets
+import shutil
+import socket
+import tempfile
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib import metadata
+from io import BytesIO
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from pipelines.storage import Place, sha256_file
+from schemas.errors import UserError
+from schemas.manifest import (
+    MANIFEST_NAME,
+    PARTS_NAME,
+    Counts,
+    FileEntry,
+    Manifest,
+    Marker,
+    canonical_json,
+    content_hash,
+    entries_of,
+    parts_table,
+    recipe_hash,
+    sha256_text,
+)
+
+PACKAGES = ("apache-beam", "torch", "numpy", "pyarrow", "h5py", "pillow", "opencv-python-headless", "faiss-cpu")
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A piece of work: its name (also of its marker), what it must know (small JSON), how many inputs."""
+
+    name: str
+    payload: dict[str, Any]
+    inputs: int
+
+    @property
+    def slice(self) -> str:
+        """Identity of the unit's slice of the plan."""
+        return sha256_text(canonical_json([self.name, self.payload, self.inputs]))
+
+
+@dataclass(frozen=True)
+class Job:
+    """One output folder to be filled.
+
+    `recipe` and the content of `inputs` decide skip or refuse; `settings` are all other options (they never
+    change bytes); `worker` is ``package.module:Class`` of a UnitWorker; `facts` go into the manifest.
+    """
+
+    stage: str
+    output: str
+    worker: str
+    recipe: dict[str, Any]
+    inputs: dict[str, dict[str, str]]
+    units: tuple[Unit, ...]
+    settings: dict[str, Any] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+    noun: str = "units"  # what `inputs` of the units counts, for progress: images, queries ...
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The recipe together with the content of the inputs."""
+        contents = {name: entry["content"] for name, entry in self.inputs.items()}
+        return {"stage": self.stage, "schema_version": 1, **self.recipe, "inputs": contents}
+
+    @property
+    def recipe_hash(self) -> str:
+        """Hex SHA-256 of the identity."""
+        return recipe_hash(self.identity)
+
+    def to_json(self, units: Sequence[Unit] = ()) -> str:
+        """The job with only the given units, for the worker processes."""
+        value = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        value["units"] = [unit.__dict__ for unit in units]
+        return json.dumps(value)
+
+    @staticmethod
+    def from_json(text: str) -> Job:
+        """The inverse of `to_json`."""
+        value = json.loads(text)
+        value["units"] = tuple(Unit(**unit) for unit in value["units"])
+        return Job(**value)
+
+
+class UnitWorker(ABC):
+    """Does units of a job, one at a time. One lives in a process."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+
+    @abstractmethod
+    def do(self, unit: Unit, attempt: Attempt) -> Counts:
+        """Do the unit: hand finished files to `attempt.add` and give the counts."""
+
+
+def make_worker(job: Job) -> UnitWorker:
+    """The worker that the job names."""
+    module, _, name = job.worker.partition(":")
+    worker: UnitWorker = getattr(importlib.import_module(module), name)(job)
+    return worker
+
+
+class Attempt:
+    """One try at a unit. Its scratch folder and its `attempts/` file are its own."""
+
+    def __init__(self, place: Place, job: Job, unit: Unit) -> None:
+        self.place, self.job, self.unit = place, job, unit
+        self.id = secrets.token_hex(6)
+        self.started = time.monotonic()
+        self.files: list[FileEntry] = []
+        self.summary: dict[str, Any] = {}
+        self.number = 1 + sum(name.startswith(f"{unit.name}.") for name in place.names("attempts"))
+        self.name = f"attempts/{unit.name}.{self.id}.json"
+        self._told = 0.0
+        place.write(self.name, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode())
+        if place.local:  # on the same disk, so that the final rename is one step
+            self.scratch = place.path(f"scratch/{unit.name}.{self.id}")
+            os.makedirs(self.scratch)
+        else:
+            self.scratch = tempfile.mkdtemp(prefix="rrt-")
+
+    def path(self, name: str) -> str:
+        """A path in the attempt's scratch folder."""
+        return os.path.join(self.scratch, name)
+
+    def add(
+        self,
+        local_file: str,
+        stem: str,
+        rows: int,
+        layout: dict[str, Any] | None = None,
+        *,
+        plain_name: bool = False,
+    ) -> str:
+        """Bring a finished file to ``stem.<hash12>.suffix`` (or exactly `stem`); gives its name."""
+        digest = sha256_file(local_file)
+        base, suffix = os.path.splitext(stem)
+        name = stem if plain_name else f"{base}.{digest[:12]}{suffix}"
+        size = os.path.getsize(local_file)
+        self.place.put(local_file, name)
+        self.files.append(FileEntry(name, rows, size, digest, layout))
+        return name
+
+    def tell(self, done: int) -> None:
+        """Say how many inputs are done, for progress (at most once a second)."""
+        now = time.monotonic()
+        if self.place.local and now - self._told > 1.0:
+            self._told = now
+            with contextlib.suppress(OSError):
+                with open(self.place.path(f"{self.name}.progress"), "w") as file:
+                    file.write(str(done))
+
+    def commit(self, counts: Counts) -> Marker:
+        """Drop the marker. Where another attempt was first, its marker is the one that counts."""
+        marker = Marker(
+            unit=self.unit.name,
+            recipe=self.job.recipe_hash,
+            slice=self.unit.slice,
+            files=tuple(self.files),
+            counts=counts,
+            summary=self.summary,
+            seconds=round(time.monotonic() - self.started, 3),
+            host=socket.gethostname(),
+            versions=software_versions(),
+        )
+        name = marker_name(self.unit)
+        while not self.place.create(name, marker.to_bytes()):
+            other = read_marker(self.place, self.job, self.unit)
+            if other is not None:
+                return other
+            self.place.remove(name)  # an unreadable marker counts as absent
+        return marker
+
+    def close(self) -> None:
+        """Forget this attempt: it ended by itself, well or with an exception that was written down."""
+        shutil.rmtree(self.scratch, ignore_errors=True)
+        self.place.remove(f"{self.name}.progress")
+        self.place.remove(self.name)
+
+
+def do_unit(worker: UnitWorker, unit: Unit) -> bool:
+    """Do a unit from attempt to marker; an exception is written to `errors/`, not raised. True if done."""
+    place = Place(worker.job.output)
+    if read_marker(place, worker.job, unit) is not None:
+        return True
+    attempt = Attempt(place, worker.job, unit)
+    try:
+        attempt.commit(worker.do(unit, attempt))
+        return True
+    except Exception as error:
+        write_error(place, unit.name, error)
+        return False
+    finally:
+        attempt.close()
+
+
+def write_error(place: Place, unit: str, error: Exception) -> None:
+    """Write a unit's exception down for the driver: a sentence, whether a retry is of use, the traceback."""
+    import traceback
+
+    sentence = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+    record = {
+        "unit": unit,
+        "sentence": sentence,
+        "final": isinstance(error, UserError),
+        "traceback": traceback.format_exc(),
+    }
+    place.write(f"errors/{unit}.json", json.dumps(record).encode())
+
+
+def marker_name(unit: Unit) -> str:
+    """Where a unit's marker lies."""
+    return f"done/{unit.name}.json"
+
+
+def read_marker(place: Place, job: Job, unit: Unit) -> Marker | None:
+    """The unit's marker where it is valid: readable, of this recipe and slice, its files in place."""
+    try:
+        marker = Marker.from_bytes(place.read(marker_name(unit)))
+    except FileNotFoundError:
+        return None
+    if marker is None or marker.recipe != job.recipe_hash or marker.slice != unit.slice:
+        return None
+    if any(place.size(entry.name) != entry.bytes for entry in marker.files):
+        return None
+    return marker
+
+
+def write_plan(place: Place, job: Job) -> None:
+    """Write the job's plan once; raises UserError where the folder holds another recipe's output."""
+    record = {"recipe": job.identity, "recipe_hash": job.recipe_hash, "units": [unit.__dict__ for unit in job.units]}
+    data = (json.dumps(record, sort_keys=True, indent=1) + "\n").encode()
+    if place.create("plan/plan.json", data):
+        return
+    refuse_other_recipe(place, job)
+    if json.loads(place.read("plan/plan.json"))["units"] != json.loads(data)["units"]:
+        raise UserError(
+            f"{place.url} was planned for other units by the same recipe; give --overwrite or another place"
+        )
+
+
+def refuse_other_recipe(place: Place, job: Job) -> None:
+    """Raise UserError where the folder's plan has another recipe, saying what differs."""
+    try:
+        planned = json.loads(place.read("plan/plan.json"))
+    except FileNotFoundError:
+        return
+    except ValueError:
+        raise UserError(f"{place.url}/plan/plan.json is damaged; give --overwrite or another place") from None
+    if planned["recipe_hash"] != job.recipe_hash:
+        differences = "; ".join(_differences(planned["recipe"], job.identity))
+        raise UserError(
+            f"{place.url} was made by another recipe ({differences}); give --overwrite to make it again, "
+            "or another place"
+        )
+
+
+def _differences(old: Any, new: Any, name: str = "") -> Iterable[str]:
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        for key in sorted({*old, *new}):
+            inner = f"{name}.{key}" if name else str(key)
+            yield from _differences(old.get(key), new.get(key), inner)
+    elif old != new:
+        yield f"{name} was {_short(old)}, is now {_short(new)}"
+
+
+def _short(value: Any) -> str:
+    text = canonical_json(value)
+    return text if len(text) <= 40 else text[:37] + "..."
+
+
+def software_versions() -> dict[str, str]:
+    """Versions of what can change bytes, with the Python and the CPU type."""
+    versions = {"python": platform.python_version(), "machine": platform.machine()}
+    for package in PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[package] = metadata.version(package)
+    return versions
+
+
+def write_manifest(place: Place, job: Job, markers: Sequence[Marker], wall_seconds: float) -> Manifest:
+    """Write parts.parquet and, last, manifest.json."""
+    files = [entry for marker in markers for entry in marker.files]
+    buffer = BytesIO()
+    pq.write_table(parts_table(markers), buffer, compression="none")
+    place.write(PARTS_NAME, buffer.getvalue())
+    counts = sum((marker.counts for marker in markers), Counts(0, 0, 0))
+    summaries = {marker.unit: marker.summary for marker in markers if marker.summary}
+    manifest = Manifest(
+        stage=job.stage,
+        recipe=job.identity,
+        recipe_hash=job.recipe_hash,
+        content=content_hash(files, summaries),
+        inputs=job.inputs,
+        counts=counts,
+        facts={**job.facts, **({"units": summaries} if summaries else {})},
+        parts={
+            "name": PARTS_NAME,
+            "sha256": sha256_text(buffer.getvalue().hex()),
+            "files": len(files),
+            "bytes": sum(entry.bytes for entry in files),
+        },
+        versions=software_versions(),
+        made_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        wall_seconds=round(wall_seconds, 3),
+        work_seconds=round(sum(marker.seconds for marker in markers), 3),
+    )
+    place.write(MANIFEST_NAME, manifest.to_bytes())
+    return manifest
+
+
+def read_manifest(place: Place) -> Manifest | None:
+    """The folder's manifest, or None where there is none. Raises UserError where it is damaged."""
+    try:
+        return Manifest.from_bytes(place.read(MANIFEST_NAME))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise UserError(f"{place.url}/{MANIFEST_NAME} cannot be used: {error}; make it again") from error
+
+
+def require_manifest(url: str, what: str, command: str) -> Manifest:
+    """The manifest of an input. Raises UserError where the folder is absent or unfinished."""
+    place = Place(url)
+    manifest = read_manifest(place)
+    if manifest is None:
+        state = "is not finished" if place.exists("plan/plan.json") else "is not there"
+        raise UserError(f"{place.url}: the {what} {state}; make it with '{command}'")
+    return manifest
+
+
+def read_entries(url: str) -> list[FileEntry]:
+    """The files of a finished output."""
+    return entries_of(pq.read_table(BytesIO(Place(url).read(PARTS_NAME))))
+
+
+def as_input(url: str, manifest: Manifest) -> dict[str, str]:
+    """What a job records of an input."""
+    return {"url": Place(url).url, "content": manifest.content}

@@ -1,0 +1,8 @@
+"""The one exception that a user's mistake raises."""
+
+
+class UserError(Exception):
+    """Bad input or settings: one clear sentence that names the file, the row and the mend.
+
+    The command line prints the sentence alone, without a traceback, and exits with code 2.
+    """

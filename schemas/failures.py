@@ -1,0 +1,42 @@
+"""Failures: a Parquet row for each input that failed, with its reason. Nothing is skipped in silence."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import IO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+FAILURES = pa.schema(
+    [
+        pa.field("record_id", pa.string(), nullable=False),
+        pa.field("stage", pa.string(), nullable=False),
+        pa.field("reason", pa.string(), nullable=False),  # a sentence
+        pa.field("error_class", pa.string(), nullable=False),  # a short word: truncated, too_large, crashed ...
+    ],
+    metadata={"schema": "rrt-failures/1"},
+)
+
+
+@dataclass(frozen=True)
+class FailureRow:
+    """One input that failed: its record id, the stage, a sentence, and a short word for the class."""
+
+    record_id: str
+    stage: str
+    reason: str
+    error_class: str
+
+
+def write_part(path: str, rows: Sequence[FailureRow]) -> None:
+    """Write a part's failures to a local path."""
+    pq.write_table(
+        pa.Table.from_pylist([row.__dict__ for row in rows], schema=FAILURES), path, compression="none"
+    )
+
+
+def read_part(file: IO[bytes] | str) -> list[FailureRow]:
+    """Read a part's failures."""
+    return [FailureRow(**row) for row in pq.read_table(file).to_pylist()]

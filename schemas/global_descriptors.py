@@ -1,0 +1,125 @@
+"""Global descriptors: a Parquet file a part, one row an image of the part's plan, failed or not.
+
+The descriptor is `fixed_size_binary` with its dtype and dimension in the schema's metadata: no nulls, no
+dictionary, no compression, one row group a part, so that a part is read at the disk's speed. A failed row
+has zeros for a descriptor, never null, and is not indexed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import IO, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from schemas.image_list import Box
+
+SCHEMA_VERSION = "rrt-global/1"
+DTYPES = {"float32": np.dtype("<f4"), "float16": np.dtype("<f2")}
+
+
+@dataclass(frozen=True)
+class GlobalRow:
+    """What one image gave. `descriptor` is float32 [D] with L2 = 1, or None where it failed."""
+
+    record_id: str
+    source: str
+    width: int  # of the upright original, pixels; 0 where unknown
+    height: int
+    box: Box | None
+    resize_factor: float
+    bytes: int  # of the image file
+    sha256: str  # of the image file, hex; "" where it could not be read
+    descriptor: np.ndarray | None
+
+
+def arrow_schema(dimension: int, dtype: str) -> pa.Schema:
+    """The schema of a part for descriptors of a dimension and dtype ("float32" | "float16")."""
+    width = dimension * DTYPES[dtype].itemsize
+    metadata = {"schema": SCHEMA_VERSION, "dtype": dtype, "dimension": str(dimension)}
+    return pa.schema(
+        [
+            pa.field("record_id", pa.string(), nullable=False),
+            pa.field("source", pa.string(), nullable=False),
+            pa.field("width", pa.int32(), nullable=False),
+            pa.field("height", pa.int32(), nullable=False),
+            pa.field("box", pa.list_(pa.float64()), nullable=False),  # x, y, w, h, or empty
+            pa.field("resize_factor", pa.float64(), nullable=False),
+            pa.field("bytes", pa.int64(), nullable=False),
+            pa.field("sha256", pa.string(), nullable=False),
+            pa.field("status", pa.string(), nullable=False),  # ok | failed
+            pa.field("descriptor", pa.binary(width), nullable=False),
+        ],
+        metadata=metadata,
+    )
+
+
+def write_part(path: str, rows: Sequence[GlobalRow], dimension: int, dtype: str) -> None:
+    """Write a part to a local path."""
+    kind = DTYPES[dtype]
+    matrix = np.zeros((len(rows), dimension), kind)
+    for index, row in enumerate(rows):
+        if row.descriptor is not None:
+            matrix[index] = row.descriptor
+    width = dimension * kind.itemsize
+    binary = pa.FixedSizeBinaryArray.from_buffers(
+        pa.binary(width), len(rows), [None, pa.py_buffer(np.ascontiguousarray(matrix).tobytes())]
+    )
+    table = pa.table(
+        {
+            "record_id": [row.record_id for row in rows],
+            "source": [row.source for row in rows],
+            "width": [row.width for row in rows],
+            "height": [row.height for row in rows],
+            "box": [list(row.box) if row.box else [] for row in rows],
+            "resize_factor": [row.resize_factor for row in rows],
+            "bytes": [row.bytes for row in rows],
+            "sha256": [row.sha256 for row in rows],
+            "status": ["failed" if row.descriptor is None else "ok" for row in rows],
+            "descriptor": binary,
+        },
+        schema=arrow_schema(dimension, dtype),
+    )
+    pq.write_table(
+        table, path, compression="none", use_dictionary=False, row_group_size=max(1, len(rows)), version="2.6"
+    )
+
+
+@dataclass(frozen=True)
+class GlobalPart:
+    """A part in memory: ids, which rows are ok, and the descriptors [rows, D] in the stored dtype."""
+
+    record_ids: list[str]
+    ok: np.ndarray  # bool [rows]
+    descriptors: np.ndarray  # float32 | float16 [rows, D]
+
+
+def read_part(file: IO[bytes] | str) -> GlobalPart:
+    """Read a part's ids, statuses and descriptors."""
+    table = pq.read_table(file, columns=["record_id", "status", "descriptor"])
+    return GlobalPart(
+        record_ids=table.column("record_id").to_pylist(),
+        ok=np.array([status == "ok" for status in table.column("status").to_pylist()], bool),
+        descriptors=descriptor_matrix(table),
+    )
+
+
+def read_columns(file: IO[bytes] | str, columns: Sequence[str]) -> list[dict[str, Any]]:
+    """Some columns of a part as dictionaries, in row order."""
+    rows: list[dict[str, Any]] = pq.read_table(file, columns=list(columns)).to_pylist()
+    return rows
+
+
+def descriptor_matrix(table: pa.Table) -> np.ndarray:
+    """The descriptors of a part's table as [rows, D] in the stored dtype, without a copy where it can be."""
+    metadata = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
+    if metadata.get("schema") != SCHEMA_VERSION:
+        raise ValueError(f"its schema is {metadata.get('schema')!r}, this software reads {SCHEMA_VERSION!r}")
+    dimension, kind = int(metadata["dimension"]), DTYPES[metadata["dtype"]]
+    column = table.column("descriptor").combine_chunks()
+    array = column.chunk(0) if isinstance(column, pa.ChunkedArray) else column
+    flat = np.frombuffer(array.buffers()[1], kind, count=(array.offset + len(array)) * dimension)
+    return flat.reshape(-1, dimension)[array.offset :]

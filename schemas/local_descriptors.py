@@ -1,0 +1,89 @@
+"""Local descriptors: an HDF5 file a part.
+
+Datasets (contiguous, unchunked, unfiltered, no times; m = images described, n = descriptors of all of them):
+
+    row         int32   [m]      rows of the global part, ascending
+    offset      int64   [m + 1]  image i has descriptors offset[i] .. offset[i + 1], the strongest first
+    descriptor  float16 | float32 [n, W]   L2 = 1 before rounding
+    xy          float32 [n, 2]   pixels of the upright original
+    scale       uint8   [n]      true ordinal in the store's list of scales
+    strength    float32 [n]
+
+Their byte offsets (the *layout*) are kept in the unit's marker, so that slices are read by byte ranges from
+any file system, without HDF5.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import h5py
+import numpy as np
+
+SCHEMA_VERSION = "rrt-local/1"
+DTYPES = {"float32": "<f4", "float16": "<f2"}
+
+
+@dataclass(frozen=True)
+class LocalRow:
+    """The local descriptors of one image; `row` is its row in the global part. Shapes as in the file."""
+
+    row: int
+    descriptors: np.ndarray  # float32 [n, W]
+    xy: np.ndarray  # float32 [n, 2]
+    scale: np.ndarray  # uint8 [n]
+    strength: np.ndarray  # float32 [n]
+
+
+def write_part(path: str, rows: Sequence[LocalRow], dimension: int, dtype: str) -> dict[str, Any]:
+    """Write a part to a local path; gives its layout: name -> {"offset" (bytes), "dtype", "shape"}."""
+    counts = [len(row.descriptors) for row in rows]
+    arrays = {
+        "row": np.array([row.row for row in rows], "<i4"),
+        "offset": np.concatenate([[0], np.cumsum(counts)]).astype("<i8"),
+        "descriptor": _stack([row.descriptors for row in rows], (dimension,), DTYPES[dtype]),
+        "xy": _stack([row.xy for row in rows], (2,), "<f4"),
+        "scale": _stack([row.scale for row in rows], (), "u1"),
+        "strength": _stack([row.strength for row in rows], (), "<f4"),
+    }
+    layout: dict[str, Any] = {}
+    with h5py.File(path, "w", libver=("v110", "v110")) as file:
+        file.attrs["schema"] = SCHEMA_VERSION
+        for name, array in arrays.items():
+            file.create_dataset(name, data=array, track_times=False)
+    with h5py.File(path, "r", locking=False) as file:
+        for name, array in arrays.items():
+            start = file[name].id.get_offset()  # None for an empty dataset
+            layout[name] = {
+                "offset": -1 if start is None else int(start),
+                "dtype": array.dtype.str,
+                "shape": list(array.shape),
+            }
+    return layout
+
+
+def _stack(pieces: Sequence[np.ndarray], tail: tuple[int, ...], dtype: str) -> np.ndarray:
+    return np.concatenate([np.zeros((0, *tail), dtype), *[np.asarray(piece, dtype) for piece in pieces]])
+
+
+def byte_range(layout: dict[str, Any], name: str, start: int, stop: int) -> tuple[int, int]:
+    """Bytes (begin, end) of the entries start .. stop of a dataset in the file that has this layout."""
+    entry = layout[name]
+    width = np.dtype(entry["dtype"]).itemsize * int(np.prod(entry["shape"][1:], dtype=np.int64))
+    return entry["offset"] + start * width, entry["offset"] + stop * width
+
+
+def from_bytes(layout: dict[str, Any], name: str, data: bytes) -> np.ndarray:
+    """The entries of a dataset from the bytes of its `byte_range`."""
+    entry = layout[name]
+    return np.frombuffer(data, entry["dtype"]).reshape(-1, *entry["shape"][1:])
+
+
+def read_part(path: str) -> dict[str, np.ndarray]:
+    """All datasets of a local file, through HDF5."""
+    with h5py.File(path, "r", locking=False) as file:
+        if file.attrs.get("schema") != SCHEMA_VERSION:
+            raise ValueError(f"its schema is {file.attrs.get('schema')!r}, this software reads {SCHEMA_VERSION!r}")
+        return {name: file[name][()] for name in ("row", "offset", "descriptor", "xy", "scale", "strength")}

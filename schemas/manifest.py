@@ -1,0 +1,182 @@
+"""Recipes, contents, completion markers and manifests: what names and proves every output.
+
+Two identities (docs/architecture.md):
+
+* the *recipe* decides skip or refuse: stage, schema version, model, options that change bytes, content of inputs;
+* the *content* is the hash of the sorted (file name, SHA-256) list of what was written.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import pyarrow as pa
+
+MANIFEST_SCHEMA = "rrt-manifest/1"
+MARKER_SCHEMA = "rrt-marker/1"
+MANIFEST_NAME = "manifest.json"
+PARTS_NAME = "parts.parquet"
+
+PARTS = pa.schema(
+    [
+        pa.field("unit", pa.string(), nullable=False),  # the work unit that wrote the file
+        pa.field("name", pa.string(), nullable=False),  # path below the output's folder
+        pa.field("rows", pa.int64(), nullable=False),
+        pa.field("bytes", pa.int64(), nullable=False),
+        pa.field("sha256", pa.string(), nullable=False),
+        pa.field("layout", pa.string(), nullable=False),  # JSON: HDF5 byte offsets; "" for other files
+    ]
+)
+
+
+def canonical_json(value: Any) -> str:
+    """JSON with sorted keys and no spaces: equal values give equal text."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+
+
+def sha256_text(text: str) -> str:
+    """Hex SHA-256 of a text's UTF-8 bytes."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def recipe_hash(recipe: Mapping[str, Any]) -> str:
+    """Hex SHA-256 of a recipe's canonical JSON."""
+    return sha256_text(canonical_json(recipe))
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """One data file of an output: its path below the folder, rows, bytes, SHA-256 (hex), HDF5 layout."""
+
+    name: str
+    rows: int
+    bytes: int
+    sha256: str
+    layout: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Counts:
+    """inputs = succeeded + failed, always."""
+
+    inputs: int
+    succeeded: int
+    failed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.inputs != self.succeeded + self.failed:
+            raise ValueError(f"{self.inputs} inputs are not {self.succeeded} succeeded + {self.failed} failed")
+
+    def __add__(self, other: Counts) -> Counts:
+        return Counts(
+            self.inputs + other.inputs, self.succeeded + other.succeeded, self.failed + other.failed
+        )
+
+
+@dataclass(frozen=True)
+class Marker:
+    """A completed unit: what it was, what it wrote. Made by exclusive create, after the files."""
+
+    unit: str
+    recipe: str  # recipe hash of the job
+    slice: str  # hash of the unit's slice of the plan
+    files: tuple[FileEntry, ...]
+    counts: Counts
+    summary: dict[str, Any] = field(default_factory=dict)  # small results, part of the identity
+    seconds: float = 0.0
+    host: str = ""
+    versions: dict[str, str] = field(default_factory=dict)
+
+    def to_bytes(self) -> bytes:
+        """UTF-8 JSON."""
+        return (json.dumps({"schema": MARKER_SCHEMA, **asdict(self)}, sort_keys=True, indent=1) + "\n").encode()
+
+    @staticmethod
+    def from_bytes(data: bytes) -> Marker | None:
+        """The marker, or None where the bytes are no marker (an unreadable one counts as absent)."""
+        try:
+            value = json.loads(data)
+            if value.pop("schema") != MARKER_SCHEMA:
+                return None
+            value["files"] = tuple(FileEntry(**entry) for entry in value["files"])
+            value["counts"] = Counts(**value["counts"])
+            return Marker(**value)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return None
+
+
+def content_hash(files: Iterable[FileEntry], summaries: Mapping[str, Any] | None = None) -> str:
+    """Hash of the sorted (file name, SHA-256) list; wall times and versions are outside it."""
+    listed = sorted((entry.name, entry.sha256) for entry in files)
+    return sha256_text(canonical_json([listed, dict(summaries or {})]))
+
+
+def parts_table(markers: Iterable[Marker]) -> pa.Table:
+    """All files of an output as a table of schema PARTS, sorted by unit, then name."""
+    rows = [
+        {
+            "unit": marker.unit,
+            "name": entry.name,
+            "rows": entry.rows,
+            "bytes": entry.bytes,
+            "sha256": entry.sha256,
+            "layout": canonical_json(entry.layout) if entry.layout else "",
+        }
+        for marker in sorted(markers, key=lambda marker: marker.unit)
+        for entry in sorted(marker.files, key=lambda entry: entry.name)
+    ]
+    return pa.Table.from_pylist(rows, schema=PARTS)
+
+
+def entries_of(table: pa.Table) -> list[FileEntry]:
+    """The file entries of a PARTS table, in its order."""
+    return [
+        FileEntry(
+            name=row["name"],
+            rows=row["rows"],
+            bytes=row["bytes"],
+            sha256=row["sha256"],
+            layout=json.loads(row["layout"]) if row["layout"] else None,
+        )
+        for row in table.to_pylist()
+    ]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A finished output. Written last, by the driver alone."""
+
+    stage: str
+    recipe: dict[str, Any]
+    recipe_hash: str
+    content: str
+    inputs: dict[str, dict[str, str]]  # name -> {"url", "content"}
+    counts: Counts
+    facts: dict[str, Any]  # the stage's own facts for readers (dimensions, scales, search files ...)
+    parts: dict[str, Any]  # {"name", "sha256", "files", "bytes"}
+    versions: dict[str, str]
+    made_at: str  # ISO 8601, UTC
+    wall_seconds: float
+    work_seconds: float  # summed over the units
+
+    def to_bytes(self) -> bytes:
+        """UTF-8 JSON."""
+        value = {"schema": MANIFEST_SCHEMA, **asdict(self)}
+        return (json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False) + "\n").encode()
+
+    @staticmethod
+    def from_bytes(data: bytes) -> Manifest:
+        """The manifest. Raises ValueError where the bytes are none, or of another schema version."""
+        try:
+            value = json.loads(data)
+            schema = value.pop("schema")
+            if schema != MANIFEST_SCHEMA:
+                raise ValueError(f"its schema is {schema!r}, this software reads {MANIFEST_SCHEMA!r}")
+            value["counts"] = Counts(**value["counts"])
+            return Manifest(**value)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"it is no manifest ({error})") from error
