@@ -1,0 +1,113 @@
+"""What a reranker is, and how one is made by name.
+
+A reranker scores pairs (query image, gallery image) from their stored descriptors. It never sees
+pixels, never opens a store, and knows nothing of shortlists or protocols. Scores of one reranker are
+comparable with each other only: raw logits, higher = more likely the same instance.
+
+A new reranker is one file and one line in REGISTRY.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from schemas.errors import UserError
+
+# Modules are named, not imported: `mutual_nn` must not wait for torch.
+REGISTRY: dict[str, str] = {
+    "rrt": "rrt_core.rerankers.rrt:RRTReranker",
+    "mutual_nn": "rrt_core.rerankers.mutual_nn:MutualNNReranker",
+}
+
+
+@dataclass
+class Locals:
+    """What is stored of one image, as a reranker takes it.
+
+    global_descriptor: float32 [D], L2 = 1
+    descriptors: float32 [n, L], L2 = 1; n = 0 is allowed
+    xy: float32 [n, 2], pixels of the upright original
+    scale: uint8 [n], ordinal in `scales`
+    strength: float32 [n], the detector's; higher = stronger
+    scales: the store's list, image scale of each ordinal (1.0 = the image as the extractor takes it in)
+    """
+
+    global_descriptor: np.ndarray
+    descriptors: np.ndarray
+    xy: np.ndarray
+    scale: np.ndarray
+    strength: np.ndarray
+    scales: tuple[float, ...]
+
+    def strongest(self, count: int) -> Locals:
+        """The `count` strongest locals, strongest first; equal strengths keep their stored order."""
+        falling = bool(np.all(self.strength[:-1] >= self.strength[1:]))
+        if falling and len(self.descriptors) <= count:
+            return self
+        keep: Any = slice(count) if falling else np.argsort(-self.strength, kind="stable")[:count]
+        return Locals(
+            self.global_descriptor,
+            self.descriptors[keep],
+            self.xy[keep],
+            self.scale[keep],
+            self.strength[keep],
+            self.scales,
+        )
+
+
+class Reranker(ABC):
+    """Scores pairs. What names its identity in a manifest are the four attributes.
+
+    name: key in the registry. revision: raised by hand when the same input gives other scores.
+    weights_sha256: of the weights file, "" where there are none. config: JSON, all that changes scores.
+    """
+
+    name: ClassVar[str]
+    revision: ClassVar[int]
+    weights_sha256: str
+    config: dict[str, Any]
+
+    @abstractmethod
+    def score(self, pairs: Sequence[tuple[Locals, Locals]]) -> np.ndarray:
+        """Raw logits, float32 [len(pairs)], of (query, gallery) pairs in that order.
+
+        A pair's logit does not depend on the other pairs of the call.
+        Raises UserError where descriptors do not fit the reranker.
+        """
+
+
+def create(name: str, **options: Any) -> Reranker:
+    """Make a reranker: a name of REGISTRY, or `package.module:Class` of one's own.
+
+    Raises:
+        UserError: unknown name, module or class; an option that the reranker does not have.
+    """
+    target = REGISTRY.get(name, name)
+    module_name, _, class_name = target.partition(":")
+    if not class_name:
+        raise UserError(f"Reranker {name!r} is unknown; choose one of {', '.join(REGISTRY)}, or package.module:Class.")
+    try:
+        cls = getattr(importlib.import_module(module_name), class_name)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"Reranker {name!r} cannot be imported: {error}.") from error
+    if not (isinstance(cls, type) and issubclass(cls, Reranker)):
+        raise UserError(f"Reranker {name!r} is not a class derived from rrt_core.rerankers.Reranker.")
+    known = list(inspect.signature(cls).parameters)
+    for option in options:
+        if option not in known:
+            raise UserError(f"Reranker {name!r} has no option {option!r}; its options are: {', '.join(known)}.")
+    return cls(**options)
+
+
+def check_tokens(option: str, value: int) -> int:
+    """A token budget of at least 1, or a UserError that names the option."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise UserError(f"Reranker option {option} must be a whole number of at least 1, not {value!r}.")
+    return value

@@ -1,0 +1,61 @@
+"""Mutual nearest neighbours: the reranker without weights, and the baseline a learned one must beat."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from rrt_core.rerankers import Locals, Reranker, check_tokens
+from schemas.errors import UserError
+
+
+class MutualNNReranker(Reranker):
+    """Counts locals that are each other's nearest neighbour by cosine similarity.
+
+    logit = count + 0.999 * (1 + s) / 2, with s in [-1, 1] the mean similarity of the counted couples:
+    the count decides, s orders equal counts. 0 where nothing is counted.
+    """
+
+    name = "mutual_nn"
+    revision = 1
+
+    def __init__(self, query_tokens: int = 500, gallery_tokens: int = 500, min_similarity: float = -1.0) -> None:
+        """query_tokens, gallery_tokens: strongest locals used of each image. min_similarity: -1..1, couples below
+        are not counted."""
+        self.query_tokens = check_tokens("query_tokens", query_tokens)
+        self.gallery_tokens = check_tokens("gallery_tokens", gallery_tokens)
+        if not -1.0 <= min_similarity <= 1.0:
+            raise UserError(f"Reranker option min_similarity must lie between -1 and 1, not {min_similarity!r}.")
+        self.min_similarity = float(min_similarity)
+        self.weights_sha256 = ""
+        self.config = {
+            "query_tokens": query_tokens,
+            "gallery_tokens": gallery_tokens,
+            "min_similarity": self.min_similarity,
+        }
+
+    def score(self, pairs: Sequence[tuple[Locals, Locals]]) -> np.ndarray:
+        """As Reranker.score; 0..min(query_tokens, gallery_tokens) + 1."""
+        return np.asarray([self._score_pair(query, gallery) for query, gallery in pairs], np.float32)
+
+    def _score_pair(self, query: Locals, gallery: Locals) -> float:
+        left = query.strongest(self.query_tokens).descriptors
+        right = gallery.strongest(self.gallery_tokens).descriptors
+        if not len(left) or not len(right):
+            return 0.0
+        if left.shape[1] != right.shape[1]:
+            raise UserError(
+                f"Local descriptors of query and gallery have different dimensions,"
+                f" {left.shape[1]} and {right.shape[1]}: describe both with the same extractor."
+            )
+        similarity = left @ right.T
+        forward = similarity.argmax(axis=1)
+        backward = similarity.argmax(axis=0)
+        own = np.arange(len(left))
+        best = similarity[own, forward]
+        counted = best[(backward[forward] == own) & (best >= self.min_similarity)]
+        if not len(counted):
+            return 0.0
+        # 0.999 keeps the tie-break below the next whole count.
+        return float(len(counted) + 0.999 * (1.0 + np.clip(counted.mean(), -1.0, 1.0)) / 2.0)

@@ -1,0 +1,76 @@
+"""The Reranking Transformer as a reranker: weights, token budgets and the scale table around PairScorer."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from rrt_core.rerankers import Locals, Reranker, check_tokens
+from rrt_core.scorer import PairScorer, TokenSet
+from rrt_core.transformer import bin_scales, load_checkpoint
+
+# Trained by benchmarks/train_interim_weights.py for the embedded extractor `efficientnet`; what made them is in the
+# JSON beside them.
+EMBEDDED_WEIGHTS = str(Path(__file__).parent.parent / "weights" / "rrt_efficientnet.safetensors")
+
+
+class RRTReranker(Reranker):
+    """Logits of RerankingTransformer (source: transformer.py)."""
+
+    name = "rrt"
+    revision = 1
+
+    def __init__(
+        self,
+        weights: str | None = None,
+        query_tokens: int = 500,
+        gallery_tokens: int = 500,
+        scale_binning: str | None = None,
+        device: str = "cpu",
+    ) -> None:
+        """Args:
+            weights: file or URL, ours or a `.pt` of the paper's repository; None: the embedded ones.
+            query_tokens, gallery_tokens: strongest locals used of each image (the paper: 500 and 500).
+            scale_binning: a key of transformer.SCALE_TABLES; None: what the weights name.
+            device: a torch device.
+        Raises:
+            UserError: weights that cannot be read; see load_checkpoint.
+        """
+        self.query_tokens = check_tokens("query_tokens", query_tokens)
+        self.gallery_tokens = check_tokens("gallery_tokens", gallery_tokens)
+        checkpoint = load_checkpoint(weights or EMBEDDED_WEIGHTS, scale_binning)
+        self.weights_sha256 = checkpoint.sha256
+        self.notes = checkpoint.notes
+        self.config = {
+            "query_tokens": query_tokens,
+            "gallery_tokens": gallery_tokens,
+            "model": dataclasses.asdict(checkpoint.model.config),
+        }
+        self._binning = checkpoint.model.config.scale_binning
+        self._scorer = PairScorer(checkpoint.model, device)
+
+    def score(self, pairs: Sequence[tuple[Locals, Locals]]) -> np.ndarray:
+        """As Reranker.score."""
+        # An image stands in many pairs (a query in 100): prepare it once for each side.
+        prepared: dict[tuple[int, int], TokenSet] = {}
+
+        def prepare(image: Locals, budget: int) -> TokenSet:
+            key = (id(image), budget)
+            if key not in prepared:
+                prepared[key] = self._tokens(image.strongest(budget))
+            return prepared[key]
+
+        return self._scorer.score(
+            [(prepare(query, self.query_tokens), prepare(gallery, self.gallery_tokens)) for query, gallery in pairs]
+        )
+
+    def _tokens(self, image: Locals) -> TokenSet:
+        rows = bin_scales(image.scales, self._binning)
+        return TokenSet(
+            np.ascontiguousarray(image.global_descriptor, np.float32),
+            np.ascontiguousarray(image.descriptors, np.float32),
+            rows[image.scale.astype(np.int64)],
+        )

@@ -1,0 +1,378 @@
+"""The Reranking Transformer for landmarks: the pairwise model, its checkpoints and its scale table.
+
+Source: Tan, Yuan, Ordonez, "Instance-level Image Retrieval using Reranking Transformers" (ICCV 2021),
+the landmark variant (uvavision/RerankingTransformer, RRT_GLD/models/matcher.py). Parameter names and
+shapes are those of the paper's repository, so that its published checkpoints load unchanged.
+
+One pair of images is one sequence of tokens of width `d_model`:
+
+    [CLS | global q | local q ... | SEP | global g | local g ...]      at most 1 + 1 + 500 + 1 + 1 + 500
+
+CLS and SEP are nothing but their segment embedding; a global is mapped to `d_model` and then L2
+normalised; a local is L2 normalised and gets the embedding of its scale; all get the embedding of
+their segment. There is no position embedding, and the model is not symmetric in (query, gallery).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pickle import UnpicklingError
+from typing import Any
+
+import fsspec
+import numpy as np
+import safetensors
+import safetensors.torch
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from schemas.errors import UserError
+
+# Image scales of DELG (its published configurations), smallest image first.
+DELG_SCALES = (0.25, 0.35355338, 0.5, 0.70710677, 1.0, 1.4142135, 2.0)
+
+# Row of the scale embedding for each of DELG_SCALES. The paper's repository looks up the feature
+# scale (1 / image scale) with a rounding slip that merges seven scales into four; its released
+# weights were trained so and need `rrt_legacy`. `fixed` is what was meant.
+SCALE_TABLES: dict[str, tuple[int, ...]] = {
+    "rrt_legacy": (6, 4, 4, 2, 2, 0, 0),
+    "fixed": (6, 5, 4, 3, 2, 1, 0),
+}
+
+# Rows of the segment embedding.
+SEGMENT_LOCAL_Q, SEGMENT_LOCAL_G, SEGMENT_CLS, SEGMENT_SEP, SEGMENT_GLOBAL_Q, SEGMENT_GLOBAL_G = range(6)
+
+FORMAT = "rrt-weights/1"
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Shape of a model and its scale table: all that is needed beside the weights.
+
+    Locals enter without a projection, so their dimension is `d_model`.
+    """
+
+    global_dim: int = 2048
+    d_model: int = 128
+    heads: int = 4
+    feedforward: int = 1024
+    layers: int = 6
+    scale_binning: str = "rrt_legacy"
+
+    def __post_init__(self) -> None:
+        for name in ("global_dim", "d_model", "heads", "feedforward", "layers"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise UserError(f"Reranker configuration: {name} must be a whole number of at least 1, not {value!r}.")
+        if self.d_model % self.heads:
+            raise UserError(
+                f"Reranker configuration: d_model {self.d_model} cannot be shared out among {self.heads} heads."
+            )
+        if self.scale_binning not in SCALE_TABLES:
+            raise UserError(
+                f"Reranker configuration: scale_binning {self.scale_binning!r} is unknown;"
+                f" choose one of {', '.join(SCALE_TABLES)}."
+            )
+
+
+def bin_scales(scales: Sequence[float], binning: str) -> np.ndarray:
+    """Rows of the scale embedding for a store's list of image scales.
+
+    Args:
+        scales: image scale of each ordinal, > 0 (1.0 = the image as the extractor takes it in).
+        binning: a key of SCALE_TABLES.
+    Returns:
+        int64 [len(scales)], each 0..6: the table's entry for the DELG scale nearest in the logarithm
+        (of two equally near ones, the smaller).
+    Raises:
+        UserError: unknown table, or a scale that is not a positive finite number.
+    """
+    if binning not in SCALE_TABLES:
+        raise UserError(f"scale_binning {binning!r} is unknown; choose one of {', '.join(SCALE_TABLES)}.")
+    for scale in scales:
+        if not (math.isfinite(scale) and scale > 0):
+            raise UserError(f"Image scale {scale!r} in the list {tuple(scales)} is not a positive number.")
+    distance = np.abs(np.log(np.asarray(scales, np.float64))[:, None] - np.log(np.asarray(DELG_SCALES))[None])
+    rows: np.ndarray = np.asarray(SCALE_TABLES[binning], np.int64)[distance.argmin(axis=1)]
+    return rows
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention with one matrix for queries, keys and values.
+
+    Parameter names are those of torch.nn.MultiheadAttention; the arithmetic is
+    scaled_dot_product_attention, which never holds the [tokens, tokens] matrix.
+    """
+
+    def __init__(self, d_model: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * d_model, d_model))
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * d_model))
+        self.out_proj = nn.Linear(d_model, d_model)
+        nn.init.zeros_(self.out_proj.bias)
+
+    def forward(self, tokens: Tensor, visible: Tensor | None, first_only: bool = False) -> Tensor:
+        """[B, T, d] -> [B, T, d], or [B, 1, d] (the first token's output) if `first_only`.
+
+        visible: bool [B, 1, 1, T], False at padding; None where there is none.
+        """
+        batch, _, width = tokens.shape
+        if first_only:
+            weight, bias = self.in_proj_weight, self.in_proj_bias
+            query = F.linear(tokens[:, :1], weight[:width], bias[:width])
+            key, value = F.linear(tokens, weight[width:], bias[width:]).chunk(2, dim=-1)
+        else:
+            query, key, value = F.linear(tokens, self.in_proj_weight, self.in_proj_bias).chunk(3, dim=-1)
+
+        def split(x: Tensor) -> Tensor:
+            return x.view(batch, -1, self.heads, width // self.heads).transpose(1, 2)
+
+        mixed = F.scaled_dot_product_attention(split(query), split(key), split(value), attn_mask=visible)
+        output: Tensor = self.out_proj(mixed.transpose(1, 2).reshape(batch, -1, width))
+        return output
+
+
+class EncoderLayer(nn.Module):
+    """Post-norm encoder layer with ReLU and without dropout (the paper trains with dropout 0)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.self_attn = SelfAttention(config.d_model, config.heads)
+        self.linear1 = nn.Linear(config.d_model, config.feedforward)
+        self.linear2 = nn.Linear(config.feedforward, config.d_model)
+        self.norm1 = nn.LayerNorm(config.d_model)
+        self.norm2 = nn.LayerNorm(config.d_model)
+
+    def forward(self, tokens: Tensor, visible: Tensor | None, first_only: bool = False) -> Tensor:
+        """Shapes as in SelfAttention.forward."""
+        kept = tokens[:, :1] if first_only else tokens
+        kept = self.norm1(kept + self.self_attn(tokens, visible, first_only))
+        output: Tensor = self.norm2(kept + self.linear2(F.relu(self.linear1(kept))))
+        return output
+
+
+class Encoder(nn.Module):
+    """A stack of layers; holds them under the paper's name `layers`."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.layers))
+
+
+class RerankingTransformer(nn.Module):
+    """Scores pairs of images from their global and local descriptors (paper, section 3)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config)
+        self.remap = nn.Linear(config.global_dim, config.d_model)
+        self.scale_encoder = nn.Embedding(len(DELG_SCALES), config.d_model)
+        self.seg_encoder = nn.Embedding(6, config.d_model)
+        self.classifier = nn.Linear(config.d_model, 1)
+        for parameter in self.parameters():
+            if parameter.dim() > 1:
+                nn.init.xavier_uniform_(parameter)
+
+    def embed(
+        self,
+        query_global: Tensor,
+        query_local: Tensor,
+        query_scales: Tensor,
+        gallery_global: Tensor,
+        gallery_local: Tensor,
+        gallery_scales: Tensor,
+    ) -> Tensor:
+        """Tokens of each pair, before the encoder.
+
+        Args:
+            query_global, gallery_global: float [B, global_dim].
+            query_local [B, n, d_model], gallery_local [B, m, d_model]: float, strongest first; n, m >= 0.
+            query_scales [B, n], gallery_scales [B, m]: int64 rows of the scale embedding (see bin_scales).
+        Returns:
+            float [B, 4 + n + m, d_model].
+        """
+        batch = query_local.shape[0]
+        segment = self.seg_encoder.weight
+
+        def image(descriptor: Tensor, local: Tensor, scales: Tensor, of_global: int, of_local: int) -> list[Tensor]:
+            head = F.normalize(self.remap(descriptor), dim=-1) + segment[of_global]
+            body = F.normalize(local, dim=-1) + self.scale_encoder(scales) + segment[of_local]
+            return [head[:, None], body]
+
+        return torch.cat(
+            [
+                segment[SEGMENT_CLS].expand(batch, 1, -1),
+                *image(query_global, query_local, query_scales, SEGMENT_GLOBAL_Q, SEGMENT_LOCAL_Q),
+                segment[SEGMENT_SEP].expand(batch, 1, -1),
+                *image(gallery_global, gallery_local, gallery_scales, SEGMENT_GLOBAL_G, SEGMENT_LOCAL_G),
+            ],
+            dim=1,
+        )
+
+    def forward(
+        self,
+        query_global: Tensor,
+        query_local: Tensor,
+        query_mask: Tensor,
+        query_scales: Tensor,
+        gallery_global: Tensor,
+        gallery_local: Tensor,
+        gallery_mask: Tensor,
+        gallery_scales: Tensor,
+    ) -> Tensor:
+        """The plain model: every layer on every token.
+
+        Args: as in `embed`, and query_mask bool [B, n], gallery_mask bool [B, m]: True at padding.
+        Returns: float [B], logits (raw, unbounded; positive = the same instance).
+        """
+        tokens = self.embed(query_global, query_local, query_scales, gallery_global, gallery_local, gallery_scales)
+        always = query_mask.new_ones(len(tokens), 2)
+        visible = torch.cat([always, ~query_mask, always, ~gallery_mask], dim=1)[:, None, None]
+        for layer in self.encoder.layers:
+            tokens = layer(tokens, visible)
+        logits: Tensor = self.classifier(tokens[:, 0])[:, 0]
+        return logits
+
+    def classify(self, tokens: Tensor, visible: Tensor | None = None) -> Tensor:
+        """The same logits with less work: of the last layer only the CLS row is computed.
+
+        Args:
+            tokens: float [B, T, d_model] from `embed`.
+            visible: bool [B, T], False at padding; None if no pair is padded.
+        Returns: float [B].
+        """
+        if visible is not None:
+            visible = visible[:, None, None]
+        *body, last = self.encoder.layers
+        for layer in body:
+            tokens = layer(tokens, visible)
+        logits: Tensor = self.classifier(last(tokens, visible, first_only=True)[:, 0])[:, 0]
+        return logits
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A loaded model with what it was loaded from.
+
+    sha256: of the file's bytes, hexadecimal. notes: what the file says of its own making (JSON), {} if nothing.
+    """
+
+    model: RerankingTransformer
+    sha256: str
+    notes: dict[str, Any]
+
+
+def save_checkpoint(path: str, model: RerankingTransformer, notes: Mapping[str, Any] | None = None) -> str:
+    """Write float32 weights as safetensors, configuration and `notes` (JSON) in the metadata; returns the SHA-256."""
+    metadata = {
+        "format": FORMAT,
+        "config": json.dumps(dataclasses.asdict(model.config), sort_keys=True),
+        "notes": json.dumps(dict(notes or {}), sort_keys=True),
+    }
+    state = {key: value.detach().float().cpu().contiguous() for key, value in model.state_dict().items()}
+    data = safetensors.torch.save(state, metadata)
+    with fsspec.open(path, "wb") as file:
+        file.write(data)
+    return hashlib.sha256(data).hexdigest()
+
+
+def load_checkpoint(path: str, scale_binning: str | None = None) -> Checkpoint:
+    """Open our safetensors or a `.pt` of the paper's repository (no code in the file is run).
+
+    Args:
+        path: file or fsspec URL.
+        scale_binning: overrides the file's table; a `.pt` names none and gets `rrt_legacy`.
+    Returns: the model in float32 on the CPU, in evaluation mode.
+    Raises:
+        UserError: no such file, neither format, parameters missing, too many or of another shape.
+    """
+    try:
+        with fsspec.open(path, "rb") as file:
+            data: bytes = file.read()
+    except FileNotFoundError:
+        raise UserError(f"Reranker weights {path}: no such file.") from None
+    except OSError as error:
+        raise UserError(f"Reranker weights {path} cannot be read: {error}.") from None
+    # A safetensors file is 8 bytes of length and a JSON object; a torch file is a zip or (old) a pickle.
+    reader = _read_safetensors if data[8:9] == b"{" else _read_torch
+    state, config, notes = reader(path, data)
+    if scale_binning is not None:
+        config = dataclasses.replace(config, scale_binning=scale_binning)
+    # On the meta device no memory is filled with numbers that the file is about to replace.
+    with torch.device("meta"):
+        model = RerankingTransformer(config)
+    _check_state(path, state, model)
+    model.load_state_dict({key: value.float() for key, value in state.items()}, assign=True)
+    return Checkpoint(model.eval(), hashlib.sha256(data).hexdigest(), notes)
+
+
+def _read_torch(path: str, data: bytes) -> tuple[dict[str, Tensor], ModelConfig, dict[str, Any]]:
+    try:
+        checkpoint = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except (UnpicklingError, RuntimeError, EOFError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"Reranker weights {path} is neither a safetensors file nor a plain torch checkpoint: {reason}"
+        ) from None
+    state = checkpoint.get("state") if isinstance(checkpoint, dict) else None
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise UserError(f"Reranker weights {path}: no state dict under the key 'state', as the paper's files have it.")
+    if state and all(key.startswith("module.") for key in state):  # written from inside DataParallel
+        state = {key.removeprefix("module."): value for key, value in state.items()}
+    return state, _infer_config(path, state), {}
+
+
+def _infer_config(path: str, state: Mapping[str, Tensor]) -> ModelConfig:
+    """Sizes from the shapes; the number of heads leaves no trace in them and is the paper's 4."""
+    for key in ("remap.weight", "encoder.layers.0.linear1.weight"):
+        if key not in state or state[key].dim() != 2:
+            raise UserError(f"Reranker weights {path}: parameter {key} is missing; not a landmark model of the paper.")
+    d_model, global_dim = state["remap.weight"].shape
+    layers = 1 + max(int(key.split(".")[2]) for key in state if key.startswith("encoder.layers."))
+    feedforward = state["encoder.layers.0.linear1.weight"].shape[0]
+    return ModelConfig(global_dim, d_model, 4, feedforward, layers, "rrt_legacy")
+
+
+def _read_safetensors(path: str, data: bytes) -> tuple[dict[str, Tensor], ModelConfig, dict[str, Any]]:
+    try:
+        state = safetensors.torch.load(data)
+    except safetensors.SafetensorError as error:
+        raise UserError(f"Reranker weights {path} is not a whole safetensors file: {error}.") from None
+    # safetensors: 8 bytes length of the header, little-endian, then the header as JSON.
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    metadata = header.get("__metadata__", {})
+    if metadata.get("format") != FORMAT:
+        raise UserError(f"Reranker weights {path}: the metadata does not name the format {FORMAT}.")
+    try:
+        config = ModelConfig(**json.loads(metadata["config"]))
+        notes = json.loads(metadata.get("notes", "{}"))
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"Reranker weights {path}: the configuration in the metadata is not ours: {error}.") from None
+    return state, config, notes
+
+
+def _check_state(path: str, state: Mapping[str, Tensor], model: RerankingTransformer) -> None:
+    wanted = model.state_dict()
+    missing = [key for key in wanted if key not in state]
+    if missing:
+        raise UserError(f"Reranker weights {path}: {len(missing)} parameters are missing, the first is {missing[0]}.")
+    surplus = [key for key in state if key not in wanted]
+    if surplus:
+        raise UserError(
+            f"Reranker weights {path}: {len(surplus)} parameters are not the model's, the first is {surplus[0]}."
+        )
+    for key, value in wanted.items():
+        if state[key].shape != value.shape:
+            raise UserError(
+                f"Reranker weights {path}: parameter {key} has the shape {tuple(state[key].shape)},"
+                f" the model needs {tuple(value.shape)}."
+            )
