@@ -54,8 +54,8 @@ LEVELS: Mapping[str, Level] = {
                     cut=(-0.2, 0.2), hide=(-0.2, 0.2), clutter=(0, 3), gain=(0.65, 1.35), gamma=(0.7, 1.5),
                     cast=0.12, shade=0.4, defocus=(0.0, 1.4), motion=(0.0, 4.0), noise=(0.0, 7.0),
                     quality=(60, 92)),
-    "hard": Level(cover=(0.06, 0.28), roll=45, tilt=58, stretch=0.3, bend=(0.0, 0.9), warp=(0.02, 0.08),
-                  cut=(-0.35, 0.35), hide=(-0.1, 0.4), clutter=(1, 4), gain=(0.45, 1.5), gamma=(0.6, 1.8),
-                  cast=0.2, shade=0.6, defocus=(0.0, 2.0), motion=(0.0, 7.0), noise=(2.0, 12.0),
-                  quality=(40, 85)),
+    "hard": Level(cover=(0.08, 0.32), roll=45, tilt=58, stretch=0.3, bend=(0.0, 0.9), warp=(0.02, 0.08),
+                  cut=(-0.35, 0.35), hide=(-0.1, 0.4), clutter=(1, 4), gain=(0.55, 1.45), gamma=(0.65, 1.6),
+                  cast=0.15, shade=0.5, defocus=(0.0, 1.7), motion=(0.0, 6.0), noise=(1.0, 10.0),
+                  quality=(45, 88)),
 }
