@@ -9,6 +9,7 @@ rubbish; what they name is done. The driver writes the manifest when every unit 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import importlib
 import json
 import os
@@ -132,7 +133,8 @@ class Attempt:
         self.started = time.monotonic()
         self.files: list[FileEntry] = []
         self.summary: dict[str, Any] = {}
-        self.number = 1 + sum(name.startswith(f"{unit.name}.") for name in place.names("attempts"))
+        earlier = [name for name in place.names("attempts") if name.endswith(".json")]
+        self.number = 1 + sum(name.startswith(f"{unit.name}.") for name in earlier)
         self.name = f"attempts/{unit.name}.{self.id}.json"
         self._told = 0.0
         place.write(self.name, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode())
@@ -319,7 +321,7 @@ def write_manifest(place: Place, job: Job, markers: Sequence[Marker], wall_secon
         facts={**job.facts, **({"units": summaries} if summaries else {})},
         parts={
             "name": PARTS_NAME,
-            "sha256": sha256_text(buffer.getvalue().hex()),
+            "sha256": hashlib.sha256(buffer.getvalue()).hexdigest(),
             "files": len(files),
             "bytes": sum(entry.bytes for entry in files),
         },

@@ -1,0 +1,170 @@
+"""The command line: a command a stage, its flags made from the stage's options."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+import textwrap
+from dataclasses import dataclass
+
+from pipelines.options import add_arguments, build
+from schemas.errors import UserError
+
+PROGRAM = "run_pipeline.sh"
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command: where its Options and run are, what it does, and examples."""
+
+    module: str
+    summary: str
+    examples: tuple[str, ...]
+
+
+COMMANDS = {
+    "demo": Command(
+        "pipelines.demo",
+        "the main job on photographs that installed packages ship; needs no data of yours",
+        ("demo", "demo --out /data/demo --workers 4"),
+    ),
+    "extract": Command(
+        "pipelines.extract",
+        "describe images: a global and up to 500 local descriptors each",
+        (
+            "extract --images photos/ --out store/",
+            "extract --images jpg/ --ground-truth gnd_roxford5k.pkl --take queries --out queries/",
+            "extract --images photos/ --out store/ --extractor-option sizes=512,360 --extractor-option max_locals=200",
+        ),
+    ),
+    "index": Command(
+        "pipelines.index",
+        "build a faiss index of the globals of one or more stores",
+        ("index --stores store/ --out index/", "index --stores db/,r1m/ --out index/ --key IVF4096,PQ64x8"),
+    ),
+    "search": Command(
+        "pipelines.search",
+        "find each query's candidates by global similarity",
+        ("search --queries queries/ --index index/ --out run/ --ground-truth gnd_roxford5k.pkl",),
+    ),
+    "rerank": Command(
+        "pipelines.rerank",
+        "score query and candidate pairs with the Reranking Transformer, and rank",
+        (
+            "rerank --queries queries/ --out run/ --ground-truth gnd_roxford5k.pkl",
+            "rerank --queries queries/ --out run/ --reranker mutual_nn --reranker-option gallery_tokens=200",
+        ),
+    ),
+    "evaluate": Command(
+        "pipelines.evaluate",
+        "mAP and mP@k of the rankings (ROxford / RParis protocols)",
+        ("evaluate --out run/ --ground-truth gnd_roxford5k.pkl",),
+    ),
+    "report": Command(
+        "pipelines.report",
+        "one HTML page: metrics and each query's list before and after reranking",
+        ("report --out run/ --ground-truth gnd_roxford5k.pkl",),
+    ),
+    "run": Command(
+        "pipelines.run",
+        "all stages from one YAML configuration, each skipped where its output is there",
+        ("run --config configs/demo.yaml", "run --config my.yaml --set out=/data/run --set rerank.shortlist=200"),
+    ),
+}
+OF_THE_DOOR = {
+    "test": "ruff, mypy and the test suite (handled by run_pipeline.sh)",
+    "update-constraints": "resolve constraints.txt anew (handled by run_pipeline.sh)",
+}
+
+
+def main_parser() -> argparse.ArgumentParser:
+    """The parser that knows the commands' names; a command's own flags are added when it is asked for."""
+    listed = {**{name: command.summary for name, command in COMMANDS.items()}, **OF_THE_DOOR}
+    lines = "\n".join(f"  {name:<20}{text}" for name, text in listed.items())
+    return argparse.ArgumentParser(
+        prog=PROGRAM,
+        usage=f"{PROGRAM} COMMAND [options]",
+        description="Instance-level image retrieval on large collections with Reranking Transformers.",
+        epilog=f"commands:\n{lines}\n\n{PROGRAM} COMMAND --help tells a command's options, with examples.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def command_parser(name: str) -> argparse.ArgumentParser:
+    """The parser of one command."""
+    from pipelines.driver import RunSettings
+
+    command = COMMANDS[name]
+    examples = "\n".join(f"  {PROGRAM} {example}" for example in command.examples)
+    parser = argparse.ArgumentParser(
+        prog=f"{PROGRAM} {name}",
+        description=textwrap.fill(command.summary[0].upper() + command.summary[1:] + ".", 100),
+        epilog=f"examples:\n{examples}\n\nFlags that are not known here are passed to Beam.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    module = importlib.import_module(command.module)
+    add_arguments(parser.add_argument_group("what to do"), module.Options)
+    add_arguments(parser.add_argument_group("how to run"), RunSettings)
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command; gives the exit code: 0, 1 for a job that failed, 2 for a user's mistake."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        main_parser().print_help()
+        return 0
+    name = arguments[0]
+    if name not in COMMANDS:
+        known = ", ".join([*COMMANDS, *OF_THE_DOOR])
+        print(f"There is no command {name!r}; known are {known}.", file=sys.stderr)
+        return 2
+    from pipelines.driver import JobFailed
+
+    try:
+        return run_command(name, arguments[1:])
+    except UserError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return 2
+    except JobFailed as error:
+        print(f"Failed: {error}", file=sys.stderr)
+        return 1
+
+
+def unknown_to_beam(arguments: list[str]) -> list[str]:
+    """Those arguments that Beam does not know either."""
+    from apache_beam.options.pipeline_options import PipelineOptions
+
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, conflict_handler="resolve")
+    for options in PipelineOptions.__subclasses__():
+        options._add_argparse_args(parser)
+    return parser.parse_known_args(arguments)[1]
+
+
+def run_command(name: str, arguments: list[str]) -> int:
+    """Parse and run one command. Raises UserError and driver.JobFailed."""
+    from dataclasses import fields
+
+    from pipelines.driver import RunSettings
+
+    parser = command_parser(name)
+    parsed, beam_options = parser.parse_known_args(arguments)
+    unknown = unknown_to_beam(beam_options) if beam_options else []
+    if unknown:
+        parser.error(f"unknown argument {unknown[0]!r} (it is none of Beam's options either)")
+    given = vars(parsed)
+    module = importlib.import_module(COMMANDS[name].module)
+    how = {field.name for field in fields(RunSettings)}
+    settings = build(
+        RunSettings,
+        {**{key: value for key, value in given.items() if key in how}, "beam_options": beam_options},
+        name,
+    )
+    options = build(module.Options, {key: value for key, value in given.items() if key not in how}, name)
+    result = module.run(options, settings)
+    summarise = getattr(module, "summarise", None)
+    if summarise:
+        summarise(options, result)
+    return 0

@@ -1,0 +1,93 @@
+"""A child process that describes images one by one: what kills it is known by name."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from typing import TYPE_CHECKING, Any
+
+from pipelines.processes import PARENT_VARIABLE, die_with_parent, limit_threads, thread_environment
+from schemas.image_list import ImageReference
+
+if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
+
+    from pipelines.extract import Described
+
+
+class Crashed(Exception):
+    """The child died on an image; the text says how."""
+
+
+class Isolated:
+    """Describes images in a child that is started again after each crash."""
+
+    def __init__(self, options: dict[str, Any], threads: int) -> None:
+        self.options, self.threads = options, threads
+        self.process: Any = None
+        self.pipe: Any = None
+
+    def __enter__(self) -> Isolated:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end()
+
+    def describe(self, reference: ImageReference) -> Described:
+        """What became of the image. Raises Crashed where the child died, and what the child raised."""
+        if self.process is None:
+            self._start()
+        try:
+            self.pipe.send(reference)
+            answer = self.pipe.recv()
+        except (EOFError, ConnectionError):
+            self.process.join()
+            code = self.process.exitcode
+            self._end()
+            raise Crashed(signal.Signals(-code).name if code < 0 else f"exit code {code}") from None
+        if isinstance(answer, Exception):
+            raise answer
+        described: Described = answer
+        return described
+
+    def _start(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        os.environ.update(thread_environment(self.threads))
+        os.environ[PARENT_VARIABLE] = str(os.getpid())
+        self.pipe, far = context.Pipe()
+        self.process = context.Process(target=_serve, args=(far, self.options, self.threads), daemon=True)
+        self.process.start()
+        far.close()
+        ready = self.pipe.recv()
+        if isinstance(ready, Exception):
+            raise ready
+
+    def _end(self) -> None:
+        if self.process is not None:
+            self.process.kill()
+            self.process.join()
+            self.pipe.close()
+            self.process = self.pipe = None
+
+
+def _serve(pipe: Connection, options: dict[str, Any], threads: int) -> None:
+    die_with_parent(int(os.environ[PARENT_VARIABLE]))
+    from pipelines.extract import Describer
+
+    try:
+        describer = Describer(options)
+        limit_threads(threads)
+        pipe.send("ready")
+    except Exception as error:
+        pipe.send(error)
+        return
+    while True:
+        try:
+            reference = pipe.recv()
+        except EOFError:
+            return
+        try:
+            pipe.send(describer.describe_alone(reference))
+        except Exception as error:
+            pipe.send(error)

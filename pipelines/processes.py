@@ -1,0 +1,49 @@
+"""Processes that die with their parent, and threads that do not fight."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+import threading
+import time
+
+PARENT_VARIABLE = "RRT_PARENT_PID"
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+
+
+def die_with_parent(parent: int | None = None) -> None:
+    """End this process by SIGKILL as soon as its parent ends.
+
+    On Linux the kernel does it (PR_SET_PDEATHSIG); elsewhere a thread looks twice a second. `parent` is the
+    process id expected, so that a parent that ended before this call is noticed as well.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGKILL, 0, 0, 0)
+    else:
+        threading.Thread(target=_watch, args=(os.getppid(),), daemon=True).start()
+    if parent is not None and os.getppid() != parent:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _watch(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def thread_environment(threads: int) -> dict[str, str]:
+    """Environment for a process that shall compute with this many threads; to be set before its imports."""
+    return {name: str(threads) for name in THREAD_VARIABLES}
+
+
+def limit_threads(threads: int) -> None:
+    """Hold torch, OpenCV and OpenMP in this process to this many threads, where they are loaded."""
+    os.environ.update(thread_environment(threads))
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(threads)
+    if "cv2" in sys.modules:
+        sys.modules["cv2"].setNumThreads(threads)
+    if "faiss" in sys.modules:
+        sys.modules["faiss"].omp_set_num_threads(threads)

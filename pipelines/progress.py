@@ -1,0 +1,68 @@
+"""Progress for people: one live line in a terminal, plain lines otherwise."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import TextIO
+
+PLAIN_SECONDS = 10.0
+
+
+def duration(seconds: float) -> str:
+    """Seconds as ``h:mm:ss`` or ``m:ss``."""
+    whole = max(0, round(seconds))
+    hours, rest = divmod(whole, 3600)
+    return f"{hours}:{rest // 60:02}:{rest % 60:02}" if hours else f"{rest // 60}:{rest % 60:02}"
+
+
+class Progress:
+    """done/total, rate and ETA of one job. The rate counts what was done since the start of this run."""
+
+    def __init__(self, title: str, total: int, noun: str, done: int = 0, stream: TextIO | None = None) -> None:
+        self.title, self.total, self.noun, self.first = title, total, noun, done
+        self.stream = stream or sys.stderr
+        self.live = self.stream.isatty()
+        self.started = time.monotonic()
+        self._last = 0.0 if self.live else self.started
+        self._shown = False
+
+    def show(self, done: int) -> None:
+        """Show the state; plain lines come every 10 seconds at most."""
+        now = time.monotonic()
+        if now - self._last < (0.2 if self.live else PLAIN_SECONDS):
+            return
+        self._last = now
+        self._write(self._line(done, now))
+
+    def _line(self, done: int, now: float) -> str:
+        passed = now - self.started
+        rate = (done - self.first) / passed if passed > 0 else 0.0
+        line = f"{self.title}  {done:,}/{self.total:,} {self.noun}"
+        if rate > 0 and done < self.total:
+            line += f"  {rate:,.1f}/s  ETA {duration((self.total - done) / rate)}"
+        return line
+
+    def _write(self, line: str) -> None:
+        if self.live:
+            self.stream.write(f"\r\033[K{line}")
+            self._shown = True
+        else:
+            self.stream.write(line + "\n")
+        self.stream.flush()
+
+    def clear(self) -> None:
+        """Remove the live line."""
+        if self.live and self._shown:
+            self.stream.write("\r\033[K")
+            self.stream.flush()
+            self._shown = False
+
+    def finish(self, done: int, remark: str = "") -> None:
+        """The last line: what was done and how long it took."""
+        self.clear()
+        passed = time.monotonic() - self.started
+        fresh = done - self.first
+        rate = f", {fresh / passed:,.1f}/s" if fresh and passed > 0 else ""
+        self.stream.write(f"{self.title}  {done:,} {self.noun} in {duration(passed)}{rate}{remark}\n")
+        self.stream.flush()

@@ -1,0 +1,281 @@
+"""rerank: shortlist + locals -> scores (each pair once, raw logits) -> a ranking for each protocol.
+
+The shortlists of all protocols are scored as one union; each protocol's ranking is then replayed from the
+scores without the model.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipelines.commit import Attempt, Job, Unit, UnitWorker, as_input, read_entries, require_manifest
+from pipelines.driver import RunSettings, run_job
+from pipelines.options import option
+from pipelines.search import queries_in, read_shortlist_part, shortlist_files, split_by_query
+from pipelines.storage import Place
+from pipelines.stores import Gallery, LocalsReader, Store, open_stores
+from pipelines.truth import Truth, truth_input
+from rrt_core.metrics import PROTOCOLS, positions_of, protocols_of, replay, shortlist_positions
+from rrt_core.rerankers import Locals, Reranker, create
+from schemas.errors import UserError
+from schemas.ground_truth import load_ground_truth
+from schemas.manifest import Counts, Manifest
+from schemas.ranking import DEPLOY, RANKING
+from schemas.scores import SCORES
+
+STAGE = "rerank"
+UNIT_BYTES = 256_000_000  # locals of one unit's candidates in memory
+BLOCKS_WISHED = 16
+PAIRS_A_CALL = 256
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options of `rerank`."""
+
+    queries: str = option("store of the queries")
+    out: str = option("run folder that holds the shortlist; scores and rankings are made below it")
+    reranker: str = option("rrt, mutual_nn, or package.module:Class", "rrt")
+    reranker_option: dict[str, Any] = option("an option of the reranker, such as gallery_tokens=128", {})
+    shortlist: int = option("how many of the shortlist are reranked", 100)
+    ground_truth: str = option("ground-truth file: Medium and Hard are ranked too, after their junk is removed", "")
+    queries_per_unit: int = option("queries a unit; 0 chooses by memory", 0)
+
+
+def run(options: Options, settings: RunSettings) -> Manifest:
+    """Make (or finish, or skip) scores and rankings. Raises UserError and driver.JobFailed."""
+    queries = Store(options.queries)
+    shortlist = require_manifest(f"{options.out}/shortlist", "shortlist", "search")
+    if shortlist.inputs["queries"]["content"] != queries.manifest.content:
+        raise UserError(f"{queries.place.url} is not the store that {options.out}/shortlist was made for; search again")
+    reranker = create(options.reranker, **options.reranker_option)
+    inputs = {"shortlist": as_input(f"{options.out}/shortlist", shortlist), "queries": queries.as_input}
+    if options.ground_truth:
+        inputs["ground_truth"] = truth_input(options.ground_truth)
+    shared = asdict(options)
+    scores = run_job(
+        Job(
+            stage=STAGE,
+            output=f"{options.out}/scores",
+            worker="pipelines.rerank:ScorePairs",
+            recipe={
+                "reranker": identity_of(reranker),
+                "shortlist": options.shortlist,
+                "threads": settings.threads_per_worker,
+            },
+            inputs=inputs,
+            units=tuple(_units(options, queries)),
+            settings=shared,
+            facts={"kind": "scores"},
+            noun="queries",
+        ),
+        settings,
+    )
+    names = [DEPLOY, *(name for name in _protocols(options) if name != "easy")]
+    units = _replay_units(options, names, {entry.name.split(".")[0]: entry.name for entry in read_entries(f"{options.out}/scores")})
+    return run_job(
+        Job(
+            stage=STAGE,
+            output=f"{options.out}/ranking",
+            worker="pipelines.rerank:Replay",
+            recipe={"shortlist": options.shortlist, "protocols": names},
+            inputs={**inputs, "scores": as_input(f"{options.out}/scores", scores)},
+            units=tuple(units),
+            settings=shared,
+            facts={"kind": "ranking", "protocols": names},
+            noun="query rankings",
+        ),
+        settings,
+    )
+
+
+def identity_of(reranker: Reranker) -> dict[str, Any]:
+    """What of a reranker goes into a recipe."""
+    return {
+        "name": reranker.name,
+        "revision": reranker.revision,
+        "weights_sha256": reranker.weights_sha256,
+        "config": reranker.config,
+    }
+
+
+def _protocols(options: Options) -> Sequence[str]:
+    return protocols_of(load_ground_truth(options.ground_truth)) if options.ground_truth else ()
+
+
+def _units(options: Options, queries: Store) -> list[Unit]:
+    """Runs of queries within a part of the shortlist, so few that their candidates' locals fit in memory."""
+    counts = [(entry.name, queries_in(options.out, entry.name)) for entry in shortlist_files(options.out)]
+    size = options.queries_per_unit
+    if not size:
+        tokens = int(options.reranker_option.get("gallery_tokens", 500))
+        a_query = 1.5 * options.shortlist * tokens * (int(queries.extractor["local_dim"]) * 4 + 13)
+        total = sum(count for _, count in counts)
+        size = max(1, min(int(UNIT_BYTES // a_query), -(-total // BLOCKS_WISHED)))
+    slices = [(name, first, min(size, count - first)) for name, count in counts for first in range(0, count, size)]
+    return [
+        Unit(f"part-{number:05}", {"shortlist": name, "first": first}, count)
+        for number, (name, first, count) in enumerate(slices)
+    ]
+
+
+def _replay_units(options: Options, protocols: Sequence[str], scores: dict[str, str]) -> list[Unit]:
+    """A unit a protocol and part of the shortlist; it names the files of scores that hold the part's queries."""
+    needed: dict[str, list[str]] = {}
+    for unit in _units(options, Store(options.queries)):
+        needed.setdefault(unit.payload["shortlist"], []).append(scores[unit.name])
+    units = []
+    for protocol in protocols:
+        for number, (name, files) in enumerate(needed.items()):
+            payload = {"protocol": protocol, "number": number, "shortlist": name, "scores": files}
+            units.append(Unit(f"{protocol}-{number:05}", payload, queries_in(options.out, name)))
+    return units
+
+
+class ScorePairs(UnitWorker):
+    """Scores the union of the protocols' shortlists of some queries, each pair once."""
+
+    def __init__(self, job: Job) -> None:
+        super().__init__(job)
+        options = job.settings
+        self.reranker = create(options["reranker"], **options["reranker_option"])
+        self.queries = LocalsReader(Gallery([Store(options["queries"])]))
+        manifest = require_manifest(f"{options['out']}/shortlist", "shortlist", "search")
+        self.locals = LocalsReader(Gallery(open_stores(manifest.facts["stores"])))
+        config = self.reranker.config
+        self.query_tokens = int(config.get("query_tokens", 500))
+        self.gallery_tokens = int(config.get("gallery_tokens", 500))
+
+    def do(self, unit: Unit, attempt: Attempt) -> Counts:
+        """Read the locals of the unit's pairs once, score, write."""
+        first, url = unit.payload["first"], self.job.settings["out"]
+        shortlists = read_shortlist_part(url, unit.payload["shortlist"])[first : first + unit.inputs]
+        truth = _truth(self.job.settings["ground_truth"], shortlists)
+        chosen = [(name, self._union(name, rows, truth)) for name, rows in shortlists]
+        gallery_ids = np.unique(np.concatenate([rows.column("row_id").to_numpy() for _, rows in chosen]))
+        gallery = self._read(self.locals, gallery_ids, self.gallery_tokens)
+        queries = self._read_queries([name for name, _ in chosen])
+        tables = []
+        for number, (name, rows) in enumerate(chosen):
+            row_ids = rows.column("row_id").to_numpy()
+            candidates = [gallery[i] for i in np.searchsorted(gallery_ids, row_ids)]
+            logits = [
+                self.reranker.score([(queries[number], item) for item in candidates[start : start + PAIRS_A_CALL]])
+                for start in range(0, len(candidates), PAIRS_A_CALL)
+            ]
+            columns = {
+                "query_id": [name] * len(rows),
+                "record_id": rows.column("record_id"),
+                "global_score": rows.column("score"),
+                "logit": np.concatenate(logits).astype(np.float32),
+            }
+            tables.append(pa.table(columns, schema=SCORES))
+            attempt.tell(number + 1)
+        table = pa.concat_tables(tables)
+        path = attempt.path("scores.parquet")
+        pq.write_table(table, path, compression="zstd")
+        attempt.add(path, f"{unit.name}.parquet", len(table))
+        attempt.summary = {"pairs": len(table)}
+        return Counts(unit.inputs, unit.inputs)
+
+    def _union(self, name: str, rows: pa.Table, truth: Truth | None) -> pa.Table:
+        """The rows that any protocol reranks, in global order."""
+        size = self.job.settings["shortlist"]
+        wanted = set(range(min(size, len(rows))))
+        query = truth.query(name) if truth else None
+        if truth and query:
+            ranking = truth.positions(rows.column("record_id").to_pylist())
+            for protocol in ("medium", "hard"):
+                junk = positions_of(query, PROTOCOLS[protocol].junk)
+                wanted |= set(shortlist_positions(ranking, junk, size).tolist())
+        return rows.take(np.array(sorted(wanted)))
+
+    def _read(self, reader: LocalsReader, row_ids: np.ndarray, tokens: int) -> list[Locals]:
+        _, descriptors = reader.gallery.read_globals(row_ids)
+        return reader.read(row_ids, descriptors, tokens)
+
+    def _read_queries(self, names: Sequence[str]) -> list[Locals]:
+        store = self.queries.gallery.stores[0]
+        where: dict[str, int] = {}
+        for part in store.parts:
+            for row, name in enumerate(store.read_global(part).record_ids):
+                where.setdefault(name, int(store.row_ids(part, np.array([row]))[0]))
+        return self._read(self.queries, np.array([where[name] for name in names], np.int64), self.query_tokens)
+
+
+def _truth(url: str, shortlists: Sequence[tuple[str, pa.Table]]) -> Truth | None:
+    """The ground truth, where there is one, seen from some shortlists."""
+    if not url:
+        return None
+    gallery = {record for _, rows in shortlists for record in rows.column("record_id").to_pylist()}
+    return Truth(url, [name for name, _ in shortlists], sorted(gallery))
+
+
+class Replay(UnitWorker):
+    """Replays one protocol's ranking of a part of the shortlist from the scores."""
+
+    def do(self, unit: Unit, attempt: Attempt) -> Counts:
+        """Write the ranking of the part's queries under one protocol."""
+        options, protocol = self.job.settings, unit.payload["protocol"]
+        shortlists = read_shortlist_part(options["out"], unit.payload["shortlist"])
+        logits = read_logits(options["out"], unit.payload["scores"])
+        truth = _truth(options["ground_truth"], shortlists) if protocol != DEPLOY else None
+        tables = [self._rank(name, rows, logits.get(name, {}), truth, protocol) for name, rows in shortlists]
+        table = pa.concat_tables(tables)
+        path = attempt.path("ranking.parquet")
+        pq.write_table(table, path, compression="zstd")
+        attempt.add(path, f"protocol={protocol}/part-{unit.payload['number']:05}.parquet", len(table))
+        return Counts(unit.inputs, unit.inputs)
+
+    def _rank(
+        self, name: str, rows: pa.Table, logits: dict[str, float], truth: Truth | None, protocol: str
+    ) -> pa.Table:
+        size = self.job.settings["shortlist"]
+        record_ids = rows.column("record_id").to_pylist()
+        ranking = truth.positions(record_ids) if truth else np.full(len(rows), -1)
+        query = truth.query(name) if truth else None
+        junk: Any = positions_of(query, PROTOCOLS[protocol].junk) if query else np.zeros(0, np.int64)
+        scored = np.array([logits.get(record, np.nan) for record in record_ids], np.float64)
+        order = replay(ranking, junk, size, scored)
+        reranked = np.zeros(len(rows), bool)
+        reranked[shortlist_positions(ranking, junk, size)] = True
+        kept = np.where(reranked, scored, np.nan).astype(np.float32)
+        return pa.table(
+            {
+                "query_id": [name] * len(rows),
+                "rank": np.arange(len(rows), dtype=np.int32),
+                "record_id": [record_ids[i] for i in order],
+                "global_score": rows.column("score").to_numpy()[order],
+                "logit": kept[order],
+                "reranked": reranked[order],
+            },
+            schema=RANKING,
+        )
+
+
+def read_logits(url: str, names: Sequence[str]) -> dict[str, dict[str, float]]:
+    """query id -> record id -> raw logit, of some files of a run's scores."""
+    place = Place(f"{url}/scores")
+    found: dict[str, dict[str, float]] = {}
+    for name in names:
+        for query, rows in split_by_query(pq.read_table(io.BytesIO(place.read(name)))):
+            pairs = zip(rows.column("record_id").to_pylist(), rows.column("logit").to_pylist(), strict=True)
+            found.setdefault(query, {}).update(pairs)
+    return found
+
+
+def read_ranking(url: str, protocol: str) -> list[tuple[str, pa.Table]]:
+    """(query id, its ranking) under a protocol."""
+    place = Place(f"{url}/ranking")
+    names = sorted(
+        entry.name for entry in read_entries(place.url) if entry.name.startswith(f"protocol={protocol}/")
+    )
+    table = pa.concat_tables([pq.read_table(io.BytesIO(place.read(name))) for name in names])
+    return split_by_query(table)

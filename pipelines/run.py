@@ -1,0 +1,109 @@
+"""run: all stages from one YAML configuration; a stage whose output is there by the same recipe is skipped."""
+
+from __future__ import annotations
+
+import os
+import posixpath
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pipelines import evaluate, extract, index, report, rerank, search
+from pipelines.driver import RunSettings
+from pipelines.options import build, option
+from pipelines.storage import Place
+from schemas.errors import UserError
+
+KNOWN = {"out", "images", "list", "ground_truth", "queries", "extract", "index", "search", "rerank", "report", "title"}
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options of `run`."""
+
+    config: str = option("YAML configuration of all stages (see configs/)")
+    set: dict[str, Any] = option("a value in place of the configuration's, such as out=RUN or rerank.shortlist=200", {})
+
+
+def run(options: Options, settings: RunSettings) -> dict[str, Any]:
+    """Run all stages; gives the places of the results. Raises UserError and driver.JobFailed."""
+    return run_config(read_config(options.config, options.set), options.config, settings)
+
+
+def read_config(path: str, changes: dict[str, Any]) -> dict[str, Any]:
+    """The configuration with changes applied; relative paths in it are relative to the working directory."""
+    try:
+        text = Place(path).read("").decode()
+    except FileNotFoundError:
+        raise UserError(f"{path}: there is no such configuration") from None
+    try:
+        config = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: it is no valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(config, dict):
+        raise UserError(f"{path}: it must be a mapping of stages to their options")
+    for key, value in changes.items():
+        target = config
+        *folders, last = key.split(".")
+        for folder in folders:
+            target = target.setdefault(folder, {})
+        target[last] = value
+    unknown = sorted(set(config) - KNOWN)
+    if unknown:
+        raise UserError(f"{path}: there is no entry {unknown[0]!r}; known are {', '.join(sorted(KNOWN))}")
+    return config
+
+
+def run_config(config: dict[str, Any], where: str, settings: RunSettings) -> dict[str, Any]:
+    """Run all stages of a configuration."""
+    out = str(config.get("out") or "")
+    images = config.get("images")
+    if not out or not images:
+        raise UserError(f"{where}: 'out' and 'images' must be given")
+    truth = str(config.get("ground_truth") or "")
+    queries = config.get("queries")
+    if not truth and not queries:
+        raise UserError(f"{where}: name the queries: 'ground_truth', or 'queries' (a folder of images)")
+
+    def stage(name: str) -> dict[str, Any]:
+        value = config.get(name) or {}
+        if not isinstance(value, dict):
+            raise UserError(f"{where}: {name} must be a mapping of options")
+        return dict(value)
+
+    gallery_store, query_store = posixpath.join(out, "gallery"), posixpath.join(out, "queries")
+    index_place, run_place = posixpath.join(out, "index"), posixpath.join(out, "run")
+    gallery = {**stage("extract"), "images": images, "out": gallery_store, "list": config.get("list") or ""}
+    asked = {**stage("extract"), "images": queries or images, "out": query_store}
+    if truth and not gallery["list"]:
+        gallery.update(ground_truth=truth, take="gallery")
+    if truth:
+        asked.update(ground_truth=truth, take="queries", images=images)
+    extract.run(build(extract.Options, gallery, f"{where}: extract"), settings)
+    extract.run(build(extract.Options, asked, f"{where}: extract"), settings)
+    indexed = {**stage("index"), "stores": (gallery_store,), "out": index_place}
+    index.run(build(index.Options, indexed, f"{where}: index"), settings)
+    shortlist = int(stage("rerank").get("shortlist", 100))
+    searched = {"shortlist": shortlist, **stage("search"), "queries": query_store, "index": index_place}
+    searched.update(out=run_place, ground_truth=truth)
+    search.run(build(search.Options, searched, f"{where}: search"), settings)
+    reranked = {**stage("rerank"), "queries": query_store, "out": run_place, "ground_truth": truth}
+    rerank.run(build(rerank.Options, reranked, f"{where}: rerank"), settings)
+    results: dict[str, Any] = {"run": run_place}
+    if truth:
+        evaluate.run(build(evaluate.Options, {"out": run_place, "ground_truth": truth}, where), settings)
+        results["metrics"] = evaluate.read_metrics(run_place)
+    shown = {"title": config.get("title") or Path(out).name, **stage("report"), "out": run_place}
+    report.run(build(report.Options, {**shown, "ground_truth": truth}, f"{where}: report"), settings)
+    place = Place(f"{run_place}/report")
+    results["report"] = os.path.join(place.url, "report.html")
+    return results
+
+
+def summarise(options: Options, results: dict[str, Any]) -> None:
+    """Print the mAP table, where there is a ground truth, and where the report lies."""
+    if "metrics" in results:
+        print(f"\n{evaluate.metrics_table(results['metrics'])}\n")
+    print(f"Report: {results['report']}")

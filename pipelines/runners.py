@@ -1,0 +1,90 @@
+"""Where units run: the Beam pipeline of one round, on the local runner or on a named one.
+
+Units enter as (bucket, unit) -> GroupByKey, fused with nothing, so that a runner can spread them. The local
+runner is named explicitly (FnApiRunner): Beam's default would first try to download another engine.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shlex
+import sys
+import threading
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import apache_beam as beam
+from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+from apache_beam.transforms.environments import SubprocessSDKEnvironment
+
+from pipelines.commit import Job, Unit, UnitWorker, do_unit, make_worker, write_error
+from pipelines.processes import limit_threads
+from pipelines.storage import Place
+
+LOCAL = "local"
+MOST_BUCKETS = 10_000
+
+_shared: dict[str, UnitWorker] = {}  # one worker (one model) a process
+_lock = threading.Lock()
+
+
+class DoUnits(beam.DoFn):  # type: ignore[misc]
+    """Does the units of a bucket one after the other; arrays are read and written in here alone."""
+
+    def __init__(self, job_json: str, threads: int) -> None:
+        self.job_json, self.threads = job_json, threads
+
+    def process(self, element: tuple[int, Iterable[str]]) -> Iterator[dict[str, Any]]:
+        """(bucket, units as JSON) -> what became of each."""
+        for text in sorted(element[1]):
+            unit = Unit(**json.loads(text))
+            with _lock:
+                worker = self._worker(unit)
+                done = worker is not None and do_unit(worker, unit)
+            yield {"unit": unit.name, "done": done}
+
+    def _worker(self, unit: Unit) -> UnitWorker | None:
+        if self.job_json not in _shared:
+            job = Job.from_json(self.job_json)
+            try:
+                limit_threads(self.threads)
+                _shared.clear()
+                _shared[self.job_json] = make_worker(job)
+                limit_threads(self.threads)  # for the libraries that the worker loaded
+            except Exception as error:
+                write_error(Place(job.output), unit.name, error)
+                return None
+        return _shared[self.job_json]
+
+
+def run_round(job: Job, runner: str, workers: int, threads: int, beam_options: list[str]) -> None:
+    """Run the job's (missing) units once through Beam; returns when the pipeline ends."""
+    logging.getLogger().setLevel(logging.WARNING)
+    header = job.to_json()
+    units = [json.dumps(unit.__dict__) for unit in job.units]
+    if runner == LOCAL:
+        workers = max(1, min(workers, len(units)))
+        options = PipelineOptions(
+            [
+                *beam_options,
+                f"--direct_num_workers={workers}",
+                # The mode is told by the environment below: "multi_processing" here would only put
+                # Beam's own worker command in place of ours, which dies with its driver.
+                "--direct_running_mode=in_memory",
+            ]
+        )
+        command = f"exec {shlex.quote(sys.executable)} -m pipelines.worker"
+        environment = SubprocessSDKEnvironment.from_command_string(command) if workers > 1 else None
+        engine: Any = FnApiRunner(default_environment=environment)
+    else:
+        options = PipelineOptions([*beam_options, f"--runner={runner}"])
+        engine = None
+    with beam.Pipeline(runner=engine, options=options) as pipeline:
+        _ = (
+            pipeline
+            | "Units" >> beam.Create([(index % MOST_BUCKETS, unit) for index, unit in enumerate(units)])
+            | "Spread" >> beam.GroupByKey()
+            | job.stage.capitalize() >> beam.ParDo(DoUnits(header, threads))
+        )

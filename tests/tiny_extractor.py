@@ -1,0 +1,60 @@
+"""A small honest extractor for tests of the pipeline: colour means of a grid, no network, starts at once."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from rrt_core.extractors import Description, Extractor, Failure
+from rrt_core.images import Image
+
+GRID = 4
+
+
+class TinyExtractor(Extractor):
+    """Global: means and deviations of a 4 x 4 grid's colours (96-D). Local: each cell's 8 x 8 x 3 picture, to 128-D."""
+
+    def __init__(self, max_locals: int = 16, seconds: float = 0.0) -> None:
+        self.name, self.revision = "tiny", 1
+        self.global_dim, self.local_dim, self.scales = 96, 128, (1.0,)
+        self.weights_sha256 = ""
+        self.config: dict[str, Any] = {"max_locals": max_locals}
+        self.max_locals, self.seconds = max_locals, seconds
+        seed = int.from_bytes(hashlib.sha256(b"tiny").digest()[:4], "big")
+        self.projection = np.random.default_rng(seed).standard_normal((192, 128)).astype(np.float32)
+
+    def describe(self, images: Sequence[Image]) -> list[Description | Failure]:
+        """As the contract says; `seconds` an image make it slow enough to be interrupted."""
+        time.sleep(self.seconds * len(images))
+        return [self._one(image) for image in images]
+
+    def _one(self, image: Image) -> Description:
+        height, width = image.pixels.shape[:2]
+        ys, xs = np.linspace(0, height, GRID + 1).astype(int), np.linspace(0, width, GRID + 1).astype(int)
+        means, cells, centres = [], [], []
+        for top, bottom in zip(ys[:-1], ys[1:], strict=True):
+            for left, right in zip(xs[:-1], xs[1:], strict=True):
+                cell = image.pixels[top:bottom, left:right].astype(np.float32)
+                means.append(np.concatenate([cell.mean((0, 1)) - 128, cell.std((0, 1))]))
+                rows = np.linspace(0, cell.shape[0] - 1, 8).astype(int)
+                columns = np.linspace(0, cell.shape[1] - 1, 8).astype(int)
+                cells.append(cell[rows][:, columns].reshape(-1))
+                centres.append((image.origin[0] + (left + right) / 2, image.origin[1] + (top + bottom) / 2))
+        described = np.concatenate(means)
+        flat = np.stack(cells)
+        flat = flat - flat.mean(1, keepdims=True)
+        strength = np.linalg.norm(flat, axis=1)
+        order = np.argsort(-strength, kind="stable")[: self.max_locals]
+        locals_ = flat @ self.projection + 1e-3
+        locals_ /= np.linalg.norm(locals_, axis=1, keepdims=True)
+        return Description(
+            (described / np.linalg.norm(described)).astype(np.float32),
+            locals_[order].astype(np.float32),
+            np.array(centres, np.float32)[order],
+            np.zeros(len(order), np.uint8),
+            strength[order].astype(np.float32),
+        )
