@@ -168,8 +168,8 @@ mend_for_failure() {
         echo "the disk is full: about 10 GB are needed in ${environment%/*} and in the installer's cache" ;;
     *ensurepip*)
         echo "this Python lacks venv: install python3-venv (Debian, Ubuntu), or uv" ;;
-    *'name resolution'* | *'dns error'* | *'onnection refused'* | *'Network is unreachable'* | *'error sending request'* | \
-        *'Failed to establish a new connection'*)
+    *'name resolution'* | *'dns error'* | *'onnection refused'* | *'Network is unreachable'* | \
+        *'error sending request'* | *'Failed to establish a new connection'*)
         echo "the package index cannot be reached: check the network and its proxy settings, then start again" ;;
     *'certificate'*)
         echo "the package index's certificate is not trusted: point SSL_CERT_FILE to your authority's certificates" ;;
@@ -178,15 +178,18 @@ mend_for_failure() {
     esac
 }
 
-# The pinned dependencies, this package's metadata and its console script. What is built is a copy of setup.py alone,
-# so that nothing is written into a checkout that may be read-only; the code comes by a .pth line.
+# What is built is a copy of setup.py alone: builds write beside it, and the checkout may be read-only.
+copy_setup() {
+    rm -rf -- "$1" && mkdir -- "$1" && cp -- "$root/setup.py" "$root/pyproject.toml" "$1/"
+}
+
+# The pinned dependencies, this package's metadata and its console script; the code itself comes by a .pth line.
 install() { # install uv|pip EXTRAS...
     local tool=$1 list
     shift
     list=$*
     list="./package[${list// /,}]"
-    rm -rf "$workshop/package" && mkdir "$workshop/package" || return 1
-    cp -- "$root/setup.py" "$root/pyproject.toml" "$workshop/package/" || return 1
+    copy_setup "$workshop/package" || return 1
     (
         cd "$workshop" || exit 1
         export PIP_USER=0 PIP_DISABLE_PIP_VERSION_CHECK=1
@@ -316,7 +319,11 @@ remove_old_environments() {
         [[ -d $old && $old != "$environment" ]] || continue
         if [[ -e $old/pyvenv.cfg ]]; then
             exec 7<"$old/pyvenv.cfg"
-            lock 7 x n || { say "keeping $old: a run uses it"; continue; }
+            # Started without this door (.venv/bin/python), a run holds no lock, but has the folder's libraries mapped.
+            if ! lock 7 x n || grep -qsF -- "$old/" /proc/[0-9]*/maps; then
+                say "keeping $old for now: a run uses it"
+                continue
+            fi
         fi
         rm -f -- "$old/rrt-stamp" && rm -rf -- "$old"
         exec 7<&-
@@ -350,22 +357,21 @@ run_tests() {
 }
 
 update_constraints() {
-    local low new=$workshop/constraints.txt accelerator
-    cd "$root"
-    [[ $(<setup.py) =~ $PYTHON_RANGE ]] && low=3.${BASH_REMATCH[1]}
-    mkdir -p -- "$workshop"
+    local low new=constraints.new uv=$environment/bin/uv accelerator
+    [[ $(<"$root/setup.py") =~ $PYTHON_RANGE ]] && low=3.${BASH_REMATCH[1]}
+    { mkdir -p -- "$workshop" && cd "$workshop" && copy_setup resolved; } 2>/dev/null || die "cannot write to $workshop"
     rm -f -- "$new" # an existing output would be taken as a preference for the old versions
-    "$environment/bin/uv" pip compile setup.py --all-extras --universal --python-version "$low" \
+    "$uv" pip compile resolved/setup.py --all-extras --universal --python-version "$low" \
         --no-header --no-annotate --quiet --output-file "$new" || die "the requirements of setup.py cannot be resolved"
     for accelerator in cpu gpu; do
         [[ $accelerator == cpu || ($OSTYPE == linux* && $HOSTTYPE == x86_64) ]] || continue
-        "$environment/bin/uv" pip install --dry-run --quiet --python "$environment/bin/python" --constraints "$new" \
-            --requirements setup.py --extra "$accelerator" --extra convert --extra dev --extra gcp --extra spark ||
-            die "the new constraints do not install with $accelerator; constraints.txt is as it was, the new one is $new"
+        "$uv" pip install --dry-run --quiet --python "$environment/bin/python" --constraints "$new" \
+            --build-constraints "$new" "./resolved[$accelerator,convert,dev,gcp,spark]" ||
+            die "what was resolved ($workshop/$new) does not install with $accelerator; constraints.txt is as it was"
     done
-    cat -- "$new" >constraints.txt.new
-    mv -f -- constraints.txt.new constraints.txt
-    say "constraints.txt now pins $(grep -c == constraints.txt) packages; the next start makes the environment anew"
+    cp -- "$new" "$root/constraints.txt.new" && mv -f -- "$root/constraints.txt.new" "$root/constraints.txt"
+    rm -rf -- "$new" resolved
+    say "constraints.txt pins $(grep -c == "$root/constraints.txt") packages; the next start installs what changed"
 }
 
 # ---------------------------------------------------------------------------------------------- the way through

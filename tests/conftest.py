@@ -1,0 +1,26 @@
+"""What tests share: the folder of real photographs and annotations, which is no part of the project."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Callable[[str], Path]:
+    """`shared_data("photos")`: that path in the folder RRT_TEST_DATA (default: shared/ beside the project).
+
+    Where it is missing the test is skipped, and the reason names what was missing.
+    """
+    folder = Path(os.environ.get("RRT_TEST_DATA", ROOT.parent / "shared"))
+
+    def find(relative: str) -> Path:
+        path = folder / relative
+        if not path.exists():
+            pytest.skip(f"{relative} is missing: RRT_TEST_DATA names the folder that holds it")
+        return path
+
+    return find
