@@ -5,8 +5,8 @@
             ground_truth.json   names below images/, boxes of the queries, easy, hard, junk
             README.txt   done   written last
 
-Each picture depends on the seed and its own number only and is written under a temporary name and renamed; so a
-killed run goes on where it ended, and gives the same bytes.
+Each picture depends on the seed and its own number only, and is written under a temporary name, then renamed:
+a killed run goes on where it ended and gives the same bytes.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ DEMO_LEVELS: dict[str, tuple[Level, ...]] = {
     # a query's photograph was taken of the thing: large, whole, nothing before it
     "query": (replace(MILD, cover=(0.3, 0.6), cut=(-1.0, 0.0)),),
     "easy": (MILD, replace(MEDIUM, cover=(0.25, 0.6))),
-    # poses of the hard level under the light and camera of the medium one: at full hardness a global descriptor
-    # of a net finds next to nothing (mean average precision 0.03, against 0.7 for easy), and lists would be noise
+    # poses of the hard level under the light of the medium one: at full hardness a net's global descriptor
+    # finds next to nothing (mean average precision 0.03, against 0.7 for easy); shortlists would be noise
     "hard": (replace(MEDIUM, cover=(0.17, 0.42), roll=40, tilt=55, warp=(0.02, 0.06), cut=(-0.3, 0.3),
                      hide=(-0.1, 0.35), clutter=(1, 3)),),
     # too poor to count either way: a speck, or next to all of it hidden or beyond the border
@@ -71,7 +71,7 @@ class Counts:
 
 @dataclass(frozen=True)
 class Picture:
-    """One picture to be rendered: its kind (a key of DEMO_LEVELS), instance, number of its kind, gallery place."""
+    """One picture to be rendered: its kind (a key of DEMO_LEVELS), instance, number among its kind, name."""
 
     kind: str
     instance: int
@@ -99,12 +99,12 @@ def make_demo(
         progress: called with (pictures done, all pictures), in the calling thread.
 
     Raises:
-        UserError: the folder holds something else, or a demo of other parameters; a package with photographs is
-            missing; a parameter is out of range.
+        UserError: the folder holds something else, or a demo of other parameters; a package with photographs
+            is missing; a parameter is out of range.
     """
     counts = counts or Counts()
     if seed < 0 or size < 64 or counts.instances < 1 or min(asdict(counts).values()) < 0:
-        raise UserError("The demo needs a seed >= 0, a size >= 64, at least one instance and no negative counts.")
+        raise UserError("The demo needs a seed >= 0, a size >= 64, one instance or more, no negative counts.")
     root = Path(folder)
     about = {"demo": DEMO_REVISION, "seed": seed, "size": size, "counts": asdict(counts)}
     if _is_finished(root, about):
@@ -127,7 +127,7 @@ def make_demo(
 
 
 def plan_pictures(counts: Counts, seed: int) -> list[Picture]:
-    """All pictures; the queries first, then the gallery by place. Places are shuffled, so that names tell nothing."""
+    """All pictures: the queries, then the gallery by place, shuffled so that a name tells nothing."""
     kinds = [(kind, instance, view)
              for instance in range(counts.instances)
              for kind, number in (("easy", counts.easy), ("hard", counts.hard), ("junk", counts.junk))
@@ -135,8 +135,9 @@ def plan_pictures(counts: Counts, seed: int) -> list[Picture]:
     kinds += [("look_alike", 0, view) for view in range(counts.look_alikes)]
     kinds += [("clutter", 0, view) for view in range(counts.clutter)]
     order = np.random.default_rng((seed, len(kinds))).permutation(len(kinds))
-    queries = [Picture("query", instance, 0, f"queries/{instance:03}.jpg") for instance in range(counts.instances)]
-    return queries + [Picture(*kinds[which], f"gallery/{place:04}.jpg") for place, which in enumerate(order)]
+    queries = [Picture("query", number, 0, f"queries/{number:03}.jpg") for number in range(counts.instances)]
+    gallery = [(*kinds[int(which)], f"gallery/{place:04}.jpg") for place, which in enumerate(order)]
+    return queries + [Picture(kind, instance, view, name) for kind, instance, view, name in gallery]
 
 
 def render_picture(picture: Picture, material: Material, seed: int, size: int) -> RenderedView:
@@ -164,7 +165,7 @@ def render_picture(picture: Picture, material: Material, seed: int, size: int) -
 
 
 def _keeps_promise(kind: str, view: RenderedView) -> bool:
-    """Whether a view may be labelled so: easy is plain to see, hard can be told, junk cannot fairly be asked for."""
+    """Whether a view may be labelled so: easy is plain to see, hard can be told, junk is not fair to ask."""
     if kind == "query":
         return view.visible > 0.97
     if kind == "easy":
@@ -174,7 +175,7 @@ def _keeps_promise(kind: str, view: RenderedView) -> bool:
     return 0 < view.visible < 0.3 or 0 < view.cover < 0.015
 
 
-# ------------------------------------------------------------------------------------------ rendering the plan
+# ----------------------------------------------------------------------------------- rendering the plan
 
 _WORK: dict[str, Any] = {}  # what a worker process was started with
 
@@ -206,7 +207,8 @@ def _render_all(
     """Writes what is not there yet; returns the boxes of the queries by name."""
     # queries are rendered in any case: their boxes are not on the disk before the end
     missing = [p for p in pictures if p.kind == "query" or not _is_whole(root / "images" / p.name)]
-    done, boxes = len(pictures) - len(missing), {}
+    boxes: dict[str, tuple[int, int, int, int]] = {}
+    done = len(pictures) - len(missing)
     if progress:
         progress(done, len(pictures))
     for finished in _results(missing, material, root, seed, size, min(processes, len(missing))):
@@ -235,7 +237,7 @@ def _results(
         pool.shutdown(wait=True, cancel_futures=True)  # at most the chunks in hand: a fraction of a second
 
 
-# --------------------------------------------------------------------------------------------- the folder
+# ------------------------------------------------------------------------------------------- the folder
 
 
 def _is_finished(root: Path, about: dict[str, Any]) -> bool:
@@ -249,7 +251,8 @@ def _is_finished(root: Path, about: dict[str, Any]) -> bool:
         raise UserError(f"{root} is not empty and holds no demo; name an empty or a new folder.") from None
     for key, value in about.items():
         if given[key] != value:
-            raise UserError(f"{root} holds a demo made with {key} = {given[key]}, not {value}; name another folder.")
+            made = f"{key} = {given[key]}, not {value}"
+            raise UserError(f"{root} holds a demo made with {made}; name another folder.")
     return (root / "done").exists()
 
 
@@ -259,7 +262,7 @@ def _begin(root: Path, about: dict[str, Any]) -> None:
     place = root / "about.json"
     if place.exists():
         if place.read_text(encoding="utf-8") != content:
-            raise UserError(f"{root} was begun with other packages or another version; delete it and start again.")
+            raise UserError(f"{root} was begun with other versions of packages; delete it and start again.")
         return
     for name in ("gallery", "queries"):
         (root / "images" / name).mkdir(parents=True, exist_ok=True)
@@ -293,18 +296,20 @@ def _ground_truth(
     queries = []
     for picture in pictures[: counts.instances]:
         x, y, w, h = boxes[picture.name]
-        easy, hard, junk = (tuple(lists.get((picture.instance, kind), ())) for kind in ("easy", "hard", "junk"))
-        queries.append(QueryTruth(picture.name, (float(x), float(y), float(w), float(h)), easy, hard, junk))
+        box = (float(x), float(y), float(w), float(h))
+        by_kind = (tuple(lists.get((picture.instance, kind), ())) for kind in ("easy", "hard", "junk"))
+        queries.append(QueryTruth(picture.name, box, *by_kind))
     return GroundTruth("rrt-demo", tuple(picture.name for picture in gallery), tuple(queries))
 
 
 def _readme(about: dict[str, Any], counts: Counts) -> str:
     packages = ", ".join(f"{name} {version}" for name, version in about["photographs"].items())
-    return f"""RRT Pipelines demo: {counts.instances} queries, {counts.gallery} gallery images, seed {about['seed']}.
+    title = f"{counts.instances} queries, {counts.gallery} gallery images, seed {about['seed']}"
+    return f"""RRT Pipelines demo: {title}.
 
 Synthetic views of regions cut from photographs that come with {packages}.
 images/queries    one picture of each instance; its box is in ground_truth.json
-images/gallery    easy, hard and junk views of the instances, look-alikes cut beside them, and clutter, shuffled
+images/gallery    easy, hard and junk views of the instances, look-alikes cut beside them, clutter; shuffled
 ground_truth.json which gallery images show which query's instance
 about.json        the parameters, the renderer's levels and the places that the instances were cut from
 

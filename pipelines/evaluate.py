@@ -131,7 +131,7 @@ class Evaluate(UnitWorker):
         }
         path = attempt.path("metrics.json")
         with open(path, "w") as file:
-            file.write(json.dumps(record, indent=1, sort_keys=True) + "\n")
+            file.write(json.dumps(record, indent=1) + "\n")
         attempt.add(path, "metrics.json", len(truth.truth.queries), plain_name=True)
 
 

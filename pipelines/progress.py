@@ -26,18 +26,21 @@ class Progress:
         self.started = time.monotonic()
         self._last = 0.0 if self.live else self.started
         self._shown = False
+        self._begun: tuple[float, int] | None = None  # when the first were done: start-up is no part of the rate
 
     def show(self, done: int) -> None:
         """Show the state; plain lines come every 10 seconds at most."""
         now = time.monotonic()
+        if self._begun is None and done > self.first:
+            self._begun = now, done
         if now - self._last < (0.2 if self.live else PLAIN_SECONDS):
             return
         self._last = now
         self._write(self._line(done, now))
 
     def _line(self, done: int, now: float) -> str:
-        passed = now - self.started
-        rate = (done - self.first) / passed if passed > 0 else 0.0
+        since, count = self._begun or (now, done)
+        rate = (done - count) / (now - since) if now > since else 0.0
         line = f"{self.title}  {done:,}/{self.total:,} {self.noun}"
         if rate > 0 and done < self.total:
             line += f"  {rate:,.1f}/s  ETA {duration((self.total - done) / rate)}"

@@ -1,7 +1,8 @@
 """The report as one HTML page: a pure function from prepared data to text, without files, clocks or network.
 
-The page holds all it shows (images as data, style, script), opens from disk, and forbids itself any request by
-its content policy. `templates/report.html.j2` is its form; this file is what may be shown and the chart's geometry.
+The page holds all it shows (images as data, style, script), opens from disk, and forbids itself any request
+by its content policy. `templates/report.*` are its form; this file is what it may show, and the chart's
+geometry.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ class QueryResult:
     """A query with its first images before and after reranking.
 
     Attributes:
-        ap_before, ap_after: average precision in [0, 1] by protocol name; NaN where the query has no positive.
+        ap_before, ap_after: average precision in [0, 1] by protocol; NaN where the query has no positive.
         before, after: first images of the ranking, usually ten.
     """
 
@@ -157,7 +158,7 @@ def _chart(queries: Sequence[QueryResult], protocol: str) -> _Chart:
     for x, (change, row) in enumerate(defined):
         kind = "same" if abs(change) < 0.0005 else "gain" if change > 0 else "loss"
         top, bottom = y_of(max(change, 0.0)), y_of(min(change, 0.0))
-        bars.append(_Bar(row, x, top, round(bottom - top, 3), kind))
+        bars.append(_Bar(row, x, top, round(max(bottom - top, 0.5), 3), kind))  # no change is a thin line
     values = [low + step * tick for tick in range(round((high - low) / step) + 1)]
     kinds = [bar.kind for bar in bars]
     return _Chart(

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipelines.commit import as_input, require_manifest
@@ -73,9 +75,12 @@ class Store:
         """int64 row ids of rows of a part."""
         return (self.base + part.number) * ROWS_A_PART + rows.astype(np.int64)
 
-    def references(self) -> Iterable[ImageReference]:
-        """Where each image of the plan lies."""
-        return references_of(pq.read_table(io.BytesIO(self.place.read("plan/images.parquet"))))
+    def references(self, record_ids: Iterable[str]) -> dict[str, ImageReference]:
+        """Where some images of the plan lie; ids that are not of this store are absent."""
+        table = pq.read_table(io.BytesIO(self.place.read("plan/images.parquet")))
+        wanted = pa.array(sorted(record_ids), pa.string())
+        found = references_of(table.filter(pc.is_in(table.column("record_id"), wanted)))
+        return {reference.record_id: reference for reference in found}
 
 
 def open_stores(inputs: Sequence[dict[str, Any]]) -> list[Store]:

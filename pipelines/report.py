@@ -1,0 +1,288 @@
+"""report: metrics, lists and images of a run -> one self-contained HTML page."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image as PillowImage
+
+from pipelines.commit import Attempt, Job, Unit, UnitWorker, as_input, read_manifest, require_manifest
+from pipelines.driver import RunSettings, run_job
+from pipelines.evaluate import TITLES, read_metrics
+from pipelines.extract import read_location
+from pipelines.facts import fact_groups
+from pipelines.options import option
+from pipelines.report_page import (
+    Label,
+    MetricsRow,
+    QueryResult,
+    RankedImage,
+    ReportData,
+    ReportImage,
+    render_report,
+)
+from pipelines.rerank import read_ranking
+from pipelines.search import read_shortlist_part, shortlist_files
+from pipelines.storage import Place
+from pipelines.stores import Store, open_stores
+from pipelines.truth import Truth, truth_input
+from rrt_core.images import DecodeError, decode
+from rrt_core.metrics import PROTOCOLS, positions_of
+from schemas.image_list import ImageReference
+from schemas.manifest import Counts, Manifest
+from schemas.metrics import GLOBAL, RERANKED
+from schemas.ranking import DEPLOY
+
+STAGE = "report"
+SHOWN = 10  # of each list
+LABELS_OF = "medium"  # the protocol whose labels frame the lists
+LISTS_NOTE = (
+    "Before: the order of the global descriptors. After: reranked as a user without labels would see it, so that junk "
+    "stands where it falls. Frames by the Medium protocol: easy and hard images are right, junk counts neither way."
+)
+LISTS_NOTE_WITHOUT_TRUTH = "Before: the order of the global descriptors. After: reranked. There is no ground truth."
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options of `report`."""
+
+    out: str = option("run folder that holds the rankings; the report is made below it")
+    ground_truth: str = option("ground-truth file, where known", "")
+    title: str = option("title of the page", "Retrieval report")
+    thumbnail: int = option("longest side of the pictures, pixels", 180)
+    max_queries: int = option("queries shown; of more, those whose average precision changed most", 150)
+
+
+def run(options: Options, settings: RunSettings) -> Manifest:
+    """Make (or finish, or skip) the page. Raises UserError and driver.JobFailed."""
+    shortlist = require_manifest(f"{options.out}/shortlist", "shortlist", "search")
+    ranking = require_manifest(f"{options.out}/ranking", "rankings", "rerank")
+    inputs = {
+        "shortlist": as_input(f"{options.out}/shortlist", shortlist),
+        "ranking": as_input(f"{options.out}/ranking", ranking),
+    }
+    if options.ground_truth:
+        evaluation = require_manifest(f"{options.out}/evaluation", "evaluation", "evaluate")
+        inputs["evaluation"] = as_input(f"{options.out}/evaluation", evaluation)
+        inputs["ground_truth"] = truth_input(options.ground_truth)
+    recipe = {"thumbnail": options.thumbnail, "max_queries": options.max_queries, "title": options.title, "page": 1}
+    return run_job(
+        Job(
+            stage=STAGE,
+            output=f"{options.out}/report",
+            worker="pipelines.report:MakeReport",
+            recipe=recipe,
+            inputs=inputs,
+            units=(Unit("report", {}, shortlist.counts.succeeded),),
+            settings={**asdict(options), "queries": shortlist.inputs["queries"]["url"]},
+            facts={"kind": "report"},
+            noun="queries",
+        ),
+        settings,
+    )
+
+
+Lists = dict[str, pa.Table]  # query id -> its ranking
+
+
+class MakeReport(UnitWorker):
+    """Gathers what the page shows, and renders it."""
+
+    def do(self, unit: Unit, attempt: Attempt) -> Counts:
+        """Write report.html."""
+        options = self.job.settings
+        url = options["out"]
+        before = dict(item for entry in shortlist_files(url) for item in read_shortlist_part(url, entry.name))
+        after = dict(read_ranking(url, DEPLOY))
+        precisions = self._precisions(url)
+        shown = self._shown(list(before), precisions)
+        manifest = require_manifest(f"{url}/shortlist", "shortlist", "search")
+        truth = self._truth(before) if options["ground_truth"] else None
+        pictures = Pictures(options["thumbnail"], self._references(shown, before, after, manifest))
+        queries = []
+        for number, name in enumerate(shown):
+            queries.append(self._query(name, before[name], after[name], precisions, truth, pictures))
+            attempt.tell(number + 1)
+        data = ReportData(
+            title=options["title"],
+            summary=self._summary(len(before), manifest, len(shown)),
+            metrics=self._metrics(url),
+            queries=queries,
+            made_by=fact_groups(url),
+            counted=self._counted(url),
+            lists_note=LISTS_NOTE if truth else LISTS_NOTE_WITHOUT_TRUTH,
+        )
+        path = attempt.path("report.html")
+        with open(path, "w", encoding="utf-8", errors="replace") as file:
+            file.write(render_report(data))
+        attempt.add(path, "report.html", len(shown), plain_name=True)
+        return Counts(unit.inputs, unit.inputs)
+
+    def _truth(self, before: Lists) -> Truth:
+        gallery = {name for rows in before.values() for name in rows.column("record_id").to_pylist()}
+        return Truth(self.job.settings["ground_truth"], before, sorted(gallery))
+
+    def _precisions(self, url: str) -> dict[str, dict[str, dict[str, float]]]:
+        """query id -> ranking -> protocol -> average precision (NaN where there are no positives)."""
+        found: dict[str, dict[str, dict[str, float]]] = {}
+        if self.job.settings["ground_truth"]:
+            table = pq.read_table(io.BytesIO(Place(f"{url}/evaluation").read("per_query.parquet")))
+            for row in table.to_pylist():
+                by_ranking = found.setdefault(row["query_id"], {})
+                by_ranking.setdefault(row["ranking"], {})[row["protocol"]] = row["average_precision"]
+        return found
+
+    def _shown(self, names: Sequence[str], precisions: dict[str, dict[str, dict[str, float]]]) -> list[str]:
+        """The queries that the page shows, in the order of the run."""
+        most = self.job.settings["max_queries"]
+        if len(names) <= most:
+            return list(names)
+
+        def change(name: str) -> float:
+            rankings = precisions.get(name, {})
+            old, new = rankings.get(GLOBAL, {}), rankings.get(RERANKED, {})
+            differences = [abs(new[protocol] - old[protocol]) for protocol in new if protocol in old]
+            return float(np.nansum(differences))
+
+        chosen = set(sorted(names, key=lambda name: -change(name))[:most])
+        return [name for name in names if name in chosen]
+
+    def _references(
+        self, shown: Sequence[str], before: Lists, after: Lists, manifest: Manifest
+    ) -> dict[str, ImageReference]:
+        first = {
+            name
+            for query in shown
+            for rows in (before[query], after[query])
+            for name in rows.column("record_id").slice(0, SHOWN).to_pylist()
+        }
+        found = Store(self.job.settings["queries"]).references(shown)
+        for store in open_stores(manifest.facts["stores"]):
+            found.update(store.references(first))
+        return found
+
+    def _query(
+        self,
+        name: str,
+        before: pa.Table,
+        after: pa.Table,
+        precisions: Mapping[str, Mapping[str, Mapping[str, float]]],
+        truth: Truth | None,
+        pictures: Pictures,
+    ) -> QueryResult:
+        old, new = before.column("record_id").to_pylist(), after.column("record_id").to_pylist()
+        places = {record: rank for rank, record in enumerate(old)}, {record: rank for rank, record in enumerate(new)}
+        first = {*old[:SHOWN], *new[:SHOWN]}
+        logits = dict(zip(new, after.column("logit").to_pylist(), strict=True))
+        scores = dict(zip(old, before.column("score").to_pylist(), strict=True))
+        labels = label_of(truth, name, sorted(first))
+        ranked = {
+            record: RankedImage(
+                pictures.picture(record),
+                labels[record],
+                places[0].get(record),
+                places[1].get(record),
+                None if np.isnan(logits[record]) else logits[record],
+                scores[record],
+            )
+            for record in first
+        }
+        rankings = precisions.get(name, {})
+        return QueryResult(
+            pictures.picture(name),
+            rankings.get(GLOBAL, {}),
+            rankings.get(RERANKED, rankings.get(DEPLOY, {})),
+            [ranked[record] for record in old[:SHOWN]],
+            [ranked[record] for record in new[:SHOWN]],
+        )
+
+    def _metrics(self, url: str) -> list[MetricsRow]:
+        if not self.job.settings["ground_truth"]:
+            return []
+        rankings = read_metrics(url)["rankings"]
+        return [
+            MetricsRow(
+                TITLES[ranking].capitalize(),
+                {
+                    protocol: {key: float("nan") if value is None else value for key, value in measures.items()}
+                    for protocol, measures in by_protocol.items()
+                },
+            )
+            for ranking, by_protocol in rankings.items()
+        ]
+
+    def _counted(self, url: str) -> dict[str, tuple[int, int]]:
+        if not self.job.settings["ground_truth"]:
+            return {}
+        metrics = read_metrics(url)
+        rows: dict[str, Any] = metrics["rankings"][GLOBAL]
+        return {protocol: (measures["counted"], metrics["queries"]) for protocol, measures in rows.items()}
+
+    def _summary(self, queries: int, manifest: Manifest, shown: int) -> str:
+        text = f"{queries:,} queries against {int(manifest.facts['gallery_rows']):,} gallery images."
+        if manifest.facts["truncated"]:
+            text += f" Rankings end after {int(manifest.facts['k']):,} images: positives beyond add nothing."
+        if shown < queries:
+            text += f" Shown are the {shown:,} queries whose average precision changed most."
+        return text
+
+
+def label_of(truth: Truth | None, query: str, records: Iterable[str]) -> dict[str, Label]:
+    """How the ground truth judges records for a query, under the Medium protocol."""
+    names = list(records)
+    known = truth.query(query) if truth else None
+    if truth is None or known is None:
+        return {name: "unjudged" for name in names}
+    rule = PROTOCOLS[LABELS_OF]
+    positive, junk = (set(positions_of(known, kinds).tolist()) for kinds in (rule.positive, rule.junk))
+    return {
+        name: "positive" if place in positive else "junk" if place in junk else "negative"
+        for name, place in zip(names, truth.positions(names).tolist(), strict=True)
+    }
+
+
+class Pictures:
+    """Thumbnails, made once each."""
+
+    def __init__(self, side: int, references: Mapping[str, ImageReference]) -> None:
+        self.side, self.references = side, references
+        self._made: dict[str, ReportImage] = {}
+
+    def picture(self, record_id: str) -> ReportImage:
+        """The thumbnail of a record with its box; grey where the image cannot be read any more."""
+        if record_id not in self._made:
+            self._made[record_id] = self._make(record_id)
+        return self._made[record_id]
+
+    def _make(self, record_id: str) -> ReportImage:
+        reference = self.references.get(record_id)
+        box = None
+        try:
+            if reference is None:
+                raise FileNotFoundError(record_id)
+            image = decode(read_location(reference.location), record_id)
+            picture = PillowImage.fromarray(image.pixels)
+            factor = self.side / max(picture.size)
+            if reference.box:
+                x, y, w, h = (value * factor for value in reference.box)
+                box = (x, y, w, h)
+            picture.thumbnail((self.side, self.side), PillowImage.Resampling.LANCZOS, reducing_gap=2.0)
+        except (OSError, DecodeError):
+            picture = PillowImage.new("RGB", (self.side, self.side * 3 // 4), (128, 128, 128))
+        buffer = io.BytesIO()
+        picture.save(buffer, "JPEG", quality=78, optimize=True)
+        return ReportImage(record_id, buffer.getvalue(), box)
+
+
+def summarise(options: Options, _: Manifest) -> None:
+    """Say where the page lies."""
+    place = Place(f"{options.out}/report")
+    if read_manifest(place) is not None:
+        print(f"Report: {place.url}/report.html")
