@@ -32,7 +32,7 @@ def reference(checkout: Path) -> ModuleType:
             f"{path} does not exist: name a checkout of filipradenovic/revisitop with --reference."
         )
     if not hasattr(np, "in1d"):  # the name that it uses is gone since NumPy 2.4
-        np.in1d = np.isin
+        setattr(np, "in1d", np.isin)  # noqa: B010
     spec = importlib.util.spec_from_file_location("revisitop_evaluate", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

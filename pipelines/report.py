@@ -41,6 +41,7 @@ from schemas.ranking import DEPLOY
 
 STAGE = "report"
 SHOWN = 10  # of each list
+MEASURES = ("mAP", "mP@1", "mP@5", "mP@10")
 LABELS_OF = "medium"  # the protocol whose labels frame the lists
 LISTS_NOTE = (
     "Before: the order of the global descriptors. After: reranked as a user without labels would see it, so that junk "
@@ -211,7 +212,7 @@ class MakeReport(UnitWorker):
             MetricsRow(
                 TITLES[ranking].capitalize(),
                 {
-                    protocol: {key: float("nan") if value is None else value for key, value in measures.items()}
+                    protocol: {key: float("nan") if measures[key] is None else measures[key] for key in MEASURES}
                     for protocol, measures in by_protocol.items()
                 },
             )

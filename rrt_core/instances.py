@@ -46,7 +46,7 @@ def overlap(a: Box, b: Box) -> float:
 
 
 def texture_map(photo: Pixels) -> NDArray[np.float32]:
-    """Integral image, float32 [H + 1, W + 1], of the cells of a photograph uint8 [H, W, 3] that carry a corner.
+    """Integral image, float32 [H + 1, W + 1], of the pixels near a corner of a photograph uint8 [H, W, 3].
 
     A pixel counts when it lies within 4 px of a corner: a 5 x 5 window whose root mean square gradient is at
     least 3 grey levels a pixel in *every* direction, so that straight edges and gentle shading do not count.
@@ -60,7 +60,7 @@ def texture_map(photo: Pixels) -> NDArray[np.float32]:
 
 
 def texture_of(integral: NDArray[np.float32], box: Box) -> float:
-    """Share (0 to 1) of the box (x, y, w, h) that lies near a corner, from the integral image of `texture_map`."""
+    """Share (0 to 1) of the box (x, y, w, h) that lies near a corner; `integral` is that of `texture_map`."""
     x, y, w, h = box
     total = integral[y + h, x + w] - integral[y, x + w] - integral[y + h, x] + integral[y, x]
     return float(total) / (w * h)
@@ -88,7 +88,10 @@ def outline(shape: str, height: int, width: int, rng: np.random.Generator) -> Pi
 
 
 def cut_region(photo: Pixels, box: Box, rng: np.random.Generator, shape: str | None = None) -> Region:
-    """The region under `box` (x, y, w, h inside the photograph), outlined by `shape` (drawn from SHAPES if None)."""
+    """The region under `box` (x, y, w, h, inside the photograph), outlined by `shape` (None: any of SHAPES).
+
+    Raises ValueError for a box that does not lie inside.
+    """
     x, y, w, h = box
     if not (x >= 0 and y >= 0 and w > 0 and h > 0 and x + w <= photo.shape[1] and y + h <= photo.shape[0]):
         raise ValueError(f"box {box} does not lie inside a photograph of {photo.shape[1]} x {photo.shape[0]}")
@@ -111,11 +114,18 @@ def cut_instances(
 ) -> list[Region]:
     """Distinct, textured, barely overlapping regions of one photograph.
 
-    photo: uint8 [H, W, 3], RGB.  count: most regions wanted; fewer come back where the photograph has no more.
-    side: range of a region's sides as shares of the photograph's longest side; min_side: least side in pixels.
-    max_overlap: most that two regions, or a region and a box of `avoid` (x, y, w, h), may share, as a share of
-    the smaller (0: none).  min_texture: least share of the region near a corner; flat regions are refused.
-    tries: boxes drawn; the best textured are taken first.
+    Args:
+        photo: uint8 [H, W, 3], RGB.
+        count: most regions wanted; fewer come back where the photograph has no more.
+        side: range of a region's sides as shares of the photograph's longest side.
+        min_side: least side, px.
+        max_overlap: most that two regions, or one and a box of `avoid`, may share, over the smaller's area.
+        min_texture: least share of the region near a corner; flat regions are refused.
+        avoid: boxes (x, y, w, h) to keep away from.
+        tries: boxes drawn; the best textured are taken first.
+
+    Raises:
+        ValueError: the photograph is something else than uint8 [H, W, 3].
     """
     if photo.ndim != 3 or photo.shape[2] != 3 or photo.dtype != np.uint8:
         raise ValueError(f"a photograph is uint8 [H, W, 3], not {photo.dtype} {list(photo.shape)}")
@@ -126,21 +136,18 @@ def cut_instances(
     if min(height, width) < least:
         return []
     integral = texture_map(photo)
-    found: list[tuple[float, Box]] = []
-    for _ in range(tries):
-        w = int(rng.integers(low, most + 1))
-        h = int(np.clip(round(w * rng.uniform(0.7, 1.4)), least, most))
-        w, h = min(w, width), min(h, height)
-        box = (int(rng.integers(0, width - w + 1)), int(rng.integers(0, height - h + 1)), w, h)
-        texture = texture_of(integral, box)
-        if texture >= min_texture and all(overlap(box, other) <= max_overlap for other in avoid):
-            # a little chance keeps one busy corner of the picture from giving all regions of one size
-            found.append((texture * float(rng.uniform(0.7, 1.0)), box))
-    found.sort(key=lambda item: (-item[0], item[1]))
+    w = np.minimum(rng.integers(low, most + 1, tries), width)
+    h = np.minimum(np.clip(np.round(w * rng.uniform(0.7, 1.4, tries)).astype(np.int64), least, most), height)
+    x, y = rng.integers(0, width - w + 1), rng.integers(0, height - h + 1)
+    texture = (integral[y + h, x + w] - integral[y, x + w] - integral[y + h, x] + integral[y, x]) / (w * h)
+    # a little chance keeps one busy corner of the picture from giving all regions of one size
+    order = np.argsort(-texture * rng.uniform(0.7, 1.0, tries), kind="stable")
+    boxes = np.stack([x, y, w, h], 1)[order[texture[order] >= min_texture]].tolist()
     kept: list[Box] = []
-    for _, box in found:
+    for left, top, across, down in boxes:
         if len(kept) == count:
             break
-        if all(overlap(box, other) <= max_overlap for other in kept):
+        box = (left, top, across, down)
+        if all(overlap(box, other) <= max_overlap for other in (*avoid, *kept)):
             kept.append(box)
     return [cut_region(photo, box, rng) for box in kept]

@@ -1,4 +1,4 @@
-"""Where an instance stands in a picture: a plane turned in space, bent and warped, before a pinhole camera."""
+"""Where an instance stands in a picture: a plane turned in space, bent and warped, before a camera."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def place(
 ) -> tuple[Floats, float]:
     """Where each pixel of the picture looks into the region.
 
-    Returns float32 [height, width, 2], x and y in the region's pixels (far outside where the object is not), and
-    the area in px that the whole object would cover were the picture endless.
+    Returns float32 [height, width, 2], x and y in the region's pixels (far outside where the object is not),
+    and the area in px that the whole object would cover were the picture endless.
     """
     region_height, region_width = region.mask.shape
     aspect = np.sqrt(region_width / region_height) * (1 + rng.uniform(-level.stretch, level.stretch))
@@ -61,7 +61,7 @@ def place(
 
 
 def _project(half: NDArray[np.float64], level: Level, rng: np.random.Generator) -> NDArray[np.float64]:
-    """Corners float64 [4, 2] of a rectangle of half sides `half`, turned in space and seen by a pinhole camera."""
+    """Corners float64 [4, 2] of a rectangle of half sides `half`, turned in space, as a camera sees it."""
     roll = np.deg2rad(rng.uniform(-level.roll, level.roll))
     tilt = np.deg2rad(level.tilt * np.sqrt(rng.uniform()))  # the square root favours the level's far end
     towards = rng.uniform(0, 2 * np.pi)
@@ -78,7 +78,7 @@ def _project(half: NDArray[np.float64], level: Level, rng: np.random.Generator) 
 def _position(
     corners: NDArray[np.float64], height: int, width: int, cut: float, rng: np.random.Generator
 ) -> NDArray[np.float64]:
-    """Shift (x, y) that puts the object into the picture, with a share `cut` of its extent beyond one border."""
+    """Shift (x, y) that puts the object into the picture, a share `cut` of its extent beyond one border."""
     low, high = corners.min(0), corners.max(0)
     extent, picture = high - low, np.array([width, height], np.float64)
     room = picture - extent

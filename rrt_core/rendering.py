@@ -1,9 +1,9 @@
 """Synthetic views of instances: one flat region of a photograph, seen as a camera might see the thing again.
 
-    region (instances.py) -> placed in space (scale, roll, tilt, bend, warp) -> in front of another photograph,
-    among clutter, cut by the picture's border, half hidden -> light -> blur -> noise -> JPEG
+    region (instances.py) -> placed in space (placement.py) -> in front of another photograph, among clutter,
+    cut by the picture's border, half hidden -> light -> blur -> noise -> JPEG
 
-Arrays in, arrays out; NumPy and OpenCV only. A view depends on its arguments and its random generator alone, so
+Arrays in, arrays out; NumPy and OpenCV only. A view depends only on its arguments and its generator, so
 views can be rendered in any order and in any process (`view_rng`).
 """
 
@@ -27,9 +27,12 @@ __all__ = ["LEVELS", "Level", "Region", "RenderedView", "cut_instances", "cut_re
 class RenderedView:
     """One picture of an instance.
 
-    pixels: uint8 [H, W, 3], RGB, not yet compressed.   box: (x, y, w, h), whole pixels, of what can be seen of
-    the object; (0, 0, 0, 0) if nothing can.   visible: share of the object's area neither cut nor hidden, 0 to 1.
-    cover: area that can be seen over the picture's area, 0 to 1.   quality: JPEG quality that goes with the view.
+    Attributes:
+        pixels: uint8 [H, W, 3], RGB, not yet compressed.
+        box: (x, y, w, h), whole pixels, of what can be seen of the object; (0, 0, 0, 0) if nothing can.
+        visible: share of the object's area neither cut nor hidden, 0 to 1.
+        cover: area that can be seen over the picture's area, 0 to 1.
+        quality: JPEG quality that goes with the view, 1 to 100.
     """
 
     pixels: Pixels
@@ -44,10 +47,10 @@ class RenderedView:
         done, data = cv2.imencode(".jpg", cv2.cvtColor(self.pixels, cv2.COLOR_RGB2BGR), options)
         if not done:
             raise RuntimeError("OpenCV could not encode the view as JPEG")
-        return data.tobytes()
+        return bytes(data.tobytes())
 
     def compressed(self) -> Pixels:
-        """The picture uint8 [H, W, 3], RGB, as it comes out of its JPEG file: what a model should be trained on."""
+        """The picture, uint8 [H, W, 3], RGB, as it comes out of its JPEG file: what to train a model on."""
         decoded = cv2.imdecode(np.frombuffer(self.jpeg(), np.uint8), cv2.IMREAD_COLOR)
         if decoded is None:
             raise RuntimeError("OpenCV could not decode the JPEG that it made")
@@ -70,11 +73,17 @@ def render_view(
 ) -> RenderedView:
     """One view of `region` in front of `background`.
 
-    background: uint8 [h, w, 3], RGB, any size >= 16 px; a random crop of it fills the picture.
-    level: a name of LEVELS or a Level of your own.   size: longest side of the picture, px.
-    clutter: photographs uint8 [h, w, 3] that the pieces behind and in front of the object are cut from; the
-    background where there are none.
-    Raises ValueError for an unknown level.
+    Args:
+        region: what the view shows.
+        background: uint8 [h, w, 3], RGB, at least 16 px a side; a random crop of it fills the picture.
+        rng: decides all of the view (see `view_rng`).
+        level: a name of LEVELS or a Level of your own.
+        size: longest side of the picture, px, at least 64; the other is 0.7 to 1 of it.
+        clutter: photographs uint8 [h, w, 3] that the pieces behind and before the object are cut from; the
+            background where there are none.
+
+    Raises:
+        ValueError: the level is unknown.
     """
     if isinstance(level, str):
         if level not in LEVELS:
@@ -138,7 +147,7 @@ def _picture_shape(size: int, rng: np.random.Generator) -> tuple[int, int]:
 
 
 def _fit_resolution(region: Region, flow: Floats) -> Pixels:
-    """The region's pixels, of their own size, blurred where the view is smaller than the region (aliasing)."""
+    """The region's pixels, of their own size, blurred where the view is smaller (against aliasing)."""
     coarse = flow[::4, ::4]
     inside = ((coarse[..., 0] >= 0) & (coarse[..., 0] < region.mask.shape[1])
               & (coarse[..., 1] >= 0) & (coarse[..., 1] < region.mask.shape[0]))
@@ -159,7 +168,7 @@ def _pick(photographs: Sequence[Pixels], rng: np.random.Generator) -> Pixels:
 
 
 def _crop(photo: Pixels, aspect: float, share: float, rng: np.random.Generator) -> Pixels:
-    """A random crop of width / height = aspect whose fitting side is `share` of the photograph's, maybe mirrored."""
+    """A random crop of width / height = aspect, `share` of the largest such, mirrored or not."""
     height, width = photo.shape[:2]
     h = max(4, min(height, round(share * min(height, width / aspect))))
     w = max(4, min(width, round(h * aspect)))
@@ -184,7 +193,7 @@ def _blend(below: Pixels, above: Pixels, alpha: Pixels) -> Pixels:
 def _paste(
     canvas: Pixels, photo: Pixels, centre: tuple[float, float], side: float, rng: np.random.Generator
 ) -> tuple[slice, slice, Pixels] | None:
-    """Puts a piece of `photo`, about `side` px wide, into the canvas. Returns its place and mask, None if outside."""
+    """Puts a piece of `photo`, about `side` px wide, into the canvas; gives its place and mask if inside."""
     aspect = float(np.exp(rng.uniform(-0.6, 0.6)))
     w, h = max(4, round(side * np.sqrt(aspect))), max(4, round(side / np.sqrt(aspect)))
     piece = _crop(photo, w / h, rng.uniform(0.25, 0.7), rng)
@@ -206,7 +215,7 @@ def _hide(
     canvas: Pixels, shown: Pixels, whole: float, sources: Sequence[Pixels], share: float,
     rng: np.random.Generator,
 ) -> None:
-    """Covers about a share of the whole object's area with pieces of photographs; clears `shown` where it does."""
+    """Covers a share of the object's `whole` area with pieces of photographs; clears `shown` there."""
     if share < 0.02:
         return
     target = np.count_nonzero(shown) - share * whole
@@ -227,7 +236,7 @@ def _hide(
 
 
 def _relight(image: Pixels, level: Level, rng: np.random.Generator, strength: float) -> Pixels:
-    """Gain, gamma and colour cast by a table a channel, then a shading gradient; `strength` scales them all."""
+    """Gain, gamma and colour cast by a table, then a shading gradient; `strength` scales them all."""
     gain = float(np.exp(rng.uniform(np.log(level.gain[0]), np.log(level.gain[1])) * strength))
     gamma = float(np.exp(rng.uniform(np.log(level.gamma[0]), np.log(level.gamma[1])) * strength))
     cast = 1 + rng.uniform(-level.cast, level.cast, 3) * strength
@@ -241,7 +250,7 @@ def _relight(image: Pixels, level: Level, rng: np.random.Generator, strength: fl
     ramp = (np.linspace(-0.5, 0.5, width, dtype=np.float32)[None, :] * np.float32(np.cos(angle))
             + np.linspace(-0.5, 0.5, height, dtype=np.float32)[:, None] * np.float32(np.sin(angle)))
     factor = 1 + np.float32(2 * shade) * ramp * np.float32(0.7)
-    return np.clip(lit * factor[..., None] + 0.5, 0, 255).astype(np.uint8)
+    return np.asarray(np.clip(lit * factor[..., None] + 0.5, 0, 255), np.uint8)
 
 
 def _blur(image: Pixels, level: Level, rng: np.random.Generator) -> Pixels:
@@ -259,7 +268,7 @@ def _blur(image: Pixels, level: Level, rng: np.random.Generator) -> Pixels:
 
 
 def _add_noise(image: Pixels, sigma: float, rng: np.random.Generator) -> Pixels:
-    """Gaussian noise of `sigma` grey levels, the same in all channels (as a sensor's is after demosaicing, nearly)."""
+    """Gaussian noise of `sigma` grey levels, the same in all channels, nearly as after demosaicing."""
     if sigma < 0.5:
         return image
     noise = rng.standard_normal(image.shape[:2], dtype=np.float32) * np.float32(sigma)

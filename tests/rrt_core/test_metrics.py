@@ -52,7 +52,7 @@ def revisitop():
     if not REVISITOP.exists():
         pytest.skip("no checkout of revisitop (RRT_REVISITOP)")
     if not hasattr(np, "in1d"):  # gone since NumPy 2.4
-        np.in1d = np.isin
+        setattr(np, "in1d", np.isin)  # noqa: B010
     spec = importlib.util.spec_from_file_location("revisitop_evaluate", REVISITOP)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
