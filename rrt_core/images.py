@@ -18,7 +18,7 @@ from PIL import UnidentifiedImageError
 
 # Raster formats only: Pillow would hand EPS to an external interpreter, and guesses wildly at formats without
 # a signature.
-_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
 
 _ORIENTATION_TAG = 0x0112
 _TO_UPRIGHT = {

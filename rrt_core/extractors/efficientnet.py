@@ -137,7 +137,7 @@ class EfficientNet(Extractor):
         )
 
     def _maps(self, pixels: npt.NDArray[np.uint8]) -> Maps:
-        x = torch.from_numpy(pixels).permute(2, 0, 1)[None]  # channels last in memory already
+        x = torch.from_numpy(pixels).permute(2, 0, 1)[None]  # a view: channels last in memory already
         maps: Maps = self._network(x.to(torch.float32).sub_(INPUT_MEAN).mul_(1.0 / INPUT_DEVIATION))
         return maps
 
@@ -146,7 +146,8 @@ class EfficientNet(Extractor):
         height, width = image.pixels.shape[:2]
         longest = max(height, width)
         most = self._enlarge * longest
-        first = min(max(self._sizes[0] * image.resize_factor, self._min_size), most)
+        least = min(self._min_size, self._sizes[0])
+        first = min(max(self._sizes[0] * image.resize_factor, least), most)
         return [resized(image.pixels, first * scale / longest) for scale in self.scales]
 
 
