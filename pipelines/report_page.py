@@ -234,12 +234,14 @@ def render_report(data: ReportData) -> str:
     )
     environment.filters |= {"percent": _percent, "signed": _signed, "short_name": _short_name}
     protocols = _in_order([row.values for row in data.metrics])
+    labels = {ranked.label for query in data.queries for ranked in (*query.before, *query.after)}
     charts = [_chart(data.queries, protocol) for protocol in _in_order([q.ap_after for q in data.queries])]
     return environment.get_template("report.html.j2").render(
         data=data,
         protocols=protocols,
         metric_names=_in_order([values for row in data.metrics for values in row.values.values()]),
         charts=[chart for chart in charts if chart.bars],
+        labels=labels,
         change=_change,
         place=_Thumbnails().place,
         nan=math.nan,

@@ -101,6 +101,7 @@ KINDS = (
 )
 
 
+@pytest.mark.needs_shared
 @pytest.mark.parametrize("protocol", metrics.PROTOCOLS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_equals_the_definition_on_the_real_files(truth, protocol, kind):
@@ -119,6 +120,7 @@ def test_equals_the_definition_on_the_real_files(truth, protocol, kind):
         assert result.precision[row] == pytest.approx(precisions, abs=1e-12)
 
 
+@pytest.mark.needs_shared
 @pytest.mark.parametrize("protocol", metrics.PROTOCOLS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_equals_revisitop(revisitop, truth, protocol, kind):
@@ -257,6 +259,7 @@ def test_required_depth():
     assert metrics.protocols_of(without) == ("medium",)
 
 
+@pytest.mark.needs_shared
 def test_required_depth_of_the_real_files(truth):
     beyond = {"roxford5k": 305, "rparis6k": 448}[truth.name]  # the most easy + junk that a query has
     assert metrics.required_depth(truth, 100) == 100 + beyond
