@@ -121,6 +121,8 @@ def make_demo(
     temporary = root / "ground_truth.json.tmp"
     save_ground_truth(truth, str(temporary))
     os.replace(temporary, root / "ground_truth.json")
+    for left_over in (root / "images").rglob(".*.tmp"):  # of a run that was killed
+        left_over.unlink(missing_ok=True)
     _write(root / "README.txt", _readme(about, counts).encode())
     _write(root / "done", b"")
     return root

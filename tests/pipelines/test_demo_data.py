@@ -62,6 +62,7 @@ def test_a_half_made_folder_is_completed_to_the_same_bytes(demo: Path, tmp_path:
     made = sorted(gallery.glob("*.jpg"))
     assert 0 < len(made) < SMALL.gallery
     made[0].write_bytes(made[0].read_bytes()[:-100])  # what a power cut may leave
+    (gallery / ".0001.jpg.4711.tmp").write_bytes(b"of a killed process")
     steps: list[tuple[int, int]] = []
     make_demo(tmp_path / "b", 3, counts=SMALL, size=160, processes=1, progress=lambda *now: steps.append(now))
     assert digests(tmp_path / "b") == digests(demo)
