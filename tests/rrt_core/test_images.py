@@ -1,4 +1,4 @@
-"""Decoding: every kind of file that a crawl holds comes out as the expected upright RGB, or as a named reason."""
+"""Decoding: every kind of file of a crawl comes out as the expected upright RGB, or as a named reason."""
 
 from __future__ import annotations
 
@@ -49,7 +49,8 @@ def png_of_16_bits(samples: np.ndarray) -> bytes:
         return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
 
     header = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    chunks = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + chunks
 
 
 def refused(data: bytes, box: tuple[float, float, float, float] | None = None, **limits: int) -> DecodeError:
@@ -99,7 +100,8 @@ def test_exif_orientation(orientation: int, kind: str) -> None:
     exif = PillowImage.Exif()
     exif[ORIENTATION] = orientation
     options = {"JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"lossless": True}}.get(kind, {})
-    image = decode(saved(PillowImage.fromarray(np.ascontiguousarray(stored)), kind, exif=exif, **options), "r")
+    data = saved(PillowImage.fromarray(np.ascontiguousarray(stored)), kind, exif=exif, **options)
+    image = decode(data, "r")
     assert (image.width, image.height) == (36, 24)
     assert np.abs(image.pixels.astype(int) - upright).max() <= 12
 
@@ -177,7 +179,7 @@ def test_box_is_rounded_and_clipped() -> None:
     data = saved(PillowImage.fromarray(scene()), "PNG")
     image = decode(data, "r", (3.4, 2.6, 20.2, 15.0))
     assert image.origin == (3.0, 3.0) and (image.width, image.height) == (36, 24)
-    assert (image.pixels == scene()[3:18, 3:24]).all()  # int(round()) of the corners 3.4, 2.6, 23.6, 17.6
+    assert (image.pixels == scene()[3:18, 3:24]).all()  # corners 3.4, 2.6, 23.6, 17.6
     assert image.resize_factor == pytest.approx(21 / 36)
     clipped = decode(data, "r", (-5, 10, 1000, 1000))
     assert clipped.origin == (0.0, 10.0) and (clipped.pixels == scene()[10:]).all() and clipped.resize_factor == 1.0
@@ -216,7 +218,8 @@ def test_small_pictures_and_boxes() -> None:
 
 def test_what_is_no_image() -> None:
     assert refused(b"").error_class == "empty"
-    for data in (b"\0", b"<html>not found</html>", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 20 20\n", bytes(5000)):
+    postscript = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 20 20\n"
+    for data in (b"\0", b"<html>not found</html>", postscript, bytes(5000)):
         assert refused(data).error_class == "unreadable"
 
 
