@@ -19,17 +19,19 @@ import shutil
 import socket
 import tempfile
 import time
+import traceback
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import cache
 from importlib import metadata
 from io import BytesIO
 from typing import Any
 
 import pyarrow.parquet as pq
 
-from pipelines.storage import Place, sha256_file
+from pipelines.storage import Place, refusal, sha256_file
 from schemas.errors import UserError
 from schemas.manifest import (
     MANIFEST_NAME,
@@ -137,7 +139,8 @@ class Attempt:
         self.number = 1 + sum(name.startswith(f"{unit.name}.") for name in earlier)
         self.name = f"attempts/{unit.name}.{self.id}.json"
         self._told = 0.0
-        place.write(self.name, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode())
+        about = {"pid": os.getpid(), "host": socket.gethostname()}
+        place.write(self.name, json.dumps(about).encode(), durable=False)
         if place.local:  # on the same disk, so that the final rename is one step
             self.scratch = place.path(f"scratch/{unit.name}.{self.id}")
             os.makedirs(self.scratch)
@@ -196,11 +199,12 @@ class Attempt:
             self.place.remove(name)  # an unreadable marker counts as absent
         return marker
 
-    def close(self) -> None:
-        """Forget this attempt: it ended by itself, well or with an exception that was written down."""
+    def close(self, *, failed: bool = False) -> None:
+        """End this attempt. A failed one stays written down and counts, like one whose process was killed."""
         shutil.rmtree(self.scratch, ignore_errors=True)
         self.place.remove(f"{self.name}.progress")
-        self.place.remove(self.name)
+        if not failed:
+            self.place.remove(self.name)
 
 
 def do_unit(worker: UnitWorker, unit: Unit) -> bool:
@@ -208,29 +212,37 @@ def do_unit(worker: UnitWorker, unit: Unit) -> bool:
     place = Place(worker.job.output)
     if read_marker(place, worker.job, unit) is not None:
         return True
-    attempt = Attempt(place, worker.job, unit)
+    attempt: Attempt | None = None
     try:
+        attempt = Attempt(place, worker.job, unit)
         attempt.commit(worker.do(unit, attempt))
+        attempt.close()
         return True
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001  whatever a stage or an extractor raises is the driver's to judge
+        if attempt is not None:
+            attempt.close(failed=not _final(error, place))
         write_error(place, unit.name, error)
         return False
-    finally:
-        attempt.close()
+
+
+def _final(error: Exception, place: Place) -> UserError | None:
+    """The user's mistake, or the disk's refusal, behind an error: no retry mends it."""
+    if isinstance(error, UserError):
+        return error
+    return refusal(error, place.url) if isinstance(error, OSError) else None
 
 
 def write_error(place: Place, unit: str, error: Exception) -> None:
     """Write a unit's exception down for the driver: a sentence, whether a retry is of use, the traceback."""
-    import traceback
-
-    sentence = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+    final = _final(error, place)
     record = {
         "unit": unit,
-        "sentence": sentence,
-        "final": isinstance(error, UserError),
-        "traceback": traceback.format_exc(),
+        "sentence": str(final) if final else f"{type(error).__name__}: {error}",
+        "final": final is not None,
+        "traceback": "".join(traceback.format_exception(error)),
     }
-    place.write(f"errors/{unit}.json", json.dumps(record).encode())
+    with contextlib.suppress(OSError, UserError):  # a full disk: the driver finds it out by itself
+        place.write(f"errors/{unit}.json", json.dumps(record).encode(), durable=False)
 
 
 def marker_name(unit: Unit) -> str:
@@ -242,7 +254,7 @@ def read_marker(place: Place, job: Job, unit: Unit) -> Marker | None:
     """The unit's marker where it is valid: readable, of this recipe and slice, its files in place."""
     try:
         marker = Marker.from_bytes(place.read(marker_name(unit)))
-    except FileNotFoundError:
+    except (FileNotFoundError, IsADirectoryError):
         return None
     if marker is None or marker.recipe != job.recipe_hash or marker.slice != unit.slice:
         return None
@@ -251,49 +263,7 @@ def read_marker(place: Place, job: Job, unit: Unit) -> Marker | None:
     return marker
 
 
-def write_plan(place: Place, job: Job) -> None:
-    """Write the job's plan once; raises UserError where the folder holds another recipe's output."""
-    record = {"recipe": job.identity, "recipe_hash": job.recipe_hash, "units": [unit.__dict__ for unit in job.units]}
-    data = (json.dumps(record, sort_keys=True, indent=1) + "\n").encode()
-    if place.create("plan/plan.json", data):
-        return
-    refuse_other_recipe(place, job)
-    if json.loads(place.read("plan/plan.json"))["units"] != json.loads(data)["units"]:
-        raise UserError(
-            f"{place.url} was planned for other units by the same recipe; give --overwrite or another place"
-        )
-
-
-def refuse_other_recipe(place: Place, job: Job) -> None:
-    """Raise UserError where the folder's plan has another recipe, saying what differs."""
-    try:
-        planned = json.loads(place.read("plan/plan.json"))
-    except FileNotFoundError:
-        return
-    except ValueError:
-        raise UserError(f"{place.url}/plan/plan.json is damaged; give --overwrite or another place") from None
-    if planned["recipe_hash"] != job.recipe_hash:
-        differences = "; ".join(_differences(planned["recipe"], job.identity))
-        raise UserError(
-            f"{place.url} was made by another recipe ({differences}); give --overwrite to make it again, "
-            "or another place"
-        )
-
-
-def _differences(old: Any, new: Any, name: str = "") -> Iterable[str]:
-    if isinstance(old, Mapping) and isinstance(new, Mapping):
-        for key in sorted({*old, *new}):
-            inner = f"{name}.{key}" if name else str(key)
-            yield from _differences(old.get(key), new.get(key), inner)
-    elif old != new:
-        yield f"{name} was {_short(old)}, is now {_short(new)}"
-
-
-def _short(value: Any) -> str:
-    text = canonical_json(value)
-    return text if len(text) <= 40 else text[:37] + "..."
-
-
+@cache
 def software_versions() -> dict[str, str]:
     """Versions of what can change bytes, with the Python and the CPU type."""
     versions = {"python": platform.python_version(), "machine": platform.machine()}
@@ -342,6 +312,18 @@ def read_manifest(place: Place) -> Manifest | None:
         return None
     except ValueError as error:
         raise UserError(f"{place.url}/{MANIFEST_NAME} cannot be used: {error}; make it again") from error
+
+
+def is_whole(place: Place, manifest: Manifest) -> bool:
+    """Whether all files that the manifest counts are there with their sizes. Their bytes are not read."""
+    try:
+        data = place.read(PARTS_NAME)
+    except FileNotFoundError:
+        return False
+    if hashlib.sha256(data).hexdigest() != manifest.parts["sha256"]:
+        return False
+    entries = entries_of(pq.read_table(BytesIO(data)))
+    return place.sizes([entry.name for entry in entries]) == [entry.bytes for entry in entries]
 
 
 def require_manifest(url: str, what: str, command: str) -> Manifest:

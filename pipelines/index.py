@@ -124,11 +124,7 @@ def _files(
     shards: Sequence[tuple[Group, int]], rows: int, max_memory: int, key: str, dimension: int
 ) -> list[tuple[list[int], int]]:
     """Shards put together into as few search files as memory allows."""
-    import faiss
-
-    empty = indexes.empty_index(key, dimension)
-    inner = faiss.try_extract_index_ivf(empty)
-    code = inner.code_size if inner is not None else faiss.downcast_index(empty.index).sa_code_size()
+    code = indexes.code_bytes(indexes.empty_index(key, dimension))
     files: list[tuple[list[int], int]] = []
     for number, (_, count) in enumerate(shards):
         if not files or (files[-1][1] + count) * (code + 8) > max_memory:

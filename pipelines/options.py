@@ -23,7 +23,7 @@ def option(help: str, default: Any = dataclasses.MISSING, choices: tuple[str, ..
     return dataclasses.field(default=default, metadata=metadata)
 
 
-def add_arguments(parser: argparse.ArgumentParser, options: type) -> None:
+def add_arguments(parser: argparse._ActionsContainer, options: type) -> None:
     """Add a flag for each field: ``rows_per_part`` becomes ``--rows-per-part``."""
     hints = typing.get_type_hints(options)
     for field in dataclasses.fields(options):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import pyarrow.parquet as pq
@@ -119,7 +119,7 @@ def _from_ground_truth(spec: SourceSpec, place: Place) -> Iterator[ImageReferenc
             yield _reference(spec, place, complete(name))
 
 
-def _complete_names(truth: GroundTruth, place: Place, spec: SourceSpec):  # type: ignore[no-untyped-def]
+def _complete_names(truth: GroundTruth, place: Place, spec: SourceSpec) -> Callable[[str], str | bytes]:
     """Revisitop's files name images without a suffix: it is found in the folder, once for all."""
     if all(os.path.splitext(name)[1].lower() in SUFFIXES for name in truth.gallery[:100]):
         return lambda name: name

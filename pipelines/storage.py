@@ -9,8 +9,11 @@ unseen).
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import hashlib
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator, Sequence
@@ -22,12 +25,38 @@ from fsspec.implementations.local import LocalFileSystem
 from schemas.errors import UserError
 
 
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*(://|::)")
+_CHAIN = re.compile(r"^[a-z0-9]+::|::[a-z0-9]+://")  # fsspec's URL chains; any other "::" belongs to a name
+_REFUSED = {
+    errno.ENOSPC: "there is no space left on the disk",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EFBIG: "the file would be larger than the system's limit",
+    errno.EROFS: "the file system is read-only",
+    errno.EACCES: "permission denied",
+    errno.EPERM: "the operation is not permitted",
+    errno.ENOTDIR: "a part of the path is a file, not a folder",
+    errno.EISDIR: "a folder stands in its place",
+    errno.ENAMETOOLONG: "the name is too long",
+}
+_NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EMLINK, errno.ENOSYS}
+
+
+def refusal(error: OSError, where: str) -> UserError | None:
+    """The sentence for an error that no retry mends (a full disk, no permission); None for any other."""
+    why = _REFUSED.get(error.errno or 0)
+    return UserError(f"{where}: cannot be written: {why}; mend it, the same command goes on from there") if why else None
+
+
 def open_file_system(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """The file system and path of a URL. Raises UserError for an unknown protocol or a missing package."""
+    if not _URL.match(url):  # a local path, whatever is in its names
+        return LocalFileSystem(), os.path.abspath(os.path.expanduser(url))
     try:
-        if "://" not in url:
-            return fsspec.core.url_to_fs(os.path.abspath(os.path.expanduser(url)))
-        return fsspec.core.url_to_fs(url, use_listings_cache=False)
+        if _CHAIN.search(url):
+            return fsspec.core.url_to_fs(url, use_listings_cache=False)
+        kind = fsspec.get_filesystem_class(url.partition("://")[0])
+        settings = {**kind._get_kwargs_from_urls(url), "use_listings_cache": False}
+        return kind(**settings), str(kind._strip_protocol(url))
     except (ValueError, ImportError) as error:
         raise UserError(f"{url}: cannot be opened: {error}") from error
 
@@ -71,13 +100,24 @@ class Place:
     def size(self, name: str) -> int | None:
         """Bytes of a file, or None where it is absent."""
         try:
-            return int(self.fs.size(self.path(name)))
-        except FileNotFoundError:
+            return os.stat(self.path(name)).st_size if self.local else int(self.fs.size(self.path(name)))
+        except (FileNotFoundError, NotADirectoryError):
             return None
+
+    def sizes(self, names: Sequence[str]) -> list[int | None]:
+        """Bytes of each file, or None; elsewhere than on a local disk by one listing a folder."""
+        if self.local:
+            return [self.size(name) for name in names]
+        listed: dict[str, int] = {}
+        for folder in {name.rpartition("/")[0] for name in names}:
+            with contextlib.suppress(FileNotFoundError):
+                for entry in self.fs.ls(self.path(folder), detail=True):
+                    listed[entry["name"].strip("/")] = entry["size"]
+        return [listed.get(self.path(name).strip("/")) for name in names]
 
     def read(self, name: str) -> bytes:
         """The whole file. Raises FileNotFoundError."""
-        return bytes(self.fs.cat_file(self.path(name)))
+        return Path(self.path(name)).read_bytes() if self.local else bytes(self.fs.cat_file(self.path(name)))
 
     def read_ranges(self, names: Sequence[str], starts: Sequence[int], stops: Sequence[int]) -> list[bytes]:
         """Byte ranges of files, in order; concurrently where the file system can."""
@@ -109,14 +149,19 @@ class Place:
             return []
         return sorted(entry["name"].rsplit("/", 1)[-1] for entry in listed if entry["type"] == "file")
 
-    def write(self, name: str, data: bytes) -> None:
-        """Write or replace a whole file at once."""
+    def write(self, name: str, data: bytes, *, durable: bool = True) -> None:
+        """Write or replace a whole file at once. What need not outlive a power cut is not `durable`.
+
+        Raises UserError where the place cannot be written; so do `create` and `put`.
+        """
         if not self.local:
             self.fs.pipe_file(self.path(name), data)
             return
         with self._temporary(name) as temporary:
-            os.replace(self._write_local(temporary, data), self.path(name))
-        fsync_folder(os.path.dirname(self.path(name)))
+            self._write_local(temporary, data, durable)
+            os.replace(temporary, self.path(name))
+            if durable:
+                fsync_folder(os.path.dirname(self.path(name)))
 
     def create(self, name: str, data: bytes) -> bool:
         """Write a whole file unless it exists; False where it does. The first of many wins."""
@@ -127,12 +172,12 @@ class Place:
                 return False
             return True
         with self._temporary(name) as temporary:
-            self._write_local(temporary, data)
+            self._write_local(temporary, data, durable=True)
             try:
-                os.link(temporary, self.path(name))
+                self._link(temporary, self.path(name))
             except FileExistsError:
                 return False
-        fsync_folder(os.path.dirname(self.path(name)))
+            fsync_folder(os.path.dirname(self.path(name)))
         return True
 
     def put(self, local_file: str, name: str) -> None:
@@ -141,41 +186,119 @@ class Place:
             self.fs.put_file(local_file, self.path(name))
             os.remove(local_file)
             return
-        with open(local_file, "rb") as file:
-            os.fsync(file.fileno())
         target = self.path(name)
-        os.makedirs(os.path.dirname(target), exist_ok=True)
-        os.replace(local_file, target)
-        fsync_folder(os.path.dirname(target))
+        with self._writing(name):
+            with open(local_file, "rb") as file:
+                os.fsync(file.fileno())
+            os.makedirs(os.path.dirname(target), exist_ok=True)
+            os.replace(local_file, target)
+            fsync_folder(os.path.dirname(target))
 
     def remove(self, name: str) -> None:
         """Remove a file; nothing happens where it is absent."""
         with contextlib.suppress(FileNotFoundError):
-            self.fs.rm_file(self.path(name))
-
-    def remove_all(self) -> None:
-        """Remove the folder and all that is in it."""
-        with contextlib.suppress(FileNotFoundError):
             if self.local:
-                shutil.rmtree(self.root)
+                os.remove(self.path(name))
             else:
+                self.fs.rm_file(self.path(name))
+
+    def remove_folder(self, name: str) -> None:
+        """Remove a folder of leftovers, as far as it can be removed."""
+        if self.local:
+            shutil.rmtree(self.path(name), ignore_errors=True)
+        elif name:
+            with contextlib.suppress(OSError):
+                self.fs.rm(self.path(name), recursive=True)
+
+    def empty(self) -> None:
+        """Remove all that is in the folder; the folder stays."""
+        if not self.local:
+            with contextlib.suppress(FileNotFoundError):
                 self.fs.rm(self.root, recursive=True)
+            return
+        with self._writing(""), contextlib.suppress(FileNotFoundError):
+            for entry in os.scandir(self.root):
+                if entry.is_dir(follow_symlinks=False):
+                    shutil.rmtree(entry.path)
+                else:
+                    os.remove(entry.path)
+
+    def has_others(self, known: str) -> bool:
+        """Whether the folder holds anything, hidden files aside, but no entry of the name `known`."""
+        try:
+            names = os.listdir(self.root) if self.local else [p.rsplit("/", 1)[-1] for p in self.fs.ls(self.root, False)]
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        return known not in names and any(not name.startswith(".") for name in names)
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Hold the folder for this process while the block runs (local folders only, by flock).
+
+        Raises UserError where another process holds it. Elsewhere, and where the disk knows no locks, two commands
+        do the same work twice: the commit protocol keeps the result right.
+        """
+        if not self.local:
+            yield
+            return
+        with self._writing(""):
+            os.makedirs(self.root, exist_ok=True)
+        folder = os.open(self.root, os.O_RDONLY)
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(folder)
+            raise UserError(f"{self.url} is being made by another command; wait for its end, or give another place") from None
+        except OSError:
+            pass
+        try:
+            yield
+        finally:
+            os.close(folder)
+
+    @contextlib.contextmanager
+    def _writing(self, name: str) -> Iterator[None]:
+        """Errors of the disk as UserError."""
+        try:
+            yield
+        except OSError as error:
+            refused = refusal(error, self.path(name))
+            if refused is None and isinstance(error, FileExistsError) and not os.path.isdir(self.root):
+                refused = UserError(f"{self.root} is a file; give a folder")
+            if refused is None:
+                raise
+            raise refused from error
 
     @contextlib.contextmanager
     def _temporary(self, name: str) -> Iterator[str]:
+        """A temporary name beside the file; no file is left there."""
         target = self.path(name)
-        os.makedirs(os.path.dirname(target), exist_ok=True)
         temporary = f"{target}.{secrets.token_hex(6)}.tmp"
-        try:
-            yield temporary
-        finally:
-            with contextlib.suppress(FileNotFoundError):
-                os.remove(temporary)
+        with self._writing(name):
+            os.makedirs(os.path.dirname(target), exist_ok=True)
+            try:
+                yield temporary
+            finally:
+                with contextlib.suppress(FileNotFoundError):
+                    os.remove(temporary)
 
     @staticmethod
-    def _write_local(path: str, data: bytes) -> str:
+    def _link(temporary: str, target: str) -> None:
+        """Exclusive create of a whole file; on disks without links its name comes first, then its content."""
+        try:
+            os.link(temporary, target)
+        except FileExistsError:
+            raise
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))
+            os.replace(temporary, target)
+
+    @staticmethod
+    def _write_local(path: str, data: bytes, durable: bool) -> None:
         with open(path, "wb") as file:
             file.write(data)
             file.flush()
-            os.fsync(file.fileno())
-        return path
+            if durable:
+                os.fsync(file.fileno())

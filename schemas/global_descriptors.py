@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from schemas.image_list import Box
 
 SCHEMA_VERSION = "rrt-global/1"
-DTYPES = {"float32": np.dtype("<f4"), "float16": np.dtype("<f2")}
+DTYPES: dict[str, np.dtype[Any]] = {"float32": np.dtype("<f4"), "float16": np.dtype("<f2")}
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ GRID = 4
 
 
 class TinyExtractor(Extractor):
-    """Global: means and deviations of a 4 x 4 grid's colours (96-D). Local: each cell's 8 x 8 x 3 picture, to 128-D."""
+    """Global: colour means and deviations of a 4 x 4 grid (96-D). Local: a cell's 8 x 8 x 3 picture, to 128-D."""
 
     def __init__(self, max_locals: int = 16, seconds: float = 0.0) -> None:
         self.name, self.revision = "tiny", 1
@@ -36,8 +37,8 @@ class TinyExtractor(Extractor):
         height, width = image.pixels.shape[:2]
         ys, xs = np.linspace(0, height, GRID + 1).astype(int), np.linspace(0, width, GRID + 1).astype(int)
         means, cells, centres = [], [], []
-        for top, bottom in zip(ys[:-1], ys[1:], strict=True):
-            for left, right in zip(xs[:-1], xs[1:], strict=True):
+        for top, bottom in pairwise(ys):
+            for left, right in pairwise(xs):
                 cell = image.pixels[top:bottom, left:right].astype(np.float32)
                 means.append(np.concatenate([cell.mean((0, 1)) - 128, cell.std((0, 1))]))
                 rows = np.linspace(0, cell.shape[0] - 1, 8).astype(int)
