@@ -13,11 +13,15 @@ from pipelines.storage import Place
 from schemas.manifest import Manifest
 
 CHARACTERS_OF_A_HASH = 12
+JUNK_RULE = (
+    "Medium moves junk, Hard moves junk and easy images to the end before the first {depth} are taken; the row without "
+    "label knowledge takes the first of the list as it is. Easy is evaluated on Medium's reranking."
+)
 
 
 def fact_groups(url: str) -> list[FactGroup]:
     """Groups of facts of a run folder; what is absent is left out."""
-    manifests = {name: read_manifest(Place(f"{url}/{name}")) for name in ("shortlist", "scores", "ranking", "evaluation")}
+    manifests = {name: read_manifest(Place(f"{url}/{name}")) for name in ("shortlist", "scores", "evaluation")}
     shortlist, scores = manifests["shortlist"], manifests["scores"]
     groups = []
     if scores and shortlist:
@@ -35,12 +39,7 @@ def _protocol(shortlist: Manifest, scores: Manifest, evaluation: Manifest | None
     depth = int(scores.recipe["shortlist"])
     facts = [
         ("Reranked", f"the first {depth} of each query's list"),
-        (
-            "Junk rule",
-            f"Medium moves junk, Hard moves junk and easy images to the end before the first {depth} are taken; "
-            "the row without label knowledge takes the first of the list as it is. Easy is evaluated on Medium's "
-            "reranking.",
-        ),
+        ("Junk rule", JUNK_RULE.format(depth=depth)),
         ("Query crop", "queries are cropped to their boxes, at the size they have in the whole picture"),
         ("Kept of each list", f"{int(shortlist.facts['k']):,} of {int(shortlist.facts['gallery_rows']):,} images"),
     ]

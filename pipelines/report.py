@@ -240,7 +240,7 @@ def label_of(truth: Truth | None, query: str, records: Iterable[str]) -> dict[st
     names = list(records)
     known = truth.query(query) if truth else None
     if truth is None or known is None:
-        return {name: "unjudged" for name in names}
+        return dict.fromkeys(names, "unjudged")
     rule = PROTOCOLS[LABELS_OF]
     positive, junk = (set(positions_of(known, kinds).tolist()) for kinds in (rule.positive, rule.junk))
     return {

@@ -79,7 +79,8 @@ def run(options: Options, settings: RunSettings) -> Manifest:
         settings,
     )
     names = [DEPLOY, *(name for name in _protocols(options) if name != "easy")]
-    units = _replay_units(options, names, {entry.name.split(".")[0]: entry.name for entry in read_entries(f"{options.out}/scores")})
+    files = {entry.name.split(".")[0]: entry.name for entry in read_entries(f"{options.out}/scores")}
+    units = _replay_units(options, names, files)
     return run_job(
         Job(
             stage=STAGE,

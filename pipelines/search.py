@@ -40,7 +40,7 @@ class Options:
     queries: str = option("store of the queries")
     index: str = option("index of the gallery")
     out: str = option("run folder; the shortlist is made below it")
-    k: int = option("candidates kept a query; 0: all of a gallery of up to 10,000 images, else 1,000 or what is needed", 0)
+    k: int = option("candidates kept a query; 0: all of a gallery of up to 10,000, else 1,000 or what is needed", 0)
     shortlist: int = option("how many will be reranked", 100)
     ground_truth: str = option("ground-truth file, where known: k is then held to what its protocols need", "")
     nprobe: int = option("lists of an IVF index that are visited", 32)
@@ -125,9 +125,10 @@ def choose_k(options: Options, index: Manifest) -> int:
     if not options.k:
         return rows if rows <= KEEP_ALL_UP_TO else min(rows, max(KEPT, needed))
     if options.k < min(needed, rows):
-        why = f"{options.ground_truth} needs it: the shortlist of {options.shortlist} plus" if options.ground_truth else ""
-        detail = f"{why} the largest number of easy + junk of a query" if why else "the shortlist is as long"
-        raise UserError(f"search: --k is {options.k}, but at least {needed} must be kept ({detail})")
+        why = "the shortlist is as long"
+        if options.ground_truth:
+            why = f"the shortlist of {options.shortlist} plus the largest number of easy + junk of a query"
+        raise UserError(f"search: --k is {options.k}, but at least {needed} must be kept ({why})")
     return min(options.k, rows)
 
 
@@ -234,7 +235,7 @@ class MakeShortlist(UnitWorker):
         """Exact scores a query, and the record ids of all candidates; each gallery part is read once."""
         scores = [np.zeros(len(mine), np.float32) for mine in candidates]
         record_ids = [""] * len(ids)
-        for _, positions in self.gallery.locate(ids).items():
+        for positions in self.gallery.locate(ids).values():
             names, descriptors = self.gallery.read_globals(ids[positions])
             for position, name in zip(positions, names, strict=True):
                 record_ids[position] = name
