@@ -1,6 +1,6 @@
 """What descriptors are worth on real products: global mAP, and mutual nearest neighbours on top.
 
-    python benchmarks/products_global_and_locals.py [--extractor NAME] [--set OPTION=JSON] [--box FRACTION]
+    python benchmarks/products_global_and_locals.py [--extractor NAME] [--set OPTION=JSON] [--box PART]
 
 The 100 validation photographs of $RRT_TEST_DATA/products query the 864 training ones among the 800 of photos/.
 mAP is the plain average precision over the whole gallery, no junk. The global top 100 is ordered anew by
@@ -39,13 +39,9 @@ WAYS = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--extractor", default="efficientnet")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="OPTION=JSON", help="an option of the extractor"
-    )
+    parser.add_argument("--set", action="append", default=[], metavar="OPTION=JSON", help="an option of the extractor")
     parser.add_argument("--box", type=float, default=1.0, help="query the middle of each side, this fraction")
     parser.add_argument("--data", type=Path, default=DATA)
     parser.add_argument("--threads", type=int, default=1)
@@ -64,9 +60,7 @@ def main() -> None:
 
     left, right = (np.stack([d.global_descriptor for d in side]) for side in (asked, described))
     order = np.argsort(-(left @ right.T), axis=1, kind="stable")
-    print(
-        f"{extractor.name} {json.dumps(extractor.config)}, boxes of {arguments.box:g}, {len(gallery):,} images"
-    )
+    print(f"{extractor.name} {json.dumps(extractor.config)}, box {arguments.box:g}, {len(gallery):,} images")
     show("global", order, relevant)
     found = np.take_along_axis(relevant, order[:, :TOP], axis=1).sum(axis=1) / relevant.sum(axis=1)
     print(f"  recall in the top {TOP}: {found.mean():.3f}")

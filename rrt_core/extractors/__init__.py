@@ -113,8 +113,7 @@ def _load(name: str, target: str) -> type[Extractor]:
         module = importlib.import_module(module_name)
     except ImportError as error:
         raise UserError(
-            f"The extractor {name!r} cannot be imported ({error}): "
-            "install what is missing, or correct the name."
+            f"The extractor {name!r} cannot be imported ({error}): install what is missing, or correct the name."
         ) from error
     made = getattr(module, class_name, None)
     if not (isinstance(made, type) and issubclass(made, Extractor)):

@@ -209,8 +209,7 @@ def _whitening(data: bytes, where: str) -> tuple[Tensor, Tensor]:
         mean, projection = torch.from_numpy(arrays["mean"]), torch.from_numpy(arrays["projection"])
     except (SafetensorError, KeyError, ValueError) as error:
         raise UserError(
-            f"{where} is no whitening file ({type(error).__name__}): "
-            "make one with benchmarks/make_whitening.py."
+            f"{where} is no whitening file ({type(error).__name__}): make one with benchmarks/make_whitening.py."
         ) from error
     if mean.shape != (LOCAL_CHANNELS,) or projection.ndim != 2 or projection.shape[0] != LOCAL_CHANNELS:
         raise UserError(

@@ -58,13 +58,14 @@ class _SameConv(nn.Module):
         self.kernel, self.stride, self.groups, self.relu6 = kernel, stride, groups, relu6
 
     def forward(self, x: Tensor) -> Tensor:
-        # SAME pads by what the input size lacks; at stride 2 an even side gets the odd pixel at its end.
+        # SAME pads by what the input size lacks; at stride 2 an even side gets one pixel more at its end than at
+        # its start. A row of zeros ahead of the kernel makes that even: the same sums, without copying the map.
         rows, columns = (self._padding(side) for side in x.shape[-2:])
+        weight = self.weight
         if rows % 2 or columns % 2:
-            x = F.pad(x, (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2))
-            rows = columns = 0
-        padding = (rows // 2, columns // 2)
-        x = F.conv2d(x, self.weight, self.bias, self.stride, padding, 1, self.groups)
+            weight = F.pad(weight, (columns % 2, 0, rows % 2, 0))
+        padding = ((rows + 1) // 2, (columns + 1) // 2)
+        x = F.conv2d(x, weight, self.bias, self.stride, padding, 1, self.groups)
         return x.clamp_(0.0, 6.0) if self.relu6 else x
 
     def _padding(self, side: int) -> int:

@@ -63,9 +63,7 @@ class RootSift(Extractor):
         keypoints, histograms = self._sift.detectAndCompute(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY), None)
         if len(keypoints) == 0:
             histograms = np.zeros((0, self.local_dim), np.float32)
-        found = np.array(
-            [(*k.pt, k.response, k.size, k.angle, k.octave) for k in keypoints], np.float64
-        ).reshape(-1, 6)
+        found = np.array([(*k.pt, k.response, k.size, k.angle, k.octave) for k in keypoints], np.float64).reshape(-1, 6)
         x, y, response, size, angle, octave = found.T
         # OpenCV keeps every keypoint of the last response it admits, so more than asked, in no promised
         # order.

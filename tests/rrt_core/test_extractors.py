@@ -103,9 +103,7 @@ def test_network_equals_the_published_one(height: int, width: int) -> None:
     x = (pixels - INPUT_MEAN) / INPUT_DEVIATION
     seen = {}
     for number, name in ((7, "stage80"), (10, "stage112"), (15, "last")):
-        reference._blocks[number].register_forward_hook(
-            lambda _m, _i, out, name=name: seen.update({name: out})
-        )
+        reference._blocks[number].register_forward_hook(lambda _m, _i, out, name=name: seen.update({name: out}))
     with torch.inference_mode():
         head = reference.extract_features(x)
         maps = ours(x)
@@ -212,9 +210,7 @@ def test_the_whitening_whitens_photographs(efficientnet: EfficientNet) -> None:
 def test_rootsift_is_opencvs_sift() -> None:
     one = image(300, 220)
     got = described(create("rootsift", max_locals=5000), one)
-    keypoints, histograms = cv2.SIFT.create().detectAndCompute(
-        cv2.cvtColor(one.pixels, cv2.COLOR_RGB2GRAY), None
-    )
+    keypoints, histograms = cv2.SIFT.create().detectAndCompute(cv2.cvtColor(one.pixels, cv2.COLOR_RGB2GRAY), None)
     expected = np.sqrt(histograms / np.abs(histograms).sum(axis=1, keepdims=True))
     places = np.array([keypoint.pt for keypoint in keypoints]) + 0.5
     assert len(got.xy) == len(keypoints) > 50
@@ -246,16 +242,12 @@ def test_a_flat_picture_has_no_sift_but_a_global() -> None:
         (64, 64, (50, 50, 12, 12)),
     ],
 )
-def test_a_description_keeps_its_promises(
-    extractor: Extractor, width: int, height: int, box: Box | None
-) -> None:
+def test_a_description_keeps_its_promises(extractor: Extractor, width: int, height: int, box: Box | None) -> None:
     one = image(width, height, box=box)
     got = described(extractor, one)
     count = len(got.descriptors)
     assert count <= 500
-    assert (
-        got.global_descriptor.shape == (extractor.global_dim,) and got.global_descriptor.dtype == np.float32
-    )
+    assert got.global_descriptor.shape == (extractor.global_dim,) and got.global_descriptor.dtype == np.float32
     assert np.linalg.norm(got.global_descriptor) == pytest.approx(1, abs=1e-5)
     assert got.descriptors.shape == (count, extractor.local_dim) and got.descriptors.dtype == np.float32
     np.testing.assert_allclose(np.linalg.norm(got.descriptors, axis=1), 1, atol=1e-5)
@@ -317,10 +309,7 @@ def test_sizes_of_copies() -> None:
 
 def test_the_package_imports_no_network_library() -> None:
     code = "import sys, rrt_core.extractors; sys.exit(bool({'torch', 'cv2'} & set(sys.modules)))"
-    assert (
-        subprocess.run([sys.executable, "-c", code], check=False, cwd=Path(__file__).parents[2]).returncode
-        == 0
-    )
+    assert subprocess.run([sys.executable, "-c", code], check=False, cwd=Path(__file__).parents[2]).returncode == 0
 
 
 def test_a_users_own_extractor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -182,11 +182,7 @@ def test_box_is_rounded_and_clipped() -> None:
     assert (image.pixels == scene()[3:18, 3:24]).all()  # corners 3.4, 2.6, 23.6, 17.6
     assert image.resize_factor == pytest.approx(21 / 36)
     clipped = decode(data, "r", (-5, 10, 1000, 1000))
-    assert (
-        clipped.origin == (0.0, 10.0)
-        and (clipped.pixels == scene()[10:]).all()
-        and clipped.resize_factor == 1.0
-    )
+    assert clipped.origin == (0.0, 10.0) and (clipped.pixels == scene()[10:]).all() and clipped.resize_factor == 1.0
 
 
 def test_box_counts_in_the_upright_picture() -> None:
