@@ -61,7 +61,7 @@ class _SameConv(nn.Module):
         # SAME pads by what the input size lacks; at stride 2 an even side gets one pixel more at its end than at
         # its start. A row of zeros ahead of the kernel makes that even: the same sums, without copying the map.
         rows, columns = (self._padding(side) for side in x.shape[-2:])
-        weight = self.weight
+        weight: Tensor = self.weight
         if rows % 2 or columns % 2:
             weight = F.pad(weight, (columns % 2, 0, rows % 2, 0))
         padding = ((rows + 1) // 2, (columns + 1) // 2)
