@@ -31,7 +31,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from pipelines.storage import Place, refusal, sha256_file
+from pipelines.storage import Place, full_disk, sha256_file
 from schemas.errors import UserError
 from schemas.manifest import (
     MANIFEST_NAME,
@@ -174,9 +174,8 @@ class Attempt:
         now = time.monotonic()
         if self.place.local and now - self._told > 1.0:
             self._told = now
-            with contextlib.suppress(OSError):
-                with open(self.place.path(f"{self.name}.progress"), "w") as file:
-                    file.write(str(done))
+            with contextlib.suppress(OSError), open(self.place.path(f"{self.name}.progress"), "w") as file:
+                file.write(str(done))
 
     def commit(self, counts: Counts) -> Marker:
         """Drop the marker. Where another attempt was first, its marker is the one that counts."""
@@ -229,7 +228,7 @@ def _final(error: Exception, place: Place) -> UserError | None:
     """The user's mistake, or the disk's refusal, behind an error: no retry mends it."""
     if isinstance(error, UserError):
         return error
-    return refusal(error, place.url) if isinstance(error, OSError) else None
+    return full_disk(error, place.url) if isinstance(error, OSError) else None
 
 
 def write_error(place: Place, unit: str, error: Exception) -> None:

@@ -1,8 +1,9 @@
-"""The driver's loop: runs rounds over the units that have no marker until none is missing.
+"""The driver's loop: deals the units that have no marker to workers until none is missing.
 
-The markers, not Beam, say what is done. A round is a child process group that is watched from outside: when a
-worker dies, the group is killed and the next round goes on. After three rounds without a new marker the job
-ends with one sentence; all finished units stay in place. The manifest is written here, last.
+The markers, not Beam, say what is done. Locally the work is dealt in shares to worker processes, a small Beam pipeline
+each; another runner gets all missing units at once, from a single process that submits them. When a worker dies, its
+share is dealt again. A unit that failed three times ends the job with one sentence; all finished units stay in place.
+The manifest is written here, last.
 """
 
 from __future__ import annotations
@@ -10,37 +11,26 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
-import signal
-import subprocess
+import socket
 import sys
-import tempfile
 import time
+from collections import Counter, deque
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-
-import psutil
 
 from pipelines import stopping
-from pipelines.commit import (
-    Job,
-    Unit,
-    marker_name,
-    read_manifest,
-    read_marker,
-    refuse_other_recipe,
-    write_manifest,
-    write_plan,
-)
+from pipelines.commit import Job, Unit, is_whole, marker_name, read_manifest, read_marker, write_manifest
 from pipelines.options import option
-from pipelines.processes import PARENT_VARIABLE, thread_environment
+from pipelines.plan import refuse_other_recipe, refuse_to_empty, write_plan
+from pipelines.pool import Ended, Pool, close_pool, shared_pool
 from pipelines.progress import Progress
-from pipelines.storage import Place
+from pipelines.storage import Place, full_disk
 from schemas.errors import UserError
-from schemas.manifest import Manifest
+from schemas.manifest import Manifest, Marker
 
-ROUNDS_WITHOUT_MARKER = 3
-GRACE_SECONDS = 3.0  # a worker gone for longer, while its round goes on, died
+MOST_TRIES = 3  # of a unit in one command, and of a start that brings no unit to an end
+SHARES_A_WORKER = 4  # the work that is left is dealt in so many shares a worker, so that all end together
+MOST_A_SHARE = 128
 LOCAL = "local"
 
 
@@ -57,7 +47,7 @@ class RunSettings:
     @property
     def worker_count(self) -> int:
         """Worker processes of the local runner."""
-        if self.workers:
+        if self.workers > 0:
             return self.workers
         return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
@@ -66,224 +56,230 @@ class JobFailed(Exception):
     """A job could not be finished: one sentence. Exit code 1; finished units stay."""
 
 
-def run_job(job: Job, settings: RunSettings) -> Manifest:
+def run_job(job: Job, settings: RunSettings, plan_files: Mapping[str, bytes] | None = None) -> Manifest:
     """Fill the job's folder; gives its manifest. Skips at once where it is finished by the same recipe.
 
-    Raises UserError (another recipe's output is there, bad input) and JobFailed.
+    `plan_files` (name -> bytes) are what the job's workers read of the plan. Raises UserError (another recipe's
+    output is there, bad input, a disk that takes no more) and JobFailed.
     """
     place = Place(job.output)
+    try:
+        with place.alone():
+            return _run_job(job, place, settings, plan_files or {})
+    except OSError as error:
+        refused = full_disk(error, error.filename or place.url)
+        if refused is None:
+            raise
+        raise refused from error
+
+
+def _run_job(job: Job, place: Place, settings: RunSettings, plan_files: Mapping[str, bytes]) -> Manifest:
     title = f"{job.stage:<9}"
-    manifest = read_manifest(place)
-    if manifest is not None and manifest.recipe_hash == job.recipe_hash and not settings.overwrite:
-        made = manifest.made_at.replace("T", " ").replace("+00:00", " UTC")
-        print(f"{title}  already made ({made}): {place.url}", file=sys.stderr)
-        return manifest
-    if settings.overwrite and place.exists():
-        place.remove_all()
-    write_plan(place, job)
-    refuse_other_recipe(place, job)
+    try:
+        manifest = read_manifest(place)
+    except UserError:
+        manifest = None  # damaged: it is made again from the markers
+    if settings.overwrite:
+        refuse_to_empty(place, manifest)
+        place.empty()
+    elif manifest is not None:
+        refuse_other_recipe(place, job, manifest.recipe)
+        if is_whole(place, manifest):
+            made = manifest.made_at.replace("T", " ").replace("+00:00", " UTC")
+            print(f"{title}  already made ({made}): {place.url}", file=sys.stderr)
+            return manifest
+        print(f"{title}  files are missing or damaged, they are made again: {place.url}", file=sys.stderr)
+    stopping.pass_or_wait()
+    write_plan(place, job, plan_files)
     started = time.monotonic()
-    Loop(job, place, settings, title).run()
-    markers = [marker for unit in job.units if (marker := read_marker(place, job, unit)) is not None]
+    markers = Loop(job, place, settings, title).run()
     manifest = write_manifest(place, job, markers, time.monotonic() - started)
     for folder in ("scratch", "attempts", "errors"):
-        place.below(folder).remove_all()
+        place.remove_folder(folder)
     return manifest
 
 
 class Loop:
-    """Rounds of one job."""
+    """The work of one job, until each unit has its marker."""
 
     def __init__(self, job: Job, place: Place, settings: RunSettings, title: str) -> None:
         self.job, self.place, self.settings, self.title = job, place, settings, title
-        self.by_marker = {marker_name(unit).rsplit("/", 1)[-1]: unit for unit in job.units}
-        self.total = sum(unit.inputs for unit in job.units)
-        self.child: subprocess.Popen[bytes] | None = None
-        self.pause = 0.25 if place.local else 3.0
-        self.folder = self.log = ""
+        self.inputs = {unit.name: unit.inputs for unit in job.units}
+        self.total = sum(self.inputs.values())
+        self.local = settings.runner == LOCAL
+        self.pause = 0.5 if place.local else 3.0
+        self.markers: dict[str, Marker] = {}
+        self.waiting: deque[Unit] = deque()
+        self.failed: Counter[str] = Counter()  # unit -> tries that failed
+        self.fruitless = 0  # shares in a row that ended with nothing learnt
+        self.pool: Pool | None = None
 
-    def run(self) -> None:
-        """Rounds until nothing is missing. Raises UserError or JobFailed."""
-        missing = self.missing(deep=True)
-        finished = self.total - sum(unit.inputs for unit in missing)
-        progress = Progress(self.title, self.total, self.job.noun, finished)
-        self.folder = tempfile.mkdtemp(prefix="rrt-job-")
-        self.log = str(Path(self.folder, "round.log"))
-        keep_log = False
-        fruitless = 0
+    def run(self) -> list[Marker]:
+        """Work until nothing is missing; gives the markers in the order of the units. Raises UserError or JobFailed."""
         stopping.during(self._stop)
         try:
-            while missing:
-                reason = self._round(missing, progress)
-                progress.clear()
-                left = self.missing(deep=True)
-                self._raise_final_errors(left)
-                fruitless = fruitless + 1 if len(left) == len(missing) else 0
-                missing = left
-                if missing and fruitless >= ROUNDS_WITHOUT_MARKER:
-                    raise JobFailed(self._failure(missing, reason))
+            self._collect(self.job.units)
+            progress = Progress(self.title, self.total, self.job.noun, self._done())
+            if self.waiting:
+                for name in self.place.names("errors"):
+                    self.place.remove(f"errors/{name}")
+                self.pool = shared_pool(self.settings.threads_per_worker)
+                self._work(self.pool, progress)
+                self.pool.retire_large()
             progress.finish(self.total)
-        except JobFailed:
-            keep_log = True  # its sentence names the log
+        except BaseException as error:
+            self._forget(close_pool(keep_log=isinstance(error, JobFailed)))
             raise
         finally:
-            self._kill()
             stopping.during(None)
-            if not keep_log:
-                shutil.rmtree(self.folder, ignore_errors=True)
+        return [self.markers[unit.name] for unit in self.job.units]
 
-    def missing(self, deep: bool = False) -> list[Unit]:
-        """Units without a marker; `deep` also reads each marker and looks for its files."""
+    def _work(self, pool: Pool, progress: Progress) -> None:
+        looked = 0.0
+        while len(self.markers) < len(self.job.units):
+            self._deal(pool)
+            for ended in pool.wait(self.pause):
+                if ended.share:
+                    self._settle(pool, ended)
+            if time.monotonic() - looked >= self.pause:
+                progress.show(self._done() + self._under_way(pool))
+                self._end_at_final_error(progress)
+                looked = time.monotonic()
+        progress.clear()
+
+    def _collect(self, units: Iterable[Unit]) -> list[Unit]:
+        """Take over the valid markers of units; the others wait for a worker, and are given back."""
+        missing = []
         there = set(self.place.names("done"))
-        return [
-            unit
-            for name, unit in self.by_marker.items()
-            if name not in there or (deep and read_marker(self.place, self.job, unit) is None)
-        ]
+        for unit in units:
+            name = marker_name(unit)
+            marker = None
+            if name.rpartition("/")[2] in there:
+                marker = read_marker(self.place, self.job, unit)
+                if marker is None:
+                    self.place.remove(name)  # one that is not valid would hide that the unit is missing
+            if marker is None:
+                missing.append(unit)
+            else:
+                self.markers[unit.name] = marker
+        self.waiting.extend(missing)
+        return missing
 
-    def _round(self, missing: list[Unit], progress: Progress) -> str:
-        """One round over the missing units; gives why it ended."""
-        spec = Path(self.folder, "round.json")
-        spec.write_text(
-            json.dumps(
-                {
-                    "job": self.job.to_json(missing),
-                    "runner": self.settings.runner,
-                    "workers": self.settings.worker_count,
-                    "threads": self.settings.threads_per_worker,
-                    "beam_options": list(self.settings.beam_options),
-                }
-            )
-        )
+    def _deal(self, pool: Pool) -> None:
+        """Give each idle worker a share of what waits; start workers while there is more than they can take."""
+        wished = self.settings.worker_count if self.local else 1
+        while self.waiting:
+            idle = [member for member in pool.members if not member.share]
+            if len(pool.members) - len(idle) >= wished:
+                return
+            stopping.pass_or_wait()
+            member = idle[0] if idle else pool.start()
+            left = len(self.waiting)
+            size = min(MOST_A_SHARE, -(-left // (wished * SHARES_A_WORKER))) if self.local else left
+            units = [self.waiting.popleft() for _ in range(size)]
+            share = {
+                "job": self.job.to_json(units),
+                "runner": self.settings.runner,
+                "threads": self.settings.threads_per_worker,
+                "beam_options": list(self.settings.beam_options),
+            }
+            pool.give(member, units, share)
+
+    def _settle(self, pool: Pool, ended: Ended) -> None:
+        """A share ended: its finished units are taken over, the others wait again, unless they failed too often."""
+        missing = self._collect(ended.share)
+        killed = {name.partition(".")[0] for name in self._attempts({ended.member.pid})} if ended.died else set()
+        learnt = len(missing) < len(ended.share)
         for unit in missing:
-            self.place.remove(f"errors/{unit.name}.json")
-            self.place.remove(marker_name(unit))  # one that is not valid would hide that the unit is missing
-        with open(self.log, "ab") as log:
-            self.child = subprocess.Popen(
-                [sys.executable, "-m", "pipelines.round", str(spec)],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-                env=self._environment(),
-            )
-        return self._watch(progress)
-
-    def _environment(self) -> dict[str, str]:
-        root = str(Path(__file__).resolve().parent.parent)
-        search = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
-        return {
-            **os.environ,
-            **thread_environment(self.settings.threads_per_worker),
-            "PYTHONPATH": os.pathsep.join(search),
-            "GRPC_VERBOSITY": os.environ.get("GRPC_VERBOSITY", "ERROR"),
-            "TF_CPP_MIN_LOG_LEVEL": "3",
-            PARENT_VARIABLE: str(os.getpid()),
-        }
-
-    def _watch(self, progress: Progress) -> str:
-        """Poll markers and processes until the round ends, a worker dies or all markers are there."""
-        assert self.child is not None
-        workers: dict[int, psutil.Process] = {}
-        gone_since: float | None = None
-        while True:
-            time.sleep(self.pause)
-            left = self.missing()
-            progress.show(self.total - sum(unit.inputs for unit in left) + self._partly_done(left))
-            if not left and self.settings.runner == LOCAL:
-                self._kill()  # Beam's own end takes seconds and has nothing to add
-                return ""
-            code = self.child.poll()
-            if code is not None:
-                self._kill()
-                return "" if code == 0 else f"its process ended with {_exit_words(code)}"
-            if self.settings.runner != LOCAL:
+            record = self._error(unit.name)
+            if record is None and unit.name not in killed:
                 continue
-            self._find_workers(workers)
-            dead = [pid for pid, process in workers.items() if not _alive(process)]
-            if not dead:
-                gone_since = None
-            elif gone_since is None:
-                gone_since = time.monotonic()
-            elif time.monotonic() - gone_since > GRACE_SECONDS:
-                self._kill()
-                return "a worker process died"
+            learnt = True
+            self.failed[unit.name] += 1
+            if record is not None and record["final"]:
+                raise UserError(str(record["sentence"]))
+            if record is not None:
+                self._note(pool, str(record["traceback"]))
+            if self.failed[unit.name] >= MOST_TRIES:
+                raise self._failure(pool, unit, str(record["sentence"]) if record else ended.problem)
+        self.fruitless = 0 if learnt or not missing else self.fruitless + 1
+        if missing and not learnt:
+            self.place.write("errors/probe", bytes(65_536))  # a full disk can hide its own error records
+            self.place.remove("errors/probe")
+            if self.fruitless >= MOST_TRIES:
+                raise self._failure(pool, missing[0], ended.problem or "no marker appeared")
 
-    def _find_workers(self, workers: dict[int, psutil.Process]) -> None:
-        assert self.child is not None
-        with contextlib.suppress(psutil.Error):
-            for process in psutil.Process(self.child.pid).children(recursive=True):
-                with contextlib.suppress(psutil.Error):
-                    if process.pid not in workers and "pipelines.worker" in process.cmdline():
-                        workers[process.pid] = process
+    def _error(self, unit: str) -> dict[str, object] | None:
+        """What a unit's worker wrote down of an exception; it is read once."""
+        name = f"errors/{unit}.json"
+        with contextlib.suppress(FileNotFoundError, ValueError):
+            record: dict[str, object] = json.loads(self.place.read(name))
+            self.place.remove(name)
+            return record
+        return None
 
-    def _partly_done(self, left: list[Unit]) -> int:
-        """Inputs done in units under way, as their attempts tell (local places only)."""
-        if not self.place.local:
-            return 0
-        names = {unit.name: unit.inputs for unit in left}
-        done = 0
-        for name in self.place.names("attempts"):
-            if name.endswith(".progress") and name.split(".")[0] in names:
-                with contextlib.suppress(OSError, ValueError):
-                    done += min(int(self.place.read(f"attempts/{name}")), names[name.split(".")[0]])
-        return done
+    def _end_at_final_error(self, progress: Progress) -> None:
+        """A user's mistake ends the job at once, whatever else is under way."""
+        for name in self.place.names("errors"):
+            with contextlib.suppress(FileNotFoundError, ValueError):
+                record = json.loads(self.place.read(f"errors/{name}"))
+                if record["final"]:
+                    progress.clear()
+                    raise UserError(str(record["sentence"]))
 
-    def _kill(self) -> None:
-        """Kill the round's process group, and forget the attempts of those who did not die by themselves."""
-        if self.child is None:
-            return
-        alive = {self.child.pid} if self.child.poll() is None else set()
-        with contextlib.suppress(psutil.Error):
-            alive |= {process.pid for process in psutil.Process(self.child.pid).children(recursive=True) if _alive(process)}
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.child.pid, signal.SIGKILL)
-        self.child.wait()
-        self.child = None
-        for name in self.place.names("attempts"):
+    def _done(self) -> int:
+        return sum(self.inputs[name] for name in self.markers)
+
+    def _under_way(self, pool: Pool) -> int:
+        """Inputs done in the shares under way: by markers, and as attempts tell (local places only)."""
+        units = {unit.name for member in pool.members for unit in member.share}
+        there = {name.removesuffix(".json") for name in self.place.names("done")} & units
+        done = {name: self.inputs[name] for name in there}
+        if self.place.local:
+            for name in self.place.names("attempts"):
+                unit = name.partition(".")[0]
+                if name.endswith(".progress") and unit in units - there:
+                    with contextlib.suppress(OSError, ValueError):
+                        told = int(self.place.read(f"attempts/{name}"))
+                        done[unit] = max(done.get(unit, 0), min(told, self.inputs[unit]))
+        return sum(done.values())
+
+    def _attempts(self, pids: set[int]) -> list[str]:
+        """Names of the attempts that processes of this machine left behind."""
+        found = []
+        for name in self.place.names("attempts") if pids else ():
             with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
-                if name.endswith(".json") and json.loads(self.place.read(f"attempts/{name}"))["pid"] in alive:
-                    self.place.remove(f"attempts/{name}")
-                    self.place.remove(f"attempts/{name}.progress")
+                about = json.loads(self.place.read(f"attempts/{name}")) if name.endswith(".json") else {}
+                if about.get("pid") in pids and about.get("host") == socket.gethostname():
+                    found.append(name)
+        return found
+
+    def _forget(self, killed: set[int]) -> None:
+        """Forget the attempts of workers that we killed: nothing speaks against their units."""
+        for name in self._attempts(killed):
+            with contextlib.suppress(OSError):
+                self.place.remove(f"attempts/{name}")
+                self.place.remove(f"attempts/{name}.progress")
 
     def _stop(self) -> str:
-        """For a signal: kill the round, say what is in place."""
-        self._kill()
-        shutil.rmtree(self.folder, ignore_errors=True)
-        done = len(self.job.units) - len(self.missing())
-        return (
-            f"{done:,} of {len(self.job.units):,} parts of {self.place.url} are in place; "
-            "the same command goes on from there"
+        """For a signal, in a thread of its own: kill the workers, say what is in place."""
+        pool = self.pool
+        if pool is not None:
+            self._forget(pool.signal_all())
+            pool.remove_folder()
+        there = {name.removesuffix(".json") for name in self.place.names("done")} & set(self.inputs)
+        return f"{self._in_place(len(there))}; the same command goes on from there"
+
+    def _in_place(self, done: int) -> str:
+        return f"{done:,} of {len(self.job.units):,} parts of {self.place.url} are in place"
+
+    def _failure(self, pool: Pool, unit: Unit, why: str) -> JobFailed:
+        return JobFailed(
+            f"{self.job.stage}: {unit.name} failed {MOST_TRIES} times: {why} "
+            f"({self._in_place(len(self.markers))}; log: {pool.log})"
         )
 
-    def _errors(self, units: list[Unit]) -> list[dict[str, object]]:
-        records = []
-        for unit in units:
-            with contextlib.suppress(FileNotFoundError, ValueError):
-                records.append(json.loads(self.place.read(f"errors/{unit.name}.json")))
-        return records
-
-    def _raise_final_errors(self, left: list[Unit]) -> None:
-        for record in self._errors(left):
-            if record["final"]:
-                raise UserError(str(record["sentence"]))
-
-    def _failure(self, missing: list[Unit], reason: str) -> str:
-        errors = self._errors(missing)
-        why = str(errors[0]["sentence"]) if errors else reason or "no marker appeared"
-        done = len(self.job.units) - len(missing)
-        return (
-            f"{self.job.stage}: {missing[0].name} failed {ROUNDS_WITHOUT_MARKER} times in a row: {why} "
-            f"({done:,} of {len(self.job.units):,} parts of {self.place.url} are in place; log: {self.log})"
-        )
-
-
-def _alive(process: psutil.Process) -> bool:
-    try:
-        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
-    except psutil.Error:
-        return False
-
-
-def _exit_words(code: int) -> str:
-    return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+    @staticmethod
+    def _note(pool: Pool, text: str) -> None:
+        with contextlib.suppress(OSError), open(pool.log, "a") as log:
+            log.write(text)

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import signal
+import stat
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -17,7 +18,7 @@ import pyarrow.parquet as pq
 
 from pipelines.commit import Attempt, Job, Unit, UnitWorker
 from pipelines.driver import RunSettings, run_job
-from pipelines.isolation import Crashed, Isolated
+from pipelines.isolation import Crashed, DescribingFailed, Isolated
 from pipelines.options import option
 from pipelines.sources import SourceSpec, list_images
 from pipelines.storage import Place, open_file_system
@@ -37,6 +38,7 @@ LAYER = "full"  # the layer of local descriptors that a full extraction makes
 PART_BYTES = 256_000_000
 PARTS_WISHED = 16  # small stores are cut finer, so that workers share them and little is lost on a kill
 BATCH = 8
+MOST_BYTES = 1_000_000_000  # of an image file
 ISOLATE_FROM = 3  # from this attempt on, images are described one by one in a child process
 CRASH_VARIABLE = "RRT_TEST_CRASH_ON"  # a test hook: decoding an id that contains this text kills the process
 
@@ -62,19 +64,22 @@ class Options:
 
 def run(options: Options, settings: RunSettings) -> Manifest:
     """Make (or finish, or skip) the store. Raises UserError and driver.JobFailed."""
-    return run_job(plan(options, settings), settings)
+    job, plan_files = plan(options, settings)
+    return run_job(job, settings, plan_files)
 
 
-def plan(options: Options, settings: RunSettings) -> Job:
-    """The job: lists the images once, cuts them into parts."""
+def plan(options: Options, settings: RunSettings) -> tuple[Job, dict[str, bytes]]:
+    """The job, and its plan's files where the images were listed just now: lists once, cuts them into parts."""
     if options.ground_truth and not options.take:
         raise UserError("extract: --ground-truth needs --take gallery or --take queries")
     extractor = create(options.extractor, **options.extractor_option)
     spec = SourceSpec(options.images, options.list, options.ground_truth, options.take, options.source)
-    place = Place(options.out)
-    if settings.overwrite:
-        place.below("plan").remove_all()
-    names = _planned_ids(place, spec, options)
+    names = None if settings.overwrite else _planned_ids(Place(options.out), spec)
+    files: dict[str, bytes] = {}
+    if names is None:
+        references = list_images(spec)
+        names = [reference.record_id for reference in references]
+        files = _plan_files(spec, references)
     rows = _rows_per_part(options, extractor, len(names))
     recipe = {
         "extractor": identity_of(extractor),
@@ -90,7 +95,7 @@ def plan(options: Options, settings: RunSettings) -> Job:
         ids = names[start : start + rows]
         payload = {"part": part, "start": start, "ids": sha256_text("\n".join(ids))}
         units.append(Unit(f"part-{part:05}", payload, len(ids)))
-    return Job(
+    job = Job(
         stage=STAGE,
         output=options.out,
         worker="pipelines.extract:DescribePart",
@@ -101,6 +106,7 @@ def plan(options: Options, settings: RunSettings) -> Job:
         facts={"kind": "store", "layer": LAYER, "rows_per_part": rows},
         noun="images",
     )
+    return job, files
 
 
 def identity_of(extractor: Extractor) -> dict[str, Any]:
@@ -116,29 +122,26 @@ def identity_of(extractor: Extractor) -> dict[str, Any]:
     }
 
 
-def _planned_ids(place: Place, spec: SourceSpec, options: Options) -> Sequence[str]:
-    """The record ids of the plan; lists the source only where the store has no plan of it yet."""
-    told = canonical_json(asdict(spec))
+def _planned_ids(place: Place, spec: SourceSpec) -> Sequence[str] | None:
+    """The record ids of the store's plan, or None where it has none of this source, or it is damaged."""
     try:
-        planned = json.loads(place.read("plan/source.json"))["spec"]
-    except (FileNotFoundError, ValueError, KeyError):
-        planned = None
-    if planned == told:
-        ids: Sequence[str] = (
-            pq.read_table(io.BytesIO(place.read("plan/images.parquet")), columns=["record_id"])
-            .column("record_id")
-            .to_pylist()
-        )
-        return ids
-    references = list_images(spec)
-    ids = [reference.record_id for reference in references]
-    if place.exists("plan/plan.json"):
-        return ids  # another source: the recipe's check says what differs, and nothing is overwritten
+        planned = json.loads(place.read("plan/source.json"))
+        data = place.read("plan/images.parquet")
+        if planned["spec"] != canonical_json(asdict(spec)) or planned["images_sha256"] != sha256(data).hexdigest():
+            return None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    ids: Sequence[str] = pq.read_table(io.BytesIO(data), columns=["record_id"]).column("record_id").to_pylist()
+    return ids
+
+
+def _plan_files(spec: SourceSpec, references: Sequence[ImageReference]) -> dict[str, bytes]:
+    """The plan's table of images, and of what source it is; reruns read them and never list again."""
     buffer = io.BytesIO()
     pq.write_table(image_table(references), buffer, row_group_size=ROWS_A_PART)
-    place.write("plan/images.parquet", buffer.getvalue())
-    place.write("plan/source.json", json.dumps({"spec": told}).encode())
-    return ids
+    data = buffer.getvalue()
+    told = {"spec": canonical_json(asdict(spec)), "images_sha256": sha256(data).hexdigest()}
+    return {"plan/images.parquet": data, "plan/source.json": json.dumps(told).encode()}
 
 
 def _rows_per_part(options: Options, extractor: Extractor, images: int) -> int:
@@ -174,8 +177,8 @@ class Describer:
         """The image, or why there is none; the file's bytes and SHA-256."""
         try:
             data = read_location(reference.location)
-        except OSError as error:
-            reason = error.strerror or str(error) or type(error).__name__
+        except (OSError, ValueError) as error:  # ValueError: a name with a null character
+            reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
             return DecodeError(f"the file cannot be read: {reason}", "unreadable"), 0, ""
         digest = sha256(data).hexdigest()
         crash = os.environ.get(CRASH_VARIABLE)
@@ -232,12 +235,17 @@ def failed(reference: ImageReference, reason: str, error_class: str, size: int =
 
 
 def read_location(location: bytes) -> bytes:
-    """The bytes of a file by local path or URL. Raises OSError."""
-    if b"://" not in location:
-        with open(location, "rb") as file:
-            return file.read()
-    fs, path = open_file_system(location.decode())
-    return bytes(fs.cat_file(path))
+    """The bytes of a file by local path or URL. Raises OSError; a device or a pipe is never waited for."""
+    if not location.startswith(b"/"):
+        fs, path = open_file_system(location.decode())
+        return bytes(fs.cat_file(path))
+    with open(os.open(location, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+        about = os.fstat(file.fileno())
+        if not stat.S_ISREG(about.st_mode):
+            raise OSError("it is no regular file")
+        if about.st_size > MOST_BYTES:
+            raise OSError(f"it has {about.st_size:,} bytes; at most {MOST_BYTES:,} are read")
+        return file.read()
 
 
 class DescribePart(UnitWorker):
@@ -278,7 +286,10 @@ class DescribePart(UnitWorker):
             file = pq.ParquetFile(stream)
             first, last = start // ROWS_A_PART, (start + rows - 1) // ROWS_A_PART
             table = file.read_row_groups(list(range(first, last + 1)))
-        return references_of(table.slice(start - first * ROWS_A_PART, rows))
+        references = references_of(table.slice(start - first * ROWS_A_PART, rows))
+        if sha256_text("\n".join(reference.record_id for reference in references)) != unit.payload["ids"]:
+            raise UserError(f"{place.url}/plan/images.parquet is not what the plan says; give --overwrite")
+        return references
 
     def _batched(self, references: Sequence[ImageReference]) -> Iterator[Described]:
         """Two threads read and decode up to two batches ahead of the model."""
@@ -292,13 +303,25 @@ class DescribePart(UnitWorker):
                 yield from self.describer.describe([reference for reference, _ in batch], images)
 
     def _isolated(self, references: Sequence[ImageReference]) -> Iterator[Described]:
-        """One by one in a child process: an image that kills it becomes a failed row."""
+        """One by one in a child process: an image that kills it, or on which it fails, becomes a failed row.
+
+        Raises the last failure where not one image went well: then it is not the images.
+        """
+        trouble: Exception | None = None
+        well = 0
         with Isolated(self.options, self.job.recipe["threads"]) as child:
             for reference in references:
                 try:
-                    yield child.describe(reference)
+                    described = child.describe(reference)
+                    well += 1
                 except Crashed as crash:
-                    yield failed(reference, f"describing it killed the process ({crash})", "crashed")
+                    described = failed(reference, f"describing it killed the process ({crash})", "crashed")
+                except DescribingFailed as error:
+                    trouble = error
+                    described = failed(reference, f"describing it failed: {error}", "error")
+                yield described
+        if trouble is not None and not well:
+            raise trouble
 
     def _local_row(self, row: int, description: Description) -> LocalRow:
         kind = local_descriptors.DTYPES[self.options["local_dtype"]]
@@ -329,4 +352,3 @@ class DescribePart(UnitWorker):
 def failure_rows(store: Place, names: Sequence[str]) -> list[FailureRow]:
     """The failures of a store's parts, in order."""
     return [row for name in sorted(names) for row in failures.read_part(io.BytesIO(store.read(name)))]
-

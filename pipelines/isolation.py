@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import traceback
 from typing import TYPE_CHECKING, Any
 
 from pipelines.processes import PARENT_VARIABLE, die_with_parent, limit_threads, thread_environment
@@ -18,6 +19,10 @@ if TYPE_CHECKING:
 
 class Crashed(Exception):
     """The child died on an image; the text says how."""
+
+
+class DescribingFailed(Exception):
+    """An exception in the child; the text names it."""
 
 
 class Isolated:
@@ -35,7 +40,7 @@ class Isolated:
         self._end()
 
     def describe(self, reference: ImageReference) -> Described:
-        """What became of the image. Raises Crashed where the child died, and what the child raised."""
+        """What became of the image. Raises Crashed where the child died, DescribingFailed where it raised."""
         if self.process is None:
             self._start()
         try:
@@ -46,8 +51,8 @@ class Isolated:
             code = self.process.exitcode
             self._end()
             raise Crashed(signal.Signals(-code).name if code < 0 else f"exit code {code}") from None
-        if isinstance(answer, Exception):
-            raise answer
+        if isinstance(answer, str):
+            raise DescribingFailed(answer)
         described: Described = answer
         return described
 
@@ -59,9 +64,13 @@ class Isolated:
         self.process = context.Process(target=_serve, args=(far, self.options, self.threads), daemon=True)
         self.process.start()
         far.close()
-        ready = self.pipe.recv()
-        if isinstance(ready, Exception):
-            raise ready
+        try:
+            problem = self.pipe.recv()
+        except EOFError:
+            problem = "it died while it started"
+        if problem:
+            self._end()
+            raise RuntimeError(f"the process that describes images one by one: {problem}")
 
     def _end(self) -> None:
         if self.process is not None:
@@ -78,16 +87,22 @@ def _serve(pipe: Connection, options: dict[str, Any], threads: int) -> None:
     try:
         describer = Describer(options)
         limit_threads(threads)
-        pipe.send("ready")
-    except Exception as error:
-        pipe.send(error)
+    except Exception as error:  # noqa: BLE001  whatever an extractor raises is told to the parent
+        pipe.send(_words(error))
         return
+    pipe.send("")
     while True:
         try:
             reference = pipe.recv()
         except EOFError:
             return
         try:
-            pipe.send(describer.describe_alone(reference))
-        except Exception as error:
-            pipe.send(error)
+            answer: Described | str = describer.describe_alone(reference)
+        except Exception as error:  # noqa: BLE001
+            traceback.print_exc()
+            answer = _words(error)
+        pipe.send(answer)
+
+
+def _words(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"

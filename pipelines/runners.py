@@ -1,15 +1,15 @@
-"""Where units run: the Beam pipeline of one round, on the local runner or on a named one.
+"""Where units run: the Beam pipeline of a share of units, on the local runner or on a named one.
 
-Units enter as (bucket, unit) -> GroupByKey, fused with nothing, so that a runner can spread them. The local
-runner is named explicitly (FnApiRunner): Beam's default would first try to download another engine.
+Units enter as (bucket, unit) -> GroupByKey, fused with nothing, so that a runner can spread them. Locally each worker
+process of the driver runs the pipeline over its own shares, in memory: Beam's multi-processing runner hangs after a
+killed worker and divides all work beforehand. The runner is named explicitly (FnApiRunner): Beam's default would first
+try to download another engine.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import shlex
-import sys
 import threading
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -17,7 +17,6 @@ from typing import Any
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
-from apache_beam.transforms.environments import SubprocessSDKEnvironment
 
 from pipelines.commit import Job, Unit, UnitWorker, do_unit, make_worker, write_error
 from pipelines.processes import limit_threads
@@ -30,7 +29,7 @@ _shared: dict[str, UnitWorker] = {}  # one worker (one model) a process
 _lock = threading.Lock()
 
 
-class DoUnits(beam.DoFn):  # type: ignore[misc]
+class DoUnits(beam.DoFn):
     """Does the units of a bucket one after the other; arrays are read and written in here alone."""
 
     def __init__(self, job_json: str, threads: int) -> None:
@@ -53,31 +52,20 @@ class DoUnits(beam.DoFn):  # type: ignore[misc]
                 _shared.clear()
                 _shared[self.job_json] = make_worker(job)
                 limit_threads(self.threads)  # for the libraries that the worker loaded
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001  the driver judges it
                 write_error(Place(job.output), unit.name, error)
                 return None
         return _shared[self.job_json]
 
 
-def run_round(job: Job, runner: str, workers: int, threads: int, beam_options: list[str]) -> None:
-    """Run the job's (missing) units once through Beam; returns when the pipeline ends."""
+def run_share(job: Job, runner: str, threads: int, beam_options: list[str]) -> None:
+    """Run the job's units (those of the share) once through Beam; returns when the pipeline ends."""
     logging.getLogger().setLevel(logging.WARNING)
     header = job.to_json()
     units = [json.dumps(unit.__dict__) for unit in job.units]
     if runner == LOCAL:
-        workers = max(1, min(workers, len(units)))
-        options = PipelineOptions(
-            [
-                *beam_options,
-                f"--direct_num_workers={workers}",
-                # The mode is told by the environment below: "multi_processing" here would only put
-                # Beam's own worker command in place of ours, which dies with its driver.
-                "--direct_running_mode=in_memory",
-            ]
-        )
-        command = f"exec {shlex.quote(sys.executable)} -m pipelines.worker"
-        environment = SubprocessSDKEnvironment.from_command_string(command) if workers > 1 else None
-        engine: Any = FnApiRunner(default_environment=environment)
+        options = PipelineOptions([*beam_options, "--direct_num_workers=1", "--direct_running_mode=in_memory"])
+        engine: Any = FnApiRunner()
     else:
         options = PipelineOptions([*beam_options, f"--runner={runner}"])
         engine = None

@@ -24,27 +24,29 @@ from fsspec.implementations.local import LocalFileSystem
 
 from schemas.errors import UserError
 
-
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*(://|::)")
 _CHAIN = re.compile(r"^[a-z0-9]+::|::[a-z0-9]+://")  # fsspec's URL chains; any other "::" belongs to a name
-_REFUSED = {
+_FULL = {
     errno.ENOSPC: "there is no space left on the disk",
     errno.EDQUOT: "the disk quota is used up",
-    errno.EFBIG: "the file would be larger than the system's limit",
+    errno.EFBIG: "the file would be larger than the system allows",
     errno.EROFS: "the file system is read-only",
+}
+_REFUSED = {
     errno.EACCES: "permission denied",
     errno.EPERM: "the operation is not permitted",
     errno.ENOTDIR: "a part of the path is a file, not a folder",
+    errno.EEXIST: "a file stands where a folder must be",
     errno.EISDIR: "a folder stands in its place",
     errno.ENAMETOOLONG: "the name is too long",
 }
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EMLINK, errno.ENOSYS}
 
 
-def refusal(error: OSError, where: str) -> UserError | None:
-    """The sentence for an error that no retry mends (a full disk, no permission); None for any other."""
-    why = _REFUSED.get(error.errno or 0)
-    return UserError(f"{where}: cannot be written: {why}; mend it, the same command goes on from there") if why else None
+def full_disk(error: OSError, where: str) -> UserError | None:
+    """The sentence for an error that can only come from a disk that takes no more; None for any other."""
+    why = _FULL.get(error.errno or 0)
+    return UserError(f"{where} cannot be written: {why}; mend it, the same command goes on from there") if why else None
 
 
 def open_file_system(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
@@ -226,9 +228,10 @@ class Place:
     def has_others(self, known: str) -> bool:
         """Whether the folder holds anything, hidden files aside, but no entry of the name `known`."""
         try:
-            names = os.listdir(self.root) if self.local else [p.rsplit("/", 1)[-1] for p in self.fs.ls(self.root, False)]
+            paths = os.listdir(self.root) if self.local else self.fs.ls(self.root, detail=False)
         except (FileNotFoundError, NotADirectoryError):
             return False
+        names = [path.rstrip("/").rpartition("/")[2] for path in paths]
         return known not in names and any(not name.startswith(".") for name in names)
 
     @contextlib.contextmanager
@@ -248,9 +251,11 @@ class Place:
             fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(folder)
-            raise UserError(f"{self.url} is being made by another command; wait for its end, or give another place") from None
+            raise UserError(
+                f"{self.url} is being made by another command; wait for its end, or give another place"
+            ) from None
         except OSError:
-            pass
+            pass  # no locks on this disk
         try:
             yield
         finally:
@@ -262,9 +267,9 @@ class Place:
         try:
             yield
         except OSError as error:
-            refused = refusal(error, self.path(name))
-            if refused is None and isinstance(error, FileExistsError) and not os.path.isdir(self.root):
-                refused = UserError(f"{self.root} is a file; give a folder")
+            refused = full_disk(error, self.path(name))
+            if refused is None and error.errno in _REFUSED:
+                refused = UserError(f"{self.path(name)} cannot be written: {_REFUSED[error.errno]}")
             if refused is None:
                 raise
             raise refused from error

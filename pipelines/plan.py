@@ -1,0 +1,87 @@
+"""A job's plan: written once; what was made by another recipe is refused, and the sentence says what differs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from pipelines.commit import Job
+from pipelines.storage import Place
+from schemas.errors import UserError
+from schemas.manifest import Manifest, canonical_json
+
+PLAN_NAME = "plan/plan.json"
+
+
+def write_plan(place: Place, job: Job, files: Mapping[str, bytes]) -> None:
+    """Write the job's plan, and first the `files` that belong to it, unless it stands there already.
+
+    Raises UserError where the folder holds something else: another recipe's output, or files that are not ours.
+    """
+    record = {"recipe": job.identity, "recipe_hash": job.recipe_hash, "units": [unit.__dict__ for unit in job.units]}
+    data = (json.dumps(record, sort_keys=True, indent=1) + "\n").encode()
+    planned = read_plan(place)
+    if planned is None:
+        if place.has_others("plan"):
+            raise UserError(f"{place.url} holds files of something else; give an empty or a new folder")
+        _write_files(place, files)
+        if place.create(PLAN_NAME, data):
+            return
+        planned = read_plan(place) or {}
+    refuse_other_recipe(place, job, planned.get("recipe"))
+    if planned.get("units") != json.loads(data)["units"]:
+        raise UserError(
+            f"{place.url} was planned for other units by the same recipe; give --overwrite or another place"
+        )
+    _write_files(place, files)  # listed anew, with the same names: the files may have moved
+
+
+def _write_files(place: Place, files: Mapping[str, bytes]) -> None:
+    for name, content in files.items():
+        place.write(name, content)
+
+
+def read_plan(place: Place) -> dict[str, Any] | None:
+    """The folder's plan, or None where there is none. Raises UserError where it is damaged."""
+    try:
+        planned = json.loads(place.read(PLAN_NAME))
+        if isinstance(planned["recipe"], dict):
+            return dict(planned)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (ValueError, KeyError, TypeError):
+        pass
+    raise UserError(f"{place.url}/{PLAN_NAME} is damaged; give --overwrite or another place")
+
+
+def refuse_other_recipe(place: Place, job: Job, made_by: Any) -> None:
+    """Raise UserError where `made_by`, the recipe of what is there, is not the job's."""
+    differences = list(_differences(made_by, json.loads(canonical_json(job.identity))))
+    if differences:
+        raise UserError(
+            f"{place.url} was made by another recipe ({'; '.join(differences)}); give --overwrite to make it again, "
+            "or another place"
+        )
+
+
+def refuse_to_empty(place: Place, manifest: Manifest | None) -> None:
+    """Raise UserError where --overwrite would remove what is no output of this software."""
+    if manifest is None and place.has_others("plan"):
+        raise UserError(
+            f"{place.url} is no output of this software, so that --overwrite does not empty it; give another place"
+        )
+
+
+def _differences(old: Any, new: Any, name: str = "") -> Iterable[str]:
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        for key in sorted({*old, *new}):
+            inner = f"{name}.{key}" if name else str(key)
+            yield from _differences(old.get(key), new.get(key), inner)
+    elif old != new:
+        yield f"{name} was {_short(old)}, is now {_short(new)}"
+
+
+def _short(value: Any) -> str:
+    text = canonical_json(value)
+    return text if len(text) <= 40 else text[:37] + "..."
