@@ -30,7 +30,7 @@ def test_fewer_rows_than_asked() -> None:
     assert sorted(indexes.search(index, unit_rows(1, 8), 10, 1)[0].tolist()) == [5, 6, 7]
 
 
-@pytest.mark.parametrize("key", ["IVF16,Flat", "IVF16,PQ8x8", "IVF16,SQ8", "OPQ8_32,IVF16,PQ8x8"])
+@pytest.mark.parametrize("key", ["IVF16,Flat", "IVF16,PQ8x4", "IVF16,SQ8", "OPQ8_32,IVF16,PQ8x4"])
 def test_merged_shards_equal_raw_faiss(key: str) -> None:
     faiss.omp_set_num_threads(1)
     gallery, queries = unit_rows(3000, 32), unit_rows(5, 32, 1)
