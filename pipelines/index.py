@@ -224,12 +224,14 @@ class Merge(_IndexWorker):
 
     def do(self, unit: Unit, attempt: Attempt) -> Counts:
         """Write one search file."""
-        index = self.start()
         shards = self.job.inputs.get("shards")
         if shards:
-            for number in unit.payload["shards"]:
-                indexes.merge(index, self.read(shards["url"], f"shard-{number:04}"))
+            first, *others = (f"shard-{number:04}" for number in unit.payload["shards"])
+            index = self.read(shards["url"], first)
+            for name in others:
+                indexes.merge(index, self.read(shards["url"], name))
         else:
+            index = self.start()
             self.fill(index, unit.payload["parts"], attempt)
         self.write(index, unit, attempt)
         return Counts(unit.inputs, index.ntotal, unit.inputs - index.ntotal)
