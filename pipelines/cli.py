@@ -7,6 +7,7 @@ import importlib
 import sys
 import textwrap
 from dataclasses import dataclass
+from typing import NoReturn
 
 from pipelines.options import add_arguments, build
 from schemas.errors import UserError
@@ -78,6 +79,14 @@ OF_THE_DOOR = {
 }
 
 
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are a user's mistake like any other."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise UserError."""
+        raise UserError(f"{message}; {self.prog} --help tells what there is")
+
+
 def main_parser() -> argparse.ArgumentParser:
     """The parser that knows the commands' names; a command's own flags are added when it is asked for."""
     listed = {**{name: command.summary for name, command in COMMANDS.items()}, **OF_THE_DOOR}
@@ -97,10 +106,11 @@ def command_parser(name: str) -> argparse.ArgumentParser:
 
     command = COMMANDS[name]
     examples = "\n".join(f"  {PROGRAM} {example}" for example in command.examples)
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=f"{PROGRAM} {name}",
+        usage=f"{PROGRAM} {name} [options]",
         description=textwrap.fill(command.summary[0].upper() + command.summary[1:] + ".", 100),
-        epilog=f"examples:\n{examples}\n\nFlags that are not known here are passed to Beam.",
+        epilog=f"examples:\n{examples}\n\nWith --runner, Beam's own flags are passed to it.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -135,6 +145,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 def unknown_to_beam(arguments: list[str]) -> list[str]:
     """Those arguments that Beam does not know either."""
+    import logging
+
+    logging.getLogger().setLevel(logging.ERROR)  # Beam misses packages that nobody asked for
     from apache_beam.options.pipeline_options import PipelineOptions
 
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, conflict_handler="resolve")

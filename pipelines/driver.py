@@ -42,7 +42,7 @@ class RunSettings:
     workers: int = option("worker processes of the local runner; 0: one a core", 0)
     threads_per_worker: int = option("threads that torch, faiss and OpenCV get in a worker", 1)
     overwrite: bool = option("make outputs again that another recipe made", False)
-    beam_options: tuple[str, ...] = option("Beam's own options (any --flag that is not known here is one)", ())
+    beam_options: tuple[str, ...] = option("", ())  # set from the flags that are not known here
 
     @property
     def worker_count(self) -> int:
@@ -94,9 +94,18 @@ def _run_job(job: Job, place: Place, settings: RunSettings, plan_files: Mapping[
     started = time.monotonic()
     markers = Loop(job, place, settings, title).run()
     manifest = write_manifest(place, job, markers, time.monotonic() - started)
+    _sweep(place)
+    return manifest
+
+
+def _sweep(place: Place) -> None:
+    """Remove what killed attempts left behind, now that none is under way."""
     for folder in ("scratch", "attempts", "errors"):
         place.remove_folder(folder)
-    return manifest
+    for folder in ("", "plan", "done"):
+        for name in place.names(folder):
+            if name.endswith(".tmp"):
+                place.remove(f"{folder}/{name}" if folder else name)
 
 
 class Loop:

@@ -27,6 +27,8 @@ def add_arguments(parser: argparse._ActionsContainer, options: type) -> None:
     """Add a flag for each field: ``rows_per_part`` becomes ``--rows-per-part``."""
     hints = typing.get_type_hints(options)
     for field in dataclasses.fields(options):
+        if not field.metadata.get("help"):
+            continue  # set by the program alone
         flag = "--" + field.name.replace("_", "-")
         keywords: dict[str, Any] = {"help": field.metadata.get("help", ""), "dest": field.name}
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
@@ -39,7 +41,7 @@ def add_arguments(parser: argparse._ActionsContainer, options: type) -> None:
         elif typing.get_origin(kind) is tuple:
             keywords.update(metavar="A,B,...")
         else:
-            keywords["metavar"] = field.name.split("_")[-1].upper()
+            keywords["metavar"] = {int: "N", float: "X"}.get(kind, field.name.split("_")[-1].upper())
             if field.metadata.get("choices"):
                 keywords.update(choices=field.metadata["choices"], metavar=None)
         if required:
