@@ -89,13 +89,17 @@ def _run_job(job: Job, place: Place, settings: RunSettings, plan_files: Mapping[
             print(f"{title}  already made ({made}): {place.url}", file=sys.stderr)
             return manifest
         print(f"{title}  files are missing or damaged, they are made again: {place.url}", file=sys.stderr)
-    stopping.pass_or_wait()
-    write_plan(place, job, plan_files)
     started = time.monotonic()
-    markers = Loop(job, place, settings, title).run()
-    manifest = write_manifest(place, job, markers, time.monotonic() - started)
-    _sweep(place)
-    return manifest
+    loop = Loop(job, place, settings, title)
+    stopping.during(loop.stop)
+    stopping.pass_or_wait()
+    try:
+        write_plan(place, job, plan_files)
+        markers = loop.run()
+        _sweep(place)
+        return write_manifest(place, job, markers, time.monotonic() - started)
+    finally:
+        stopping.during(None)
 
 
 def _sweep(place: Place) -> None:
@@ -125,7 +129,6 @@ class Loop:
 
     def run(self) -> list[Marker]:
         """Work until nothing is missing; gives the markers in the order of the units. Raises UserError or JobFailed."""
-        stopping.during(self._stop)
         try:
             self._collect(self.job.units)
             progress = Progress(self.title, self.total, self.job.noun, self._done())
@@ -139,8 +142,6 @@ class Loop:
         except BaseException as error:
             self._forget(close_pool(keep_log=isinstance(error, JobFailed)))
             raise
-        finally:
-            stopping.during(None)
         return [self.markers[unit.name] for unit in self.job.units]
 
     def _work(self, pool: Pool, progress: Progress) -> None:
@@ -270,7 +271,7 @@ class Loop:
                 self.place.remove(f"attempts/{name}")
                 self.place.remove(f"attempts/{name}.progress")
 
-    def _stop(self) -> str:
+    def stop(self) -> str:
         """For a signal, in a thread of its own: kill the workers, say what is in place."""
         pool = self.pool
         if pool is not None:

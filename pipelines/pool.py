@@ -161,6 +161,7 @@ def shared_pool(threads: int) -> Pool:
         "TF_CPP_MIN_LOG_LEVEL": "3",
         PARENT_VARIABLE: str(os.getpid()),
     }
+    environment.pop("PYTEST_CURRENT_TEST", None)  # another one in each test
     if _pool is not None and (_pool.threads, _pool.environment) != (threads, environment):
         close_pool()
     if _pool is None:

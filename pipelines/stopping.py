@@ -18,8 +18,7 @@ from collections.abc import Callable
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 SENTENCE_SECONDS = 5.0  # a remote place may answer slowly, or never
-NOTHING = "nothing was under way; the same command starts again"
-UNKNOWN = "the finished parts are in place; the same command goes on from there"
+SENTENCE = "what was finished is in place; the same command goes on from there"
 
 _state: dict[str, Callable[[], str] | None] = {"stop": None}
 _asked = threading.Event()
@@ -62,7 +61,7 @@ def _end(number: int) -> None:
         speaker = threading.Thread(target=lambda: said.append(stop()), daemon=True)
         speaker.start()
         speaker.join(SENTENCE_SECONDS)
-    sentence = said[0] if said else UNKNOWN if stop else NOTHING
+    sentence = said[0] if said else SENTENCE
     with contextlib.suppress(OSError, ValueError):  # the terminal may be gone
         clear = "\r\033[K" if sys.stderr.isatty() else ""
         os.write(2, f"{clear}Stopped: {sentence}.\n".encode(errors="backslashreplace"))

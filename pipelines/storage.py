@@ -24,7 +24,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from schemas.errors import UserError
 
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*(://|::)")
+_URL = re.compile(r"([a-z0-9]+::)*[A-Za-z][A-Za-z0-9+.-]*://")
 _CHAIN = re.compile(r"^[a-z0-9]+::|::[a-z0-9]+://")  # fsspec's URL chains; any other "::" belongs to a name
 _FULL = {
     errno.ENOSPC: "there is no space left on the disk",

@@ -1,0 +1,122 @@
+"""A folder anywhere: the same behaviour on a local disk and in fsspec's memory."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipelines.storage import Place, full_disk, open_file_system
+from schemas.errors import UserError
+
+
+@pytest.fixture(params=["local", "memory", "odd"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
+    """An empty place."""
+    if request.param == "memory":
+        return Place(f"memory://bucket-{secrets.token_hex(4)}/folder")
+    name = "folder" if request.param == "local" else "a b'c\"::d#e%20f?g*h\n\u00e9"
+    return Place(str(tmp_path / name))
+
+
+def test_write_read_names_remove(place: Place) -> None:
+    assert place.names("done") == [] and place.size("done/a") is None and not place.exists()
+    place.write("done/a", b"one")
+    place.write("done/a", b"second")
+    place.write("done/deep/b", b"")
+    assert place.read("done/a") == b"second" and place.size("done/a") == 6
+    assert place.names("done") == ["a"], "folders are not named"
+    assert place.sizes(["done/a", "done/deep/b", "done/none", "nowhere/c"]) == [6, 0, None, None]
+    place.remove("done/a")
+    place.remove("done/a")
+    assert place.names("done") == []
+    with pytest.raises(FileNotFoundError):
+        place.read("done/a")
+
+
+def test_create_is_exclusive(place: Place) -> None:
+    assert place.create("done/a", b"first")
+    assert not place.create("done/a", b"second")
+    assert place.read("done/a") == b"first" and place.names("done") == ["a"]
+
+
+def test_put_takes_the_file_away(place: Place, tmp_path: Path) -> None:
+    file = tmp_path / "made"
+    file.write_bytes(b"made")
+    place.put(str(file), "data/part-0.bin")
+    assert place.read("data/part-0.bin") == b"made" and not file.exists()
+
+
+def test_ranges(place: Place) -> None:
+    place.write("a", bytes(range(100)))
+    place.write("b", bytes(100))
+    assert place.read_ranges(["a", "b", "a"], [3, 0, 90], [6, 2, 100]) == [b"\3\4\5", b"\0\0", bytes(range(90, 100))]
+
+
+def test_emptying_and_removing(place: Place) -> None:
+    place.write("data/a", b"a")
+    place.write("scratch/x/y", b"a")
+    assert place.has_others("plan") and not place.has_others("data")
+    place.remove_folder("scratch")
+    place.remove_folder("scratch")
+    assert place.names("scratch/x") == [] and place.names("data") == ["a"]
+    place.empty()
+    place.empty()
+    assert place.names("data") == [] and not place.has_others("plan")
+
+
+def test_the_url_leads_back(place: Place) -> None:
+    place.write("data/a", b"a")
+    assert Place(place.url).read("data/a") == b"a"
+    assert Place(place.url).below("data").read("a") == b"a"
+
+
+def test_one_process_holds_a_local_folder(tmp_path: Path) -> None:
+    place = Place(str(tmp_path / "out"))
+    with place.alone(), pytest.raises(UserError, match="by another command"), place.alone():
+        pass
+    with place.alone():
+        pass
+
+
+def test_a_local_path_is_a_path_whatever_its_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("a::b", "zip::c", "x y/z://w", "#", "%41"):
+        place = Place(f"./{name}" if "://" in name or name.startswith("zip") else name)
+        place.write("f", b"f")
+        assert (tmp_path / name / "f").exists(), name
+
+
+def test_what_cannot_be_opened_or_written_is_said(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot be opened"):
+        open_file_system("nosuch://bucket/x")
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(UserError, match="cannot be written"):
+        Place(str(tmp_path / "file")).write("a", b"")
+    with pytest.raises(UserError, match="cannot be written"):
+        Place(str(tmp_path / "file/below")).create("a", b"")
+    with pytest.raises(UserError, match="the name is too long"):
+        Place(str(tmp_path)).write("a" * 300, b"")
+    error = full_disk(OSError(28, "No space"), "there")
+    assert error is not None and "no space left" in str(error)
+    assert full_disk(OSError(2, "No such file"), "there") is None
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no limits of file sizes")
+def test_a_file_that_the_system_refuses_leaves_nothing(tmp_path: Path) -> None:
+    program = (
+        "import resource, sys; from pipelines.storage import Place; from schemas.errors import UserError\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+        "try: Place(sys.argv[1]).write('a', bytes(2000))\n"
+        "except UserError as error: print(error)"
+    )
+    root = Path(__file__).resolve().parents[2]
+    run = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=True, cwd=root
+    )
+    assert "cannot be written: the file would be larger" in run.stdout
+    assert os.listdir(tmp_path) == []
