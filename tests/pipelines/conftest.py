@@ -7,14 +7,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # for `tests.`
 from tests.pipelines.watching import Running
-
-EXTRACTOR = "tests.tiny_extractor:TinyExtractor"
 
 
 @pytest.fixture
@@ -31,12 +27,6 @@ def start(tmp_path: Path) -> Any:
     for running in started:
         if running.process.poll() is None:
             running.kill_all()
-
-
-def picture(seed: int, width: int = 96, height: int = 64) -> Image.Image:
-    """A picture of coarse random colours: another one for each seed."""
-    small = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8)
-    return Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC)
 
 
 @pytest.fixture(scope="session")

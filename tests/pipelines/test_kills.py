@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from tests.pipelines.watching import Running, wait_for, words
+from tests.pipelines.watching import EXTRACTOR, Running, wait_for, words
 
-SLOW = ("--extractor", "tests.tiny_extractor:TinyExtractor", "--extractor-option", "seconds=0.1")
+SLOW = ("--extractor", EXTRACTOR, "--extractor-option", "seconds=0.1")
 JOBS = (
     "gallery",
     "queries",

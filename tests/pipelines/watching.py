@@ -14,6 +14,7 @@ from typing import Any
 import psutil
 
 ROOT = Path(__file__).resolve().parents[2]
+EXTRACTOR = "tests.tiny_extractor:TinyExtractor"  # starts at once
 LONG = 120.0  # generous: the machine may be busy
 
 
