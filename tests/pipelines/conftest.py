@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # for `tests.`
-from tests.pipelines.watching import Running
+from tests.pipelines.pictures import picture
+from tests.pipelines.watching import EXTRACTOR, Running
 
 
 @pytest.fixture
