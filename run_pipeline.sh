@@ -81,6 +81,7 @@ read_settings() {
 
 name_environment() {
     local crc size
+    [[ -r $root/setup.py && -r $root/constraints.txt ]] || die "cannot read setup.py and constraints.txt in $root"
     place=${RRT_VENV:-$root/.venv}
     place=${place%/}
     [[ $place == /* ]] || place=$PWD/$place
@@ -88,7 +89,7 @@ name_environment() {
     # original's code. The extras are not: they are added to an environment that lacks them.
     read -r crc size < <(
         cksum <<<"$root|$accelerator|${RRT_PYTHON:-}|$(<"$root/setup.py")|$(<"$root/constraints.txt")"
-    ) || die "cannot read setup.py and constraints.txt in $root"
+    )
     environment=$place-$crc-$size
     workshop=$place-door
     log=$workshop/install.log
@@ -247,11 +248,11 @@ install_with_any() {
 }
 
 make_environment() {
-    local chosen=$accelerator wanted=$extras installed site
+    local chosen=$accelerator wanted=$extras installed site word
     { mkdir -p -- "$workshop" && : >"$workshop/lock"; } 2>/dev/null ||
         die "cannot write to $workshop: set RRT_VENV to a place for the environment that you may write to"
     find_python
-    exec 9<"$workshop/lock"
+    exec 9<>"$workshop/lock"
     if ! lock 9 x n; then
         say "another start is making the environment; waiting for it"
         lock 9 x || die "cannot lock $workshop/lock: set RRT_VENV to a place on a local disk"
@@ -274,6 +275,11 @@ make_environment() {
         rm -f -- "$environment/rrt-stamp" # a kill from here on makes the next start build anew
         find_uv
     else
+        # What was added to the environment that this one replaces is wanted still.
+        read -r installed 2>/dev/null <"$place/rrt-stamp" || installed=''
+        for word in ${installed:9}; do
+            [[ $KNOWN_EXTRAS != *" $word "* || " $wanted " == *" $word "* ]] || wanted="${wanted:+$wanted }$word"
+        done
         say "making the Python environment $environment ($chosen: $accelerator_reason)"
         say "this takes a minute or more and about 6 GB, once (log: $log)"
         create_environment
@@ -318,7 +324,7 @@ remove_old_environments() {
     for old in "$place"-[0-9]*-[0-9]*; do
         [[ -d $old && $old != "$environment" ]] || continue
         if [[ -e $old/pyvenv.cfg ]]; then
-            exec 7<"$old/pyvenv.cfg"
+            exec 7<>"$old/pyvenv.cfg"
             # Started without this door (.venv/bin/python), a run holds no lock, but has the folder's libraries mapped.
             if ! lock 7 x n || grep -qsF -- "$old/" /proc/[0-9]*/maps; then
                 say "keeping $old for now: a run uses it"

@@ -53,6 +53,7 @@ EXTRAS_REQUIRE = {
         "mypy>=2.4,<3",
         "pytest>=9,<10",
         "pytest-cov>=7,<8",
+        "pytest-timeout>=2.4,<3",
         "ruff>=0.17,<0.18",
         "s3fs>=2025.3",
         "types-psutil",

@@ -162,6 +162,14 @@ def test_a_changed_file_makes_a_new_environment_and_removes_the_old(door, name):
     assert (door.root / ".venv").resolve() == new
 
 
+def test_extras_are_carried_over_to_the_next_environment(door):
+    door.run("demo", RRT_EXTRAS="gcp")
+    with open(door.root / "constraints.txt", "a") as file:
+        file.write("# changed\n")
+    door.run("demo", RRT_EXTRAS="dev")
+    assert door.calls("pip install")[-1].endswith("[cpu,dev,gcp]")
+
+
 def test_a_moved_project_does_not_use_the_environment_it_came_with(door, tmp_path):
     door.run("demo")
     door.root = door.root.rename(tmp_path / "moved")
