@@ -119,7 +119,13 @@ def test_committed_configurations_are_valid(config: Path) -> None:
     from pipelines import extract, index, rerank, report, search
 
     read = read_config(str(config), {})
-    for name, module in {"extract": extract, "index": index, "search": search, "rerank": rerank, "report": report}.items():
+    for name, module in {
+        "extract": extract,
+        "index": index,
+        "search": search,
+        "rerank": rerank,
+        "report": report,
+    }.items():
         required = {"images": "i", "out": "o", "stores": "s", "queries": "q", "index": "x", "ground_truth": "g"}
         known = {key for key in module.Options.__dataclass_fields__}
         values = {**{key: value for key, value in required.items() if key in known}, **(read.get(name) or {})}

@@ -139,11 +139,15 @@ def test_kinds_keep_their_promise(material: Material) -> None:
 
 
 def test_second_stereo_views_show_the_same_thing(material: Material) -> None:
-    pairs = [(region, second) for region, second, name in
-             zip(material.instances, material.second, material.names, strict=True) if STEREO_LEFT in name]
+    pairs = [
+        (region, second)
+        for region, second, name in zip(material.instances, material.second, material.names, strict=True)
+        if STEREO_LEFT in name
+    ]
     assert sum(second is not None for _, second in pairs) >= 3
-    assert all(second is None for second, name in zip(material.second, material.names, strict=True)
-               if STEREO_LEFT not in name)
+    assert all(
+        second is None for second, name in zip(material.second, material.names, strict=True) if STEREO_LEFT not in name
+    )
     for region, second in pairs:
         if second is not None:
             colour = [cv2.mean(part.pixels, part.mask)[:3] for part in (region, second)]

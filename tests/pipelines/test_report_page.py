@@ -363,9 +363,7 @@ def test_order_filter_and_protocol(opened):
 @pytest.mark.parametrize("width", [360, 800, 1400])
 def test_nothing_overflows_the_window(opened, width):
     page = opened(report(made_by=[FactGroup("Hashes", [("Weights", "f" * 64)])], title="x" * 200))
-    page.call(
-        "Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=False
-    )
+    page.call("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=False)
     try:
         assert page.evaluate("document.documentElement.scrollWidth") <= width
     finally:
