@@ -244,8 +244,11 @@ class Place:
         if not self.local:
             yield
             return
-        with self._writing(""):
+        try:
             os.makedirs(self.root, exist_ok=True)
+        except OSError as error:
+            why = _FULL.get(error.errno or 0) or _REFUSED.get(error.errno or 0) or error.strerror
+            raise UserError(f"{self.root}: the folder cannot be made: {why}") from error
         folder = os.open(self.root, os.O_RDONLY)
         try:
             fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)

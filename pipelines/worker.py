@@ -21,8 +21,12 @@ if __name__ == "__main__":
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     faulthandler.enable()
+    # Beam imports its MongoDB connector in any case; without it a worker starts by a fifth sooner.
+    sys.modules["pymongo"] = None  # type: ignore[assignment]
     from pipelines.commit import Job
     from pipelines.runners import run_share
+
+    del sys.modules["pymongo"]
 
     for line in sys.stdin:
         share = json.loads(Path(line.rstrip("\n")).read_text())
