@@ -42,6 +42,7 @@ class RunSettings:
     workers: int = option("worker processes of the local runner; 0: one a core", 0)
     threads_per_worker: int = option("threads that torch, faiss and OpenCV get in a worker", 1)
     overwrite: bool = option("make outputs again that another recipe made", False)
+    stall_minutes: float = option("a local worker that computes nothing for so long is killed and replaced", 10.0)
     beam_options: tuple[str, ...] = option("", ())  # set from the flags that are not known here
 
     @property
@@ -154,6 +155,8 @@ class Loop:
             if time.monotonic() - looked >= self.pause:
                 progress.show(self._done() + self._under_way(pool))
                 self._end_at_final_error(progress)
+                if self.local:
+                    pool.kill_stalled(60 * self.settings.stall_minutes)
                 looked = time.monotonic()
         progress.clear()
 

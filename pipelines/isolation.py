@@ -17,8 +17,11 @@ if TYPE_CHECKING:
     from pipelines.extract import Described
 
 
+ANSWER_SECONDS = 300.0  # an image that takes longer is given up; shorter than the driver's patience with a worker
+
+
 class Crashed(Exception):
-    """The child died on an image; the text says how."""
+    """The child died on an image, or had to be killed; the text says how."""
 
 
 class DescribingFailed(Exception):
@@ -28,8 +31,8 @@ class DescribingFailed(Exception):
 class Isolated:
     """Describes images in a child that is started again after each crash."""
 
-    def __init__(self, options: dict[str, Any], threads: int) -> None:
-        self.options, self.threads = options, threads
+    def __init__(self, options: dict[str, Any], threads: int, seconds: float = ANSWER_SECONDS) -> None:
+        self.options, self.threads, self.seconds = options, threads, seconds
         self.process: Any = None
         self.pipe: Any = None
 
@@ -45,6 +48,9 @@ class Isolated:
             self._start()
         try:
             self.pipe.send(reference)
+            if not self.pipe.poll(self.seconds):
+                self._end()
+                raise Crashed(f"no answer for {self.seconds:g} seconds")
             answer = self.pipe.recv()
         except (EOFError, ConnectionError):
             self.process.join()

@@ -16,6 +16,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +27,7 @@ import psutil
 from pipelines.commit import Unit
 from pipelines.processes import PARENT_VARIABLE, thread_environment
 
+STIR = 0.2  # seconds of processor time that count as a sign of life
 LARGE = 1_500_000_000  # an idle worker that holds more memory than this is not kept for the next job
 
 
@@ -36,6 +38,9 @@ class Member:
     process: subprocess.Popen[bytes]
     share: tuple[Unit, ...] = ()
     heard: bytes = b""
+    computed: float = 0.0  # seconds of processor time, with its children, when it was last seen to use any
+    stirred: float = 0.0  # when that was
+    stalled: bool = False
 
     @property
     def pid(self) -> int:
@@ -90,7 +95,7 @@ class Pool:
         self.shares += 1
         path = os.path.join(self.folder, f"share-{self.shares}.json")
         Path(path).write_text(json.dumps(share))
-        member.share = tuple(units)
+        member.share, member.stirred = tuple(units), time.monotonic()
         assert member.process.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # it has died: `wait` tells
             member.process.stdin.write(f"{path}\n".encode())
@@ -104,15 +109,29 @@ class Pool:
             if not data:
                 self.selector.unregister(key.fileobj)
                 self.members.remove(member)
-                code = member.process.wait()
+                words = _exit_words(member.process.wait())
                 _close(member)
-                ended.append(Ended(member, member.share, f"a worker process ended with {_exit_words(code)}", True))
+                problem = "a worker process stood still" if member.stalled else f"a worker process ended with {words}"
+                ended.append(Ended(member, member.share, problem, True))
                 continue
             *lines, member.heard = (member.heard + data).split(b"\n")
             for line in lines:
                 ended.append(Ended(member, member.share, str(json.loads(line)["problem"]), False))
                 member.share = ()
         return ended
+
+    def kill_stalled(self, seconds: float) -> None:
+        """Kill workers at a share that have used no processor time for so long: they wait for what never comes."""
+        for member in self.members:
+            if not member.share or member.stalled:
+                continue
+            computed = _processor_time(member.pid)
+            if abs(computed - member.computed) > STIR:
+                member.computed, member.stirred = computed, time.monotonic()
+            elif time.monotonic() - member.stirred > seconds:
+                member.stalled = True
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.killpg(member.pid, signal.SIGKILL)
 
     def kill(self) -> set[int]:
         """Kill all workers with their groups; gives the process ids of those that lived."""
@@ -182,6 +201,18 @@ def close_pool(*, keep_log: bool = False) -> set[int]:
 
 
 atexit.register(close_pool)
+
+
+def _processor_time(pid: int) -> float:
+    """Seconds of processor time of a process and its children; 0 where it is gone."""
+    total = 0.0
+    with contextlib.suppress(psutil.Error):
+        process = psutil.Process(pid)
+        for one in (process, *process.children(recursive=True)):
+            with contextlib.suppress(psutil.Error):
+                times = one.cpu_times()
+                total += times.user + times.system
+    return total
 
 
 def _close(member: Member) -> None:

@@ -13,7 +13,7 @@ from schemas.manifest import Counts
 
 
 class FaultyWorker(UnitWorker):
-    """`behaviour` of the payload: ok, raise, raise_once, user_error, die, die_once, wait, large."""
+    """`behaviour` of the payload: ok, raise, raise_once, user_error, die, die_once, wait, wait_once, large."""
 
     def do(self, unit: Unit, attempt: Attempt) -> Counts:
         """Misbehave, or write one small file whose bytes follow from the unit's name."""
@@ -24,8 +24,8 @@ class FaultyWorker(UnitWorker):
             raise UserError(f"{unit.name}: mend your settings")
         if behaviour == "die" or (behaviour == "die_once" and attempt.number == 1):
             os.kill(os.getpid(), signal.SIGKILL)
-        if behaviour == "wait":
-            time.sleep(60)
+        if behaviour == "wait" or (behaviour == "wait_once" and attempt.number == 1):
+            time.sleep(3600)
         path = attempt.path("data.bin")
         Path(path).write_bytes(unit.name.encode() * (1_000_000 if behaviour == "large" else 100))
         attempt.add(path, f"data/{unit.name}.bin", unit.inputs)

@@ -72,8 +72,15 @@ def test_a_users_mistake_ends_the_job_at_once(tmp_path: Path) -> None:
     started = time.monotonic()
     with pytest.raises(UserError, match="part-00001: mend your settings"):
         made(tmp_path, "wait", "user_error")
-    assert time.monotonic() - started < 30, "the unit that waits a minute is not waited for"
+    assert time.monotonic() - started < 30, "the unit that waits an hour is not waited for"
     assert list((tmp_path / "out/attempts").iterdir()) == [], "nothing speaks against the unit that was killed"
+
+
+def test_a_worker_that_stands_still_is_replaced(tmp_path: Path) -> None:
+    started = time.monotonic()
+    job = faulty_job(f"{tmp_path}/out", "wait_once", "ok")
+    assert run_job(job, RunSettings(workers=2, stall_minutes=0.1)).counts.succeeded == 6
+    assert time.monotonic() - started < 600, "the unit would wait for an hour"
 
 
 def test_a_worker_that_cannot_be_made_ends_the_job(tmp_path: Path) -> None:

@@ -17,11 +17,12 @@ from PIL import Image
 from pipelines import pool
 from pipelines.driver import RunSettings
 from pipelines.extract import Options, failure_rows, run
+from pipelines.isolation import Crashed, Isolated
 from pipelines.storage import Place
 from pipelines.stores import Gallery, LocalsReader, Store
 from rrt_core import images
 from rrt_core.extractors import Description
-from schemas.image_list import decode_name, split_record_id
+from schemas.image_list import ImageReference, decode_name, split_record_id
 from tests.pipelines.pictures import picture
 from tests.pipelines.watching import EXTRACTOR, Running
 from tests.tiny_extractor import TinyExtractor
@@ -266,3 +267,20 @@ def test_an_extractor_that_raises_on_one_image_costs_that_image_alone(tmp_path: 
     assert store.parts[0].failures
     row = failure_rows(Place(options.out), [store.parts[0].failures.name])[0]
     assert row.error_class == "error" and "ZeroDivisionError: a picture without light" in row.reason
+
+
+def test_an_image_that_never_ends_is_given_up(hostile: Path) -> None:
+    """In the child that describes one by one; afterwards the next image finds a new child."""
+    options = {
+        "extractor": EXTRACTOR,
+        "extractor_option": {"seconds": 60},
+        "max_pixels": 10_000,
+        "min_side": 10,
+    }
+    location = os.path.join(os.fsencode(hostile), b"plain.png")
+    with Isolated(options, 1, seconds=0.5) as child:
+        with pytest.raises(Crashed, match=r"no answer for 0\.5 seconds"):
+            child.describe(ImageReference("s/plain.png", "s", location))
+        child.seconds = 60.0
+        described = child.describe(ImageReference("s/empty.jpg", "s", location.replace(b"plain.png", b"empty.jpg")))
+        assert described.failure is not None and described.failure.error_class == "empty"
