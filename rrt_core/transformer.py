@@ -182,6 +182,11 @@ class RerankingTransformer(nn.Module):
             if parameter.dim() > 1:
                 nn.init.xavier_uniform_(parameter)
 
+    @property
+    def layers(self) -> list[EncoderLayer]:
+        """The encoder's layers, first to last."""
+        return [layer for layer in self.encoder.layers if isinstance(layer, EncoderLayer)]
+
     def embed(
         self,
         query_global: Tensor,
@@ -237,7 +242,7 @@ class RerankingTransformer(nn.Module):
         tokens = self.embed(query_global, query_local, query_scales, gallery_global, gallery_local, gallery_scales)
         always = query_mask.new_ones(len(tokens), 2)
         visible = torch.cat([always, ~query_mask, always, ~gallery_mask], dim=1)[:, None, None]
-        for layer in self.encoder.layers:
+        for layer in self.layers:
             tokens = layer(tokens, visible)
         logits: Tensor = self.classifier(tokens[:, 0])[:, 0]
         return logits
@@ -252,7 +257,7 @@ class RerankingTransformer(nn.Module):
         """
         if visible is not None:
             visible = visible[:, None, None]
-        *body, last = self.encoder.layers
+        *body, last = self.layers
         for layer in body:
             tokens = layer(tokens, visible)
         logits: Tensor = self.classifier(last(tokens, visible, first_only=True)[:, 0])[:, 0]
