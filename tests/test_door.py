@@ -19,8 +19,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 
-UV = """#!{python}
-import os, pathlib, subprocess, sys, time
+UV = """import os, pathlib, subprocess, sys, time
 here = pathlib.Path({state!r})
 arguments = sys.argv[1:]
 with open(here / "calls", "a") as calls:
@@ -58,11 +57,14 @@ class Door:
         (self.root / "pipelines" / "__main__.py").write_text(MAIN)
         commands = folder / "commands"
         commands.mkdir()
-        (commands / "uv").write_text(UV.format(python=sys.executable, state=str(self.state)))
+        # Started through sh, since the path of this Python may hold a space, and a #! line may not.
+        (self.state / "uv.py").write_text(UV.format(python=sys.executable, state=str(self.state)))
+        (commands / "uv").write_text(f'#!/bin/sh\nexec "{sys.executable}" "{self.state}/uv.py" "$@"\n')
         (commands / "uv").chmod(0o755)
         foreign = ("RRT_", "COV", "PYTHON")
         self.environment = {name: text for name, text in os.environ.items() if not name.startswith(foreign)} | {
             "PATH": f"{commands}:{os.environ['PATH']}",
+            "PIP_NO_INDEX": "1",  # nothing is ever fetched
             "RRT_PYTHON": sys.executable,
             "RRT_ACCELERATOR": "cpu",
         }
