@@ -11,16 +11,20 @@ from schemas.errors import UserError
 
 
 class MutualNNReranker(Reranker):
-    """Counts locals that are each other's nearest neighbour by cosine similarity.
+    """Counts locals that are each other's nearest neighbour by cosine similarity, and alike enough.
 
     logit = count + 0.999 * (1 + s) / 2, with s in [-1, 1] the mean similarity of the counted couples:
     the count decides, s orders equal counts. 0 where nothing is counted.
+
+    The default floor of similarity is DELG's for putative matches (distance at most 1.0, its perform_retrieval.py).
+    Without one the count misleads: between unrelated images about half of all locals are mutual neighbours by
+    chance, and fewer where many locals show one thing.
     """
 
     name = "mutual_nn"
     revision = 1
 
-    def __init__(self, query_tokens: int = 500, gallery_tokens: int = 500, min_similarity: float = -1.0) -> None:
+    def __init__(self, query_tokens: int = 500, gallery_tokens: int = 500, min_similarity: float = 0.5) -> None:
         """query_tokens, gallery_tokens: strongest locals used of each image. min_similarity: -1..1, couples below
         are not counted."""
         self.query_tokens = check_tokens("query_tokens", query_tokens)
