@@ -37,7 +37,7 @@ STAGE = "extract"
 LAYER = "full"  # the layer of local descriptors that a full extraction makes
 PART_BYTES = 256_000_000
 PARTS_WISHED = 16  # small stores are cut finer, so that workers share them and little is lost on a kill
-BATCH = 8
+BATCH = 4  # few: each of the images that are decoded ahead may have max_pixels
 MOST_BYTES = 1_000_000_000  # of an image file
 ISOLATE_FROM = 3  # from this attempt on, images are described one by one in a child process
 CRASH_VARIABLE = "RRT_TEST_CRASH_ON"  # a test hook: decoding an id that contains this text kills the process
@@ -91,9 +91,11 @@ def plan(options: Options, settings: RunSettings) -> tuple[Job, dict[str, bytes]
         "threads": settings.threads_per_worker,
     }
     units = []
+    repeated = _repeated(names)
     for part, start in enumerate(range(0, len(names), rows)):
         ids = names[start : start + rows]
-        payload = {"part": part, "start": start, "ids": sha256_text("\n".join(ids))}
+        again = [row for row in range(len(ids)) if start + row in repeated]
+        payload = {"part": part, "start": start, "ids": sha256_text("\n".join(ids)), "repeated": again}
         units.append(Unit(f"part-{part:05}", payload, len(ids)))
     job = Job(
         stage=STAGE,
@@ -120,6 +122,12 @@ def identity_of(extractor: Extractor) -> dict[str, Any]:
         "scales": list(extractor.scales),
         "config": extractor.config,
     }
+
+
+def _repeated(names: Sequence[str]) -> set[int]:
+    """Places of the ids that stand earlier in the source already."""
+    first: dict[str, int] = {}
+    return {place for place, name in enumerate(names) if first.setdefault(name, place) != place}
 
 
 def _planned_ids(place: Place, spec: SourceSpec) -> Sequence[str] | None:
@@ -261,15 +269,14 @@ class DescribePart(UnitWorker):
         references = self._references(attempt.place, unit)
         one_by_one = attempt.number >= ISOLATE_FROM
         describe = self._isolated if one_by_one else self._batched
-        seen: set[str] = set()
+        repeated = set(unit.payload["repeated"])
         rows: list[GlobalRow] = []
         kept: list[LocalRow] = []
         lost: list[FailureRow] = []
         for described in describe(references):
-            if described.row.record_id in seen:
+            if len(rows) in repeated:
                 reason = "the record id stands twice in the source; only the first is described"
                 described = failed(references[len(rows)], reason, "duplicate")
-            seen.add(described.row.record_id)
             rows.append(described.row)
             if described.failure:
                 lost.append(described.failure)

@@ -62,7 +62,8 @@ def test_mistakes_get_one_sentence(
 
 
 def test_the_module_runs_as_a_program() -> None:
-    done = subprocess.run([sys.executable, "-m", "pipelines", "nothing"], cwd=ROOT, capture_output=True, text=True)
+    command = [sys.executable, "-m", "pipelines", "nothing"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 2 and done.stderr.startswith("There is no command")
 
 
@@ -116,7 +117,7 @@ def test_configurations_are_checked(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("config", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.name)
 def test_committed_configurations_are_valid(config: Path) -> None:
-    from pipelines import extract, index, rerank, report, search
+    from pipelines import extract, index, report, rerank, search
 
     read = read_config(str(config), {})
     for name, module in {
@@ -127,6 +128,6 @@ def test_committed_configurations_are_valid(config: Path) -> None:
         "report": report,
     }.items():
         required = {"images": "i", "out": "o", "stores": "s", "queries": "q", "index": "x", "ground_truth": "g"}
-        known = {key for key in module.Options.__dataclass_fields__}
+        known = set(module.Options.__dataclass_fields__)
         values = {**{key: value for key, value in required.items() if key in known}, **(read.get(name) or {})}
         build(module.Options, values, name)

@@ -15,6 +15,7 @@ from pipelines import evaluate, extract, index, report, rerank, search
 from pipelines.commit import read_entries
 from pipelines.driver import RunSettings
 from pipelines.options import build
+from pipelines.run import run_config
 from pipelines.storage import Place
 from pipelines.stores import Gallery, LocalsReader, Store
 from rrt_core.metrics import PROTOCOLS, positions_of
@@ -258,3 +259,35 @@ def test_two_stores_in_one_index(made: Path) -> None:
         assert len(listed) == INSTANCES * VIEWS + DISTRACTORS + INSTANCES
     manifest = json.loads((made / "both-index" / "search" / "manifest.json").read_text())
     assert [store["base"] for store in manifest["facts"]["stores"]] == [0, 6]
+
+
+def test_an_id_that_stands_twice_is_a_failed_row_wherever_it_stands(made: Path) -> None:
+    listed = made / "list.csv"
+    names = ["gallery/0-1.png", "gallery/1-1.png", "gallery/0-1.png", "gallery/2-1.png", "gallery/1-1.png"]
+    listed.write_text("path,label\n" + "".join(f"{name},7\n" for name in names))
+    options = {"images": str(made / "images"), "list": str(listed), "out": str(made / "twice"), "extractor": TINY}
+    manifest = extract.run(build(extract.Options, {**options, "rows_per_part": 2}, "test"), SETTINGS)
+    assert (manifest.counts.inputs, manifest.counts.succeeded, manifest.counts.failed) == (5, 3, 2)
+    store = Store(str(made / "twice"))
+    lost = extract.failure_rows(store.place, [part.failures.name for part in store.parts if part.failures])
+    assert [(row.record_id, row.error_class) for row in lost] == [
+        ("images/gallery/0-1.png", "duplicate"),
+        ("images/gallery/1-1.png", "duplicate"),
+    ]
+
+
+def test_a_run_without_ground_truth_is_ranked_and_shown(made: Path) -> None:
+    config = {
+        "images": str(made / "images" / "gallery"),
+        "queries": str(made / "images" / "queries"),
+        "out": str(made / "plain"),
+        "extract": {"extractor": TINY},
+        "rerank": {"reranker": "mutual_nn", "shortlist": 10},
+    }
+    results = run_config(config, "test", SETTINGS)
+    assert "metrics" not in results
+    page = Path(results["report"]).read_text()
+    assert "There is no ground truth" in page
+    rankings = dict(rerank.read_ranking(str(made / "plain" / "run"), "deploy"))
+    assert len(rankings) == INSTANCES
+    assert sum(rankings["queries/0.png"].column("reranked").to_pylist()) == 10
