@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
+import atexit
+import contextlib
+import os
 import sys
 
 
 def main() -> int:
-    """The console script: signals are handled before anything heavy is imported."""
+    """The console script: signals are handled before anything heavy is imported. Ends the process."""
     from pipelines import stopping
 
     stopping.install()
     from pipelines.cli import main as command_line
 
-    return command_line()
+    try:
+        code = command_line()
+    except SystemExit as end:  # argparse's
+        code = end.code if isinstance(end.code, int) else 1
+    # The interpreter's own end unloads libraries whose threads may still run, which now and then aborts the process
+    # ("terminate called without an active exception") and with it a good exit code.
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
