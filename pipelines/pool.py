@@ -27,6 +27,8 @@ import psutil
 from pipelines.commit import Unit
 from pipelines.processes import PARENT_VARIABLE, thread_environment
 
+FOLDER = "rrt-workers-"
+KEPT_SECONDS = 24 * 3600  # for what a killed driver left behind, and the logs of failed jobs
 STIR = 0.2  # seconds of processor time that count as a sign of life
 LARGE = 1_500_000_000  # an idle worker that holds more memory than this is not kept for the next job
 
@@ -67,7 +69,8 @@ class Pool:
     members: list[Member] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.folder = tempfile.mkdtemp(prefix="rrt-workers-")
+        _remove_old_folders()
+        self.folder = tempfile.mkdtemp(prefix=f"{FOLDER}{os.getpid()}-")
         self.log = os.path.join(self.folder, "workers.log")
         self.selector = selectors.DefaultSelector()
         self.shares = 0
@@ -201,6 +204,16 @@ def close_pool(*, keep_log: bool = False) -> set[int]:
 
 
 atexit.register(close_pool)
+
+
+def _remove_old_folders() -> None:
+    """Remove the folders of drivers that were killed, or failed, a day ago and are no more."""
+    for path in Path(tempfile.gettempdir()).glob(f"{FOLDER}*-*"):
+        with contextlib.suppress(OSError, ValueError):
+            about = path.stat()
+            gone = not psutil.pid_exists(int(path.name.removeprefix(FOLDER).partition("-")[0]))
+            if gone and about.st_uid == os.getuid() and time.time() - about.st_mtime > KEPT_SECONDS:
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def _processor_time(pid: int) -> float:
