@@ -27,6 +27,8 @@ def fact_groups(url: str) -> list[FactGroup]:
     if scores and shortlist:
         groups.append(FactGroup("Protocol", _protocol(shortlist, scores, manifests["evaluation"])))
         groups.append(FactGroup("Reranker", _reranker(scores)))
+        if scores.facts.get("weights_notes"):
+            groups.append(FactGroup("What made the reranker's weights", _flat(scores.facts["weights_notes"])))
     if shortlist:
         groups.append(FactGroup("Index and search", _search(shortlist)))
         for title, store in _stores(shortlist).items():

@@ -56,6 +56,8 @@ def run(options: Options, settings: RunSettings) -> Manifest:
     if shortlist.inputs["queries"]["content"] != queries.manifest.content:
         raise UserError(f"{queries.place.url} is not the store that {options.out}/shortlist was made for; search again")
     reranker = create(options.reranker, **options.reranker_option)
+    notes: dict[str, Any] = getattr(reranker, "notes", {})
+    _refuse_other_descriptors(notes, queries)
     inputs = {"shortlist": as_input(f"{options.out}/shortlist", shortlist), "queries": queries.as_input}
     if options.ground_truth:
         inputs["ground_truth"] = truth_input(options.ground_truth)
@@ -73,7 +75,7 @@ def run(options: Options, settings: RunSettings) -> Manifest:
             inputs=inputs,
             units=tuple(_units(options, queries)),
             settings=shared,
-            facts={"kind": "scores"},
+            facts={"kind": "scores", "weights_notes": notes},
             noun="queries",
         ),
         settings,
@@ -105,6 +107,17 @@ def identity_of(reranker: Reranker) -> dict[str, Any]:
         "weights_sha256": reranker.weights_sha256,
         "config": reranker.config,
     }
+
+
+def _refuse_other_descriptors(notes: dict[str, Any], store: Store) -> None:
+    """Raise UserError where the weights say that they were trained for other descriptors than the store's."""
+    trained, stored = notes.get("extractor"), store.extractor
+    if trained and any(trained[key] != stored[key] for key in ("name", "weights_sha256")):
+        raise UserError(
+            f"the reranker's weights were trained for descriptors of {trained['name']} (weights "
+            f"{trained['weights_sha256'][:12]}), but {store.place.url} holds those of {stored['name']} (weights "
+            f"{stored['weights_sha256'][:12]}); give weights trained for these, or another reranker"
+        )
 
 
 def _protocols(options: Options) -> Sequence[str]:

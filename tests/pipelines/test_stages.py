@@ -291,3 +291,9 @@ def test_a_run_without_ground_truth_is_ranked_and_shown(made: Path) -> None:
     rankings = dict(rerank.read_ranking(str(made / "plain" / "run"), "deploy"))
     assert len(rankings) == INSTANCES
     assert sum(rankings["queries/0.png"].column("reranked").to_pylist()) == 10
+
+
+def test_weights_for_other_descriptors_are_refused(made: Path) -> None:
+    options = {"queries": str(made / "queries"), "out": str(made / "run"), "reranker": "rrt", "shortlist": 5}
+    with pytest.raises(UserError, match="trained for descriptors of efficientnet .* holds those of tiny"):
+        rerank.run(build(rerank.Options, options, "test"), SETTINGS)
