@@ -59,14 +59,15 @@ def build(options: type[T], values: dict[str, Any], where: str) -> T:
     unknown = sorted(set(values) - set(fields))
     if unknown:
         raise UserError(f"{where}: there is no option {unknown[0]!r}; known are {', '.join(fields)}")
-    checked = {}
+    checked: dict[str, Any] = {}
     for name, field in fields.items():
         if name in values:
             checked[name] = _convert(values[name], hints[name], f"{where}: {name}")
             choices = field.metadata.get("choices")
             if choices and checked[name] not in choices:
                 raise UserError(f"{where}: {name} is {checked[name]!r}; it must be one of {', '.join(choices)}")
-        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        if required and checked.get(name, "") in ("", ()):
             raise UserError(f"{where}: --{name.replace('_', '-')} is missing")
     return options(**checked)
 

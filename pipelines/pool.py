@@ -96,6 +96,7 @@ class Pool:
     def give(self, member: Member, units: Sequence[Unit], share: dict[str, Any]) -> None:
         """Give a worker its next share."""
         self.shares += 1
+        os.makedirs(self.folder, exist_ok=True)  # a long run may outlive a sweep of the temporary folder
         path = os.path.join(self.folder, f"share-{self.shares}.json")
         Path(path).write_text(json.dumps(share))
         member.share, member.stirred = tuple(units), time.monotonic()

@@ -89,6 +89,7 @@ def test_flags_and_yaml_give_the_same_options() -> None:
     ("values", "told"),
     [
         ({}, "--name is missing"),
+        ({"name": ""}, "--name is missing"),
         ({"name": "a", "fish": 1}, "no option 'fish'"),
         ({"name": "a", "count": "many"}, "count is 'many'"),
         ({"name": "a", "count": 1.5}, "count is 1.5"),
