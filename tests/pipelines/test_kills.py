@@ -162,7 +162,7 @@ def _handles(running: Running, number: int) -> bool:
 
 
 MOMENTS = {
-    "import": lambda running, out: _handles(running, signal.SIGTERM),
+    "import": lambda running, out: _handles(running, signal.SIGHUP),  # the last of ours; coverage handles SIGTERM too
     "plan": lambda running, out: (out / "plan/plan.json").exists(),
     "work": lambda running, out: any(out.glob("done/*.json")),
 }
