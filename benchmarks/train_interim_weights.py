@@ -269,6 +269,7 @@ def run_export(args: argparse.Namespace) -> None:
         )
         print(tokens, json.dumps(tables[f"{tokens}+{tokens} tokens"], indent=1), flush=True)
     card = {
+        "made_by": "benchmarks/train_interim_weights.py: describe, train, export",
         "sha256": sha256,
         "config": asdict(model.config),
         **notes,
@@ -294,18 +295,18 @@ def main() -> None:
     parser.add_argument("--locals", type=int, default=192, help="locals stored of each view")
     parser.add_argument("--part", type=int, default=0)
     parser.add_argument("--parts", type=int, default=1, help="processes that share the stage `describe`")
-    parser.add_argument("--steps", type=int, default=2500)
+    parser.add_argument("--steps", type=int, default=1100)
     parser.add_argument("--batch", type=int, default=32, help="pairs a step, half of them positive")
     parser.add_argument("--lr", type=float, default=3e-4)
-    parser.add_argument("--warmup", type=int, default=200)
+    parser.add_argument("--warmup", type=int, default=100)
     parser.add_argument("--sharpness", type=float, default=25.0)
     parser.add_argument("--tokens-first", type=int, nargs=2, default=[40, 80], metavar=("LOW", "HIGH"))
     parser.add_argument("--tokens-last", type=int, nargs=2, default=[48, 144], metavar=("LOW", "HIGH"))
     parser.add_argument("--long-from", type=float, default=0.7, help="share of the steps with --tokens-first")
     parser.add_argument("--lookalikes", type=float, default=0.15, help="share of negatives from the same photograph")
-    parser.add_argument("--evaluate-every", type=int, default=500)
-    parser.add_argument("--validation-pairs", type=int, default=1000)
-    parser.add_argument("--table-queries", type=int, default=150)
+    parser.add_argument("--evaluate-every", type=int, default=200)
+    parser.add_argument("--validation-pairs", type=int, default=600)
+    parser.add_argument("--table-queries", type=int, default=100)
     parser.add_argument("--table-tokens", type=int, nargs="+", default=[64, 128])
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
