@@ -312,11 +312,11 @@ def load_checkpoint(path: str, scale_binning: str | None = None) -> Checkpoint:
     state, config, notes = reader(path, data)
     if scale_binning is not None:
         config = dataclasses.replace(config, scale_binning=scale_binning)
-    # On the meta device no memory is filled with numbers that the file is about to replace.
-    with torch.device("meta"):
+    # Not on the meta device: its random fills import torch's compiler, which takes seconds.
+    with torch.random.fork_rng(devices=[]):
         model = RerankingTransformer(config)
     _check_state(path, state, model)
-    model.load_state_dict({key: value.float() for key, value in state.items()}, assign=True)
+    model.load_state_dict({key: value.float() for key, value in state.items()})
     return Checkpoint(model.eval(), hashlib.sha256(data).hexdigest(), notes)
 
 
