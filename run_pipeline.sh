@@ -196,7 +196,7 @@ install() { # install uv|pip EXTRAS...
         export PIP_USER=0 PIP_DISABLE_PIP_VERSION_CHECK=1
         case $tool in
         uv)
-            "$uv" pip install --python "$environment/bin/python" --constraints "$root/constraints.txt" \
+            "$uv" pip install --compile-bytecode --python "$environment/bin/python" --constraints "$root/constraints.txt" \
                 --build-constraints "$root/constraints.txt" --reinstall-package rrt-pipelines "$list"
             ;;
         pip)
