@@ -4,7 +4,7 @@
 
 Bare loop: decode and describe, nothing written; the faster of one process with two torch threads and two
 processes with one thread each. `extract` is the real command with two workers of one thread, and with one. Rates
-leave start-up out (imports, weights, Beam); it is printed. Interleaved: each repeat runs all four.
+leave start-up out (imports, weights, Beam); it is printed.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from statistics import median
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -97,7 +98,7 @@ def main() -> None:
     parser.add_argument("--images", required=True)
     parser.add_argument("--count", type=int, default=1000)
     parser.add_argument("--sizes", default="320")
-    parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
     sizes = [int(size) for size in options.sizes.split(",")]
     folder = Path(options.images).resolve()
@@ -106,19 +107,26 @@ def main() -> None:
         listed = Path(scratch, "list.txt")
         listed.write_text("".join(f"{os.path.relpath(name, folder)}\n" for name in found))
         print(f"{len(found)} images, sizes {sizes}, maximum {os.cpu_count()} cores")
+        count = len(found)
+        one = bare_rate(found, sizes, 1, 2)
+        print(f"bare loop, one process, two threads        {one:7.2f} images/s")
+        single, start = extract_rate(folder, listed, sizes, 1, count)
+        print(f"extract, one worker                        {single:7.2f} images/s  (start-up {start:.1f} s)")
+        shares, scales = [], []
+        before = bare_rate(found, sizes, 2, 1)
         for repeat in range(options.repeats):
-            one = bare_rate(found, sizes, 1, 2)
-            two = bare_rate(found, sizes, 2, 1)
-            both, start_two = extract_rate(folder, listed, sizes, 2, len(found))
-            single, start_one = extract_rate(folder, listed, sizes, 1, len(found))
-            best = max(one, two)
-            print(f"repeat {repeat + 1}")
-            print(f"  bare loop, one process, two threads        {one:7.2f} images/s")
-            print(f"  bare loop, two processes, one thread each  {two:7.2f} images/s")
-            print(f"  extract, two workers                       {both:7.2f} images/s  (start-up {start_two:.1f} s)")
-            print(f"  extract, one worker                        {single:7.2f} images/s  (start-up {start_one:.1f} s)")
-            print(f"  extract / bare loop                        {both / best:7.3f}")
-            print(f"  two workers / one worker                   {both / single:7.3f}")
+            print(f"bare loop, two processes, one thread each  {before:7.2f} images/s")
+            both, start = extract_rate(folder, listed, sizes, 2, count)
+            after = bare_rate(found, sizes, 2, 1)
+            # The machine's own speed drifts: each run of extract stands between two of the bare loop.
+            bare_loop = max((before + after) / 2, one)
+            shares.append(both / bare_loop)
+            scales.append(both / single)
+            print(f"extract, two workers                       {both:7.2f} images/s  (start-up {start:.1f} s)")
+            print(f"  repeat {repeat + 1}: extract / bare loop {shares[-1]:.3f}, two workers / one {scales[-1]:.3f}")
+            before = after
+        print(f"bare loop, two processes, one thread each  {before:7.2f} images/s")
+        print(f"median: extract / bare loop {median(shares):.3f}, two workers / one worker {median(scales):.3f}")
 
 
 if __name__ == "__main__":
