@@ -29,7 +29,7 @@ from schemas.errors import UserError
 from schemas.manifest import Manifest, Marker
 
 MOST_TRIES = 3  # of a unit in one command, and of a start that brings no unit to an end
-SHARES_A_WORKER = 2  # the work that is left is dealt in so many shares a worker: ever smaller ones, so that all end together
+SHARES_A_WORKER = 2  # what is left is dealt in so many shares a worker: ever smaller ones, so that all end together
 MOST_A_SHARE = 128
 LOCAL = "local"
 
