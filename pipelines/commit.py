@@ -21,7 +21,7 @@ import tempfile
 import time
 import traceback
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cache
@@ -133,7 +133,7 @@ class Attempt:
         self.place, self.job, self.unit = place, job, unit
         self.id = secrets.token_hex(6)
         self.started = time.monotonic()
-        self.files: list[FileEntry] = []
+        self.finished: list[tuple[str, str, int, dict[str, Any] | None, bool]] = []
         self.summary: dict[str, Any] = {}
         earlier = [name for name in place.names("attempts") if name.endswith(".json")]
         self.number = 1 + sum(name.startswith(f"{unit.name}.") for name in earlier)
@@ -159,15 +159,19 @@ class Attempt:
         layout: dict[str, Any] | None = None,
         *,
         plain_name: bool = False,
-    ) -> str:
-        """Bring a finished file to ``stem.<hash12>.suffix`` (or exactly `stem`); gives its name."""
-        digest = sha256_file(local_file)
-        base, suffix = os.path.splitext(stem)
-        name = stem if plain_name else f"{base}.{digest[:12]}{suffix}"
-        size = os.path.getsize(local_file)
-        self.place.put(local_file, name)
-        self.files.append(FileEntry(name, rows, size, digest, layout))
-        return name
+    ) -> None:
+        """Hand over a finished file, to be ``stem.<hash12>.suffix`` (or exactly `stem`) when the unit commits."""
+        self.finished.append((local_file, stem, rows, layout, plain_name))
+
+    def _place_files(self) -> Iterator[FileEntry]:
+        """Hash the finished files and bring them to their names."""
+        for local_file, stem, rows, layout, plain_name in self.finished:
+            digest = sha256_file(local_file)
+            base, suffix = os.path.splitext(stem)
+            name = stem if plain_name else f"{base}.{digest[:12]}{suffix}"
+            size = os.path.getsize(local_file)
+            self.place.put(local_file, name)
+            yield FileEntry(name, rows, size, digest, layout)
 
     def tell(self, done: int) -> None:
         """Say how many inputs are done, for progress (at most once a second)."""
@@ -178,12 +182,15 @@ class Attempt:
                 file.write(str(done))
 
     def commit(self, counts: Counts) -> Marker:
-        """Drop the marker. Where another attempt was first, its marker is the one that counts."""
+        """Bring the files to their names, then drop the marker.
+
+        Where another attempt was first, its marker is the one that counts.
+        """
         marker = Marker(
             unit=self.unit.name,
             recipe=self.job.recipe_hash,
             slice=self.unit.slice,
-            files=tuple(self.files),
+            files=tuple(self._place_files()),
             counts=counts,
             summary=self.summary,
             seconds=round(time.monotonic() - self.started, 3),
@@ -208,20 +215,42 @@ class Attempt:
 
 def do_unit(worker: UnitWorker, unit: Unit) -> bool:
     """Do a unit from attempt to marker; an exception is written to `errors/`, not raised. True if done."""
+    return begin_unit(worker, unit)()
+
+
+def begin_unit(worker: UnitWorker, unit: Unit) -> Callable[[], bool]:
+    """Do a unit's work; what is given back commits it, and may do so in a thread while the next one is begun.
+
+    Exceptions are written to `errors/`, here as there. The commit tells whether the unit is done.
+    """
     place = Place(worker.job.output)
     if read_marker(place, worker.job, unit) is not None:
-        return True
+        return lambda: True
     attempt: Attempt | None = None
     try:
         attempt = Attempt(place, worker.job, unit)
-        attempt.commit(worker.do(unit, attempt))
-        attempt.close()
-        return True
+        counts = worker.do(unit, attempt)
     except Exception as error:  # noqa: BLE001  whatever a stage or an extractor raises is the driver's to judge
-        if attempt is not None:
-            attempt.close(failed=not _final(error, place))
-        write_error(place, unit.name, error)
-        return False
+        _fail(place, unit, attempt, error)
+        return lambda: False
+    begun = attempt
+
+    def commit() -> bool:
+        try:
+            begun.commit(counts)
+            begun.close()
+        except Exception as error:  # noqa: BLE001  as above
+            _fail(place, unit, begun, error)
+            return False
+        return True
+
+    return commit
+
+
+def _fail(place: Place, unit: Unit, attempt: Attempt | None, error: Exception) -> None:
+    if attempt is not None:
+        attempt.close(failed=not _final(error, place))
+    write_error(place, unit.name, error)
 
 
 def _final(error: Exception, place: Place) -> UserError | None:

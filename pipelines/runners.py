@@ -11,14 +11,15 @@ from __future__ import annotations
 import json
 import logging
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 
-from pipelines.commit import Job, Unit, UnitWorker, do_unit, make_worker, write_error
+from pipelines.commit import Job, Unit, UnitWorker, begin_unit, make_worker, write_error
 from pipelines.processes import limit_threads
 from pipelines.storage import Place
 
@@ -27,6 +28,13 @@ MOST_BUCKETS = 10_000
 
 _shared: dict[str, UnitWorker] = {}  # one worker (one model) a process
 _lock = threading.Lock()
+_committer = ThreadPoolExecutor(1)
+_committing: list[Future[bool]] = []  # one at most: what waits for its commit lies on the disk, not in memory
+
+
+def _wait() -> None:
+    while _committing:
+        _committing.pop().result()
 
 
 class DoUnits(beam.DoFn):
@@ -35,14 +43,21 @@ class DoUnits(beam.DoFn):
     def __init__(self, job_json: str, threads: int) -> None:
         self.job_json, self.threads = job_json, threads
 
-    def process(self, element: tuple[int, Iterable[str]]) -> Iterator[dict[str, Any]]:
-        """(bucket, units as JSON) -> what became of each."""
+    def process(self, element: tuple[int, Iterable[str]]) -> None:
+        """(bucket, units as JSON): a unit is committed, which waits for the disk, while the next is under way."""
         for text in sorted(element[1]):
             unit = Unit(**json.loads(text))
             with _lock:
                 worker = self._worker(unit)
-                done = worker is not None and do_unit(worker, unit)
-            yield {"unit": unit.name, "done": done}
+                commit = begin_unit(worker, unit) if worker is not None else None
+                _wait()
+                if commit is not None:
+                    _committing.append(_committer.submit(commit))
+
+    def finish_bundle(self) -> None:
+        """No bundle ends before its units are committed."""
+        with _lock:
+            _wait()
 
     def _worker(self, unit: Unit) -> UnitWorker | None:
         if self.job_json not in _shared:
