@@ -18,14 +18,13 @@ from pipelines.rerank import read_ranking
 from pipelines.search import read_shortlist_part, shortlist_files
 from pipelines.storage import Place
 from pipelines.truth import Truth, truth_input
-from rrt_core.metrics import Evaluation, evaluate, protocols_of
+from rrt_core.metrics import KAPPAS, Evaluation, evaluate, protocols_of
 from schemas.ground_truth import load_ground_truth
 from schemas.manifest import Counts, Manifest
 from schemas.metrics import GLOBAL, METRICS_SCHEMA, PER_QUERY, RERANKED
 from schemas.ranking import DEPLOY
 
 STAGE = "evaluate"
-KAPPAS = (1, 5, 10)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ scores without the model.
 from __future__ import annotations
 
 import io
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -62,6 +63,7 @@ def run(options: Options, settings: RunSettings) -> Manifest:
     if options.ground_truth:
         inputs["ground_truth"] = truth_input(options.ground_truth)
     shared = asdict(options)
+    units = _units(options, queries)
     scores = run_job(
         Job(
             stage=STAGE,
@@ -73,7 +75,7 @@ def run(options: Options, settings: RunSettings) -> Manifest:
                 "threads": settings.threads_per_worker,
             },
             inputs=inputs,
-            units=tuple(_units(options, queries)),
+            units=tuple(units),
             settings=shared,
             facts={"kind": "scores", "weights_notes": notes},
             noun="queries",
@@ -82,7 +84,7 @@ def run(options: Options, settings: RunSettings) -> Manifest:
     )
     names = [DEPLOY, *(name for name in _protocols(options) if name != "easy")]
     files = {entry.name.split(".")[0]: entry.name for entry in read_entries(f"{options.out}/scores")}
-    units = _replay_units(options, names, files)
+    replays = _replay_units(units, names, files)
     return run_job(
         Job(
             stage=STAGE,
@@ -90,7 +92,7 @@ def run(options: Options, settings: RunSettings) -> Manifest:
             worker="pipelines.rerank:Replay",
             recipe={"shortlist": options.shortlist, "protocols": names},
             inputs={**inputs, "scores": as_input(f"{options.out}/scores", scores)},
-            units=tuple(units),
+            units=tuple(replays),
             settings=shared,
             facts={"kind": "ranking", "protocols": names},
             noun="query rankings",
@@ -140,16 +142,18 @@ def _units(options: Options, queries: Store) -> list[Unit]:
     ]
 
 
-def _replay_units(options: Options, protocols: Sequence[str], scores: dict[str, str]) -> list[Unit]:
+def _replay_units(scored: Sequence[Unit], protocols: Sequence[str], scores: dict[str, str]) -> list[Unit]:
     """A unit a protocol and part of the shortlist; it names the files of scores that hold the part's queries."""
     needed: dict[str, list[str]] = {}
-    for unit in _units(options, Store(options.queries)):
+    queries: Counter[str] = Counter()
+    for unit in scored:
         needed.setdefault(unit.payload["shortlist"], []).append(scores[unit.name])
+        queries[unit.payload["shortlist"]] += unit.inputs
     units = []
     for protocol in protocols:
         for number, (name, files) in enumerate(needed.items()):
             payload = {"protocol": protocol, "number": number, "shortlist": name, "scores": files}
-            units.append(Unit(f"{protocol}-{number:05}", payload, queries_in(options.out, name)))
+            units.append(Unit(f"{protocol}-{number:05}", payload, queries[name]))
     return units
 
 

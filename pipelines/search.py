@@ -144,24 +144,30 @@ def query_blocks(queries: Store, size: int) -> list[list[list[int]]]:
     return [rows[start : start + size] for start in range(0, len(rows), size)]
 
 
-def read_queries(queries: Store, rows: Sequence[Sequence[int]]) -> tuple[list[str], np.ndarray, np.ndarray]:
-    """Record ids, descriptors float32 [n, D] and row ids int64 [n] of [part, row] pairs."""
+def read_queries(queries: Store, rows: Sequence[Sequence[int]]) -> tuple[list[str], np.ndarray]:
+    """Record ids and descriptors float32 [n, D] of [part, row] pairs."""
     row_ids = np.array(
         [queries.row_ids(queries.parts[part], np.array([row]))[0] for part, row in rows], np.int64
     )
-    names, descriptors = Gallery([queries]).read_globals(row_ids)
-    return names, descriptors, row_ids
+    return Gallery([queries]).read_globals(row_ids)
 
 
 class FetchCandidates(UnitWorker):
     """Searches one file for one block: row ids alone, since index scores only choose."""
 
+    def __init__(self, job: Job) -> None:
+        super().__init__(job)
+        self.queries = Store(job.settings["queries"])
+        self.open: tuple[str, Any] = ("", None)  # the search file of the last unit: neighbours share it
+
     def do(self, unit: Unit, attempt: Attempt) -> Counts:
         """Write the candidates of a block in a file."""
         options = self.job.settings
-        _, descriptors, _ = read_queries(Store(options["queries"]), unit.payload["rows"])
-        index = read_search_file(options["index"], unit.payload["file"])
-        ids = indexes.search(index, descriptors, options["fetched"], options["nprobe"])
+        _, descriptors = read_queries(self.queries, unit.payload["rows"])
+        if self.open[0] != unit.payload["file"]:
+            self.open = ("", None)  # let go of one before the next is read
+            self.open = (unit.payload["file"], read_search_file(options["index"], unit.payload["file"]))
+        ids = indexes.search(self.open[1], descriptors, options["fetched"], options["nprobe"])
         query, place = np.nonzero(ids >= 0)
         path = attempt.path("candidates.parquet")
         table = pa.table({"query": query.astype(np.int32), "row_id": ids[query, place]}, schema=CANDIDATES)
@@ -182,7 +188,7 @@ class MakeShortlist(UnitWorker):
 
     def do(self, unit: Unit, attempt: Attempt) -> Counts:
         """Write the shortlist of a block."""
-        names, descriptors, _ = read_queries(self.queries, unit.payload["rows"])
+        names, descriptors = read_queries(self.queries, unit.payload["rows"])
         candidates = self._candidates(unit, descriptors)
         ids = np.unique(np.concatenate(candidates)) if candidates else np.zeros(0, np.int64)
         scores, record_ids = self._rescore(descriptors, candidates, ids)

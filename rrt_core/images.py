@@ -16,6 +16,8 @@ import numpy.typing as npt
 from PIL import Image as PillowImage
 from PIL import UnidentifiedImageError
 
+from schemas.image_list import Box
+
 # Raster formats only: Pillow would hand EPS to an external interpreter, and guesses wildly at formats without
 # a signature.
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
@@ -30,9 +32,6 @@ _TO_UPRIGHT = {
     7: PillowImage.Transpose.TRANSVERSE,
     8: PillowImage.Transpose.ROTATE_90,
 }
-
-Box = tuple[float, float, float, float]
-
 
 @dataclass(frozen=True)
 class Image:
