@@ -28,6 +28,7 @@ import numpy as np
 import torch
 from interim_views import VALIDATION_PHOTOS, VIEW_KINDS, Views
 
+from rrt_core.checkpoints import save_checkpoint
 from rrt_core.extractors import create as create_extractor
 from rrt_core.metrics import average_precision
 from rrt_core.rerankers import Locals, Reranker
@@ -35,7 +36,7 @@ from rrt_core.rerankers.mutual_nn import MutualNNReranker
 from rrt_core.rerankers.rrt import EMBEDDED_WEIGHTS, RRTReranker
 from rrt_core.scorer import PairScorer, TokenSet
 from rrt_core.training import PairBatch, Side, TrainingOptions, initialise_matching, train
-from rrt_core.transformer import ModelConfig, RerankingTransformer, bin_scales, save_checkpoint
+from rrt_core.transformer import ModelConfig, RerankingTransformer, bin_scales
 
 PHOTOS = Path(os.environ.get("RRT_TEST_DATA", Path(__file__).resolve().parents[2] / "shared")) / "photos"
 BINNING = "fixed"

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
+from rrt_core.checkpoints import load_checkpoint
 from rrt_core.rerankers import Locals, Reranker, check_tokens
 from rrt_core.scorer import PairScorer, TokenSet
-from rrt_core.transformer import bin_scales, load_checkpoint
+from rrt_core.transformer import bin_scales
 
 # Trained by benchmarks/train_interim_weights.py for the embedded extractor `efficientnet`; what made them is in the
 # JSON beside them.

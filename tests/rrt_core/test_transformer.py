@@ -9,14 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from rrt_core.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from rrt_core.transformer import (
     DELG_SCALES,
-    Checkpoint,
     ModelConfig,
     RerankingTransformer,
     bin_scales,
-    load_checkpoint,
-    save_checkpoint,
 )
 from schemas.errors import UserError
 
