@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -56,14 +57,8 @@ class ModelConfig:
     scale_binning: str = "rrt_legacy"
 
     def __post_init__(self) -> None:
-        for name in ("global_dim", "d_model", "heads", "feedforward", "layers"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise UserError(f"Reranker configuration: {name} must be a whole number of at least 1, not {value!r}.")
-        if self.d_model % self.heads:
-            raise UserError(
-                f"Reranker configuration: d_model {self.d_model} cannot be shared out among {self.heads} heads."
-            )
+        check_size("global_dim", self.global_dim)
+        check_shape(self)
         if self.scale_binning not in SCALE_TABLES:
             raise UserError(
                 f"Reranker configuration: scale_binning {self.scale_binning!r} is unknown;"
@@ -143,10 +138,39 @@ class SelfAttention(nn.Module):
         return output
 
 
+class EncoderShape(Protocol):
+    """What a configuration tells the encoder, whichever variant it is of."""
+
+    @property
+    def d_model(self) -> int: ...
+    @property
+    def heads(self) -> int: ...
+    @property
+    def feedforward(self) -> int: ...
+    @property
+    def layers(self) -> int: ...
+
+
+def check_shape(shape: EncoderShape) -> None:
+    """Raise UserError unless the numbers are whole, at least 1, and the heads divide d_model."""
+    for name in ("d_model", "heads", "feedforward", "layers"):
+        check_size(name, getattr(shape, name))
+    if shape.d_model % shape.heads:
+        raise UserError(
+            f"Reranker configuration: d_model {shape.d_model} cannot be shared out among {shape.heads} heads."
+        )
+
+
+def check_size(name: str, value: object) -> None:
+    """Raise UserError unless a configuration's number is whole and at least 1."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise UserError(f"Reranker configuration: {name} must be a whole number of at least 1, not {value!r}.")
+
+
 class EncoderLayer(nn.Module):
     """Post-norm encoder layer with ReLU and without dropout (the paper trains with dropout 0)."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: EncoderShape) -> None:
         super().__init__()
         self.self_attn = SelfAttention(config.d_model, config.heads)
         self.linear1 = nn.Linear(config.d_model, config.feedforward)
@@ -165,9 +189,17 @@ class EncoderLayer(nn.Module):
 class Encoder(nn.Module):
     """A stack of layers; holds them under the paper's name `layers`."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: EncoderShape) -> None:
         super().__init__()
         self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.layers))
+
+    def first_token(self, tokens: Tensor, visible: Tensor | None) -> Tensor:
+        """[B, T, d] -> [B, d], the first token behind the last layer, of which nothing else is computed."""
+        *body, last = self.layers
+        for layer in body:
+            tokens = layer(tokens, visible)
+        kept: Tensor = last(tokens, visible, first_only=True)[:, 0]
+        return kept
 
 
 class RerankingTransformer(nn.Module):
@@ -258,10 +290,6 @@ class RerankingTransformer(nn.Module):
             visible: bool [B, T], False at padding; None if no pair is padded.
         Returns: float [B].
         """
-        if visible is not None:
-            visible = visible[:, None, None]
-        *body, last = self.layers
-        for layer in body:
-            tokens = layer(tokens, visible)
-        logits: Tensor = self.classifier(last(tokens, visible, first_only=True)[:, 0])[:, 0]
+        first = self.encoder.first_token(tokens, None if visible is None else visible[:, None, None])
+        logits: Tensor = self.classifier(first)[:, 0]
         return logits
