@@ -25,16 +25,16 @@ from pipelines.stores import Gallery, LocalsReader, Store, open_stores
 from pipelines.truth import Truth, truth_input
 from rrt_core.metrics import PROTOCOLS, positions_of, protocols_of, replay, shortlist_positions
 from rrt_core.rerankers import Locals, Reranker, create
+from rrt_core.rerankers.cascade import best, combine
 from schemas.errors import UserError
 from schemas.ground_truth import load_ground_truth
 from schemas.manifest import Counts, Manifest
 from schemas.ranking import DEPLOY, RANKING
-from schemas.scores import SCORES
+from schemas.scores import CASCADE_SCORES, KEEP_KEY, SCORES
 
 STAGE = "rerank"
 UNIT_BYTES = 256_000_000  # locals of one unit's candidates in memory
 BLOCKS_WISHED = 16
-PAIRS_A_CALL = 256
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Options:
 
     queries: str = option("store of the queries")
     out: str = option("run folder that holds the shortlist; scores and rankings are made below it")
-    reranker: str = option("rrt, mutual_nn, or package.module:Class", "rrt")
+    reranker: str = option("rrt, geometric, mutual_nn, cascade, or package.module:Class", "rrt")
     reranker_option: dict[str, Any] = option("an option of the reranker, such as gallery_tokens=128", {})
     shortlist: int = option("how many of the shortlist are reranked", 100)
     ground_truth: str = option("ground-truth file: Medium and Hard are ranked too, after their junk is removed", "")
@@ -63,7 +63,7 @@ def run(options: Options, settings: RunSettings) -> Manifest:
     if options.ground_truth:
         inputs["ground_truth"] = truth_input(options.ground_truth)
     shared = asdict(options)
-    units = _units(options, queries)
+    units = _units(options, queries, int(reranker.config.get("gallery_tokens", 500)))
     scores = run_job(
         Job(
             stage=STAGE,
@@ -126,12 +126,11 @@ def _protocols(options: Options) -> Sequence[str]:
     return protocols_of(load_ground_truth(options.ground_truth)) if options.ground_truth else ()
 
 
-def _units(options: Options, queries: Store) -> list[Unit]:
+def _units(options: Options, queries: Store, tokens: int) -> list[Unit]:
     """Runs of queries within a part of the shortlist, so few that their candidates' locals fit in memory."""
     counts = [(entry.name, queries_in(options.out, entry.name)) for entry in shortlist_files(options.out)]
     size = options.queries_per_unit
     if not size:
-        tokens = int(options.reranker_option.get("gallery_tokens", 500))
         a_query = 1.5 * options.shortlist * tokens * (int(queries.extractor["local_dim"]) * 4 + 13)
         total = sum(count for _, count in counts)
         size = max(1, min(int(UNIT_BYTES // a_query), -(-total // BLOCKS_WISHED)))
@@ -176,25 +175,26 @@ class ScorePairs(UnitWorker):
         first, url = unit.payload["first"], self.job.settings["out"]
         shortlists = read_shortlist_part(url, unit.payload["shortlist"])[first : first + unit.inputs]
         truth = _truth(self.job.settings["ground_truth"], shortlists)
-        chosen = [(name, self._union(name, rows, truth)) for name, rows in shortlists]
-        gallery_ids = np.unique(np.concatenate([rows.column("row_id").to_numpy() for _, rows in chosen]))
+        chosen = [(name, *self._union(name, rows, truth)) for name, rows in shortlists]
+        gallery_ids = np.unique(np.concatenate([rows.column("row_id").to_numpy() for _, rows, _ in chosen]))
         gallery = self._read(self.locals, gallery_ids, self.gallery_tokens)
-        queries = self._read_queries([name for name, _ in chosen])
+        queries = self._read_queries([name for name, _, _ in chosen])
         tables = []
-        for number, (name, rows) in enumerate(chosen):
+        for number, (name, rows, lists) in enumerate(chosen):
             row_ids = rows.column("row_id").to_numpy()
             candidates = [gallery[i] for i in np.searchsorted(gallery_ids, row_ids)]
-            logits = [
-                self.reranker.score([(queries[number], item) for item in candidates[start : start + PAIRS_A_CALL]])
-                for start in range(0, len(candidates), PAIRS_A_CALL)
-            ]
+            scores = self.reranker.score_query(queries[number], candidates, lists)
             columns = {
                 "query_id": [name] * len(rows),
                 "record_id": rows.column("record_id"),
                 "global_score": rows.column("score"),
-                "logit": np.concatenate(logits).astype(np.float32),
+                "logit": scores.logit,
             }
-            tables.append(pa.table(columns, schema=SCORES))
+            schema = SCORES
+            if scores.first is not None:
+                columns["first_logit"] = scores.first
+                schema = CASCADE_SCORES.with_metadata({**CASCADE_SCORES.metadata, KEEP_KEY: str(scores.keep)})
+            tables.append(pa.table(columns, schema=schema))
             attempt.tell(number + 1)
         table = pa.concat_tables(tables)
         path = attempt.path("scores.parquet")
@@ -203,17 +203,18 @@ class ScorePairs(UnitWorker):
         attempt.summary = {"pairs": len(table)}
         return Counts(unit.inputs, unit.inputs)
 
-    def _union(self, name: str, rows: pa.Table, truth: Truth | None) -> pa.Table:
-        """The rows that any protocol reranks, in global order."""
+    def _union(self, name: str, rows: pa.Table, truth: Truth | None) -> tuple[pa.Table, list[np.ndarray]]:
+        """The rows that any protocol reranks, in global order; the positions among them that each protocol reranks."""
         size = self.job.settings["shortlist"]
-        wanted = set(range(min(size, len(rows))))
+        places = [np.arange(min(size, len(rows)))]
         query = truth.query(name) if truth else None
         if truth and query:
             ranking = truth.positions(rows.column("record_id").to_pylist())
             for protocol in ("medium", "hard"):
                 junk = positions_of(query, PROTOCOLS[protocol].junk)
-                wanted |= set(shortlist_positions(ranking, junk, size).tolist())
-        return rows.take(np.array(sorted(wanted)))
+                places.append(shortlist_positions(ranking, junk, size))
+        wanted = np.unique(np.concatenate(places))
+        return rows.take(wanted), [np.searchsorted(wanted, each) for each in places]
 
     def _read(self, reader: LocalsReader, row_ids: np.ndarray, tokens: int) -> list[Locals]:
         _, descriptors = reader.gallery.read_globals(row_ids)
@@ -243,9 +244,9 @@ class Replay(UnitWorker):
         """Write the ranking of the part's queries under one protocol."""
         options, protocol = self.job.settings, unit.payload["protocol"]
         shortlists = read_shortlist_part(options["out"], unit.payload["shortlist"])
-        logits = read_logits(options["out"], unit.payload["scores"])
+        scores = read_scores(options["out"], unit.payload["scores"])
         truth = _truth(options["ground_truth"], shortlists) if protocol != DEPLOY else None
-        tables = [self._rank(name, rows, logits.get(name, {}), truth, protocol) for name, rows in shortlists]
+        tables = [self._rank(name, rows, scores.get(name, NO_SCORES), truth, protocol) for name, rows in shortlists]
         table = pa.concat_tables(tables)
         path = attempt.path("ranking.parquet")
         pq.write_table(table, path, compression="zstd")
@@ -253,40 +254,74 @@ class Replay(UnitWorker):
         return Counts(unit.inputs, unit.inputs)
 
     def _rank(
-        self, name: str, rows: pa.Table, logits: dict[str, float], truth: Truth | None, protocol: str
+        self, name: str, rows: pa.Table, scores: StoredScores, truth: Truth | None, protocol: str
     ) -> pa.Table:
         size = self.job.settings["shortlist"]
         record_ids = rows.column("record_id").to_pylist()
         ranking = truth.positions(record_ids) if truth else np.full(len(rows), -1)
         query = truth.query(name) if truth else None
         junk: Any = positions_of(query, PROTOCOLS[protocol].junk) if query else np.zeros(0, np.int64)
-        scored = np.array([logits.get(record, np.nan) for record in record_ids], np.float64)
+        shortlist = shortlist_positions(ranking, junk, size)
+        scored = np.full(len(rows), np.nan)
+        scored[shortlist] = scores.logits_of([record_ids[place] for place in shortlist])
         order = replay(ranking, junk, size, scored)
         reranked = np.zeros(len(rows), bool)
-        reranked[shortlist_positions(ranking, junk, size)] = True
-        kept = np.where(reranked, scored, np.nan).astype(np.float32)
+        reranked[shortlist] = True
         return pa.table(
             {
                 "query_id": [name] * len(rows),
                 "rank": np.arange(len(rows), dtype=np.int32),
                 "record_id": [record_ids[i] for i in order],
                 "global_score": rows.column("score").to_numpy()[order],
-                "logit": kept[order],
+                "logit": scored.astype(np.float32)[order],
                 "reranked": reranked[order],
             },
             schema=RANKING,
         )
 
 
-def read_logits(url: str, names: Sequence[str]) -> dict[str, dict[str, float]]:
-    """query id -> record id -> raw logit, of some files of a run's scores."""
+@dataclass
+class StoredScores:
+    """What is stored of one query's pairs: record id -> raw logit; of a cascade its first reranker's logits too."""
+
+    logit: dict[str, float]
+    first: dict[str, float]
+    keep: int
+
+    def logits_of(self, record_ids: Sequence[str]) -> np.ndarray:
+        """float32 [n]: the logits of one list, in global order, by which it is ranked; NaN where a pair was not scored.
+
+        Those of a cascade are combined for this very list (rrt_core/rerankers/cascade.py).
+        """
+        logits = np.array([self.logit.get(record, np.nan) for record in record_ids], np.float32)
+        if not self.first:
+            return logits
+        first = np.array([self.first.get(record, np.nan) for record in record_ids], np.float32)
+        return combine(first, logits, best(first, self.keep))
+
+
+NO_SCORES = StoredScores({}, {}, 0)
+
+
+def read_scores(url: str, names: Sequence[str]) -> dict[str, StoredScores]:
+    """query id -> its scores, of some files of a run's scores."""
     place = Place(f"{url}/scores")
-    found: dict[str, dict[str, float]] = {}
+    found: dict[str, StoredScores] = {}
     for name in names:
-        for query, rows in split_by_query(pq.read_table(io.BytesIO(place.read(name)))):
-            pairs = zip(rows.column("record_id").to_pylist(), rows.column("logit").to_pylist(), strict=True)
-            found.setdefault(query, {}).update(pairs)
+        table = pq.read_table(io.BytesIO(place.read(name)))
+        keep = int((table.schema.metadata or {}).get(KEEP_KEY.encode(), b"0"))
+        for query, rows in split_by_query(table):
+            scores = found.setdefault(query, StoredScores({}, {}, keep))
+            records = rows.column("record_id").to_pylist()
+            scores.logit.update(zip(records, rows.column("logit").to_pylist(), strict=True))
+            if "first_logit" in rows.column_names:
+                scores.first.update(zip(records, rows.column("first_logit").to_pylist(), strict=True))
     return found
+
+
+def read_logits(url: str, names: Sequence[str]) -> dict[str, dict[str, float]]:
+    """query id -> record id -> logit as stored: one list over all that any protocol reranks."""
+    return {query: scores.logit for query, scores in read_scores(url, names).items()}
 
 
 def read_ranking(url: str, protocol: str) -> list[tuple[str, pa.Table]]:

@@ -24,7 +24,11 @@ from schemas.errors import UserError
 REGISTRY: dict[str, str] = {
     "rrt": "rrt_core.rerankers.rrt:RRTReranker",
     "mutual_nn": "rrt_core.rerankers.mutual_nn:MutualNNReranker",
+    "geometric": "rrt_core.rerankers.geometric:GeometricReranker",
+    "cascade": "rrt_core.rerankers.cascade:CascadeReranker",
 }
+
+PAIRS_A_CALL = 256  # of `score`, where a query has more candidates
 
 
 @dataclass
@@ -62,6 +66,20 @@ class Locals:
         )
 
 
+@dataclass(frozen=True)
+class QueryScores:
+    """Scores of one query's candidates.
+
+    logit: float32 [n], one comparable list, higher = more likely the same instance
+    first, keep: of a cascade (cascade.py): the raw logits of its first reranker, float32 [n], and how many of a list go
+        on to the second; `logit` is the second's wherever a list kept the candidate
+    """
+
+    logit: np.ndarray
+    first: np.ndarray | None = None
+    keep: int = 0
+
+
 class Reranker(ABC):
     """Scores pairs. What names its identity in a manifest are the four attributes.
 
@@ -81,6 +99,22 @@ class Reranker(ABC):
         A pair's logit does not depend on the other pairs of the call.
         Raises UserError where descriptors do not fit the reranker.
         """
+
+    def score_query(
+        self, query: Locals, candidates: Sequence[Locals], lists: Sequence[np.ndarray] | None = None
+    ) -> QueryScores:
+        """Scores of all candidates of a query, which a reranker may override to compare them with each other.
+
+        Args:
+            candidates: n of them, in global order.
+            lists: int64 positions, rising, of the candidates in each list that will be ranked by itself (the shortlists
+                of the protocols); None: one list of all.
+        """
+        logits = [
+            self.score([(query, candidate) for candidate in candidates[start : start + PAIRS_A_CALL]])
+            for start in range(0, len(candidates), PAIRS_A_CALL)
+        ]
+        return QueryScores(np.concatenate([np.zeros(0, np.float32), *logits]).astype(np.float32))
 
 
 def create(name: str, **options: Any) -> Reranker:
@@ -111,3 +145,19 @@ def check_tokens(option: str, value: int) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise UserError(f"Reranker option {option} must be a whole number of at least 1, not {value!r}.")
     return value
+
+
+def check_number(option: str, value: float, lowest: float, highest: float) -> float:
+    """A number within lowest..highest, or a UserError that names the option."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not lowest <= value <= highest:
+        raise UserError(f"Reranker option {option} must lie between {lowest:g} and {highest:g}, not {value!r}.")
+    return float(value)
+
+
+def check_same_width(query: np.ndarray, gallery: np.ndarray) -> None:
+    """Raise UserError where descriptors [n, L] of the two sides, both with rows, differ in L."""
+    if query.shape[1] != gallery.shape[1]:
+        raise UserError(
+            f"Local descriptors of query and gallery have different dimensions,"
+            f" {query.shape[1]} and {gallery.shape[1]}: describe both with the same extractor."
+        )

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from rrt_core.rerankers import Locals, Reranker, check_tokens
-from schemas.errors import UserError
+from rrt_core.rerankers import Locals, Reranker, check_number, check_same_width, check_tokens
 
 
 class MutualNNReranker(Reranker):
@@ -29,9 +28,7 @@ class MutualNNReranker(Reranker):
         are not counted."""
         self.query_tokens = check_tokens("query_tokens", query_tokens)
         self.gallery_tokens = check_tokens("gallery_tokens", gallery_tokens)
-        if not -1.0 <= min_similarity <= 1.0:
-            raise UserError(f"Reranker option min_similarity must lie between -1 and 1, not {min_similarity!r}.")
-        self.min_similarity = float(min_similarity)
+        self.min_similarity = check_number("min_similarity", min_similarity, -1.0, 1.0)
         self.weights_sha256 = ""
         self.config = {
             "query_tokens": query_tokens,
@@ -48,11 +45,7 @@ class MutualNNReranker(Reranker):
         right = gallery.strongest(self.gallery_tokens).descriptors
         if not len(left) or not len(right):
             return 0.0
-        if left.shape[1] != right.shape[1]:
-            raise UserError(
-                f"Local descriptors of query and gallery have different dimensions,"
-                f" {left.shape[1]} and {right.shape[1]}: describe both with the same extractor."
-            )
+        check_same_width(left, right)
         similarity = left @ right.T
         forward = similarity.argmax(axis=1)
         backward = similarity.argmax(axis=0)

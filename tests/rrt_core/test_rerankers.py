@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -40,9 +41,9 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
     return path
 
 
-@pytest.fixture(params=["rrt", "mutual_nn"])
+@pytest.fixture(params=["rrt", "mutual_nn", "geometric"])
 def reranker(request: pytest.FixtureRequest, weights: str) -> Reranker:
-    return create("rrt", weights=weights) if request.param == "rrt" else create("mutual_nn")
+    return create("rrt", weights=weights) if request.param == "rrt" else create(request.param)
 
 
 def test_contract(reranker: Reranker) -> None:
@@ -126,6 +127,17 @@ def test_mutual_nn_ranks_a_noisy_copy_first() -> None:
     assert int(scores.argmax()) == 3
 
 
+@pytest.mark.parametrize("floor", [-1.0, 0.0, 0.3, 0.5, 0.8])
+def test_mutual_nn_couples_are_those_of_opencvs_cross_check(floor: float) -> None:
+    rng = np.random.default_rng(7)
+    query, gallery = random_locals(rng, 300, local_dim=12), random_locals(rng, 200, local_dim=12)
+    matches = cv2.BFMatcher(cv2.NORM_L2, crossCheck=True).match(query.descriptors, gallery.descriptors)
+    similarities = [1 - match.distance**2 / 2 for match in matches]
+    expected = sum(similarity >= floor for similarity in similarities)
+    assert expected > 0 and min(abs(similarity - floor) for similarity in similarities) > 1e-5
+    assert int(create("mutual_nn", min_similarity=floor).score([(query, gallery)])[0]) == expected
+
+
 def test_registry_refuses_with_a_sentence(weights: str) -> None:
     with pytest.raises(UserError, match="unknown; choose one of rrt, mutual_nn"):
         create("ames")
@@ -138,8 +150,9 @@ def test_registry_refuses_with_a_sentence(weights: str) -> None:
     for value in (0, -1, 2.5, True):
         with pytest.raises(UserError, match="gallery_tokens"):
             create("mutual_nn", gallery_tokens=value)
-    with pytest.raises(UserError, match="min_similarity"):
-        create("mutual_nn", min_similarity=2.0)
+    for value in (2.0, -1.5, "0.5", True, None, float("nan")):
+        with pytest.raises(UserError, match="min_similarity"):
+            create("mutual_nn", min_similarity=value)
     with pytest.raises(UserError, match="no such file"):
         create("rrt", weights=weights + ".absent")
 
