@@ -60,12 +60,27 @@ COMMANDS = {
     "evaluate": Command(
         "pipelines.evaluate",
         "mAP and mP@k of the rankings (ROxford / RParis protocols)",
-        ("evaluate --out run/ --ground-truth gnd_roxford5k.pkl",),
+        (
+            "evaluate --out run/ --ground-truth gnd_roxford5k.pkl",
+            "evaluate --out run/ --ground-truth gnd_roxford5k.pkl --ensemble 0.5,0.3",
+            "evaluate --out run/ --ground-truth gnd_roxford5k.pkl --ensemble tuned.json",
+        ),
+    ),
+    "tune": Command(
+        "pipelines.tune",
+        "the best ensemble of global score and logit on a validation set, replayed from its scores",
+        (
+            "tune --out validation/run/ --ground-truth validation.json --result tuned.json",
+            "tune --out run/ --ground-truth val.json --result t.json --metric hard --grid k=50,100 --grid gamma=0.1,1",
+        ),
     ),
     "report": Command(
         "pipelines.report",
         "one HTML page: metrics and each query's list before and after reranking",
-        ("report --out run/ --ground-truth gnd_roxford5k.pkl",),
+        (
+            "report --out run/ --ground-truth gnd_roxford5k.pkl",
+            "report --out run/ --ground-truth gnd_roxford5k.pkl --ensemble 0.5,0.3",
+        ),
     ),
     "run": Command(
         "pipelines.run",

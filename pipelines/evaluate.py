@@ -1,10 +1,13 @@
-"""evaluate: rankings + ground truth -> metrics.json and per_query.parquet (ROxford / RParis protocols)."""
+"""evaluate: rankings + ground truth -> metrics.json and per_query.parquet (ROxford / RParis protocols).
+
+The evaluation of an ensemble is a folder of its own beside the plain one; its rankings are replayed from the scores.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,15 +16,17 @@ import pyarrow.parquet as pq
 
 from pipelines.commit import Attempt, Job, Unit, UnitWorker, as_input, require_manifest
 from pipelines.driver import RunSettings, run_job
+from pipelines.ensemble import Asked, read_asked, read_scored, refuse_other_truth, refuse_where_tuned, require_scores
 from pipelines.options import option
 from pipelines.rerank import read_ranking
 from pipelines.search import read_shortlist_part, shortlist_files
 from pipelines.storage import Place
 from pipelines.truth import Truth, truth_input
+from rrt_core.ensemble import Ensemble
 from rrt_core.metrics import KAPPAS, Evaluation, evaluate, protocols_of
 from schemas.ground_truth import load_ground_truth
 from schemas.manifest import Counts, Manifest
-from schemas.metrics import GLOBAL, METRICS_SCHEMA, PER_QUERY, RERANKED
+from schemas.metrics import ENSEMBLE, ENSEMBLE_DEPLOY, GLOBAL, METRICS_SCHEMA, PER_QUERY, RERANKED
 from schemas.ranking import DEPLOY
 
 STAGE = "evaluate"
@@ -33,31 +38,65 @@ class Options:
 
     out: str = option("run folder that holds shortlist and rankings; the evaluation is made below it")
     ground_truth: str = option("ground-truth file (.json, revisitop's .pkl)")
+    ensemble: tuple[str, ...] = option(
+        "rows for lambda * global + (1 - lambda) * sigmoid(gamma * logit) over the first k, replayed from the scores: "
+        "lambda,gamma or lambda,gamma,k, or the file that tune wrote",
+        (),
+    )
 
 
 def run(options: Options, settings: RunSettings) -> Manifest:
-    """Make (or finish, or skip) the evaluation. Raises UserError and driver.JobFailed."""
+    """Make (or finish, or skip) the evaluation, and that of an ensemble. Raises UserError and driver.JobFailed."""
+    asked = read_asked(options.ensemble) if options.ensemble else None
     shortlist = require_manifest(f"{options.out}/shortlist", "shortlist", "search")
     ranking = require_manifest(f"{options.out}/ranking", "rankings", "rerank")
     truth = load_ground_truth(options.ground_truth)
-    return run_job(
-        Job(
-            stage=STAGE,
-            output=f"{options.out}/evaluation",
-            worker="pipelines.evaluate:Evaluate",
-            recipe={"kappas": list(KAPPAS)},
-            inputs={
-                "shortlist": as_input(f"{options.out}/shortlist", shortlist),
-                "ranking": as_input(f"{options.out}/ranking", ranking),
-                "ground_truth": truth_input(options.ground_truth),
-            },
-            units=(Unit("evaluation", {}, len(truth.queries)),),
-            settings={**asdict(options), "protocols": ranking.facts["protocols"]},
-            facts={"kind": "evaluation", "truncated": shortlist.facts["truncated"], "k": shortlist.facts["k"]},
-            noun="queries",
-        ),
-        settings,
+    plain = Job(
+        stage=STAGE,
+        output=f"{options.out}/evaluation",
+        worker="pipelines.evaluate:Evaluate",
+        recipe={"kappas": list(KAPPAS)},
+        inputs={
+            "shortlist": as_input(f"{options.out}/shortlist", shortlist),
+            "ranking": as_input(f"{options.out}/ranking", ranking),
+            "ground_truth": truth_input(options.ground_truth),
+        },
+        units=(Unit("evaluation", {}, len(truth.queries)),),
+        settings={**asdict(options), "protocols": ranking.facts["protocols"], "ensemble": None},
+        facts={"kind": "evaluation", "truncated": shortlist.facts["truncated"], "k": shortlist.facts["k"]},
+        noun="queries",
     )
+    ensembled = _with_ensemble(plain, asked, options.out, shortlist) if asked else None
+    manifest = run_job(plain, settings)
+    return run_job(ensembled, settings) if ensembled else manifest
+
+
+def _with_ensemble(plain: Job, asked: Asked, url: str, shortlist: Manifest) -> Job:
+    """The job that evaluates an ensemble beside the other rankings. Raises UserError where it must not be."""
+    scores = require_scores(url, shortlist)
+    depth = int(scores.recipe["shortlist"])
+    if plain.settings["protocols"] != [DEPLOY]:
+        refuse_other_truth(url, scores, plain.inputs["ground_truth"])
+    refuse_where_tuned(asked, url, shortlist, scores, plain.inputs["ground_truth"])
+    chosen = asked.at(depth, url)
+    values = {"lambda": chosen.lambda_, "gamma": chosen.gamma, "k": chosen.k}
+    inputs = {**plain.inputs, "scores": as_input(f"{url}/scores", scores)}
+    return replace(
+        plain,
+        output=f"{url}/{asked.folder(depth, url)}",
+        recipe={**plain.recipe, "ensemble": values},
+        inputs={**inputs, "tuned": asked.input} if asked.input else inputs,
+        settings={**plain.settings, "ensemble": {**values, "shortlist": depth}},
+        facts={**plain.facts, "ensemble": {**values, "tuned": asked.tuned.inputs if asked.tuned else None}},
+    )
+
+
+def evaluation_place(url: str, ensemble: Sequence[str]) -> str:
+    """Where a run's evaluation lies: the plain one's folder, or that of an ensemble. Raises UserError."""
+    if not ensemble:
+        return f"{url}/evaluation"
+    scores = require_manifest(f"{url}/scores", "scores", "rerank")
+    return f"{url}/{read_asked(ensemble).folder(int(scores.recipe['shortlist']), url)}"
 
 
 Ranked = dict[str, list[str]]  # query id -> record ids, the best first
@@ -72,6 +111,8 @@ class Evaluate(UnitWorker):
         rankings = self._rankings(options["out"], options["protocols"])
         first: Ranked = rankings[GLOBAL][""]
         truth = Truth(options["ground_truth"], first, sorted({name for names in first.values() for name in names}))
+        if options["ensemble"]:
+            rankings |= self._ensembles(options["out"], options["protocols"], truth)
         results: dict[str, dict[str, Evaluation]] = {}
         for ranking, by_protocol in rankings.items():
             results[ranking] = {}
@@ -97,6 +138,22 @@ class Evaluate(UnitWorker):
         found[DEPLOY] = {"": _ranked(read_ranking(url, DEPLOY))}
         return found
 
+    def _ensembles(self, url: str, protocols: Sequence[str], truth: Truth) -> dict[str, dict[str, Ranked]]:
+        """The ensemble's rankings as `_rankings` gives the others, replayed from the scores without a model."""
+        values = self.job.settings["ensemble"]
+        chosen, shortlist = Ensemble(values["lambda"], values["gamma"], values["k"]), values["shortlist"]
+        lists = read_scored(url)
+        found: dict[str, dict[str, Ranked]] = {}
+        labelled = [name for name in protocols if name != DEPLOY]
+        if labelled:
+            found[ENSEMBLE] = {
+                name: {item.query_id: item.replayed(name, truth, shortlist, chosen) for item in lists}
+                for name in labelled
+            }
+        deployed = {item.query_id: item.replayed(DEPLOY, None, shortlist, chosen) for item in lists}
+        found[ENSEMBLE_DEPLOY] = {"": deployed}
+        return found
+
     @staticmethod
     def _positions(truth: Truth, ranked: Ranked) -> list[np.ndarray]:
         """Gallery positions a query of the ground truth; empty for one that was not described."""
@@ -115,11 +172,13 @@ class Evaluate(UnitWorker):
             "truncated": self.job.facts["truncated"],
             "k": self.job.facts["k"],
         }
+        ensemble = self.job.settings["ensemble"]
         record = {
             "schema": METRICS_SCHEMA,
             "ground_truth": truth.truth.name,
             "queries": len(truth.truth.queries),
             "facts": facts,
+            **({"ensemble": {key: ensemble[key] for key in ("lambda", "gamma", "k")}} if ensemble else {}),
             "rankings": {
                 ranking: {
                     protocol: {**_finite(evaluation.means), "counted": evaluation.counted}
@@ -164,13 +223,19 @@ def _per_query(truth: Truth, results: dict[str, dict[str, Evaluation]]) -> pa.Ta
     return pa.concat_tables(tables)
 
 
-def read_metrics(url: str) -> dict[str, Any]:
-    """The metrics of a run."""
-    record: dict[str, Any] = json.loads(Place(f"{url}/evaluation").read("metrics.json"))
+def read_metrics(url: str, ensemble: Sequence[str] = ()) -> dict[str, Any]:
+    """The metrics of a run; with `ensemble` (the option's pieces) those that hold that ensemble's rows too."""
+    record: dict[str, Any] = json.loads(Place(evaluation_place(url, ensemble)).read("metrics.json"))
     return record
 
 
-TITLES = {GLOBAL: "global", RERANKED: "reranked", DEPLOY: "reranked, no label knowledge"}
+TITLES = {
+    GLOBAL: "global",
+    RERANKED: "reranked",
+    DEPLOY: "reranked, no label knowledge",
+    ENSEMBLE: "ensemble",
+    ENSEMBLE_DEPLOY: "ensemble, no label knowledge",
+}
 
 
 def metrics_table(metrics: dict[str, Any]) -> str:
@@ -181,4 +246,12 @@ def metrics_table(metrics: dict[str, Any]) -> str:
     for ranking, by_protocol in metrics["rankings"].items():
         cells = [by_protocol[protocol]["mAP"] for protocol in protocols]
         lines.append(f"{TITLES[ranking]:<30}" + "".join(f"{'-' if c is None else f'{100 * c:.2f}':>9}" for c in cells))
+    if "ensemble" in metrics:
+        values = metrics["ensemble"]
+        lines.append(f"ensemble: lambda {values['lambda']:g}, gamma {values['gamma']:g}, k {values['k']}")
     return "\n".join(lines)
+
+
+def summarise(options: Options, _: Manifest) -> None:
+    """Print the mAP table."""
+    print(f"\n{metrics_table(read_metrics(options.out, options.ensemble))}")

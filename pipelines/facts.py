@@ -19,16 +19,18 @@ JUNK_RULE = (
 )
 
 
-def fact_groups(url: str) -> list[FactGroup]:
-    """Groups of facts of a run folder; what is absent is left out."""
-    manifests = {name: read_manifest(Place(f"{url}/{name}")) for name in ("shortlist", "scores", "evaluation")}
-    shortlist, scores = manifests["shortlist"], manifests["scores"]
+def fact_groups(url: str, evaluation_url: str) -> list[FactGroup]:
+    """Groups of facts of a run folder and of the evaluation that is shown; what is absent is left out."""
+    places = (f"{url}/shortlist", f"{url}/scores", evaluation_url)
+    shortlist, scores, evaluation = (read_manifest(Place(place)) for place in places)
     groups = []
     if scores and shortlist:
-        groups.append(FactGroup("Protocol", _protocol(shortlist, scores, manifests["evaluation"])))
+        groups.append(FactGroup("Protocol", _protocol(shortlist, scores, evaluation)))
         groups.append(FactGroup("Reranker", _reranker(scores)))
         if scores.facts.get("weights_notes"):
             groups.append(FactGroup("What made the reranker's weights", _flat(scores.facts["weights_notes"])))
+    if evaluation and evaluation.facts.get("ensemble"):
+        groups.append(FactGroup("Ensemble", _ensemble(evaluation.facts["ensemble"])))
     if shortlist:
         groups.append(FactGroup("Index and search", _search(shortlist)))
         for title, store in _stores(shortlist).items():
@@ -60,6 +62,20 @@ def _reranker(scores: Manifest) -> list[tuple[str, str]]:
     facts += _flat(reranker["config"])
     pairs = sum(int(unit.get("pairs", 0)) for unit in scores.facts.get("units", {}).values())
     facts.append(("Pairs scored", f"{pairs:,}"))
+    return facts
+
+
+def _ensemble(values: dict[str, Any]) -> list[tuple[str, str]]:
+    weight, gamma = float(values["lambda"]), float(values["gamma"])
+    facts = [
+        ("Score", f"{weight:g} · global + {1 - weight:g} · sigmoid({gamma:g} · logit)"),
+        ("Reordered", f"the first {values['k']} of each query's list, under the same junk rule"),
+    ]
+    tuned = values["tuned"]
+    if tuned:
+        facts += [(f"Tuned on {name.replace('_', ' ')}", _short(entry["content"])) for name, entry in tuned.items()]
+    else:
+        facts.append(("Weights", "given by hand"))
     return facts
 
 

@@ -57,10 +57,10 @@ def read_plan(place: Place) -> dict[str, Any] | None:
 
 def refuse_other_recipe(place: Place, job: Job, made_by: Any) -> None:
     """Raise UserError where `made_by`, the recipe of what is there, is not the job's."""
-    differences = list(_differences(made_by, json.loads(canonical_json(job.identity))))
-    if differences:
+    changed = list(differences(made_by, json.loads(canonical_json(job.identity))))
+    if changed:
         raise UserError(
-            f"{place.url} was made by another recipe ({'; '.join(differences)}); give --overwrite to make it again, "
+            f"{place.url} was made by another recipe ({'; '.join(changed)}); give --overwrite to make it again, "
             "or another place"
         )
 
@@ -73,11 +73,12 @@ def refuse_to_empty(place: Place, manifest: Manifest | None) -> None:
         )
 
 
-def _differences(old: Any, new: Any, name: str = "") -> Iterable[str]:
+def differences(old: Any, new: Any, name: str = "") -> Iterable[str]:
+    """What differs between two recipes, a phrase an entry; inner mappings with dotted names below `name`."""
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         for key in sorted({*old, *new}):
             inner = f"{name}.{key}" if name else str(key)
-            yield from _differences(old.get(key), new.get(key), inner)
+            yield from differences(old.get(key), new.get(key), inner)
     elif old != new:
         yield f"{name} was {_short(old)}, is now {_short(new)}"
 

@@ -14,7 +14,7 @@ from PIL import Image as PillowImage
 
 from pipelines.commit import Attempt, Job, Unit, UnitWorker, as_input, read_manifest, require_manifest
 from pipelines.driver import RunSettings, run_job
-from pipelines.evaluate import TITLES, read_metrics
+from pipelines.evaluate import TITLES, evaluation_place, read_metrics
 from pipelines.extract import read_location
 from pipelines.facts import fact_groups
 from pipelines.options import option
@@ -34,9 +34,10 @@ from pipelines.stores import Store, open_stores
 from pipelines.truth import Truth, truth_input
 from rrt_core.images import DecodeError, decode
 from rrt_core.metrics import PROTOCOLS, positions_of
+from schemas.errors import UserError
 from schemas.image_list import ImageReference
 from schemas.manifest import Counts, Manifest
-from schemas.metrics import GLOBAL, RERANKED
+from schemas.metrics import ENSEMBLE, ENSEMBLE_DEPLOY, GLOBAL, RERANKED
 from schemas.ranking import DEPLOY
 
 STAGE = "report"
@@ -56,6 +57,7 @@ class Options:
 
     out: str = option("run folder that holds the rankings; the report is made below it")
     ground_truth: str = option("ground-truth file, where known", "")
+    ensemble: tuple[str, ...] = option("show the rows of this ensemble too, as given to evaluate", ())
     title: str = option("title of the page", "Retrieval report")
     thumbnail: int = option("longest side of the pictures, pixels", 180)
     max_queries: int = option("queries shown; of more, those whose average precision changed most", 150)
@@ -70,9 +72,12 @@ def run(options: Options, settings: RunSettings) -> Manifest:
         "ranking": as_input(f"{options.out}/ranking", ranking),
     }
     if options.ground_truth:
-        evaluation = require_manifest(f"{options.out}/evaluation", "evaluation", "evaluate")
-        inputs["evaluation"] = as_input(f"{options.out}/evaluation", evaluation)
+        place = evaluation_place(options.out, options.ensemble)
+        command = f"evaluate --ensemble {','.join(options.ensemble)}" if options.ensemble else "evaluate"
+        inputs["evaluation"] = as_input(place, require_manifest(place, "evaluation", command))
         inputs["ground_truth"] = truth_input(options.ground_truth)
+    elif options.ensemble:
+        raise UserError("report: --ensemble shows rows of an evaluation; give --ground-truth too")
     recipe = {"thumbnail": options.thumbnail, "max_queries": options.max_queries, "title": options.title, "page": 1}
     return run_job(
         Job(
@@ -116,7 +121,7 @@ class MakeReport(UnitWorker):
             summary=self._summary(len(before), manifest, len(shown)),
             metrics=self._metrics(url),
             queries=queries,
-            made_by=fact_groups(url),
+            made_by=fact_groups(url, self._evaluation(url)),
             counted=self._counted(url),
             lists_note=LISTS_NOTE if truth else LISTS_NOTE_WITHOUT_TRUTH,
         )
@@ -130,11 +135,14 @@ class MakeReport(UnitWorker):
         gallery = {name for rows in before.values() for name in rows.column("record_id").to_pylist()}
         return Truth(self.job.settings["ground_truth"], before, sorted(gallery))
 
+    def _evaluation(self, url: str) -> str:
+        return evaluation_place(url, self.job.settings["ensemble"])
+
     def _precisions(self, url: str) -> dict[str, dict[str, dict[str, float]]]:
         """query id -> ranking -> protocol -> average precision (NaN where there are no positives)."""
         found: dict[str, dict[str, dict[str, float]]] = {}
         if self.job.settings["ground_truth"]:
-            table = pq.read_table(io.BytesIO(Place(f"{url}/evaluation").read("per_query.parquet")))
+            table = pq.read_table(io.BytesIO(Place(self._evaluation(url)).read("per_query.parquet")))
             for row in table.to_pylist():
                 by_ranking = found.setdefault(row["query_id"], {})
                 by_ranking.setdefault(row["ranking"], {})[row["protocol"]] = row["average_precision"]
@@ -207,10 +215,12 @@ class MakeReport(UnitWorker):
     def _metrics(self, url: str) -> list[MetricsRow]:
         if not self.job.settings["ground_truth"]:
             return []
-        rankings = read_metrics(url)["rankings"]
+        metrics = read_metrics(url, self.job.settings["ensemble"])
+        rankings, values = metrics["rankings"], metrics.get("ensemble")
+        named = f" (λ {values['lambda']:g}, γ {values['gamma']:g}, k {values['k']})" if values else ""
         return [
             MetricsRow(
-                TITLES[ranking].capitalize(),
+                TITLES[ranking].capitalize() + (named if ranking in (ENSEMBLE, ENSEMBLE_DEPLOY) else ""),
                 {
                     protocol: {key: float("nan") if measures[key] is None else measures[key] for key in MEASURES}
                     for protocol, measures in by_protocol.items()
@@ -222,7 +232,7 @@ class MakeReport(UnitWorker):
     def _counted(self, url: str) -> dict[str, tuple[int, int]]:
         if not self.job.settings["ground_truth"]:
             return {}
-        metrics = read_metrics(url)
+        metrics = read_metrics(url, self.job.settings["ensemble"])
         rows: dict[str, Any] = metrics["rankings"][GLOBAL]
         return {protocol: (measures["counted"], metrics["queries"]) for protocol, measures in rows.items()}
 

@@ -12,11 +12,13 @@ import yaml
 
 from pipelines import evaluate, extract, index, report, rerank, search
 from pipelines.driver import RunSettings
+from pipelines.ensemble import read_asked
 from pipelines.options import build, option
 from pipelines.storage import Place
 from schemas.errors import UserError
 
-KNOWN = {"out", "images", "list", "ground_truth", "queries", "extract", "index", "search", "rerank", "report", "title"}
+STAGES = ("extract", "index", "search", "rerank", "evaluate", "report")
+KNOWN = {"out", "images", "list", "ground_truth", "queries", "title", *STAGES}
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,10 @@ def run_config(config: dict[str, Any], where: str, settings: RunSettings) -> dic
 
     gallery_store, query_store = posixpath.join(out, "gallery"), posixpath.join(out, "queries")
     index_place, run_place = posixpath.join(out, "index"), posixpath.join(out, "run")
+    judged = {**stage("evaluate"), "out": run_place, "ground_truth": truth}
+    judging = build(evaluate.Options, judged, f"{where}: evaluate") if truth else None
+    if judging and judging.ensemble:
+        read_asked(judging.ensemble)  # a mistake in it is told before hours of work
     gallery = {**stage("extract"), "images": images, "out": gallery_store, "list": config.get("list") or ""}
     asked = {**stage("extract"), "images": queries or images, "out": query_store}
     if truth and not gallery["list"]:
@@ -92,10 +98,11 @@ def run_config(config: dict[str, Any], where: str, settings: RunSettings) -> dic
     reranked = {**stage("rerank"), "queries": query_store, "out": run_place, "ground_truth": truth}
     rerank.run(build(rerank.Options, reranked, f"{where}: rerank"), settings)
     results: dict[str, Any] = {"run": run_place}
-    if truth:
-        evaluate.run(build(evaluate.Options, {"out": run_place, "ground_truth": truth}, where), settings)
-        results["metrics"] = evaluate.read_metrics(run_place)
     shown = {"title": config.get("title") or Path(out).name, **stage("report"), "out": run_place}
+    if judging:
+        evaluate.run(judging, settings)
+        results["metrics"] = evaluate.read_metrics(run_place, judging.ensemble)
+        shown["ensemble"] = judging.ensemble
     report.run(build(report.Options, {**shown, "ground_truth": truth}, f"{where}: report"), settings)
     place = Place(f"{run_place}/report")
     results["report"] = os.path.join(place.url, "report.html")

@@ -80,6 +80,10 @@ class Grid:
         """The ensemble at three indices."""
         return Ensemble(self.lambdas[lambda_], self.gammas[gamma], self.ks[k])
 
+    def index(self, chosen: Ensemble) -> tuple[int, int, int]:
+        """The inverse of `at`. Raises ValueError for what is not on the grid."""
+        return self.ks.index(chosen.k), self.lambdas.index(chosen.lambda_), self.gammas.index(chosen.gamma)
+
 
 def default_grid(shortlist: int) -> Grid:
     """Lambda 0 to 1 by 0.05, gamma 0.05 to 10 in about equal ratios, k 10, 20, 50, 100, ... up to the shortlist."""

@@ -1,11 +1,12 @@
 """Metrics: one JSON for people and programs, and a Parquet table a query.
 
     metrics.json   {"schema", "ground_truth", "queries", "rankings": {ranking: {protocol: {"mAP", "mP@1", ...,
-                   "counted"}}}, "facts": {...}}; measures in [0, 1]
+                   "counted"}}}, "facts": {...}}; measures in [0, 1]. With an ensemble's rows also
+                   "ensemble": {"lambda", "gamma", "k"}
     per_query.parquet   PER_QUERY below
 
 Rankings: global (the shortlist's own order), reranked (each protocol by its own replay; easy is evaluated on
-medium's) and deploy (reranked without label knowledge).
+medium's), deploy (reranked without label knowledge); ensemble and ensemble_deploy likewise, where one was asked for.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import pyarrow as pa
 
 METRICS_SCHEMA = "rrt-metrics/1"
 GLOBAL, RERANKED = "global", "reranked"
+ENSEMBLE, ENSEMBLE_DEPLOY = "ensemble", "ensemble_deploy"
 
 PER_QUERY = pa.schema(
     [
