@@ -1,4 +1,4 @@
-"""Training of the Reranking Transformer: initialisation, one step, schedule, checkpoints, log.
+"""Training of the Reranking Transformer: the loop, its options, one step.
 
 The loop follows the paper (section 4; RRT_GLD/experiment.py): binary cross-entropy on positive and
 negative pairs, AdamW, dropout 0. What differs is said where it stands. Data is the caller's: `train`
@@ -8,19 +8,32 @@ resumed run sees the same pairs as an unbroken one.
 
 from __future__ import annotations
 
-import csv
 import math
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from rrt_core.transformer import SEGMENT_LOCAL_G, SEGMENT_LOCAL_Q, RerankingTransformer
+from rrt_core import training_log
+from rrt_core.initialisation import initialise_identity, initialise_matching
+from rrt_core.parallel import Processes
+from rrt_core.training_log import LOG_NAME
+from rrt_core.training_state import STATE_NAME, Progressed, load_state, save_state
+from rrt_core.transformer import RerankingTransformer
 from schemas.errors import UserError
+
+__all__ = [
+    "PairBatch", "Side", "TrainingOptions", "initialise_identity", "initialise_matching", "learning_rate", "logits_of",
+    "train",
+]
+
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+SCHEDULES = ("constant", "cosine")
 
 
 @dataclass(frozen=True)
@@ -38,8 +51,19 @@ class Side:
 
     def take(self, rows: slice) -> Side:
         """Some of the batch."""
-        mask = None if self.mask is None else self.mask[rows]
-        return Side(self.descriptor[rows], self.local[rows], self.scale_rows[rows], mask)
+        return self._each(lambda tensor: tensor[rows])
+
+    def to(self, device: torch.device) -> Side:
+        """The batch on a device; from pinned memory the copy overlaps with work."""
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pinned(self) -> Side:
+        """The batch in pinned memory."""
+        return self._each(lambda tensor: tensor.pin_memory())
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Side:
+        mask = None if self.mask is None else change(self.mask)
+        return Side(change(self.descriptor), change(self.local), change(self.scale_rows), mask)
 
 
 @dataclass(frozen=True)
@@ -54,12 +78,21 @@ class PairBatch:
         """Some of the pairs."""
         return PairBatch(self.query.take(rows), self.gallery.take(rows), self.label[rows])
 
+    def to(self, device: torch.device) -> PairBatch:
+        """The pairs on a device."""
+        return PairBatch(self.query.to(device), self.gallery.to(device), self.label.to(device, non_blocking=True))
+
+    def pinned(self) -> PairBatch:
+        """The pairs in pinned memory."""
+        return PairBatch(self.query.pinned(), self.gallery.pinned(), self.label.pin_memory())
+
 
 @dataclass(frozen=True)
 class TrainingOptions:
-    """lr: peak learning rate after `warmup` steps, then a cosine down to `final_lr` * lr at the last step.
-    clip: largest gradient norm. Steps are optimiser steps. precision: float32, or bfloat16 (autocast: weights,
-    norms' sums and loss stay in float32; two to four times the pairs a second on a CPU with AVX-512 BF16).
+    """lr: peak learning rate. schedule: `cosine` goes from it to `final_lr` * lr at the last step, `constant` stays
+    (the paper); either is reached over `warmup` steps. clip: largest gradient norm, 0 = any. Steps are optimiser steps.
+    precision: float32, or bfloat16 or (CUDA only, with loss scaling) float16 by autocast: weights, norms' sums and
+    loss stay in float32; bfloat16 makes two to four times the pairs a second on a CPU with AVX-512 BF16.
     micro_batch: pairs in memory at once, 0 = all of a step; gradients are summed over them."""
 
     steps: int
@@ -73,59 +106,21 @@ class TrainingOptions:
     evaluate_every: int = 500
     precision: str = "float32"
     micro_batch: int = 0
+    schedule: str = "cosine"
 
-
-def initialise_matching(model: RerankingTransformer, sharpness: float = 25.0) -> None:
-    """Start from a model whose first layer already compares each local with the most similar one of the other image.
-
-    Not in the paper, which has a million photographs to learn it from. It is for locals in principal
-    components, the widest first, whose last few dimensions are empty, as those of the extractor `efficientnet`
-    (112 of 128 are used). Two of the empty dimensions are given a meaning: `side` tells the two images' locals
-    apart (+1, -1), `ruler` is 1 for every local.
-
-    - Attention: half of the heads compare the first components, half the next ones; an opposite `side` counts
-      for, so that a local attends to its likeness in the other image and not to itself.
-    - Values and output: the identity without the ruler. A local and its match then add up to a vector that is
-      the longer the more alike they are (in all dimensions), and the layer norm makes the ruler's share the smaller.
-    - Feed-forward: a unit for each of four degrees of likeness writes to an empty dimension of its own.
-
-    All else is random, embeddings and outputs of the feed-forward smaller than Xavier's, so as not to drown the above.
-    """
-    config = model.config
-    width, head = config.d_model, config.d_model // config.heads
-    thresholds = (0.35, 0.45, 0.55, 0.65)
-    ruler, side, outputs = width - 1, width - 2, range(width - 3, width - 3 - len(thresholds), -1)
-    steepness, strength, side_share = 15.0, 4.0, 0.4
-    with torch.no_grad():
-        model.scale_encoder.weight.mul_(0.1)
-        model.seg_encoder.weight.mul_(0.1)
-        model.seg_encoder.weight[[SEGMENT_LOCAL_Q, SEGMENT_LOCAL_G], ruler] += 1
-        model.seg_encoder.weight[SEGMENT_LOCAL_Q, side] += 1
-        model.seg_encoder.weight[SEGMENT_LOCAL_G, side] -= 1
-        for layer in model.layers:
-            layer.linear2.weight.mul_(0.3)
-        first = model.layers[0]
-        query, key, value = first.self_attn.in_proj_weight.chunk(3)
-        query.zero_()
-        key.zero_()
-        for number in range(config.heads):
-            component = 0 if number < config.heads // 2 else head
-            for place in range(head - 1):
-                query[number * head + place, component + place] = sharpness
-                key[number * head + place, component + place] = sharpness
-            last = (number + 1) * head - 1
-            query[last, side] = side_share * sharpness
-            key[last, side] = -side_share * sharpness
-        value.copy_(torch.eye(width))
-        value[ruler] = 0
-        first.self_attn.out_proj.weight.copy_(torch.eye(width))
-        for unit, (likeness, output) in enumerate(zip(thresholds, outputs, strict=True)):
-            # Squared length of local + match: 2 + 2 * likeness, and 1 along the ruler.
-            first.linear1.weight[unit] = 0
-            first.linear1.weight[unit, ruler] = -steepness
-            first.linear1.bias[unit] = steepness * math.sqrt(width / (3 + 2 * likeness))
-            first.linear2.weight[:, unit] = 0
-            first.linear2.weight[output, unit] = strength
+    def __post_init__(self) -> None:
+        for name in ("steps", "checkpoint_every", "evaluate_every"):
+            if getattr(self, name) < 1:
+                raise UserError(f"Training: {name} must be at least 1, not {getattr(self, name)}.")
+        for name in ("weight_decay", "warmup", "final_lr", "clip", "micro_batch"):
+            if not getattr(self, name) >= 0:
+                raise UserError(f"Training: {name} must not be negative, and is {getattr(self, name)}.")
+        if not self.lr > 0:
+            raise UserError(f"Training: lr must be above 0, not {self.lr}.")
+        for name, known in (("precision", tuple(PRECISIONS)), ("schedule", SCHEDULES)):
+            if getattr(self, name) not in known:
+                value = getattr(self, name)
+                raise UserError(f"Training: {name} {value!r} is unknown; choose one of {', '.join(known)}.")
 
 
 def logits_of(model: RerankingTransformer, batch: PairBatch) -> Tensor:
@@ -136,21 +131,36 @@ def logits_of(model: RerankingTransformer, batch: PairBatch) -> Tensor:
     )
     if query.mask is None and gallery.mask is None:
         return model.classify(tokens)
-    always = torch.ones(len(tokens), 2, dtype=torch.bool)
+    always = torch.ones(len(tokens), 2, dtype=torch.bool, device=tokens.device)
 
     def real(side: Side) -> Tensor:
-        return torch.ones(side.local.shape[:2], dtype=torch.bool) if side.mask is None else ~side.mask
+        if side.mask is None:
+            return torch.ones(side.local.shape[:2], dtype=torch.bool, device=tokens.device)
+        return ~side.mask
 
     return model.classify(tokens, torch.cat([always, real(query), always, real(gallery)], dim=1))
 
 
 def learning_rate(options: TrainingOptions, step: int) -> float:
-    """Linear warm-up, then cosine; `step` counts from 0."""
+    """Linear warm-up, then the schedule; `step` counts from 0."""
     if step < options.warmup:
         return options.lr * (step + 1) / options.warmup
+    if options.schedule == "constant":
+        return options.lr
     progress = (step - options.warmup) / max(1, options.steps - options.warmup)
     cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
     return options.lr * (options.final_lr + (1 - options.final_lr) * cosine)
+
+
+class _Pairs(nn.Module):
+    """logits_of as a module's forward, where DistributedDataParallel listens."""
+
+    def __init__(self, model: RerankingTransformer) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: PairBatch) -> Tensor:
+        return logits_of(self.model, batch)
 
 
 def train(
@@ -160,93 +170,160 @@ def train(
     options: TrainingOptions,
     folder: Path,
     report: Callable[[dict[str, float]], None] = lambda row: None,
-) -> None:
-    """Train `model` in place, on the CPU.
+    *,
+    processes: Processes | None = None,
+    pairs: int = 0,
+    identity: str = "",
+    select: str = "",
+    keep_best: Callable[[RerankingTransformer, int, dict[str, float]], None] = lambda model, step, figures: None,
+    tick: Callable[[int], None] = lambda done: None,
+) -> Progressed:
+    """Train `model` in place, on the device where it is.
 
     Args:
-        batch_of: the pairs of a step, a function of the step's number (from 0) alone.
-        evaluate: figures of the held-out split, logged every `evaluate_every` steps and at the end.
-        folder: holds `state.pt` (model, optimiser, step: a rerun goes on from it) and `log.csv`
-            (step, name, value: seconds, lr, loss and accuracy since the lines before, figures of `evaluate`).
-        report: called with each row of the log.
+        batch_of: the pairs of a step, a function of the step's number (from 0) alone; of several processes
+            each is given its own share.
+        evaluate: figures of the held-out split, logged every `evaluate_every` steps and at the end. Every
+            process calls it.
+        folder: holds `state.pt` (a rerun goes on from it) and `log.csv` (step, name, value: seconds,
+            lr, loss and accuracy since the lines before, figures of `evaluate`).
+        report: called by the first process with each row of the log.
+        processes: the processes that train together; None: this one alone.
+        pairs: pairs of a step over all processes; 0: those of the batch.
+        identity: names data and options; a checkpoint of another is refused.
+        select: the figure of `evaluate` by which the best step is chosen (higher is better; of equal ones the
+            first); "": none is chosen.
+        keep_best: called by the first process whenever a step is better than all before; after a kill perhaps
+            twice with the same.
+        tick: called after each step, by every process.
+    Returns: how far it came, with the figures of the last and of the best evaluation.
+    Raises:
+        UserError: `folder` holds a checkpoint of another model or identity; precision and device do not fit;
+            the loss is no number any more.
     """
+    processes = processes or Processes(device=next(model.parameters()).device)
+    if options.precision == "float16" and processes.device.type != "cuda":
+        raise UserError("Training in float16 needs a CUDA device, for its loss scaling; give bfloat16 or float32.")
     folder.mkdir(parents=True, exist_ok=True)
     optimiser = torch.optim.AdamW(model.parameters(), lr=options.lr, weight_decay=options.weight_decay)
-    state = folder / "state.pt"
-    first = _resume(state, model, optimiser) if state.exists() else 0
-    losses: list[float] = []
-    hits: list[float] = []
-    start = time.monotonic()
-    for step in range(first, options.steps):
+    scaler = torch.amp.GradScaler("cuda") if options.precision == "float16" else None
+    state, log = folder / STATE_NAME, folder / LOG_NAME
+    progressed = load_state(state, model, optimiser, scaler, identity) if state.exists() else Progressed()
+    processes.wait()  # none writes before all have read
+    if processes.first:
+        training_log.truncate(log, progressed.step)
+    module = _wrap(model, processes)
+    nothing = torch.zeros(3, dtype=torch.float64, device=processes.device)
+    sums = nothing  # loss, hits and pairs since the last row
+    begun = time.monotonic() - progressed.seconds
+    for step in range(progressed.step, options.steps):
         model.train()
         batch = batch_of(step)
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(options, step)
         optimiser.zero_grad(set_to_none=True)
-        loss, logits = _backward(model, batch, options)
-        torch.nn.utils.clip_grad_norm_(model.parameters(), options.clip)
-        optimiser.step()
-        losses.append(loss)
-        hits.append(float(((logits > 0) == (batch.label > 0.5)).float().mean()))
+        sums = sums + _backward(module, batch.to(processes.device), options, processes, pairs, scaler)
+        _update(model, optimiser, options, scaler)
         done = step + 1
+        tick(done)
         last = done == options.steps
-        if done % options.checkpoint_every == 0 or last:
-            row = {
-                "step": float(done),
-                "seconds": time.monotonic() - start,
-                "lr": learning_rate(options, step),
-                "loss": sum(losses) / len(losses),
-                "accuracy": sum(hits) / len(hits),
-            }
-            losses, hits = [], []
-            if done % options.evaluate_every == 0 or last:
-                model.eval()
-                row |= evaluate(model)
-            _log(folder / "log.csv", row)
+        evaluating = done % options.evaluate_every == 0 or last
+        if not evaluating and done % options.checkpoint_every:
+            continue
+        loss, hits, count = processes.sum(sums.cpu().numpy())
+        sums = nothing
+        if not math.isfinite(loss):
+            raise UserError(
+                f"Training: the loss is no number any more at step {done}; lower the learning rate, or use float32."
+                f" The checkpoint before it is in {folder}."
+            )
+        progressed.step, progressed.seconds = done, time.monotonic() - begun
+        row = {
+            "step": float(done),
+            "seconds": progressed.seconds,
+            "lr": learning_rate(options, step),
+            "loss": loss / count,
+            "accuracy": hits / count,
+        }
+        if evaluating:
+            model.eval()
+            progressed.figures = evaluate(model)
+            row |= progressed.figures
+            if select and progressed.figures[select] > progressed.best.get(select, -math.inf):
+                progressed.best_step, progressed.best = done, progressed.figures
+                if processes.first:
+                    keep_best(model, done, progressed.figures)
+        if processes.first:
+            training_log.append(log, row)
             report(row)
-            _save(state, model, optimiser, done)
+            save_state(state, model, optimiser, scaler, progressed, identity)
+    processes.wait()
     model.eval()
+    return progressed
 
 
-def _backward(model: RerankingTransformer, batch: PairBatch, options: TrainingOptions) -> tuple[float, Tensor]:
-    """Add a step's gradients to the parameters'; returns the mean loss and the logits, float32 [B]."""
-    total, found = 0.0, []
-    size = len(batch.label)
-    for first in range(0, size, options.micro_batch or size):
-        part = batch.take(slice(first, first + (options.micro_batch or size)))
-        with torch.autocast(part.label.device.type, torch.bfloat16, enabled=options.precision == "bfloat16"):
-            logits = logits_of(model, part).float()
-        loss = F.binary_cross_entropy_with_logits(logits, part.label, reduction="sum") / size
-        loss.backward()  # type: ignore[no-untyped-call]
-        total += float(loss.detach())
-        found.append(logits.detach())
-    return total, torch.cat(found)
+def _wrap(model: RerankingTransformer, processes: Processes) -> nn.Module:
+    if processes.world == 1:
+        return _Pairs(model)
+    parallel: nn.Module = nn.parallel.DistributedDataParallel(_Pairs(model), broadcast_buffers=False)
+    return parallel
 
 
-def _save(path: Path, model: RerankingTransformer, optimiser: torch.optim.Optimizer, step: int) -> None:
-    # Written beside and renamed, so that a kill leaves the checkpoint before it.
-    beside = path.with_suffix(".tmp")
-    torch.save({"model": model.state_dict(), "optimiser": optimiser.state_dict(), "step": step}, beside)
-    beside.replace(path)
+def _backward(
+    module: nn.Module,
+    batch: PairBatch,
+    options: TrainingOptions,
+    processes: Processes,
+    pairs: int,
+    scaler: torch.amp.GradScaler | None,
+) -> Tensor:
+    """Add a step's gradients to the parameters'; float64 [3]: loss summed over the pairs, hits, pairs."""
+    own = len(batch.label)
+    # DistributedDataParallel gives the mean over processes: times `world` it is the sum, which is divided by
+    # all pairs, so that the gradient is one process's, however unequal the shares.
+    weight = processes.world / (pairs or own)
+    device = batch.label.device
+    sums: list[Tensor] = []
+    for first in range(0, own, options.micro_batch or own):
+        part = batch.take(slice(first, first + (options.micro_batch or own)))
+        more = first + len(part.label) < own
+        waits = module.no_sync() if more and processes.world > 1 else nullcontext()  # type: ignore[operator]
+        with waits:
+            kind = PRECISIONS[options.precision]
+            with torch.autocast(device.type, kind, enabled=kind != torch.float32):
+                logits = module(part).float()
+            loss = F.binary_cross_entropy_with_logits(logits, part.label, reduction="sum")
+            scaled = loss * weight
+            (scaled if scaler is None else scaler.scale(scaled)).backward()  # type: ignore[no-untyped-call]
+        hits = ((logits.detach() > 0) == (part.label > 0.5)).sum()
+        sums.append(torch.stack([loss.detach().double(), hits.double(), hits.new_tensor(len(part.label)).double()]))
+    return torch.stack(sums).sum(0)
 
 
-def _resume(path: Path, model: RerankingTransformer, optimiser: torch.optim.Optimizer) -> int:
-    saved = torch.load(path, weights_only=True)
-    try:
-        model.load_state_dict(saved["model"])
-    except RuntimeError:
-        raise UserError(f"{path} is of another model: name another folder, or delete it.") from None
-    optimiser.load_state_dict(saved["optimiser"])
-    return int(saved["step"])
+def _update(
+    model: RerankingTransformer,
+    optimiser: torch.optim.Optimizer,
+    options: TrainingOptions,
+    scaler: torch.amp.GradScaler | None,
+) -> None:
+    """Clip the gradients and take an optimiser step."""
+    if scaler is not None:
+        scaler.unscale_(optimiser)
+    _still_key_biases(model)
+    if options.clip:
+        torch.nn.utils.clip_grad_norm_(model.parameters(), options.clip)
+    if scaler is None:
+        optimiser.step()
+    else:
+        scaler.step(optimiser)
+        scaler.update()
 
 
-def _log(path: Path, row: dict[str, float]) -> None:
-    """Long form, a line a value: evaluation is rarer than the rest, so columns would have holes."""
-    new = not path.exists()
-    with path.open("a", newline="") as file:
-        writer = csv.writer(file)
-        if new:
-            writer.writerow(["step", "name", "value"])
-        for name, value in row.items():
-            if name != "step":
-                writer.writerow([int(row["step"]), name, f"{value:.6g}"])
+def _still_key_biases(model: RerankingTransformer) -> None:
+    """A key's bias adds the same to all likenesses of a query, which the softmax ignores: its gradient is zero but for
+    rounding. AdamW would make steps of full length of it, in another direction on every machine."""
+    width = model.config.d_model
+    for layer in model.layers:
+        gradient = layer.self_attn.in_proj_bias.grad
+        if gradient is not None:
+            gradient[width : 2 * width] = 0
