@@ -20,7 +20,7 @@ from schemas import global_descriptors
 from schemas.errors import UserError
 from schemas.global_descriptors import GlobalPart
 from schemas.image_list import ImageReference, references_of
-from schemas.local_descriptors import byte_range, from_bytes
+from schemas.local_descriptors import byte_range, decoded, from_bytes
 from schemas.manifest import PARTS_NAME, FileEntry, entries_of
 from schemas.shortlist import ROWS_A_PART
 
@@ -145,7 +145,7 @@ class LocalsReader:
             for position, piece in zip(positions, pieces, strict=True):
                 found[position] = Locals(
                     global_descriptor=globals_read[position],
-                    descriptors=piece["descriptor"].astype(np.float32),
+                    descriptors=decoded(piece["descriptor"]),
                     xy=piece["xy"],
                     scale=piece["scale"],
                     strength=piece["strength"],

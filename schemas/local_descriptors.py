@@ -4,10 +4,13 @@ Datasets (contiguous, unchunked, unfiltered, no times; m = images described, n =
 
     row         int32   [m]      rows of the global part, ascending
     offset      int64   [m + 1]  image i has descriptors offset[i] .. offset[i + 1], the strongest first
-    descriptor  float16 | float32 [n, W]   L2 = 1 before rounding
+    descriptor  float32 | float16 | int8 [n, W]   L2 = 1 before rounding
     xy          float32 [n, 2]   pixels of the upright original
     scale       uint8   [n]      true ordinal in the store's list of scales
     strength    float32 [n]
+
+int8 keeps a direction: 127 stands for the largest magnitude of the descriptor, which itself need not be stored, since
+`decoded` makes L2 = 1 again.
 
 Their byte offsets (the *layout*) are kept in the unit's marker, so that slices are read by byte ranges from
 any file system, without HDF5.
@@ -22,8 +25,10 @@ from typing import Any
 import h5py
 import numpy as np
 
-SCHEMA_VERSION = "rrt-local/1"
-DTYPES = {"float32": "<f4", "float16": "<f2"}
+DTYPES = {"float32": "<f4", "float16": "<f2", "int8": "|i1"}
+# Which software can read a file: what knows version 1 alone would take int8 for lengths.
+SCHEMA_VERSIONS = {"float32": "rrt-local/1", "float16": "rrt-local/1", "int8": "rrt-local/2"}
+PLACE_BYTES = 13  # xy, scale and strength of a descriptor
 
 
 @dataclass(frozen=True)
@@ -31,10 +36,38 @@ class LocalRow:
     """The local descriptors of one image; `row` is its row in the global part. Shapes as in the file."""
 
     row: int
-    descriptors: np.ndarray  # float32 [n, W]
+    descriptors: np.ndarray  # float32 [n, W], or as `encoded` gives them
     xy: np.ndarray  # float32 [n, 2]
     scale: np.ndarray  # uint8 [n]
     strength: np.ndarray  # float32 [n]
+
+
+def bytes_a_local(dimension: int, dtype: str) -> int:
+    """Bytes on disk of one descriptor with its place, scale and strength."""
+    return dimension * np.dtype(DTYPES[dtype]).itemsize + PLACE_BYTES
+
+
+def encoded(descriptors: np.ndarray, dtype: str) -> np.ndarray:
+    """Descriptors float32 [n, W] as they are stored under a key of DTYPES; what is in that form already stays."""
+    kind = np.dtype(DTYPES[dtype])
+    if dtype != "int8" or descriptors.dtype == kind:
+        return np.asarray(descriptors, kind)
+    values = np.asarray(descriptors, np.float32)
+    largest = np.abs(values).max(axis=1, keepdims=True, initial=0.0)
+    return np.rint(values * (127.0 / np.where(largest > 0, largest, 1.0))).astype(kind)
+
+
+def decoded(descriptors: np.ndarray) -> np.ndarray:
+    """Stored descriptors [n, W] of any dtype as float32; those of int8 with L2 = 1 (one of zeros alone stays zeros).
+
+    An int8 descriptor is turned by an angle whose sine is at most sqrt(W) / 254 times its largest magnitude (at
+    L2 = 1): some 0.4 degrees at 128 dimensions.
+    """
+    values = np.asarray(descriptors, np.float32)
+    if descriptors.dtype.kind != "i":
+        return values
+    lengths = np.linalg.norm(values, axis=1, keepdims=True)
+    return np.asarray(values / np.where(lengths > 0, lengths, 1.0), np.float32)
 
 
 def write_part(path: str, rows: Sequence[LocalRow], dimension: int, dtype: str) -> dict[str, Any]:
@@ -43,14 +76,14 @@ def write_part(path: str, rows: Sequence[LocalRow], dimension: int, dtype: str) 
     arrays = {
         "row": np.array([row.row for row in rows], "<i4"),
         "offset": np.concatenate([[0], np.cumsum(counts)]).astype("<i8"),
-        "descriptor": _stack([row.descriptors for row in rows], (dimension,), DTYPES[dtype]),
+        "descriptor": _stack([encoded(row.descriptors, dtype) for row in rows], (dimension,), DTYPES[dtype]),
         "xy": _stack([row.xy for row in rows], (2,), "<f4"),
         "scale": _stack([row.scale for row in rows], (), "u1"),
         "strength": _stack([row.strength for row in rows], (), "<f4"),
     }
     layout: dict[str, Any] = {}
     with h5py.File(path, "w", libver=("v110", "v110")) as file:
-        file.attrs["schema"] = SCHEMA_VERSION
+        file.attrs["schema"] = SCHEMA_VERSIONS[dtype]
         for name, array in arrays.items():
             file.create_dataset(name, data=array, track_times=False)
     with h5py.File(path, "r", locking=False) as file:
@@ -82,8 +115,9 @@ def from_bytes(layout: dict[str, Any], name: str, data: bytes) -> np.ndarray:
 
 
 def read_part(path: str) -> dict[str, np.ndarray]:
-    """All datasets of a local file, through HDF5."""
+    """All datasets of a local file as they are stored, through HDF5. Raises ValueError for another schema's file."""
     with h5py.File(path, "r", locking=False) as file:
-        if file.attrs.get("schema") != SCHEMA_VERSION:
-            raise ValueError(f"its schema is {file.attrs.get('schema')!r}, this software reads {SCHEMA_VERSION!r}")
+        known = sorted(set(SCHEMA_VERSIONS.values()))
+        if file.attrs.get("schema") not in known:
+            raise ValueError(f"its schema is {file.attrs.get('schema')!r}, this software reads {', '.join(known)}")
         return {name: file[name][()] for name in ("row", "offset", "descriptor", "xy", "scale", "strength")}

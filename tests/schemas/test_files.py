@@ -109,7 +109,7 @@ def local_row(index: int, count: int) -> LocalRow:
     )
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("dtype", ["float32", "float16", "int8"])
 def test_locals_by_byte_ranges_equal_hdf5(tmp_path: Path, dtype: str) -> None:
     rows = [local_row(0, 7), local_row(3, 0), local_row(4, 500)]
     path = tmp_path / "part.h5"
@@ -126,14 +126,63 @@ def test_locals_by_byte_ranges_equal_hdf5(tmp_path: Path, dtype: str) -> None:
     read = local_descriptors.read_part(str(path))
     assert read["row"].tolist() == [0, 3, 4]
     assert read["offset"].tolist() == [0, 7, 7, 507]
-    np.testing.assert_array_equal(read["descriptor"][7:], rows[2].descriptors.astype(dtype))
+    assert read["descriptor"].dtype == np.dtype(dtype)
+    expected = rows[2].descriptors.astype(dtype)
+    if dtype == "int8":
+        largest = np.abs(rows[2].descriptors).max(axis=1, keepdims=True)
+        expected = np.round(rows[2].descriptors.astype(np.float64) / largest * 127).astype(dtype)
+    np.testing.assert_array_equal(read["descriptor"][7:], expected)
+    written = sum(np.prod(layout[name]["shape"]) * np.dtype(layout[name]["dtype"]).itemsize for name in LOCAL_COLUMNS)
+    assert written == 507 * local_descriptors.bytes_a_local(16, dtype)
 
 
-def test_a_part_without_any_local_is_readable(tmp_path: Path) -> None:
+LOCAL_COLUMNS = ("descriptor", "xy", "scale", "strength")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "int8"])
+def test_a_part_without_any_local_is_readable(tmp_path: Path, dtype: str) -> None:
     path = tmp_path / "part.h5"
-    layout = local_descriptors.write_part(str(path), [], 16, "float16")
+    layout = local_descriptors.write_part(str(path), [], 16, dtype)
     assert layout["descriptor"]["shape"] == [0, 16]
     assert local_descriptors.read_part(str(path))["descriptor"].shape == (0, 16)
+    nothing = local_descriptors.decoded(local_descriptors.from_bytes(layout, "descriptor", b""))
+    assert nothing.shape == (0, 16) and nothing.dtype == np.float32
+
+
+@pytest.mark.parametrize("dimension", [32, 128, 1024])
+def test_int8_turns_a_descriptor_by_no_more_than_it_says(dimension: int) -> None:
+    rng = np.random.default_rng(dimension)
+    given = rng.standard_normal((400, dimension)).astype(np.float32)
+    given[:200] **= 3  # few large values
+    given /= np.linalg.norm(given, axis=1, keepdims=True)
+    stored = local_descriptors.encoded(given, "int8")
+    assert stored.dtype == np.int8 and (np.abs(stored).max(axis=1) == 127).all()
+    np.testing.assert_array_equal(local_descriptors.encoded(stored, "int8"), stored)
+    back = local_descriptors.decoded(stored)
+    assert back.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(back.astype(np.float64), axis=1), 1, atol=1e-6)
+    similarity = np.clip((given.astype(np.float64) * back).sum(1), -1, 1)
+    bound = np.abs(given).max(axis=1) * np.sqrt(dimension) / 254
+    assert (np.arcsin(np.minimum(1, bound)) + 1e-3 >= np.arccos(similarity)).all()
+    # A descriptor that is not of length 1 keeps its direction.
+    np.testing.assert_array_equal(local_descriptors.encoded(4 * given, "int8"), stored)
+
+
+def test_int8_of_zeros_stays_zeros() -> None:
+    zeros = np.zeros((2, 16), np.float32)
+    np.testing.assert_array_equal(local_descriptors.decoded(local_descriptors.encoded(zeros, "int8")), zeros)
+
+
+def test_a_file_says_which_software_reads_it(tmp_path: Path) -> None:
+    for dtype, version in (("float32", "rrt-local/1"), ("float16", "rrt-local/1"), ("int8", "rrt-local/2")):
+        path = tmp_path / f"{dtype}.h5"
+        local_descriptors.write_part(str(path), [local_row(0, 3)], 16, dtype)
+        with h5py.File(path) as file:
+            assert file.attrs["schema"] == version
+    with h5py.File(path, "r+") as file:
+        file.attrs["schema"] = "rrt-local/3"
+    with pytest.raises(ValueError, match="'rrt-local/3', this software reads rrt-local/1, rrt-local/2"):
+        local_descriptors.read_part(str(path))
 
 
 def test_locals_are_the_same_bytes_each_time(tmp_path: Path) -> None:
