@@ -319,11 +319,6 @@ def read_scores(url: str, names: Sequence[str]) -> dict[str, StoredScores]:
     return found
 
 
-def read_logits(url: str, names: Sequence[str]) -> dict[str, dict[str, float]]:
-    """query id -> record id -> logit as stored: one list over all that any protocol reranks."""
-    return {query: scores.logit for query, scores in read_scores(url, names).items()}
-
-
 def read_ranking(url: str, protocol: str) -> list[tuple[str, pa.Table]]:
     """(query id, its ranking) under a protocol."""
     place = Place(f"{url}/ranking")
