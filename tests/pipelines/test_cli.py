@@ -48,6 +48,8 @@ def test_without_a_command_all_are_listed(capsys: pytest.CaptureFixture[str]) ->
         (["index", "--stores", "no-such-store", "--out", "x"], "make it with 'extract'"),
         (["search", "--queries", "no-such-store", "--index", "i", "--out", "x"], "make it with 'extract'"),
         (["evaluate", "--out", "no-such-run", "--ground-truth", "g.json"], "make it with 'search'"),
+        (["evaluate", "--out", "r", "--ground-truth", "g.json", "--ensemble", "0.5"], "it must be lambda,gamma"),
+        (["tune", "--out", "no-such-run", "--ground-truth", "g", "--result", "t.json"], "make it with 'search'"),
         (["run", "--config", "no-such.yaml"], "no such configuration"),
     ],
 )
@@ -118,7 +120,7 @@ def test_configurations_are_checked(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("config", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.name)
 def test_committed_configurations_are_valid(config: Path) -> None:
-    from pipelines import extract, index, report, rerank, search
+    from pipelines import evaluate, extract, index, report, rerank, search
 
     read = read_config(str(config), {})
     for name, module in {
@@ -126,6 +128,7 @@ def test_committed_configurations_are_valid(config: Path) -> None:
         "index": index,
         "search": search,
         "rerank": rerank,
+        "evaluate": evaluate,
         "report": report,
     }.items():
         required = {"images": "i", "out": "o", "stores": "s", "queries": "q", "index": "x", "ground_truth": "g"}
