@@ -129,7 +129,10 @@ def _identity(stage: Reranker) -> dict[str, Any]:
 
 
 def _notes(stages: Sequence[Reranker]) -> dict[str, Any]:
-    """What made the weights, of `second` before `first`. Raises UserError where they fit different descriptors."""
+    """What made the weights: of `second`, unless only those of `first` say which descriptors they fit.
+
+    Raises UserError where they fit different descriptors.
+    """
     noted: list[dict[str, Any]] = [notes for stage in reversed(stages) if (notes := getattr(stage, "notes", {}))]
     trained = [notes["extractor"] for notes in noted if notes.get("extractor")]
     if len(trained) == 2 and any(trained[0].get(key) != trained[1].get(key) for key in ("name", "weights_sha256")):
@@ -137,4 +140,4 @@ def _notes(stages: Sequence[Reranker]) -> dict[str, Any]:
             f"The weights of the cascade's two rerankers were trained for descriptors of different extractors,"
             f" {trained[1].get('name')} and {trained[0].get('name')}: give weights that fit the same descriptors."
         )
-    return noted[0] if noted else {}
+    return next((notes for notes in noted if notes.get("extractor")), noted[0] if noted else {})

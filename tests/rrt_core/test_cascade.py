@@ -188,3 +188,5 @@ def test_weights_for_other_descriptors_are_refused(tmp_path) -> None:
         create("cascade", first_options={"weights": paths[0]}, second_options={"weights": paths[1]})
     made = create("cascade", first_options={"weights": paths[1]}, second_options={"weights": paths[1]})
     assert made.notes["extractor"]["name"] == "other"
+    made = create("cascade", first_options={"weights": paths[0]}, second="geometric")
+    assert made.notes["extractor"]["name"] == "one"
