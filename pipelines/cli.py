@@ -57,6 +57,15 @@ COMMANDS = {
             "rerank --queries queries/ --out run/ --reranker mutual_nn --reranker-option gallery_tokens=200",
         ),
     ),
+    "train": Command(
+        "pipelines.train",
+        "train the Reranking Transformer on labelled stores, for their extractor",
+        (
+            "train --stores store/ --labels train.txt --out weights/ --dry-run",
+            "train --stores store/ --labels folder --out weights/ --config configs/train-landmarks.yaml",
+            "train --stores store/ --labels train.csv --out weights/ --init matching --steps 2000 --query-tokens 64",
+        ),
+    ),
     "evaluate": Command(
         "pipelines.evaluate",
         "mAP and mP@k of the rankings (ROxford / RParis protocols)",
@@ -72,6 +81,19 @@ COMMANDS = {
         (
             "tune --out validation/run/ --ground-truth validation.json --result tuned.json",
             "tune --out run/ --ground-truth val.json --result t.json --metric hard --grid k=50,100 --grid gamma=0.1,1",
+        ),
+    ),
+    "train-products": Command(
+        "pipelines.train_products",
+        "train the reranker for products: global descriptor, frozen backbone, or both jointly",
+        (
+            "train-products --images shop/ --labels labels.csv --out runs/global --mode global",
+            "train-products --images shop/ --labels labels.csv --out runs/frozen --mode frozen"
+            " --weights runs/global/weights.safetensors",
+            "train-products --images shop/ --labels labels.csv --out runs/joint --mode joint --trained late"
+            " --weights runs/frozen/weights.safetensors",
+            "train-products --images sop/ --labels sop.csv --out runs/r50 --mode global --backbone timm:resnet50"
+            " --backbone-weights resnet50.safetensors --optimiser sgd --lr 1e-3 --batch 800 --flip",
         ),
     ),
     "report": Command(
@@ -120,18 +142,20 @@ def command_parser(name: str) -> argparse.ArgumentParser:
     from pipelines.driver import RunSettings
 
     command = COMMANDS[name]
+    module = importlib.import_module(command.module)
+    how = getattr(module, "Settings", RunSettings)
+    beam = "\n\nWith --runner, Beam's own flags are passed to it." if how is RunSettings else ""
     examples = "\n".join(f"  {PROGRAM} {example}" for example in command.examples)
     parser = Parser(
         prog=f"{PROGRAM} {name}",
         usage=f"{PROGRAM} {name} [options]",
         description=textwrap.fill(command.summary[0].upper() + command.summary[1:] + ".", 100),
-        epilog=f"examples:\n{examples}\n\nWith --runner, Beam's own flags are passed to it.",
+        epilog=f"examples:\n{examples}{beam}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    module = importlib.import_module(command.module)
     add_arguments(parser.add_argument_group("what to do"), module.Options)
-    add_arguments(parser.add_argument_group("how to run"), RunSettings)
+    add_arguments(parser.add_argument_group("how to run"), how)
     return parser
 
 
@@ -179,18 +203,21 @@ def run_command(name: str, arguments: list[str]) -> int:
 
     parser = command_parser(name)
     parsed, beam_options = parser.parse_known_args(arguments)
-    unknown = unknown_to_beam(beam_options) if beam_options else []
-    if unknown:
-        parser.error(f"unknown argument {unknown[0]!r} (it is none of Beam's options either)")
     given = vars(parsed)
     module = importlib.import_module(COMMANDS[name].module)
-    how = {field.name for field in fields(RunSettings)}
-    settings = build(
-        RunSettings,
-        {**{key: value for key, value in given.items() if key in how}, "beam_options": beam_options},
-        name,
-    )
-    options = build(module.Options, {key: value for key, value in given.items() if key not in how}, name)
+    kind = getattr(module, "Settings", RunSettings)  # a stage without Beam has settings of its own
+    how = {field.name for field in fields(kind)}
+    settings_given = {key: value for key, value in given.items() if key in how}
+    if kind is RunSettings:
+        unknown = unknown_to_beam(beam_options) if beam_options else []
+        if unknown:
+            parser.error(f"unknown argument {unknown[0]!r} (it is none of Beam's options either)")
+        settings_given["beam_options"] = beam_options
+    elif beam_options:
+        parser.error(f"unknown argument {beam_options[0]!r}")
+    settings = build(kind, settings_given, name)
+    values = {key: value for key, value in given.items() if key not in how}
+    options = build(module.Options, module.complete(values) if hasattr(module, "complete") else values, name)
     result = module.run(options, settings)
     summarise = getattr(module, "summarise", None)
     if summarise:

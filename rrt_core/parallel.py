@@ -92,7 +92,7 @@ def join(device: str, environment: Mapping[str, str] = os.environ) -> Processes:
     Raises:
         UserError: a device that is not there.
     """
-    world = int(environment.get("WORLD_SIZE", "1"))
+    world = int(environment.get("WORLD_SIZE", "1")) if "RANK" in environment else 1
     local = int(environment.get("LOCAL_RANK", "0"))
     chosen = choose_device(device, local)
     if world == 1:

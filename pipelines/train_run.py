@@ -1,0 +1,373 @@
+"""What `train` does: records, neighbours, anchors, model, loop, weights and, last, the manifest."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pipelines import stopping
+from pipelines.commit import Job, as_input, is_whole, read_manifest
+from pipelines.plan import refuse_other_recipe, refuse_to_empty, write_plan
+from pipelines.processes import limit_threads
+from pipelines.progress import Progress
+from pipelines.storage import Place
+from pipelines.train import STAGE, Options, Settings
+from pipelines.train_batches import Budget, PairBatches, Prefetched, TokenCache, read_budget
+from pipelines.train_neighbours import exact_neighbours, require_shortlist, shortlist_neighbours
+from pipelines.train_output import BEST, TITLE, WEIGHTS, Speaker, finish, save_weights
+from pipelines.train_records import Records, copy_globals, open_stores_of, read_records
+from pipelines.train_validation import SELECT, Validation
+from rrt_core.checkpoints import load_checkpoint
+from rrt_core.initialisation import initialise_identity, initialise_matching
+from rrt_core.mining import Anchors, TripletSampler, choose_anchors
+from rrt_core.parallel import Processes, join
+from rrt_core.training import TrainingOptions, train
+from rrt_core.training_state import STATE_NAME
+from rrt_core.transformer import ModelConfig, RerankingTransformer
+from schemas.errors import UserError
+from schemas.manifest import Manifest, canonical_json, sha256_text
+
+STARTS: dict[str, Callable[..., None]] = {"identity": initialise_identity, "matching": initialise_matching}
+# These change where or how, not what; `labels` and `init` stand in the recipe by their content.
+NOT_OF_THE_RECIPE = {"stores", "labels", "out", "config", "dry_run", "shortlist", "cache_mb", "device", "init"}
+
+
+@dataclass(frozen=True)
+class Mined:
+    """Records with their descriptors, neighbours and anchors. `held_out` is empty where nothing is held out."""
+
+    records: Records
+    descriptors: np.ndarray
+    neighbours: np.ndarray
+    anchors: Anchors
+    held_out: Anchors
+
+
+def run(options: Options, settings: Settings) -> Manifest | None:
+    """As train.run."""
+    first = os.environ.get("RANK", "0") == "0"
+    try:
+        processes = join(options.device)
+        local = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if processes.world > 1 else 1
+        limit_threads(settings.threads or max(1, len(os.sched_getaffinity(0)) // local))
+        made = None
+        if options.dry_run:
+            _dry_run(options, processes)
+        else:
+            made = _train(options, settings, processes)
+    except UserError:
+        if first:
+            raise
+        raise SystemExit(2) from None  # said once, by the first process
+    processes.leave()
+    return made
+
+
+def _dry_run(options: Options, processes: Processes) -> None:
+    if not processes.first:
+        return
+    records, model, _ = _prepare(options)
+    alone = Processes(device=processes.device)
+    with tempfile.TemporaryDirectory(prefix="rrt-train-") as folder:
+        mined = _mine(options, records, Path(folder), alone)
+        print(_told(options, mined, model, processes))
+        del mined
+    print("Dry run: nothing was written.")
+
+
+def _train(options: Options, settings: Settings, processes: Processes) -> Manifest | None:
+    started = time.monotonic()
+    place = Place(options.out)
+    if not place.local:
+        raise UserError(f"train: --out is {options.out}; it must be a local folder, for its checkpoints")
+    records, model, start = _prepare(options)
+    job = _job(options, records, model, start)
+    with contextlib.ExitStack() as stack:
+        if processes.first:
+            stack.enter_context(place.alone())
+        made = _already_made(place, job, settings)
+        processes.wait()  # all have looked before the first one writes
+        if made is not None:
+            return made if processes.first else None
+        if processes.first:
+            if settings.overwrite:
+                refuse_to_empty(place, _manifest(place))
+                place.empty()
+            write_plan(place, job, {})
+        processes.wait()
+        stopping.during(lambda: f"{_checkpoint(Path(place.root))}; the same command goes on from there")
+        try:
+            mined = _mine(options, records, Path(place.root, "cache"), processes)
+            if processes.first:
+                print(_told(options, mined, model, processes), file=sys.stderr)
+            return _learn(options, processes, place, job, mined, model, started)
+        finally:
+            stopping.during(None)
+
+
+def _checkpoint(folder: Path) -> str:
+    there = (folder / STATE_NAME).exists()
+    return f"the last checkpoint is in {folder}" if there else f"there is no checkpoint yet in {folder}"
+
+
+# ------------------------------------------------------------------------------------------------- what is trained
+
+
+def _prepare(options: Options) -> tuple[Records, RerankingTransformer, str]:
+    """Records, the model at its start, and what names the start."""
+    if not 0 <= options.validation < 1:
+        raise UserError(f"train: --validation is {options.validation}; it is a share of the labels, from 0 to below 1")
+    for name in ("neighbours", "least_positives", "triplets", "validation_anchors", "validation_pairs"):
+        if getattr(options, name) < 1:
+            raise UserError(f"train: --{name.replace('_', '-')} is {getattr(options, name)}; it must be at least 1")
+    if not options.steps and options.epochs <= 0:
+        raise UserError(f"train: --epochs is {options.epochs}; give more than 0, or --steps")
+    _budgets(options)
+    stores = open_stores_of(options.stores)
+    extractor = stores[0].extractor
+    model, start = _new_model(options, int(extractor["global_dim"]), int(extractor["local_dim"]))
+    return read_records(stores, options.labels, options.validation, options.seed), model, start
+
+
+def _new_model(options: Options, global_dim: int, local_dim: int) -> tuple[RerankingTransformer, str]:
+    """The model at its start, and the start's name or, of a file of weights, SHA-256."""
+    chosen = {name: getattr(options, name) for name in ("layers", "heads", "feedforward", "scale_binning")}
+    chosen = {name: value for name, value in chosen.items() if value}
+    if options.init == "random" or options.init in STARTS:
+        torch.manual_seed(options.seed)
+        model = RerankingTransformer(
+            ModelConfig(**{"global_dim": global_dim, "d_model": local_dim, "scale_binning": "fixed", **chosen})
+        )
+        if options.init in STARTS:
+            more = {"sharpness": options.sharpness} if options.sharpness else {}
+            STARTS[options.init](model, **more)
+        return model, options.init
+    checkpoint = load_checkpoint(options.init, options.scale_binning or None)
+    config = checkpoint.model.config
+    if (config.global_dim, config.d_model) != (global_dim, local_dim):
+        raise UserError(
+            f"train: {options.init} is for globals of {config.global_dim} and locals of {config.d_model} dimensions, "
+            f"the stores have {global_dim} and {local_dim}; give other weights, or --init random"
+        )
+    for name, value in chosen.items():
+        if getattr(config, name) != value:
+            raise UserError(f"train: --{name} is {value}, but {options.init} has {getattr(config, name)}; leave it out")
+    return checkpoint.model, checkpoint.sha256
+
+
+def _budgets(options: Options) -> tuple[Budget, Budget, int]:
+    """Of query and gallery, and the number of validation."""
+    query, gallery = (read_budget(getattr(options, name), f"--{name.replace('_', '-')}")
+                      for name in ("query_tokens", "gallery_tokens"))
+    most = max(query[1], gallery[1])
+    tokens = read_budget(options.validation_tokens, "--validation-tokens")[1] if options.validation_tokens else most
+    return query, gallery, tokens
+
+
+def _job(options: Options, records: Records, model: RerankingTransformer, start: str) -> Job:
+    """Identity of the training: options by value, stores, labels and start by content."""
+    recipe = {
+        field.name: getattr(options, field.name) for field in fields(Options) if field.name not in NOT_OF_THE_RECIPE
+    }
+    recipe |= {"model": asdict(model.config), "init": start, "labels_sha256": records.sha256}
+    recipe["extractor"] = records.stores[0].extractor
+    inputs = {f"store-{number}": store.as_input for number, store in enumerate(records.stores)}
+    if options.shortlist:
+        manifest = require_shortlist(options.shortlist, records, options.neighbours)
+        inputs["shortlist"] = as_input(f"{options.shortlist}/shortlist", manifest)
+    return Job(STAGE, options.out, "", recipe, inputs, (), facts={"kind": "weights"})
+
+
+def _manifest(place: Place) -> Manifest | None:
+    try:
+        return read_manifest(place)
+    except UserError:
+        return None  # damaged: it is made again from the checkpoint
+
+
+def _already_made(place: Place, job: Job, settings: Settings) -> Manifest | None:
+    manifest = _manifest(place)
+    if manifest is None or settings.overwrite:
+        return None
+    refuse_other_recipe(place, job, manifest.recipe)
+    if not is_whole(place, manifest):
+        return None
+    if os.environ.get("RANK", "0") == "0":
+        when = manifest.made_at.replace("T", " ").replace("+00:00", " UTC")
+        print(f"{TITLE}  already made ({when}): {place.url}", file=sys.stderr)
+    return manifest
+
+
+# ------------------------------------------------------------------------------------------------------------ mining
+
+
+def _mine(options: Options, records: Records, cache: Path, processes: Processes) -> Mined:
+    """Neighbours and anchors; what took long lies in `cache`, under names that tell what it is of."""
+    contents = [store.manifest.content for store in records.stores]
+    names = [contents, records.sha256]
+    path = cache / f"globals-{sha256_text(canonical_json(names))[:12]}.npy"
+    if processes.first:
+        for sentence in records.dropped:
+            print(f"{TITLE}  {sentence}", file=sys.stderr)
+        copy_globals(records, path)
+    processes.wait()
+    descriptors = np.load(path, mmap_mode="r")
+    if options.shortlist:
+        neighbours = shortlist_neighbours(records, options.shortlist, options.neighbours)
+    else:
+        key = [*names, options.seed, options.validation, options.neighbours]
+        folder = cache / f"neighbours-{sha256_text(canonical_json(key))[:12]}"
+        progress = Progress(f"{'mine':<9}", len(records), "records") if processes.first else None
+        neighbours = exact_neighbours(
+            records, descriptors, options.neighbours, folder, processes, progress.show if progress else lambda _: None
+        )
+        if progress:
+            progress.finish(len(records))
+    sides = [np.flatnonzero(records.held_out == side) for side in (False, True)]
+    anchors, held_out = (
+        choose_anchors(neighbours, records.labels, rows, options.least_positives) for rows in sides
+    )
+    what = f"has {options.least_positives} of its own label among its {options.neighbours} nearest neighbours"
+    if not len(anchors.rows):
+        raise UserError(
+            f"train: none of the {len(sides[0]):,} records {what}, and one of another; "
+            "lower --least-positives, raise --neighbours, or give more images a label"
+        )
+    if options.validation and not len(held_out.rows):
+        raise UserError(
+            f"train: none of the {len(sides[1]):,} held-out records {what}, and one of another; raise --validation, "
+            "or hold nothing out with --validation 0"
+        )
+    return Mined(records, descriptors, neighbours, anchors, held_out)
+
+
+def _steps(options: Options, mined: Mined) -> int:
+    return options.steps or math.ceil(options.epochs * len(mined.anchors.rows) / options.triplets)
+
+
+def _told(options: Options, mined: Mined, model: RerankingTransformer, processes: Processes) -> str:
+    """What is trained, in a few lines."""
+    records = mined.records
+    aside = len(np.unique(records.labels[records.held_out]))
+    steps, anchors = _steps(options, mined), len(mined.anchors.rows)
+    several = f", {processes.world} processes" if processes.world > 1 else ""
+    lines = {
+        "records": f"{len(records):,} with {len(records.names):,} labels, described by "
+        f"{records.stores[0].extractor['name']}",
+        "held out": f"{aside:,} labels with {int(records.held_out.sum()):,} records",
+        "anchors": _counted(mined.anchors, options),
+        "held-out anchors": _counted(mined.held_out, options),
+        "training": f"{steps:,} steps of {options.triplets} triplets ({steps * options.triplets / anchors:.2f} epochs),"
+        f" {options.query_tokens} + {options.gallery_tokens} locals a pair",
+        "model": f"{sum(p.numel() for p in model.parameters()):,} parameters, start: {options.init}",
+        "on": f"{processes.device}, {options.precision}{several}",
+    }
+    if not options.validation:
+        lines["held out"] = "nothing: no figures, and the last step is what there is"
+        del lines["held-out anchors"]
+    return "\n".join(f"{name:<18}{text}" for name, text in lines.items())
+
+
+def _counted(anchors: Anchors, options: Options) -> str:
+    kept, few, without = len(anchors.rows), anchors.too_few, anchors.without_negative
+    text = f"{kept:,} of {kept + few + without:,} records; {few:,} have fewer than {options.least_positives} of their"
+    text += f" label among their {options.neighbours} nearest"
+    return text + (f", {without:,} have nothing else among them" if without else "")
+
+
+# ---------------------------------------------------------------------------------------------------------- training
+
+
+def _learn(
+    options: Options, processes: Processes, place: Place, job: Job, mined: Mined, model: RerankingTransformer,
+    started: float,
+) -> Manifest | None:
+    folder, records, steps = Path(place.root), mined.records, _steps(options, mined)
+    if options.triplets < processes.world:
+        raise UserError(f"train: {options.triplets} triplets a step are too few for {processes.world} processes")
+    names = {field.name for field in fields(TrainingOptions)} & {field.name for field in fields(Options)}
+    recipe = TrainingOptions(**{**{name: getattr(options, name) for name in names}, "steps": steps})
+    query, gallery, tokens = _budgets(options)
+    cache = TokenCache(
+        records, mined.descriptors, max(query[1], gallery[1], tokens), model.config.scale_binning,
+        options.cache_mb * 1_000_000,
+    )
+    sampler = TripletSampler(mined.neighbours, records.labels, mined.anchors.rows, options.seed)
+    batches = Prefetched(
+        PairBatches(cache, sampler, options.triplets, (query, gallery), options.symmetric_order, processes), steps
+    )
+    validation = None
+    if options.validation:
+        validation = Validation(
+            cache, mined.neighbours, mined.held_out.rows, options.validation_anchors, options.validation_pairs,
+            (tokens, tokens), options.seed, processes,
+        )
+    model.to(processes.device)
+    notes = _notes(options, job, mined, steps)
+    speaker = Speaker(folder, steps) if processes.first else None
+
+    def keep_best(trained: RerankingTransformer, step: int, figures: dict[str, float]) -> None:
+        save_weights(folder / BEST, trained, {**notes, "step": step, "figures": figures})
+
+    def report(row: dict[str, float]) -> None:
+        if speaker:
+            speaker.report(row)
+
+    def tick(done: int) -> None:
+        stopping.pass_or_wait()
+        if speaker:
+            speaker.tick(done)
+
+    try:
+        progressed = train(
+            model, batches, validation or (lambda _: {}), recipe, folder, report,
+            processes=processes, pairs=2 * options.triplets, identity=job.recipe_hash,
+            select=SELECT if validation else "", keep_best=keep_best, tick=tick,
+        )
+    finally:
+        batches.close()
+        if speaker:
+            speaker.close()
+    if not processes.first:
+        return None
+    save_weights(folder / WEIGHTS, model, {**notes, "step": steps, "figures": progressed.figures})
+    return finish(place, job, notes, progressed, time.monotonic() - started)
+
+
+def _notes(options: Options, job: Job, mined: Mined, steps: int) -> dict[str, Any]:
+    """What the weights say of their making; nothing of time and place, so that equal training gives equal bytes."""
+    records = mined.records
+    return {
+        "made_by": "train",
+        "extractor": records.stores[0].extractor,
+        "data": {
+            "stores": [store.manifest.content for store in records.stores],
+            "labels_sha256": records.sha256,
+            "records": len(records),
+            "labels": len(records.names),
+            "held_out_labels": len(np.unique(records.labels[records.held_out])),
+            "held_out_records": int(records.held_out.sum()),
+            "anchors": len(mined.anchors.rows),
+            "held_out_anchors": len(mined.held_out.rows),
+        },
+        "training": {**job.recipe, "steps": steps},
+        "selected_by": _selected_by(options),
+        "recipe_hash": job.recipe_hash,
+    }
+
+
+def _selected_by(options: Options) -> str:
+    if not options.validation:
+        return "nothing was held out: no step is chosen"
+    return "the step with the highest mAP of held-out labels, none of which was trained on or is test data"
