@@ -1,0 +1,445 @@
+"""Reranking Transformers for products: global, frozen and joint training on real photographs of cartons in shops.
+
+    python benchmarks/products_joint.py --out DIR             # the experiment of docs/products.md
+    python benchmarks/products_joint.py --out DIR --inner     # the split on which settings were chosen
+
+Data: $RRT_TEST_DATA/products (31 products) and photos/ (800 distractors, some of them instances
+of their own in training).
+Products sorted by name, fold = position mod 3. For each fold models are trained on all photographs of the
+products of the other two folds and on 200 of photos/, and tested on the fold's `val` photographs against the `train`
+photographs of all products and photos/. Queries of all folds are pooled. `--inner` knows the products of folds
+1 and 2 alone: trained on those of fold 1, tested with 100 `train` photographs of those of fold 2.
+
+DIR keeps what is done; the same command goes on after a kill. Results: results.json and results.csv in DIR.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import hashlib
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from rrt_core.products_backbone import create_backbone
+from rrt_core.products_crops import CropOptions, CropReader
+from rrt_core.products_evaluation import Described, average_precisions, figures, rank, reordered, score
+from rrt_core.products_initialisation import initialise_matching, principal_components
+from rrt_core.products_inputs import CropInputs, Inputs, frozen_part, keep
+from rrt_core.products_sampling import Ints, Sampler, neighbours
+from rrt_core.products_training import ProductsNetwork, ProductsOptions, describe, train
+from rrt_core.products_transformer import ProductsConfig, ProductsTransformer
+from rrt_core.training_state import write_whole
+
+DATA = Path(os.environ.get("RRT_TEST_DATA", Path(__file__).resolve().parents[2] / "shared"))
+TOP = 100
+LAMBDAS = (0.0, 0.25, 0.5, 0.75)
+SETTINGS: dict[str, Any] = {
+    "backbone": "efficientnet_lite0+stride16",
+    "crops": {"area": [0.3, 1.0], "degrees": 10.0, "jitter": 0.25},
+    "copies": 3,
+    "photos": 200,
+    "lone_share": 0.3,
+    "near": 100,
+    "seed": 0,
+    "global": {"steps": 100, "batch": 48, "lr": 3e-4, "backbone_lr": 0.1},
+    "frozen": {"steps": 400, "batch": 72, "lr": 3e-4},
+    "joint": {"steps": 120, "batch": 72, "lr": 1e-4, "backbone_lr": 1.0},
+}
+
+
+@dataclass(frozen=True)
+class Collection:
+    """files and, for each, its product ("" for photos/), product number (photos count on) and split."""
+
+    files: list[Path]
+    product: np.ndarray
+    label: Ints
+    split: np.ndarray
+    fold: Ints  # -1 for photos/
+
+
+def collection(data: Path) -> Collection:
+    with (data / "products" / "labels.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    photos = sorted((data / "photos").glob("*.jpg"))
+    names = sorted({row["product"] for row in rows})
+    number = {name: position for position, name in enumerate(names)}
+    labels = [number[row["product"]] for row in rows] + [len(names) + i for i in range(len(photos))]
+    return Collection(
+        [data / "products" / row["path"] for row in rows] + photos,
+        np.array([row["product"] for row in rows] + [""] * len(photos)),
+        np.array(labels, np.int64),
+        np.array([row["split"] for row in rows] + ["photo"] * len(photos)),
+        np.array([number[row["product"]] % 3 for row in rows] + [-1] * len(photos), np.int64),
+    )
+
+
+@dataclass(frozen=True)
+class Split:
+    """Rows to train on, to ask with, and to search in. own: queries are of the gallery."""
+
+    name: str
+    training: Ints
+    queries: Ints
+    gallery: Ints
+    own: bool
+
+
+def splits(images: Collection, inner: bool, photos: int) -> list[Split]:
+    others = np.flatnonzero(images.split == "photo")[photos:]  # distractors only
+    usable = ~np.isin(np.arange(len(images.files)), others)
+    gallery = np.flatnonzero(images.split != "val")
+    if inner:
+        known = np.flatnonzero(((images.fold == 1) | (images.fold == -1)) & usable)
+        asked = np.flatnonzero((images.fold == 2) & (images.split == "train"))
+        asked = np.sort(np.random.default_rng(0).choice(asked, 100, replace=False))
+        gallery = np.flatnonzero((images.split == "photo") | ((images.split == "train") & (images.fold > 0)))
+        return [Split("inner", known, asked, gallery, True)]
+    return [
+        Split(
+            f"fold{fold}",
+            np.flatnonzero((images.fold != fold) & usable),
+            np.flatnonzero((images.fold == fold) & (images.split == "val")),
+            gallery,
+            False,
+        )
+        for fold in range(3)
+    ]
+
+
+class Rows:
+    """Inputs of some rows."""
+
+    def __init__(self, inputs: Inputs, rows: Ints) -> None:
+        self._inputs, self._rows, self.copies = inputs, rows, inputs.copies
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def batch(self, rows: Ints, copies: Ints) -> torch.Tensor:
+        return self._inputs.batch(self._rows[rows], copies)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--data", type=Path, default=DATA)
+    parser.add_argument("--inner", action="store_true")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=JSON", help="such as joint.lr=0.0002")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="bfloat16")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    cv2.setNumThreads(arguments.threads)
+    settings = json.loads(json.dumps(SETTINGS))
+    for item in arguments.set:
+        key, _, value = item.partition("=")
+        *path, last = key.split(".")
+        place = settings
+        for name in path:
+            place = place[name]
+        place[last] = json.loads(value)
+    Experiment(arguments, settings).run()
+    return 0
+
+
+class Experiment:
+    """All folds of one command."""
+
+    def __init__(self, arguments: argparse.Namespace, settings: dict[str, Any]) -> None:
+        self.out, self.inner, self.precision = arguments.out, arguments.inner, arguments.precision
+        self.settings = settings
+        self.images = collection(arguments.data)
+        self.seconds: dict[str, float] = {}
+        self.out.mkdir(parents=True, exist_ok=True)
+
+    def run(self) -> None:
+        early = self.early()
+        found: dict[str, list[dict[str, Any]]] = {}
+        for split in splits(self.images, self.inner, self.settings["photos"]):
+            for row in self.fold(split, early):
+                found.setdefault(row["name"], []).append(row)
+        self.report(found)
+
+    def early(self) -> Both:
+        """The early part's output for all images: the same for all folds, since it is trained by none."""
+        settings = self.settings
+        backbone = create_backbone(settings["backbone"])
+        parts = []
+        seconds = 0.0
+        # The photographs that are distractors only need no augmented copies.
+        last = int((self.images.fold >= 0).sum()) + settings["photos"]
+        for name, files, copies in (
+            ("trained on", self.images.files[:last], settings["copies"]),
+            ("distractors", self.images.files[last:], 0),
+        ):
+            shown = _Timed(f"early maps of images {name}")
+            reader = CropReader(files, CropOptions(**_tuples(settings["crops"])), settings["seed"])
+            identity = _identity(settings, ("backbone", "crops", "copies", "photos", "seed")) + self.precision
+            part = frozen_part(backbone, "late", self.precision)
+            file = self.out / f"early-{len(parts)}.npy"
+            parts.append(keep(part, CropInputs(reader), copies, file, identity, shown))
+            seconds += shown.seconds
+        self.seconds["early maps"] = seconds
+        return Both(*parts)
+
+    def fold(self, split: Split, early: Both) -> list[dict[str, Any]]:
+        """Train the three modes one after another; (name, order, seconds ...) of each ranking."""
+        folder = self.out / split.name
+        labels = self.images.label[split.training]
+        settings = self.settings
+        sampler = Sampler(labels, early.copies, settings["seed"], settings["lone_share"])
+        shown = np.unique(np.concatenate([split.queries, split.gallery]))
+
+        config = ProductsConfig(backbone=settings["backbone"])
+        backbone = create_backbone(settings["backbone"])
+        torch.manual_seed(settings["seed"])
+        model = ProductsTransformer(replace(config, map_channels=backbone.map_channels)).eval()
+        untrained = ProductsNetwork(backbone, model, "late")
+        sample = np.random.default_rng(0).choice(len(labels), min(400, len(labels)), replace=False)
+        self._global_start(untrained, early, split.training, sample)
+        rankings = [self._ranking(split, "ImageNet", describe(untrained, early, shown), shown)]
+
+        # Global.
+        trained = Rows(early, split.training)
+        self._train(folder, "global", untrained, trained, sampler, None)
+        described = describe(untrained, early, shown)
+        order_of_global = self._ranking(split, "global", described, shown)
+        rankings.append(order_of_global)
+
+        # Frozen: maps of the network as it is now, for all copies.
+        network = ProductsNetwork(backbone, model, "none")
+        near = self._near(split, untrained, trained)
+        late = Late(backbone, trained)
+        maps = keep(
+            lambda x: x,
+            late,
+            early.copies,
+            folder / "maps.npy",
+            _identity(settings, ("backbone", "crops", "copies", "seed", "global")),
+            _Timed("maps"),
+        )
+        if not (folder / "frozen" / "state.pt").exists():
+            these = maps.batch(sample, np.zeros_like(sample))
+            sides = (these.shape[2], these.shape[3])
+            torch.manual_seed(settings["seed"] + 1)
+            model.load_state_dict(
+                ProductsTransformer(model.config).state_dict() | _only(model.state_dict(), ("remap.",))
+            )
+            initialise_matching(model, these.permute(0, 2, 3, 1).reshape(-1, these.shape[1]), sides)
+        self._train(folder, "frozen", network, maps, sampler, near)
+        (folder / "maps.npy").unlink()
+        (folder / "maps.json").unlink()
+        network = ProductsNetwork(backbone, model, "late")
+        described = describe(network, early, shown)
+        rankings += self._reranked(split, "frozen", network, described, shown, order_of_global["order"])
+
+        # Joint.
+        self._train(folder, "joint", network, trained, sampler, near)
+        described = describe(network, early, shown)
+        rankings += self._reranked(split, "joint", network, described, shown, order_of_global["order"])
+        own = self._ranking(split, "joint, its own global", described, shown)
+        rankings.append(own)
+        rankings += self._reranked(split, "joint over its own global", network, described, shown, own["order"])
+        return rankings
+
+    def _global_start(self, network: ProductsNetwork, early: Both, rows: Ints, sample: Ints) -> None:
+        """`remap` begins as principal components of the maps' means: without training it is the ImageNet descriptor."""
+        with torch.no_grad():
+            maps = network.maps(early.batch(rows[sample], np.zeros_like(sample)))
+            weight, bias = principal_components(maps.mean((2, 3)), network.model.config.global_dim, 0.5)
+            network.model.remap.weight.copy_(weight)
+            network.model.remap.bias.copy_(bias)
+
+    def _train(
+        self, folder: Path, mode: str, network: ProductsNetwork, inputs: Inputs, sampler: Sampler, near: Ints | None
+    ) -> None:
+        given = dict(self.settings[mode])
+        options = ProductsOptions(
+            mode=mode,
+            trained="late",
+            precision=self.precision,
+            seed=self.settings["seed"],
+            evaluate_every=10**9,
+            **given,
+        )
+        title = f"{folder.name} {mode}"
+        started = time.monotonic()
+
+        def report(row: dict[str, float]) -> None:
+            left = (time.monotonic() - started) / max(1e-9, row["step"]) * (options.steps - row["step"])
+            figures = ", ".join(f"{name} {row[name]:.3f}" for name in ("loss", "accuracy") if name in row)
+            print(f"{title}: step {row['step']:.0f}/{options.steps}, {figures}, ETA {left:.0f} s", flush=True)
+
+        train(
+            network,
+            inputs,
+            sampler,
+            options,
+            folder / mode,
+            near,
+            report=report,
+            identity=_identity(self.settings, tuple(self.settings)),
+        )
+        self.seconds[title] = time.monotonic() - started
+
+    def _near(self, split: Split, network: ProductsNetwork, trained: Rows) -> Ints:
+        found = describe(network, trained, np.arange(len(split.training)))
+        return neighbours(found.descriptors, self.settings["near"])
+
+    def _ranking(self, split: Split, name: str, described: Described, shown: Ints) -> dict[str, Any]:
+        queries, gallery = (np.searchsorted(shown, rows) for rows in (split.queries, split.gallery))
+        own = np.searchsorted(split.gallery, split.queries) if split.own else None
+        order = rank(described.descriptors[queries], described.descriptors[gallery], own)
+        return self._row(split, name, order)
+
+    def _reranked(
+        self,
+        split: Split,
+        name: str,
+        network: ProductsNetwork,
+        described: Described,
+        shown: Ints,
+        order: Ints,
+    ) -> list[dict[str, Any]]:
+        queries, gallery = (np.searchsorted(shown, rows) for rows in (split.queries, split.gallery))
+        started = time.monotonic()
+        local = described.local
+        logits = score(network.model.matcher, local[queries], local[gallery], order[:, :TOP], precision=self.precision)
+        self.seconds[f"{split.name} {name} scoring"] = time.monotonic() - started
+        row = self._row(split, f"{name}, reranked", reordered(order, logits))
+        row["logits"] = logits
+        return [row]
+
+    def _row(self, split: Split, name: str, order: Ints) -> dict[str, Any]:
+        labels, asked = self.images.label[split.gallery], self.images.label[split.queries]
+        own = np.searchsorted(split.gallery, split.queries) if split.own else None
+        found = figures(order, asked, labels, own)
+        print(f"{split.name} {name:<32}" + "  ".join(f"{key} {value:.3f}" for key, value in found.items()), flush=True)
+        hits = labels[order] == asked[:, None]
+        if own is not None:
+            hits &= order != own[:, None]
+        return {"name": name, "order": order, "hits": hits, "fold": split.name}
+
+    def report(self, found: dict[str, list[dict[str, Any]]]) -> None:
+        """The pooled table, with a paired bootstrap of Recall@1 and mAP against the global ranking."""
+        pooled = {name: np.concatenate([row["hits"] for row in rows]) for name, rows in found.items()}
+        base = pooled["global"]
+        lines = []
+        for name, hits in pooled.items():
+            line: dict[str, Any] = {"ranking": name, "queries": len(hits)}
+            line["map"] = float(average_precisions(hits).mean())
+            line |= {f"recall_{k}": float(hits[:, :k].any(1).mean()) for k in (1, 10, TOP)}
+            for key, measure in MEASURES.items():
+                line[f"{key}_gain_low"], line[f"{key}_gain_high"] = _interval(measure(hits) - measure(base))
+            line["by_fold_recall_1"] = {row["fold"]: float(row["hits"][:, 0].mean()) for row in found[name]}
+            lines.append(line)
+        record = {"settings": self.settings, "precision": self.precision, "results": lines, "seconds": self.seconds}
+        write_whole(self.out / "results.json", (json.dumps(record, indent=1) + "\n").encode())
+        with (self.out / "results.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, [key for key in lines[0] if key != "by_fold_recall_1"], extrasaction="ignore")
+            writer.writeheader()
+            writer.writerows(lines)
+        print(table(lines))
+
+
+MEASURES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "map": average_precisions,
+    "recall_1": lambda hits: hits[:, 0].astype(np.float64),
+}
+
+
+def table(lines: list[dict[str, Any]]) -> str:
+    """Markdown."""
+    rows = ["| ranking | mAP | Recall@1 | Recall@10 | Recall@100 |", "|---|---|---|---|---|"]
+    rows += [
+        f"| {line['ranking']} | {line['map']:.3f} | {line['recall_1']:.2f} | {line['recall_10']:.2f}"
+        f" | {line['recall_100']:.2f} |"
+        for line in lines
+    ]
+    return "\n".join(rows)
+
+
+def _interval(gain: np.ndarray, trials: int = 10_000) -> tuple[float, float]:
+    rng = np.random.default_rng(0)
+    means = gain[rng.integers(0, len(gain), (trials, len(gain)))].mean(1)
+    low, high = np.quantile(means, [0.025, 0.975])
+    return float(low), float(high)
+
+
+class Both:
+    """Two inputs in a row; copies are those of the first, and only plain crops are asked of the second."""
+
+    def __init__(self, first: Inputs, second: Inputs) -> None:
+        self._first, self._second, self.copies = first, second, first.copies
+
+    def __len__(self) -> int:
+        return len(self._first) + len(self._second)
+
+    def batch(self, rows: Ints, copies: Ints) -> torch.Tensor:
+        parts = []
+        ends = [*(np.flatnonzero(np.diff(rows < len(self._first))) + 1), len(rows)]  # runs of one part
+        for start, end in zip([0, *ends[:-1]], ends, strict=True):
+            late = rows[start] >= len(self._first)
+            inputs, offset = (self._second, len(self._first)) if late else (self._first, 0)
+            parts.append(inputs.batch(rows[start:end] - offset, copies[start:end]))
+        return torch.cat(parts)
+
+
+class Late:
+    """Inputs after the late part."""
+
+    def __init__(self, backbone: Any, inputs: Inputs) -> None:
+        self._backbone, self._inputs, self.copies = backbone.eval(), inputs, inputs.copies
+
+    def __len__(self) -> int:
+        return len(self._inputs)
+
+    def batch(self, rows: Ints, copies: Ints) -> torch.Tensor:
+        maps: torch.Tensor = self._backbone.late(self._inputs.batch(rows, copies))
+        return maps
+
+
+def _only(state: dict[str, Any], prefixes: tuple[str, ...]) -> dict[str, Any]:
+    return {key: value for key, value in state.items() if key.startswith(prefixes)}
+
+
+def _tuples(values: dict[str, Any]) -> dict[str, Any]:
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+
+
+def _identity(settings: dict[str, Any], keys: tuple[str, ...]) -> str:
+    chosen = {key: settings[key] for key in keys}
+    return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()
+
+
+class _Timed:
+    """Prints progress every 20 seconds."""
+
+    def __init__(self, title: str) -> None:
+        self.title, self.started, self.last = title, time.monotonic(), time.monotonic()
+        self.seconds = 0.0
+
+    def __call__(self, done: int, total: int) -> None:
+        now = time.monotonic()
+        self.seconds = now - self.started
+        if now - self.last > 20 or done == total:
+            self.last = now
+            print(f"{self.title}: {done}/{total}, ETA {self.seconds / done * (total - done):.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,126 @@
+"""A start for the products variant from which little data suffices: it already compares alike cells.
+
+Not in the paper, which learns it from 59,551 photographs. The idea is that of `initialise_matching` for landmarks,
+with two differences: a cell's descriptor is made by the 1x1 convolution, so that we choose where it lies, and
+cells carry a position embedding, out of whose way it must be put.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from rrt_core.products_transformer import SEGMENT_G, SEGMENT_Q, ProductsTransformer, sine_positions
+from schemas.errors import UserError
+
+_NEGLIGIBLE = 1e-3  # of the largest singular value of the positions
+_DEGREES = (0.2, 0.35, 0.5, 0.65)  # of likeness, a unit of the feed-forward each
+
+
+def principal_components(cells: Tensor, count: int, power: float) -> tuple[Tensor, Tensor]:
+    """Whitening of cells float32 [n, C]: weight [count, C] and bias [count] of a linear map to components.
+
+    power: 1 = all components of one variance, 0 = as they come. Scaled so that the mean squared length is 1.
+    Raises UserError where there are fewer than `count` channels.
+    """
+    if cells.shape[1] < count:
+        raise UserError(f"A map of {cells.shape[1]} channels has no {count} principal components: use --start random.")
+    mean = cells.mean(0)
+    covariance = torch.cov((cells - mean).T.double())
+    variance, vectors = torch.linalg.eigh(covariance)
+    # The least are noise, or nothing where there are few cells, and must not be blown up.
+    variance, vectors = variance.flip(0)[:count], vectors.flip(1)[:, :count]
+    variance = variance.clamp(min=1e-4 * float(variance[0]))
+    # The sign of an eigenvector is the library's whim: its largest entry is made positive.
+    largest = vectors.gather(0, vectors.abs().argmax(0, keepdim=True))
+    weight = (vectors * largest.sign() * variance ** (-power / 2)).T
+    weight = weight / ((weight @ covariance) * weight).sum().sqrt()
+    return weight.float(), (-(weight @ mean.double())).float()
+
+
+def initialise_matching(model: ProductsTransformer, cells: Tensor, sides: tuple[int, int], power: float = 0.75) -> None:
+    """Set the 1x1 convolution, the segments and the first layer; all else stays random, somewhat smaller.
+
+    Args:
+        cells: float32 [n, map_channels], cells of training images' maps, n some thousands.
+        sides: rows and columns of the maps.
+        power: of the whitening, see `principal_components`.
+
+    The width is parted into orthogonal subspaces: what the position embeddings span (with the vector of ones, which
+    layer norm takes away), two directions `side` and `ruler`, one direction a degree of likeness, and the rest for
+    the descriptors: principal components of the cells.
+
+    - Attention: half of the heads compare the first components, half the next; an opposite `side` counts for, so
+      that a cell attends to its likeness in the other image and not to itself.
+    - Values and output: the projection to the descriptors. A cell and its match add up to a vector that is the
+      longer the more alike they are, and the layer norm makes the share of `ruler` the smaller.
+    - Feed-forward: a unit for each of four degrees of likeness writes to a direction of its own.
+    """
+    config = model.config
+    width, head = config.d_model, config.d_model // config.heads
+    with torch.no_grad():
+        free = _free_directions(width, sides)
+        ruler, side, outputs = free[0], free[1], free[2 : 2 + len(_DEGREES)]
+        basis = free[2 + len(_DEGREES) :]
+        basis = basis[: config.heads * (len(basis) // config.heads)]
+        count = len(basis)
+        length = 1.5 * math.sqrt(float(sine_positions(*sides, width).square().sum(1).mean()))
+
+        weight, bias = principal_components(cells, count, power)
+        model.remap_local.weight.copy_((length * basis.T @ weight)[:, :, None, None])
+        assert model.remap_local.bias is not None
+        model.remap_local.bias.copy_(length * basis.T @ bias)
+
+        segments = model.matcher.seg_encoder.weight
+        segments.mul_(0.1)
+        segments[[SEGMENT_Q, SEGMENT_G]] += length * ruler
+        segments[SEGMENT_Q] += length * side
+        segments[SEGMENT_G] -= length * side
+        for layer in model.matcher.layers:
+            layer.linear2.weight.mul_(0.3)
+
+        first = model.matcher.layers[0]
+        query, key, value = first.self_attn.in_proj_weight.chunk(3)
+        query.zero_()
+        key.zero_()
+        value.zero_()
+        first.self_attn.out_proj.weight.zero_()
+        compared = min(head - 1, count // 2)
+        per_head = count // config.heads
+        # Scaled dot products of a like pair are to stand some 12 above those of others.
+        sharpness = math.sqrt(12 * math.sqrt(head)) / (length * math.sqrt(_share(weight, cells, compared)))
+        for number in range(config.heads):
+            at = number * head
+            start = 0 if number < config.heads // 2 else compared
+            chosen = sharpness * basis[start : start + compared]
+            query[at : at + compared] = chosen
+            key[at : at + compared] = chosen
+            # A cell is more like itself than like any other; the two sides' difference outweighs that.
+            query[at + head - 1] = 4.5 * math.sqrt(math.sqrt(head)) / length * side
+            key[at + head - 1] = -query[at + head - 1]
+            carried = basis[number * per_head : (number + 1) * per_head]
+            value[at : at + per_head] = carried
+            first.self_attn.out_proj.weight[:, at : at + per_head] = carried.T
+        steepness, strength = 15.0, 4.0
+        for unit, (likeness, output) in enumerate(zip(_DEGREES, outputs, strict=True)):
+            # Squared length: 2 + 2 * likeness of cell and match, 1 each of ruler and side, and the positions'.
+            squared = 2 + 2 * likeness + 2 + 1 / 1.5**2
+            first.linear1.weight[unit] = -steepness * ruler
+            first.linear1.bias[unit] = steepness * math.sqrt(width / squared)
+            first.linear2.weight[:, unit] = strength * output
+
+
+def _free_directions(width: int, sides: tuple[int, int]) -> Tensor:
+    """Orthonormal rows, float32 [k, width], orthogonal to all positions and to the vector of ones."""
+    taken = torch.cat([sine_positions(*sides, width), torch.ones(1, width)]).double()
+    _, singular, rows = torch.linalg.svd(taken, full_matrices=True)
+    rank = int((singular > _NEGLIGIBLE * singular[0]).sum())
+    return rows[rank:].float()
+
+
+def _share(weight: Tensor, cells: Tensor, compared: int) -> float:
+    """Mean squared length of the first `compared` components, of 1 in all."""
+    found = (cells - cells.mean(0)) @ weight[:compared].T
+    return float(found.square().sum(1).mean())
