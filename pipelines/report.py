@@ -217,7 +217,7 @@ class MakeReport(UnitWorker):
             return []
         metrics = read_metrics(url, self.job.settings["ensemble"])
         rankings, values = metrics["rankings"], metrics.get("ensemble")
-        named = f" (λ {values['lambda']:g}, γ {values['gamma']:g}, k {values['k']})" if values else ""
+        named = f" (λ\u00a0{values['lambda']:g}, γ\u00a0{values['gamma']:g}, k\u00a0{values['k']})" if values else ""
         return [
             MetricsRow(
                 TITLES[ranking].capitalize() + (named if ranking in (ENSEMBLE, ENSEMBLE_DEPLOY) else ""),

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines import evaluate, report, tune
+from pipelines import evaluate, report, rerank, tune
 from pipelines.cli import main
 from pipelines.commit import read_entries
 from pipelines.driver import RunSettings
@@ -25,6 +25,7 @@ from pipelines.rerank import read_ranking
 from pipelines.run import run_config
 from pipelines.search import read_shortlist_part, shortlist_files
 from pipelines.storage import Place
+from pipelines.truth import Truth
 from rrt_core import metrics
 from rrt_core.ensemble import Ensemble, ensemble
 from schemas.errors import UserError
@@ -130,20 +131,36 @@ def test_the_ends_are_the_reranked_and_the_global_rows(runs: Path) -> None:
     assert reranked["ensemble"] == reranked["reranked"]
     assert reranked["ensemble_deploy"] == reranked["deploy"]
     assert as_global["ensemble"] == as_global["ensemble_deploy"] == as_global["global"]
-    for protocol in ("deploy", "medium", "hard"):  # the order itself, not its metrics alone
-        truth = None if protocol == "deploy" else _truth(runs)
-        rankings = dict(read_ranking(f"{runs}/test/run", protocol))
-        for item in read_scored(f"{runs}/test/run"):
+    assert_ends(f"{runs}/test/run", f"{runs}/test.json")  # the orders themselves, not their metrics alone
+
+
+def assert_ends(run: str, truth_file: str) -> None:
+    """At lambda 0 each list is as `rerank` ranked it, at lambda 1 as the global scores do, junk aside."""
+    lists = read_scored(run)
+    records = {record for item in lists for record in item.record_ids}
+    known = Truth(truth_file, [item.query_id for item in lists], sorted(records))
+    for protocol in ("deploy", "medium", "hard"):
+        truth = None if protocol == "deploy" else known
+        rankings = dict(read_ranking(run, protocol))
+        for item in lists:
             replayed = item.replayed(protocol, truth, SHORTLIST, Ensemble(0, 9.0, SHORTLIST))
             assert replayed == rankings[item.query_id].column("record_id").to_pylist()
+            unchanged = item.replayed(protocol, truth, SHORTLIST, Ensemble(1, 9.0, SHORTLIST))
+            junk = set(item.under(protocol, truth, SHORTLIST).junk)
+            places = known.positions(item.record_ids)
+            kept = [record for record, place in zip(item.record_ids, places, strict=True) if place not in junk]
+            assert unchanged[: len(kept)] == kept
 
 
-def _truth(runs: Path) -> Any:
-    from pipelines.truth import Truth
-
-    lists = read_scored(f"{runs}/test/run")
-    records = {record for item in lists for record in item.record_ids}
-    return Truth(f"{runs}/test.json", [item.query_id for item in lists], sorted(records))
+def test_the_logits_of_a_cascade_are_those_of_each_list(runs: Path) -> None:
+    run = runs / "cascade" / "run"
+    shutil.copytree(runs / "test" / "run" / "shortlist", run / "shortlist")
+    few = {"query_tokens": 4, "gallery_tokens": 4}
+    cascade = {"first": "mutual_nn", "second": "mutual_nn", "keep": 3, "first_options": few}
+    options = {"queries": f"{runs}/test/queries", "out": str(run), "ground_truth": f"{runs}/test.json"}
+    options |= {"reranker": "cascade", "reranker_option": cascade, "shortlist": SHORTLIST}
+    rerank.run(build(rerank.Options, options, "test"), SETTINGS)
+    assert_ends(str(run), f"{runs}/test.json")
 
 
 def test_the_plain_evaluation_stays_what_it_is(runs: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -394,7 +411,8 @@ def test_a_configuration_asks_for_an_ensemble_and_the_report_shows_it(
     assert not (tmp_path / "whole").exists()  # told before any work
     results = run_config(config, "test", SETTINGS)
     page = Path(results["report"]).read_text()
-    assert "Ensemble (λ 0.5, γ 0.3, k 6)" in page and "Ensemble, no label knowledge (λ 0.5" in page
+    assert "Ensemble (λ 0.5, γ 0.3, k 6)" in page.replace("\u00a0", " ")
+    assert "Ensemble, no label knowledge (λ" in page
     assert "0.5 · global + 0.5 · sigmoid(0.3 · logit)" in page
     table = evaluate.metrics_table(results["metrics"])
     assert "\nensemble  " in table and table.endswith("ensemble: lambda 0.5, gamma 0.3, k 6")
