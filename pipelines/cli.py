@@ -87,13 +87,10 @@ COMMANDS = {
         "pipelines.train_products",
         "train the reranker for products: global descriptor, frozen backbone, or both jointly",
         (
-            "train-products --images shop/ --labels labels.csv --out runs/global --mode global",
-            "train-products --images shop/ --labels labels.csv --out runs/frozen --mode frozen"
-            " --weights runs/global/weights.safetensors",
-            "train-products --images shop/ --labels labels.csv --out runs/joint --mode joint --trained late"
-            " --weights runs/frozen/weights.safetensors",
-            "train-products --images sop/ --labels sop.csv --out runs/r50 --mode global --backbone timm:resnet50"
-            " --backbone-weights resnet50.safetensors --optimiser sgd --lr 1e-3 --batch 800 --flip",
+            "train-products --images i/ --labels i.csv --out global/ --mode global",
+            "train-products --images i/ --labels i.csv --out f/ --mode frozen --weights global/weights.safetensors",
+            "train-products --images i/ --labels i.csv --out joint/ --mode joint --weights frozen/weights.safetensors",
+            "train-products --images i/ --labels i.csv --out g/ --mode global --backbone timm:resnet50 --optimiser sgd",
         ),
     ),
     "report": Command(

@@ -300,8 +300,8 @@ class Training:
             load_backbone_state(backbone.network, found.backbone, options.weights)
         if backbone.map_channels != found.model.config.map_channels:
             raise UserError(
-                f"The weights {options.weights} are for maps of {found.model.config.map_channels} channels, the backbone"
-                f" {name} gives {backbone.map_channels}: name its backbone with --backbone."
+                f"The weights {options.weights} are for maps of {found.model.config.map_channels} channels, and the"
+                f" backbone {name} gives {backbone.map_channels}: name its backbone with --backbone."
             )
         mode = found.notes.get("mode", "joint")  # the paper's files hold trained matchers
         model = found.model.train()

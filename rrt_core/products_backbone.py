@@ -31,11 +31,12 @@ TIMM = "timm:"
 class Backbone(nn.Module):
     """A network cut in two.
 
-    name: what create_backbone takes. network: what its files of weights hold. map_channels: of the map. parted: whether `late` is only a part of it.
+    name: what create_backbone takes. network: what its files of weights hold. map_channels: of the map.
+    parted: whether `late` is only a part of it.
     """
 
     name: str
-    network: nn.Module
+    network: Any  # nn.Module
     map_channels: int
     parted: bool = False
 
@@ -138,7 +139,7 @@ class TimmBackbone(Backbone):
         except RuntimeError as error:
             raise UserError(f"timm has no model {model_name!r}: timm.list_models() names them all.") from error
         self.name = TIMM + model_name
-        self.network: nn.Module = network
+        self.network = network
         self.map_channels = int(network.num_features)
         given = network.pretrained_cfg
         for name, key in (("mean", "mean"), ("deviation", "std")):
@@ -151,8 +152,7 @@ class TimmBackbone(Backbone):
 
     def late(self, x: Tensor) -> Tensor:
         """See Backbone.late. Raises UserError for a model whose features are no map [B, map_channels, h, w]."""
-        features: Any = self.network
-        maps: Tensor = features.forward_features(x)
+        maps: Tensor = self.network.forward_features(x)
         if maps.dim() != 4 or maps.shape[1] != self.map_channels:
             raise UserError(
                 f"The backbone {self.name} gives features of shape {tuple(maps.shape)}, not a map of"
