@@ -20,7 +20,7 @@ class Options:
     """Options of `train`. The defaults are the paper's recipe, a held-out split aside."""
 
     stores: tuple[str, ...] = option("stores of the training images, described alike (required)", ())
-    labels: str = option("CSV or Parquet of `record id or path,label`; or 'folder': the parent folder's name (required)", "")
+    labels: str = option("file of `record id or path,label`, or 'folder': the parent folder's name (required)", "")
     out: str = option("folder for weights, log, plot and checkpoint (required)", "")
     config: str = option("YAML with values of these options; flags go before it", "")
     dry_run: bool = option("mine, say what would be trained, write nothing", False)

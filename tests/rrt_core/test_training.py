@@ -1,11 +1,14 @@
 """The training loop: it learns to match, a resumed run equals an unbroken one, the schedule."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 
+from rrt_core.checkpoints import load_checkpoint, save_checkpoint
 from rrt_core.training import (
     PairBatch,
     Side,
@@ -119,3 +122,20 @@ def test_learning_rate() -> None:
     assert learning_rate(options, 10) == pytest.approx(1.0)
     assert learning_rate(options, 100) == pytest.approx(0.1)
     assert all(learning_rate(options, i) >= learning_rate(options, i + 1) for i in range(10, 100))
+
+
+def test_saved_weights_have_the_same_bytes_in_every_process(tmp_path: Path) -> None:
+    program = (
+        "import sys, torch; from rrt_core.checkpoints import save_checkpoint; torch.manual_seed(0);"
+        "from rrt_core.transformer import ModelConfig, RerankingTransformer;"
+        "model = RerankingTransformer(ModelConfig(global_dim=8, d_model=32, feedforward=32, layers=2));"
+        "save_checkpoint(sys.argv[1], model, {'b': 1, 'a': [2]})"
+    )
+    root = Path(__file__).resolve().parents[2]
+    subprocess.run([sys.executable, "-c", program, str(tmp_path / "there")], cwd=root, check=True)
+    torch.manual_seed(0)
+    model = RerankingTransformer(ModelConfig(global_dim=8, d_model=32, feedforward=32, layers=2))
+    for name in ("here", "again"):
+        save_checkpoint(str(tmp_path / name), model, {"a": [2], "b": 1})
+        assert (tmp_path / name).read_bytes() == (tmp_path / "there").read_bytes()
+    assert load_checkpoint(str(tmp_path / "here")).notes == {"a": [2], "b": 1}
