@@ -135,7 +135,8 @@ def refuse_where_tuned(
     for what, (old, new) in models.items():
         different = list(differences(old, new))
         if different:
-            raise UserError(f"{file} was tuned for another {what} than made {url} ({'; '.join(different)}); tune again")
+            first = "; ".join(different[:3])
+            raise UserError(f"{file} was tuned for another {what} than made {url} ({first}); tune again")
 
 
 @dataclass(frozen=True)

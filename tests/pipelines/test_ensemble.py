@@ -341,6 +341,13 @@ def test_malformed_grids_get_one_sentence(
     assert not list(tmp_path.iterdir())
 
 
+def test_the_metric_where_levels_are_not_known_is_medium() -> None:
+    assert tune.read_metric("", ("easy", "medium", "hard")) == ("medium", "hard")
+    assert tune.read_metric("", ("medium",)) == ("medium",)
+    with pytest.raises(UserError, match="must be one of medium"):
+        tune.read_metric("hard", ("medium",))
+
+
 def test_forms_of_the_option() -> None:
     for asked in (("0.5", "0.3"), build(evaluate.Options, _values([0.5, 0.3]), "yaml").ensemble):
         read = read_asked(asked)

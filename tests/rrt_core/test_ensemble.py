@@ -151,6 +151,14 @@ def test_search_equals_a_plain_loop_and_leaves_out_queries_without_a_value() -> 
                 assert values[a, b, c] == pytest.approx(np.mean(expected), abs=1e-12)
 
 
+def test_a_query_without_candidates_counts_as_nothing_found() -> None:
+    judged = [judge([], 0, [3, 4], [5]), judge([3, 1, 2], 2, [3], []), judge([0], 1, [], [])]
+    grid = Grid((0.0, 1.0), (1.0,), (1, 2))
+    pairs = [([], []), ([0.9, 0.1], [-1.0, 1.0]), ([0.5], [0.0])]  # the last one has no positive: it is left out
+    values = search(pairs, lambda number, found: judged[number].average_precisions(found), grid)
+    assert values[:, :, 0].tolist() == [[0.5, 0.5], [0.125, 0.5]]
+
+
 def test_ties_go_to_the_smallest_k_then_lambda_then_gamma() -> None:
     grid = Grid((0.0, 0.5, 1.0), (0.1, 1.0), (10, 20))
     values = np.zeros(grid.shape)
