@@ -8,11 +8,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from rrt_core import training_log
 from rrt_core.checkpoints import load_checkpoint, save_checkpoint
 from rrt_core.training import (
     PairBatch,
     Side,
     TrainingOptions,
+    initialise_identity,
     initialise_matching,
     learning_rate,
     logits_of,
@@ -139,3 +141,86 @@ def test_saved_weights_have_the_same_bytes_in_every_process(tmp_path: Path) -> N
         save_checkpoint(str(tmp_path / name), model, {"a": [2], "b": 1})
         assert (tmp_path / name).read_bytes() == (tmp_path / "there").read_bytes()
     assert load_checkpoint(str(tmp_path / "here")).notes == {"a": [2], "b": 1}
+
+
+def test_constant_schedule_is_the_paper_s() -> None:
+    options = TrainingOptions(steps=100, lr=1e-4, warmup=0, schedule="constant")
+    assert {learning_rate(options, step) for step in range(100)} == {1e-4}
+
+
+@pytest.mark.parametrize(("name", "value"), [("precision", "int8"), ("schedule", "step"), ("steps", 0), ("lr", -1.0)])
+def test_options_are_checked(name: str, value: object) -> None:
+    with pytest.raises(UserError, match=f"Training: {name}"):
+        TrainingOptions(**{"steps": 5, name: value})  # type: ignore[arg-type]
+
+
+def test_micro_batches_and_shares_make_the_same_gradients(tmp_path: Path) -> None:
+    """A step in pieces of 3 of 16 pairs: weights after four steps to 1e-5."""
+    whole, pieces = new_model(), new_model()
+    train(whole, random_pairs, lambda _: {}, TrainingOptions(steps=4, warmup=1), tmp_path / "whole")
+    train(pieces, random_pairs, lambda _: {}, TrainingOptions(steps=4, warmup=1, micro_batch=3), tmp_path / "pieces")
+    for key, value in whole.state_dict().items():
+        assert float((value - pieces.state_dict()[key]).abs().max()) <= 1e-5, key
+
+
+def test_key_biases_stay(tmp_path: Path) -> None:
+    model = new_model()
+    train(model, random_pairs, lambda _: {}, TrainingOptions(steps=3, warmup=1), tmp_path)
+    bias = model.layers[0].self_attn.in_proj_bias
+    assert not bias[32:64].any() and bias[:32].any() and bias[64:].any()
+
+
+def test_best_step_is_chosen_and_survives_resuming(tmp_path: Path) -> None:
+    values = {2: 0.5, 4: 0.7, 6: 0.7, 8: 0.6}
+    steps, kept = iter([2, 4, 6, 8]), []
+
+    def evaluate(model: RerankingTransformer) -> dict[str, float]:
+        return {"val_map": values[next(steps)]}
+
+    for last in (4, 8):  # the second call goes on from the first's checkpoint
+        options = TrainingOptions(steps=last, warmup=1, checkpoint_every=2, evaluate_every=2)
+        progressed = train(
+            new_model(), random_pairs, evaluate, options, tmp_path, select="val_map",
+            keep_best=lambda model, step, figures: kept.append((step, figures["val_map"])),
+        )
+    assert kept == [(2, 0.5), (4, 0.7)]
+    assert (progressed.best_step, progressed.best, progressed.figures) == (4, {"val_map": 0.7}, {"val_map": 0.6})
+
+
+def test_states_of_other_runs_and_damaged_ones_are_refused(tmp_path: Path) -> None:
+    options = TrainingOptions(steps=1)
+    train(new_model(), random_pairs, lambda _: {}, options, tmp_path, identity="one")
+    with pytest.raises(UserError, match="on other data or with other options"):
+        train(new_model(), random_pairs, lambda _: {}, options, tmp_path, identity="two")
+    (tmp_path / "state.pt").write_bytes((tmp_path / "state.pt").read_bytes()[:2000])
+    with pytest.raises(UserError, match="damaged"):
+        train(new_model(), random_pairs, lambda _: {}, options, tmp_path, identity="one")
+
+
+def test_log_is_cut_to_the_checkpoint_and_drawn(tmp_path: Path) -> None:
+    log = tmp_path / "log.csv"
+    for step in (5, 10, 15):
+        training_log.append(log, {"step": step, "loss": 1 / step, "val_map": 0.5, "val_map_global": 0.4})
+    with log.open("a") as file:
+        file.write("20,lo")
+    training_log.truncate(log, 10)
+    series = training_log.read(log)
+    assert series["loss"] == [(5, 0.2), (10, 0.1)] and log.read_text().count("\n") == 7
+    training_log.plot(tmp_path / "plot.png", series, chosen=10)
+    assert (tmp_path / "plot.png").stat().st_size > 5_000
+
+
+def test_identity_start_attends_by_likeness() -> None:
+    """Equal unit vectors have the logit `sharpness` in the mean over heads, other vectors in proportion."""
+    model = RerankingTransformer(CONFIG)
+    initialise_identity(model, 8.0)
+    local = F.normalize(torch.randn(2, 32, generator=torch.Generator().manual_seed(0)), dim=-1)
+    for layer, length in zip(model.layers, (1.0, 32**0.5), strict=True):
+        query, key, _ = F.linear(length * local, layer.self_attn.in_proj_weight).view(2, 3, 4, 8).unbind(1)
+        likeness = torch.einsum("qhd,khd->hqk", query, key).mean(0) / 8**0.5
+        assert torch.allclose(likeness, 8.0 * local @ local.T, atol=1e-4)
+
+
+def test_matching_start_needs_room() -> None:
+    with pytest.raises(UserError, match="'matching' needs at least 2 heads of 6 dimensions"):
+        initialise_matching(RerankingTransformer(ModelConfig(global_dim=8, d_model=16, heads=4, layers=1)))
