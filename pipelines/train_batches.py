@@ -62,7 +62,7 @@ class TokenCache:
             local, scale_rows = found[int(row)]
             tokens.append(
                 TokenSet(
-                    np.asarray(self.descriptors[row], np.float32),
+                    np.array(self.descriptors[row], np.float32),  # a copy: the map is read-only
                     np.asarray(local[:most], np.float32),
                     scale_rows[:most].astype(np.int64),
                 )

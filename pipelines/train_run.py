@@ -32,7 +32,7 @@ from rrt_core.checkpoints import load_checkpoint
 from rrt_core.initialisation import initialise_identity, initialise_matching
 from rrt_core.mining import Anchors, TripletSampler, choose_anchors
 from rrt_core.parallel import Processes, join
-from rrt_core.training import TrainingOptions, train
+from rrt_core.training import TrainingOptions, check_precision, train
 from rrt_core.training_state import STATE_NAME
 from rrt_core.transformer import ModelConfig, RerankingTransformer
 from schemas.errors import UserError
@@ -59,6 +59,9 @@ def run(options: Options, settings: Settings) -> Manifest | None:
     first = os.environ.get("RANK", "0") == "0"
     try:
         processes = join(options.device)
+        check_precision(options.precision, processes.device)
+        if options.triplets < processes.world:
+            raise UserError(f"train: {options.triplets} triplets a step are too few for {processes.world} processes")
         local = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if processes.world > 1 else 1
         limit_threads(settings.threads or max(1, len(os.sched_getaffinity(0)) // local))
         made = None
@@ -131,13 +134,24 @@ def _prepare(options: Options) -> tuple[Records, RerankingTransformer, str]:
     for name in ("neighbours", "least_positives", "triplets", "validation_anchors", "validation_pairs"):
         if getattr(options, name) < 1:
             raise UserError(f"train: --{name.replace('_', '-')} is {getattr(options, name)}; it must be at least 1")
+    for field in fields(Options):
+        value = getattr(options, field.name)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"train: --{field.name.replace('_', '-')} is {value}; it must be a number")
     if not options.steps and options.epochs <= 0:
         raise UserError(f"train: --epochs is {options.epochs}; give more than 0, or --steps")
     _budgets(options)
+    _recipe(options, 1)
     stores = open_stores_of(options.stores)
     extractor = stores[0].extractor
     model, start = _new_model(options, int(extractor["global_dim"]), int(extractor["local_dim"]))
     return read_records(stores, options.labels, options.validation, options.seed), model, start
+
+
+def _recipe(options: Options, steps: int) -> TrainingOptions:
+    """The loop's options, checked."""
+    names = {field.name for field in fields(TrainingOptions)} & {field.name for field in fields(Options)}
+    return TrainingOptions(**{**{name: getattr(options, name) for name in names}, "steps": steps})
 
 
 def _new_model(options: Options, global_dim: int, local_dim: int) -> tuple[RerankingTransformer, str]:
@@ -294,10 +308,6 @@ def _learn(
     started: float,
 ) -> Manifest | None:
     folder, records, steps = Path(place.root), mined.records, _steps(options, mined)
-    if options.triplets < processes.world:
-        raise UserError(f"train: {options.triplets} triplets a step are too few for {processes.world} processes")
-    names = {field.name for field in fields(TrainingOptions)} & {field.name for field in fields(Options)}
-    recipe = TrainingOptions(**{**{name: getattr(options, name) for name in names}, "steps": steps})
     query, gallery, tokens = _budgets(options)
     cache = TokenCache(
         records, mined.descriptors, max(query[1], gallery[1], tokens), model.config.scale_binning,
@@ -331,7 +341,7 @@ def _learn(
 
     try:
         progressed = train(
-            model, batches, validation or (lambda _: {}), recipe, folder, report,
+            model, batches, validation or (lambda _: {}), _recipe(options, steps), folder, report,
             processes=processes, pairs=2 * options.triplets, identity=job.recipe_hash,
             select=SELECT if validation else "", keep_best=keep_best, tick=tick,
         )

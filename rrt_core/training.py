@@ -28,8 +28,8 @@ from rrt_core.transformer import RerankingTransformer
 from schemas.errors import UserError
 
 __all__ = [
-    "PairBatch", "Side", "TrainingOptions", "initialise_identity", "initialise_matching", "learning_rate", "logits_of",
-    "train",
+    "PairBatch", "Side", "TrainingOptions", "check_precision", "initialise_identity", "initialise_matching",
+    "learning_rate", "logits_of", "train",
 ]
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -123,6 +123,12 @@ class TrainingOptions:
                 raise UserError(f"Training: {name} {value!r} is unknown; choose one of {', '.join(known)}.")
 
 
+def check_precision(precision: str, device: torch.device) -> None:
+    """Raise UserError where a precision cannot be had on a device."""
+    if precision == "float16" and device.type != "cuda":
+        raise UserError("Training in float16 needs a CUDA device, for its loss scaling; give bfloat16 or float32.")
+
+
 def logits_of(model: RerankingTransformer, batch: PairBatch) -> Tensor:
     """float32 [B], with gradients."""
     query, gallery = batch.query, batch.gallery
@@ -202,8 +208,7 @@ def train(
             the loss is no number any more.
     """
     processes = processes or Processes(device=next(model.parameters()).device)
-    if options.precision == "float16" and processes.device.type != "cuda":
-        raise UserError("Training in float16 needs a CUDA device, for its loss scaling; give bfloat16 or float32.")
+    check_precision(options.precision, processes.device)
     folder.mkdir(parents=True, exist_ok=True)
     optimiser = torch.optim.AdamW(model.parameters(), lr=options.lr, weight_decay=options.weight_decay)
     scaler = torch.amp.GradScaler("cuda") if options.precision == "float16" else None
