@@ -19,10 +19,13 @@ EMBEDDED_WEIGHTS = str(Path(__file__).parent.parent / "weights" / "rrt_efficient
 
 
 class RRTReranker(Reranker):
-    """Logits of RerankingTransformer (source: transformer.py)."""
+    """Logits of RerankingTransformer (source: transformer.py).
+
+    device: what the pairs are scored on, in words.
+    """
 
     name = "rrt"
-    revision = 1
+    revision = 2
 
     def __init__(
         self,
@@ -30,15 +33,18 @@ class RRTReranker(Reranker):
         query_tokens: int = 500,
         gallery_tokens: int = 500,
         scale_binning: str | None = None,
-        device: str = "cpu",
+        precision: str = "float32",
+        device: str = "auto",
     ) -> None:
         """Args:
             weights: file or URL, ours or a `.pt` of the paper's repository; None: the embedded ones.
             query_tokens, gallery_tokens: strongest locals used of each image (the paper: 500 and 500).
             scale_binning: a key of transformer.SCALE_TABLES; None: what the weights name.
-            device: a torch device.
+            precision: float32 (exact), bfloat16, or float16 on a GPU; see PairScorer.
+            device: auto (a GPU where there is one), cpu, cuda or cuda:N. On a GPU pairs are scored in batches, and a
+                logit differs by rounding with the company of its pair.
         Raises:
-            UserError: weights that cannot be read; see load_checkpoint.
+            UserError: weights that cannot be read (see load_checkpoint), another precision or device.
         """
         self.query_tokens = check_tokens("query_tokens", query_tokens)
         self.gallery_tokens = check_tokens("gallery_tokens", gallery_tokens)
@@ -48,10 +54,12 @@ class RRTReranker(Reranker):
         self.config = {
             "query_tokens": query_tokens,
             "gallery_tokens": gallery_tokens,
+            "precision": precision,
             "model": dataclasses.asdict(checkpoint.model.config),
         }
         self._binning = checkpoint.model.config.scale_binning
-        self._scorer = PairScorer(checkpoint.model, device)
+        self._scorer = PairScorer(checkpoint.model, device, precision=precision)
+        self.device = str(self._scorer)
 
     def score(self, pairs: Sequence[tuple[Locals, Locals]]) -> np.ndarray:
         """As Reranker.score."""

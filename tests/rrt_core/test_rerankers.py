@@ -43,7 +43,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(params=["rrt", "mutual_nn", "geometric"])
 def reranker(request: pytest.FixtureRequest, weights: str) -> Reranker:
-    return create("rrt", weights=weights) if request.param == "rrt" else create(request.param)
+    return create("rrt", weights=weights, device="cpu") if request.param == "rrt" else create(request.param)
 
 
 def test_contract(reranker: Reranker) -> None:
@@ -97,6 +97,18 @@ def test_rrt_applies_the_scale_table(weights: str) -> None:
     query.scale[:] = 1 - query.scale
     swapped = create("rrt", weights=weights, scale_binning="rrt_legacy").score([(query, gallery)])
     assert swapped.tobytes() == legacy.tobytes()
+
+
+def test_rrt_precision_enters_its_identity(weights: str) -> None:
+    rng = np.random.default_rng(3)
+    pair = (random_locals(rng, 6), random_locals(rng, 6))
+    exact = create("rrt", weights=weights, device="cpu")
+    rounded = create("rrt", weights=weights, device="cpu", precision="bfloat16")
+    assert (exact.config["precision"], rounded.config["precision"]) == ("float32", "bfloat16")
+    assert 0 < abs(exact.score([pair])[0] - rounded.score([pair])[0]) < 0.03
+    assert "device" not in exact.config and exact.device == "cpu, float32"
+    with pytest.raises(UserError, match="precision 'half' is unknown"):
+        create("rrt", weights=weights, precision="half")
 
 
 def test_rrt_global_mismatch_names_both(weights: str) -> None:
