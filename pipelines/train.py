@@ -54,7 +54,7 @@ class Options:
     validation_pairs: int = option("held-out pairs scored at an evaluation, half of them positive", 1000)
     validation_tokens: str = option("local descriptors of each image there; default: the most of training", "")
     evaluate_every: int = option("steps between evaluations", 1000)
-    checkpoint_every: int = option("steps between checkpoints, from which a killed run goes on", 200)
+    checkpoint_every: int = option("steps between checkpoints, from which a killed run goes on", 100)
     seed: int = option("seed of split, mining and start", 0)
     cache_mb: int = option("local descriptors kept in memory, a process", 2048)
     device: str = option("auto, cpu, cuda or cuda:N", "auto")

@@ -6,6 +6,7 @@ import copy
 
 import numpy as np
 
+from pipelines.progress import Progress
 from pipelines.train_batches import TokenCache
 from pipelines.train_records import Records, hash_order
 from rrt_core.mining import NONE, TripletSampler
@@ -82,6 +83,7 @@ class Validation:
         scorer = PairScorer(copy.deepcopy(model), str(self.processes.device))
         logits = np.zeros(len(self.first))
         share = self.processes.share(len(self.first))
+        progress = Progress(f"{'validate':<9}", share.stop - share.start, "pairs") if self.processes.first else None
         for start in range(share.start, share.stop, PAIRS_A_CALL):
             some = slice(start, min(start + PAIRS_A_CALL, share.stop))
             sides = []
@@ -90,6 +92,10 @@ class Validation:
                 images = dict(zip(different.tolist(), self.cache.read(different.tolist(), tokens), strict=True))
                 sides.append([images[row] for row in rows.tolist()])
             logits[some] = scorer.score(list(zip(*sides, strict=True)))
+            if progress:
+                progress.show(some.stop - share.start)
+        if progress:
+            progress.clear()
         return self.processes.sum(logits)
 
 

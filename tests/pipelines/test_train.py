@@ -266,7 +266,7 @@ def test_configuration_and_flags(store: Path, tmp_path: Path, capsys: pytest.Cap
         ({"heads": 5}, "d_model 128 cannot be shared out among 5 heads"),
         ({"init": "weights.pt"}, "weights.pt: no such file"),
         ({"shortlist": "run"}, "the shortlist is not there"),
-        ({"out": "s3://bucket/weights"}, "must be a local folder"),
+        ({"out": "memory://weights"}, "must be a local folder"),
         ({"labels": ""}, "--labels is missing"),
         ({"lr": 0.0}, "lr must be above 0"),
         ({"clip": float("nan")}, "--clip is nan; it must be a number"),
