@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -57,6 +58,8 @@ class Mined:
 def run(options: Options, settings: Settings) -> Manifest | None:
     """As train.run."""
     first = os.environ.get("RANK", "0") == "0"
+    if not first:
+        _be_silent()
     try:
         processes = join(options.device)
         check_precision(options.precision, processes.device)
@@ -70,11 +73,18 @@ def run(options: Options, settings: Settings) -> Manifest | None:
         else:
             made = _train(options, settings, processes)
     except UserError:
-        if first:
-            raise
-        raise SystemExit(2) from None  # said once, by the first process
+        if not first:
+            time.sleep(5)  # a mistake that the first process meets too is said there, and torchrun ends this one
+        raise
     processes.leave()
     return made
+
+
+def _be_silent() -> None:
+    """Leave the last sentence after a signal to the first process."""
+    for number in stopping.SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _dry_run(options: Options, processes: Processes) -> None:
