@@ -14,7 +14,7 @@ from rrt_core.transformer import SEGMENT_LOCAL_G, SEGMENT_LOCAL_Q, RerankingTran
 from schemas.errors import UserError
 
 MATCHING_SHARPNESS = 25.0
-IDENTITY_SHARPNESS = 8.0
+IDENTITY_SHARPNESS = 25.0
 THRESHOLDS = (0.35, 0.45, 0.55, 0.65)  # degrees of likeness that the first layer of `initialise_matching` tells apart
 
 

@@ -235,7 +235,7 @@ def train(
         evaluating = done % options.evaluate_every == 0 or last
         if not evaluating and done % options.checkpoint_every:
             continue
-        loss, hits, count = processes.sum(sums.cpu().numpy())
+        loss, hits, count = processes.sum(sums.cpu().numpy()).tolist()
         sums = nothing
         if not math.isfinite(loss):
             raise UserError(
