@@ -15,7 +15,7 @@ from rrt_core.parallel import Processes
 from schemas.errors import UserError
 from schemas.manifest import Manifest
 
-QUERIES = 2_048  # of a block: with 8,192 of the pool, some 200 MB at once
+QUERIES = 1_024  # of a block: with 8,192 of the pool, some 300 MB at once
 
 
 def exact_neighbours(

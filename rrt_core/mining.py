@@ -32,7 +32,7 @@ def nearest(
 
     Args:
         descriptors: float32 or float16 [n, D], L2 = 1; may be a memory map.
-        queries: int64 [q], rows. The product with a block is in memory at once: 12 * q * block bytes.
+        queries: int64 [q], rows. The product with a block is in memory at once, some 30 * q * block bytes.
         pool: int64 [p], rows, rising. A query's own row is left out of its neighbours.
         count: neighbours a query.
         device: where to multiply; None: the CPU.
