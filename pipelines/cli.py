@@ -62,7 +62,7 @@ COMMANDS = {
         "train the Reranking Transformer on labelled stores, for their extractor",
         (
             "train --stores store/ --labels train.txt --out weights/ --dry-run",
-            "train --stores store/ --labels folder --out weights/ --config configs/train-landmarks.yaml",
+            "train --stores store/ --labels folder --out weights/ --config configs/train/landmarks.yaml",
             "train --stores store/ --labels train.csv --out weights/ --init matching --steps 2000 --query-tokens 64",
         ),
     ),
@@ -89,8 +89,8 @@ COMMANDS = {
         (
             "train-products --images i/ --labels i.csv --out global/ --mode global",
             "train-products --images i/ --labels i.csv --out f/ --mode frozen --weights global/weights.safetensors",
-            "train-products --images i/ --labels i.csv --out joint/ --mode joint --weights frozen/weights.safetensors",
-            "train-products --images i/ --labels i.csv --out g/ --mode global --backbone timm:resnet50 --optimiser sgd",
+            "train-products --images i/ --labels i.csv --out joint/ --mode joint --weights f/weights.safetensors",
+            "train-products --images i/ --labels i.csv --out g/ --mode global --backbone timm:resnet18 --backbone-weights w",
         ),
     ),
     "report": Command(

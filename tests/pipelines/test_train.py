@@ -243,8 +243,8 @@ def test_start_from_weights(store: Path, undisturbed: Path, tmp_path: Path) -> N
 
 
 def test_configuration_and_flags(store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert train.complete({"config": str(ROOT / "configs/train-landmarks.yaml"), "lr": 5.0})["lr"] == 5.0
-    paper = build(train.Options, train.complete({"config": str(ROOT / "configs/train-landmarks.yaml")}), "test")
+    assert train.complete({"config": str(ROOT / "configs/train/landmarks.yaml"), "lr": 5.0})["lr"] == 5.0
+    paper = build(train.Options, train.complete({"config": str(ROOT / "configs/train/landmarks.yaml")}), "test")
     assert (paper.lr, paper.clip, paper.epochs, paper.triplets, paper.schedule) == (1e-4, 0.1, 15.0, 12, "constant")
     (tmp_path / "my.yaml").write_text("train: {learning: 1}\n")
     assert main(["train", "--config", str(tmp_path / "my.yaml")]) == 2
