@@ -60,13 +60,22 @@ def run_train(args: argparse.Namespace) -> None:
     print(f"{len(views)} views of {len(np.unique(views.instance))} instances; held out {len(held_out)}", flush=True)
     sampler = PairSampler(pool, args.steps, args.seed, Budget(), LOOKALIKES)
     validation = PairSampler(held_out, args.steps, args.seed, Budget(), LOOKALIKES)
+    model = new_model(views.descriptor.shape[1], args.seed)
+    folder = args.work / args.name
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def report(row: dict[str, float]) -> None:
+        print("  ".join(f"{name} {value:.4g}" for name, value in row.items()), flush=True)
+        if "val_auc" in row:  # to look at, and for products_quality.py to start from
+            save_checkpoint(str(folder / f"step-{int(row['step']):06}.safetensors"), model, {})
+
     train(
-        new_model(views.descriptor.shape[1], args.seed),
+        model,
         sampler.batch_of,
-        lambda model: pair_figures(model, held_out, validation, VALIDATION_TOKENS, VALIDATION_PAIRS),
+        lambda trained: pair_figures(trained, held_out, validation, VALIDATION_TOKENS, VALIDATION_PAIRS),
         options_of(args),
-        args.work / args.name,
-        lambda row: print("  ".join(f"{name} {value:.4g}" for name, value in row.items()), flush=True),
+        folder,
+        report,
     )
 
 
