@@ -90,7 +90,7 @@ COMMANDS = {
             "train-products --images i/ --labels i.csv --out global/ --mode global",
             "train-products --images i/ --labels i.csv --out f/ --mode frozen --weights global/weights.safetensors",
             "train-products --images i/ --labels i.csv --out joint/ --mode joint --weights f/weights.safetensors",
-            "train-products --images i/ --labels i.csv --out g/ --mode global --backbone timm:resnet18 --backbone-weights w",
+            "train-products --images i/ --labels l --out g --mode global --backbone timm:resnet18 --backbone-weights w",
         ),
     ),
     "report": Command(
