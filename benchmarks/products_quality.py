@@ -6,8 +6,9 @@
 
 Data: RRT_TEST_DATA/products, queries `val`, gallery `train` and the 800 photographs of photos/. Products sorted by
 name, fold = position mod 3. The weights of a fold start from weights trained on rendered views (train_weights.py:
-run/step-002400.safetensors, before its long sequences) and go on with the photographs of the other folds' products, mixed with rendered views (--views DIR of rendered_views.py); the
-recipe is fixed beforehand, so that nothing is chosen on a test product. All methods see the same locals (the
+run/step-002400.safetensors, before its long sequences) and go on with the photographs of the other folds'
+products, mixed with rendered views (--views DIR of rendered_views.py); the recipe is fixed beforehand, so that
+nothing is chosen on a test product. All methods see the same locals (the
 extractor's defaults, 500 an image) and the same shortlists (the global top 100). Thresholds of the baselines are
 chosen for each fold and number of locals on the queries of the other folds' products, in a gallery without the
 fold's own. The ensemble's weight is chosen in the same way, but over the zero-shot weights' scores.
