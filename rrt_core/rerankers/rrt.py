@@ -13,7 +13,7 @@ from rrt_core.rerankers import Locals, Reranker, check_tokens
 from rrt_core.scorer import PairScorer, TokenSet
 from rrt_core.transformer import bin_scales
 
-# Trained by benchmarks/train_interim_weights.py for the embedded extractor `efficientnet`; what made them is in the
+# Trained by benchmarks/train_weights.py for the embedded extractor `efficientnet`; what made them is in the
 # JSON beside them.
 EMBEDDED_WEIGHTS = str(Path(__file__).parent.parent / "weights" / "rrt_efficientnet.safetensors")
 
