@@ -376,10 +376,9 @@ class Training:
 
     def _write(self, network: ProductsNetwork, notes: dict[str, Any]) -> None:
         state = network.backbone.network.state_dict()
-        unfinished = self.out / f"{WEIGHTS}.tmp"
+        unfinished = self.work / WEIGHTS
         save_checkpoint(str(unfinished), network.model, notes, state)
         write_whole(self.out / WEIGHTS, unfinished.read_bytes())
-        unfinished.unlink()
         write_whole(self.out / LOG_NAME, (self.work / LOG_NAME).read_bytes())
 
 
