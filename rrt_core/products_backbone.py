@@ -129,7 +129,7 @@ class TimmBackbone(Backbone):
     def __init__(self, model_name: str) -> None:
         super().__init__()
         try:
-            import timm  # type: ignore[import-not-found, unused-ignore]
+            import timm  # type: ignore[import-not-found, import-untyped, unused-ignore]
         except ImportError as error:
             raise UserError(
                 f"The backbone {TIMM}{model_name} needs the package timm: install the extra of that name, 'timm'."
