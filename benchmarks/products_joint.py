@@ -36,7 +36,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from rrt_core.products_backbone import create_backbone
 from rrt_core.products_crops import CropOptions, CropReader
 from rrt_core.products_evaluation import Described, average_precisions, figures, rank, reordered, score
-from rrt_core.products_initialisation import initialise_matching, principal_components
+from rrt_core.products_initialisation import principal_components, start_from_triplets
 from rrt_core.products_inputs import CropInputs, Inputs, frozen_part, keep
 from rrt_core.products_sampling import Ints, Sampler, neighbours
 from rrt_core.products_training import ProductsNetwork, ProductsOptions, describe, train
@@ -55,9 +55,14 @@ SETTINGS: dict[str, Any] = {
     "near": 100,
     "seed": 0,
     "global": {"steps": 40, "batch": 48, "lr": 3e-4, "backbone_lr": 0.1, "warmup": 5},
-    "frozen": {"steps": 80, "batch": 72, "lr": 2e-4, "warmup": 10, "checkpoint_every": 10},
-    "joint": {"steps": 30, "batch": 72, "lr": 1e-4, "backbone_lr": 0.3, "warmup": 5, "checkpoint_every": 10},
+    "frozen": {"steps": 150, "batch": 72, "lr": 1e-4, "warmup": 10, "checkpoint_every": 10},
+    "joint": {"steps": 30, "batch": 72, "lr": 5e-5, "backbone_lr": 0.3, "warmup": 5, "checkpoint_every": 10},
 }
+
+
+# The settings that make a mode's weights.
+_GLOBAL = ("backbone", "crops", "copies", "photos", "lone_share", "seed", "global")
+MADE_BY = {"global": _GLOBAL, "frozen": (*_GLOBAL, "near", "frozen"), "joint": (*_GLOBAL, "near", "frozen", "joint")}
 
 
 @dataclass(frozen=True)
@@ -225,12 +230,12 @@ class Experiment:
         finished = folder / "frozen" / "finished"
         if not finished.exists():
             maps = keep(lambda x: x, maps, early.copies, folder / "maps.npy", identity, _Timed("maps"))
-        these = maps.batch(sample[:100], np.zeros_like(sample[:100]))
+        triplets = sampler.triplets(0, 66, near)
+        these = maps.batch(triplets.rows, triplets.copies).detach()
         torch.manual_seed(settings["seed"] + 1)
         fresh = ProductsTransformer(model.config).state_dict()
         model.load_state_dict(fresh | _only(model.state_dict(), ("remap.",)))
-        cells = these.permute(0, 2, 3, 1).reshape(-1, these.shape[1])
-        initialise_matching(model, cells, (these.shape[2], these.shape[3]))
+        start_from_triplets(model, these)
         described = describe(untrained, early, shown)
         rankings += self._reranked(split, "start", untrained, described, shown, order_of_global["order"])
         self._train(folder, "frozen", ProductsNetwork(backbone, model, "none"), maps, sampler, near)
@@ -287,7 +292,7 @@ class Experiment:
             folder / mode,
             near,
             report=report,
-            identity=_identity(self.settings, tuple(self.settings)),
+            identity=_identity(self.settings, MADE_BY[mode]),
         )
         self.seconds[title] = time.monotonic() - started
 

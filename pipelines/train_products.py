@@ -31,7 +31,7 @@ from rrt_core.parallel import choose_device
 from rrt_core.products_backbone import create_backbone, load_backbone_state
 from rrt_core.products_crops import CropOptions, CropReader
 from rrt_core.products_evaluation import figures, rank, reordered, score
-from rrt_core.products_initialisation import initialise_matching, principal_components
+from rrt_core.products_initialisation import principal_components, start_from_triplets
 from rrt_core.products_inputs import CropInputs, Inputs, frozen_part, keep
 from rrt_core.products_sampling import Ints, Sampler, neighbours
 from rrt_core.products_training import MODES, OPTIMISERS, ProductsNetwork, ProductsOptions, describe, train
@@ -44,7 +44,8 @@ from schemas.manifest import Counts, FileEntry, Manifest, Marker, canonical_json
 STAGE = "train-products"
 WEIGHTS = "weights.safetensors"
 IMAGES = (".jpg", ".jpeg", ".png", ".webp")
-SAMPLE = 400  # images whose maps the start from principal components sees
+SAMPLE = 400  # images whose maps the global descriptor's principal components are of
+START_TRIPLETS = 66  # that the matching start sees
 
 
 @dataclass(frozen=True)
@@ -257,6 +258,8 @@ class Training:
             found = describe(network, chosen, np.arange(len(chosen)))
             near = neighbours(found.descriptors, options.neighbours)
         sampler = Sampler(self.photographs.labels[self.training], inputs.copies, options.seed, options.lone_share)
+        if near is not None and trained_before is None and options.start == "matching":
+            self._matching_start(network, chosen, sampler, near)
         self.progress = Progress(f"{STAGE} {options.mode}", options.steps, "steps")
         latest: dict[str, float] = {}
 
@@ -308,7 +311,7 @@ class Training:
         return ProductsNetwork(backbone, model, trained).to(self.device), None if mode == "global" else mode
 
     def _start(self, network: ProductsNetwork, inputs: Inputs) -> None:
-        """What nothing was trained for: the global descriptor begins as principal components, the matcher as asked."""
+        """Without weights the global descriptor begins as principal components."""
         options = self.options
         sample = np.random.default_rng([options.seed, 4]).permutation(len(inputs))[:SAMPLE]
         model = network.model
@@ -324,11 +327,14 @@ class Training:
                 model.remap.weight.copy_(weight)
                 if model.remap.bias is not None:
                     model.remap.bias.copy_(bias)
-        if options.mode == "frozen" and options.start == "matching":
-            cells = maps.permute(0, 2, 3, 1).reshape(-1, maps.shape[1])
-            model.cpu()
-            initialise_matching(model, cells, (maps.shape[2], maps.shape[3]))
-            model.to(self.device)
+
+    def _matching_start(self, network: ProductsNetwork, inputs: Inputs, sampler: Sampler, near: Ints) -> None:
+        triplets = sampler.triplets(0, START_TRIPLETS, near)
+        with torch.no_grad():
+            maps = network.maps(inputs.batch(triplets.rows, triplets.copies).to(self.device)).float().cpu()
+        network.model.cpu()
+        start_from_triplets(network.model, maps)
+        network.model.to(self.device)
 
     def _inputs(self, network: ProductsNetwork, crops: CropInputs) -> Inputs:
         if network.trained == "all":

@@ -23,7 +23,8 @@ from rrt_core.products_transformer import (
 from schemas.errors import UserError
 
 _NEGLIGIBLE = 1e-3  # of the largest singular value of the positions
-_DEGREES = (0.2, 0.35, 0.5, 0.65)  # of likeness, a unit of the feed-forward each
+_QUANTILES = (0.5, 0.3, 0.15, 0.05)  # of the ruler's share in the query's cells, a degree of likeness each
+_RANGE = 6.0  # what the first degree reaches at the last one's threshold
 
 
 def principal_components(cells: Tensor, count: int, power: float) -> tuple[Tensor, Tensor]:
@@ -47,21 +48,25 @@ def principal_components(cells: Tensor, count: int, power: float) -> tuple[Tenso
     return weight.float(), (-(weight @ mean.double())).float()
 
 
+def start_from_triplets(model: ProductsTransformer, maps: Tensor) -> None:
+    """initialise_matching from float32 [3 * t, map_channels, h, w]: anchor, positive, negative, anchor, ..."""
+    anchors = torch.arange(0, len(maps), 3)
+    query, gallery = torch.cat([anchors, anchors]), torch.cat([anchors + 1, anchors + 2])
+    same = torch.cat([torch.ones(len(anchors)), torch.zeros(len(anchors))])
+    initialise_matching(model, maps, (query, gallery), same)
+
+
 def initialise_matching(
-    model: ProductsTransformer,
-    cells: Tensor,
-    sides: tuple[int, int],
-    power: float = 1.0,
-    metric: tuple[Tensor, Tensor] | None = None,
+    model: ProductsTransformer, maps: Tensor, pairs: tuple[Tensor, Tensor], same: Tensor, power: float = 1.0
 ) -> None:
-    """Make the matcher, before any training, score how well each cell of the query is found in the gallery image.
+    """Make the matcher, before any training, score how well the query's cells are found in the gallery image.
 
     Args:
-        cells: float32 [n, map_channels], cells of training images' maps, n some thousands.
-        sides: rows and columns of the maps.
+        maps: float32 [n, map_channels, h, w] of training images, n a hundred or so.
+        pairs: rows of `maps` that the scores are calibrated with, int64 [p] each: query and gallery.
+        same: float32 [p], 1 where a pair shows the same product; of both kinds there are some.
         power: of the whitening, see `principal_components`.
-        metric: weight [k, map_channels] and bias [k] of a linear map of cells, in whose space they are compared:
-            that of the trained global descriptor. None: the maps as they are.
+    Raises UserError for a model of one layer, or of too small a width or map.
 
     The width is parted into orthogonal subspaces: what the position embeddings span (with the vector of ones, which
     layer norm takes away), a direction each for `ruler`, `side`, `reader` and four degrees of likeness, and the
@@ -71,35 +76,37 @@ def initialise_matching(
       for, so that a cell attends to its likeness in the other image and not to itself. Values and output: the
       projection to the descriptors. A cell and its match add up to a vector that is the longer the more alike they
       are, and the layer norm makes the share of `ruler` the smaller.
-    - First layer, feed-forward: a unit for each degree of likeness writes to a direction of its own.
-    - Second layer: CLS, known by `reader`, attends to the query's cells, known by `side`, and takes their degrees of
-      likeness over. The classifier adds them up.
+    - First layer, feed-forward: a unit for each degree of likeness, of the query's cells only, writes to a direction
+      of its own. The degrees are quantiles over the pairs.
+    - Second layer: CLS attends to all tokens alike and takes their degrees of likeness over.
+    - The classifier adds them up; its scale and bias are those of a logistic regression on the pairs.
     - What else the layers would add is made small.
     """
     config = model.config
     width, head, heads = config.d_model, config.d_model // config.heads, config.heads
+    sides = (maps.shape[2], maps.shape[3])
     if config.layers < 2:
-        raise UserError("The matching start needs a model of at least two layers.")
+        raise UserError("The matching start needs a model of at least two layers: use --start random.")
+    matcher = model.matcher
+    first, second = matcher.layers[0], matcher.layers[1]
     with torch.no_grad():
         free = _free_directions(width, sides)
-        ruler, side, reader, degrees = free[0], free[1], free[2], free[3 : 3 + len(_DEGREES)]
-        basis = free[3 + len(_DEGREES) :]
-        basis = basis[: heads * (len(basis) // heads)]
+        ruler, side, reader, degrees = free[0], free[1], free[2], free[3 : 3 + len(_QUANTILES)]
+        basis = free[3 + len(_QUANTILES) :]
+        per_head = len(basis) // heads
+        basis = basis[: heads * per_head]
+        if per_head < 1:
+            raise UserError(f"The matching start needs a wider model than {width}: use --start random.")
         length = 1.5 * math.sqrt(float(sine_positions(*sides, width).square().sum(1).mean()))
 
-        compared_cells = cells if metric is None else cells @ metric[0].T + metric[1]
-        count = min(len(basis), heads * (compared_cells.shape[1] // heads))
-        basis = basis[:count]
-        weight, bias = principal_components(compared_cells, count, power)
-        compared = min(head - 1, count // 2)
-        share = _share(weight, compared_cells, compared)
-        if metric is not None:
-            weight, bias = weight @ metric[0], weight @ metric[1] + bias
+        cells = maps.permute(0, 2, 3, 1).reshape(-1, maps.shape[1])
+        weight, bias = principal_components(cells, len(basis), power)
+        compared = min(head - 1, len(basis) // 2)
+        share = float(((cells - cells.mean(0)) @ weight[:compared].T).square().sum(1).mean())
         model.remap_local.weight.copy_((length * basis.T @ weight)[:, :, None, None])
         assert model.remap_local.bias is not None
         model.remap_local.bias.copy_(length * basis.T @ bias)
 
-        matcher = model.matcher
         segments = matcher.seg_encoder.weight
         segments.mul_(0.1)
         segments[[SEGMENT_Q, SEGMENT_G]] += length * ruler
@@ -112,11 +119,9 @@ def initialise_matching(
             layer.linear2.weight.mul_(0.1)
             layer.self_attn.out_proj.weight.mul_(0.1)
 
-        first, second = matcher.layers[0], matcher.layers[1]
         query, key, value = first.self_attn.in_proj_weight.chunk(3)
         first.self_attn.in_proj_weight.zero_()
         first.self_attn.out_proj.weight.zero_()
-        per_head = count // heads
         # Scaled dot products of a like pair are to stand some 12 above those of others.
         sharpness = math.sqrt(12 * math.sqrt(head) / share) / length
         for number in range(heads):
@@ -130,24 +135,52 @@ def initialise_matching(
             carried = basis[number * per_head : (number + 1) * per_head]
             value[at : at + per_head] = carried
             first.self_attn.out_proj.weight[:, at : at + per_head] = carried.T
-        steepness, strength = 15.0, 4.0
-        for unit, (likeness, output) in enumerate(zip(_DEGREES, degrees, strict=True)):
-            # Squared length: 2 + 2 * likeness of cell and match, 1 each of ruler and side, and the positions'.
-            squared = 2 + 2 * likeness + 2 + 1 / 1.5**2
-            first.linear1.weight[unit] = -steepness * ruler
-            first.linear1.bias[unit] = steepness * math.sqrt(width / squared)
-            first.linear2.weight[:, unit] = strength * output
 
-        # By now the share of `reader` in CLS, and of `side` in a cell, is some sqrt(width) / 2: weights of e^1.6 and
-        # e^-1.6. Sharper ones would prefer cells without a match, whose share of `side` is larger.
+        local = model.describe_local(maps)
+        tokens = matcher.embed(local[pairs[0]], local[pairs[1]])
+        cells_of_q = first.norm1(tokens + first.self_attn(tokens, None))[:, 1 : 1 + sides[0] * sides[1]]
+        rulers = torch.quantile((cells_of_q @ ruler).flatten()[:1_000_000], torch.tensor(_QUANTILES))
+        steepness = _RANGE / float(rulers[0] - rulers[-1])
+        for unit, (at_ruler, output) in enumerate(zip(rulers, degrees, strict=True)):
+            # `side` equals `ruler` in the query's cells and is its opposite in those of the gallery.
+            first.linear1.weight[unit] = steepness * (side - 2 * ruler)
+            first.linear1.bias[unit] = steepness * at_ruler
+            first.linear2.weight[:, unit] = output
+
         query, key, value = second.self_attn.in_proj_weight.chunk(3)
-        second.self_attn.in_proj_weight[: 2 * width].zero_()
-        for number in range(heads):
-            query[number * head] = head**0.25 * reader / math.sqrt(width) * 2.8
-            key[number * head] = head**0.25 * side / math.sqrt(width) * 2.8
-        value[: len(_DEGREES)] = degrees
-        second.self_attn.out_proj.weight[:, : len(_DEGREES)] = degrees.T
+        query.mul_(0.1)
+        key.mul_(0.1)
+        value[: len(degrees)] = 4 * degrees
+        second.self_attn.out_proj.weight[:, : len(degrees)] = degrees.T
         matcher.classifier.weight.copy_(degrees.sum(0, keepdim=True))
+        matcher.classifier.bias.zero_()
+        count = len(same)
+        scores = torch.cat(
+            [matcher(local[pairs[0][at : at + 50]], local[pairs[1][at : at + 50]]) for at in range(0, count, 50)]
+        )
+        scale, offset = logistic_regression(scores, same)
+        matcher.classifier.weight.mul_(scale)
+        matcher.classifier.bias.fill_(offset)
+
+
+def logistic_regression(scores: Tensor, same: Tensor, ridge: float = 1e-2, rounds: int = 50) -> tuple[float, float]:
+    """Scale and offset that make `scores` logits of `same`, float [p] both, by Newton's method.
+
+    ridge: penalty on the scale of standardised scores, a share of p; it keeps it finite where all is told apart.
+    """
+    spread = float(scores.double().std().clamp(min=1e-12))
+    x = torch.stack([scores.double() / spread, torch.ones_like(scores, dtype=torch.float64)], dim=1)
+    penalty = torch.tensor([ridge * len(scores), 1e-9], dtype=torch.float64)
+    beta = torch.zeros(2, dtype=torch.float64)
+    for _ in range(rounds):
+        p = torch.sigmoid(x @ beta)
+        gradient = x.T @ (same.double() - p) - penalty * beta
+        curvature = (x * (p * (1 - p))[:, None]).T @ x + torch.diag(penalty)
+        step = torch.linalg.solve(curvature, gradient)
+        beta = beta + step
+        if float(step.abs().max()) < 1e-10:
+            break
+    return float(beta[0]) / spread, float(beta[1])
 
 
 def _free_directions(width: int, sides: tuple[int, int]) -> Tensor:
@@ -156,9 +189,3 @@ def _free_directions(width: int, sides: tuple[int, int]) -> Tensor:
     _, singular, rows = torch.linalg.svd(taken, full_matrices=True)
     rank = int((singular > _NEGLIGIBLE * singular[0]).sum())
     return rows[rank:].float()
-
-
-def _share(weight: Tensor, cells: Tensor, compared: int) -> float:
-    """Mean squared length of the first `compared` components, of 1 in all."""
-    found = (cells - cells.mean(0)) @ weight[:compared].T
-    return float(found.square().sum(1).mean())

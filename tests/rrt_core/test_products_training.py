@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from rrt_core.products_backbone import Backbone
-from rrt_core.products_initialisation import initialise_matching, principal_components
+from rrt_core.products_initialisation import logistic_regression, principal_components, start_from_triplets
 from rrt_core.products_sampling import Sampler, neighbours
 from rrt_core.products_training import (
     ProductsNetwork,
@@ -227,33 +227,49 @@ def test_principal_components_are_numpys() -> None:
         principal_components(cells, 7, 1.0)
 
 
-def test_matching_start_attends_to_the_same_cell_of_the_other_image() -> None:
-    """Two images hold the same 49 cells in another order: each cell must find its own likeness."""
+def test_logistic_regression_is_scikit_learns() -> None:
+    from sklearn.linear_model import LogisticRegression
+
     torch.manual_seed(0)
-    config = ProductsConfig(map_channels=160)
-    model = ProductsTransformer(config).eval()
-    cells = torch.randn(4000, 160) * torch.linspace(2, 0.5, 160)
-    initialise_matching(model, cells, (7, 7))
+    scores = 3 * torch.randn(200) + 5
+    same = (scores + 3 * torch.randn(200) > 5).float()
+    scale, offset = logistic_regression(scores, same, ridge=1e-9)
+    expected = LogisticRegression(C=1e9, tol=1e-10).fit(scores[:, None].numpy(), same.numpy())
+    assert scale == pytest.approx(float(expected.coef_[0, 0]), rel=1e-3)
+    assert offset == pytest.approx(float(expected.intercept_[0]), rel=1e-3)
+    separable, _ = logistic_regression(torch.tensor([0.0, 1.0, 2.0, 3.0]), torch.tensor([0.0, 0.0, 1.0, 1.0]))
+    assert 0 < separable < 100
+
+
+def test_matching_start() -> None:
+    """Two pictures hold the same 49 cells, somewhat changed, in another order: each must find its likeness."""
+    torch.manual_seed(0)
+    model = ProductsTransformer(ProductsConfig(map_channels=160)).eval()
+
+    def triplet() -> list[Tensor]:
+        cells = torch.randn(49, 160) * torch.linspace(2, 0.5, 160)
+        alike = (cells + 0.4 * torch.randn(49, 160))[torch.randperm(49)]
+        other = torch.randn(49, 160) * torch.linspace(2, 0.5, 160)
+        return [x.T.reshape(160, 7, 7) for x in (cells, alike, other)]
+
+    start_from_triplets(model, torch.stack([x for _ in range(30) for x in triplet()]))
     order = torch.randperm(49)
-    query = cells[:49].T.reshape(1, 160, 7, 7)
-    gallery = cells[:49][order].T.reshape(1, 160, 7, 7)
+    query = triplet()[0]
+    gallery = query.flatten(1)[:, order].reshape(160, 7, 7)
     with torch.no_grad():
-        tokens = model.matcher.embed(model.describe_local(query), model.describe_local(gallery))[0]
+        tokens = model.matcher.embed(model.describe_local(query[None]), model.describe_local(gallery[None]))[0]
         first = model.matcher.layers[0]
         likeness = first.self_attn.in_proj_weight[:128], first.self_attn.in_proj_weight[128:256]
         q, k = ((tokens @ weight.T).view(100, 4, 32).transpose(0, 1) for weight in likeness)
         attention = (q @ k.transpose(1, 2) / math.sqrt(32)).softmax(-1)  # [heads, 100, 100]
         place = torch.argsort(order)  # where query cell i lies in the gallery image
-        right = (attention[:, 1:50].argmax(-1) == 51 + place).float().mean(1)
-        assert (right > 0.95).all()
-        # Behind the first layer, alike cells have what the cells of unlike pictures have not.
-        other = cells[1000:1049].T.reshape(1, 160, 7, 7)
-        alike, unlike = (
-            first(model.matcher.embed(model.describe_local(query), model.describe_local(x)), None)[0, 1:50].mean(0)
-            for x in (gallery, other)
-        )
-    assert float((alike - unlike).norm()) > 1
+        assert ((attention[:, 1:50].argmax(-1) == 51 + place).float().mean(1) > 0.95).all()
+        # Pictures that the start has not seen are told apart by untrained logits.
+        anchors, positives, negatives = (torch.stack(x) for x in zip(*(triplet() for _ in range(12)), strict=True))
+        assert (model(anchors, positives) > 0).all() and (model(anchors, negatives) < 0).all()
     # Segments point away from the positions, so that these do not disturb what is compared.
-    ruler_and_side = model.matcher.seg_encoder.weight[[SEGMENT_Q, SEGMENT_G]].detach()
-    away = ruler_and_side @ sine_positions(7, 7, 128).T / ruler_and_side.norm(dim=1, keepdim=True)
+    segments = model.matcher.seg_encoder.weight[[SEGMENT_Q, SEGMENT_G]].detach()
+    away = segments @ sine_positions(7, 7, 128).T / segments.norm(dim=1, keepdim=True)
     assert float(away.abs().max()) < 1.5
+    with pytest.raises(UserError, match="at least two layers"):
+        start_from_triplets(ProductsTransformer(ProductsConfig(map_channels=160, layers=1)), torch.zeros(3, 160, 7, 7))
