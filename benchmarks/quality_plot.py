@@ -25,7 +25,7 @@ MARKERS = "os^Dvp*"
 
 def draw(path: Path, title: str, panels: Sequence[tuple[str, Sequence[Curve], Mapping[str, float]]]) -> None:
     """Write a PNG of panels (title, curves, horizontal levels by name), side by side."""
-    figure, axes = pyplot.subplots(1, len(panels), figsize=(1.5 + 4.2 * len(panels), 4.4), squeeze=False)
+    figure, axes = pyplot.subplots(1, len(panels), figsize=(2.5 + 4.2 * len(panels), 4.6), squeeze=False)
     for axis, (name, curves, levels) in zip(axes[0], panels, strict=True):
         for number, curve in enumerate(curves):
             x, y = zip(*sorted(curve.points), strict=True)
@@ -41,9 +41,10 @@ def draw(path: Path, title: str, panels: Sequence[tuple[str, Sequence[Curve], Ma
     axes[0][0].set_ylabel("mAP, per cent")
     handles, labels = axes[0][0].get_legend_handles_labels()
     figure.suptitle(title)
-    figure.legend(handles, labels, loc="lower center", ncols=min(4, len(labels)), frameon=False)
-    rows = -(-len(labels) // 4)
-    figure.tight_layout(rect=(0, 0.06 * rows, 1, 1))
+    columns = min(len(labels), 1 + len(panels))  # about 3 inches each
+    figure.legend(handles, labels, loc="lower center", ncols=columns, frameon=False, fontsize="small")
+    rows = -(-len(labels) // columns)
+    figure.tight_layout(rect=(0, 0.05 * rows, 1, 1))
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
