@@ -91,11 +91,11 @@ def test_lite0_in_two_parts_is_the_network() -> None:
     with torch.no_grad():
         maps = plain.network((crops.float() - 127) / 128)
         found = both(crops)
-        assert torch.allclose(plain(crops), maps.head, atol=1e-5)
+        assert torch.allclose(plain(crops), maps.head, rtol=1e-4, atol=1e-3)
     assert found.shape == (2, both.map_channels, 3, 2)
     assert torch.equal(found[:, :1280], plain(crops).detach())
     cell = maps.stage112[:, :, 2:4, 0:2].reshape(2, -1)  # 5 x 4 cells, padded to 6 x 4
-    assert torch.allclose(found[:, 1280:, 1, 0], cell, atol=1e-5)
+    assert torch.allclose(found[:, 1280:, 1, 0], cell, rtol=1e-4, atol=1e-3)
 
 
 def test_lite0_gradients_in_spite_of_in_place_operations() -> None:
