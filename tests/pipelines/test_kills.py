@@ -181,7 +181,9 @@ MOMENTS = {
 )
 def test_signals(number: int, moment: str, start: Start, photographs: Path, tmp_path: Path) -> None:
     out = tmp_path / "with space and 'quotes'" / "store"
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it is ignored, and that is inherited
     running = start("extract", "--images", photographs, "--out", out, *SLOW, "--workers", 2, "--rows-per-part", 3)
+    signal.signal(signal.SIGHUP, before)
     running.until(lambda: (running.tree() or True) and MOMENTS[moment](running, out), moment)
     running.process.send_signal(number)
     sent = time.monotonic()

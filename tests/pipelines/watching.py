@@ -34,12 +34,8 @@ class Running:
 
     def __init__(self, arguments: list[str], environment: dict[str, str], folder: Path) -> None:
         self.output = folder / f"output-{time.monotonic_ns()}.txt"
-        # A shell's background job ignores Ctrl-C, one under nohup the hang-up, and so would the command: ignored
-        # signals are inherited.
-        before = {
-            signal.SIGINT: signal.signal(signal.SIGINT, signal.default_int_handler),
-            signal.SIGHUP: signal.signal(signal.SIGHUP, signal.SIG_DFL),
-        }
+        # A shell's background job ignores Ctrl-C, and so would the command: ignored signals are inherited.
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
         with open(self.output, "wb") as file:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "pipelines", *arguments],
@@ -49,8 +45,7 @@ class Running:
                 stderr=file,
                 env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
             )
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        signal.signal(signal.SIGINT, before)
         self.seen: dict[int, psutil.Process] = {}
 
     def tree(self) -> list[psutil.Process]:
