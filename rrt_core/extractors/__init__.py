@@ -63,6 +63,9 @@ class Extractor(ABC):
     scales         image scale of each ordinal in `Description.scale`, relative to the largest
     weights_sha256 of everything learned that goes into the bytes; "" where nothing is
     config         every option that changes bytes, as JSON values; never paths, threads or batch sizes
+    largest_side   longest side of the largest copy that it looks at, pixels, of a whole picture; JPEGs may then be
+                   decoded at a half, a quarter or an eighth, never below twice this side. None: it must see every pixel
+    batch          images that are best given to one call of `describe`
     """
 
     name: str
@@ -72,6 +75,8 @@ class Extractor(ABC):
     scales: tuple[float, ...]
     weights_sha256: str
     config: dict[str, Any]
+    largest_side: int | None = None
+    batch: int = 4
 
     @abstractmethod
     def describe(self, images: Sequence[Image]) -> list[Description | Failure]:
@@ -80,6 +85,26 @@ class Extractor(ABC):
         The same image gives the same bytes alone, among others and in any place, at one setting of threads.
         Threads are the caller's to set (torch.set_num_threads, cv2.setNumThreads); no extractor touches them.
         """
+
+    def describe_globals(self, images: Sequence[Image]) -> list[Description | Failure]:
+        """As `describe`, the same globals to the bit, with no local descriptors: for stores whose locals come later.
+
+        Extractors that can leave out work override it.
+        """
+        return [without_locals(answer, self.local_dim) for answer in self.describe(images)]
+
+
+def without_locals(answer: Description | Failure, local_dim: int) -> Description | Failure:
+    """The description with its global alone."""
+    if isinstance(answer, Failure):
+        return answer
+    return Description(
+        global_descriptor=answer.global_descriptor,
+        descriptors=np.zeros((0, local_dim), np.float32),
+        xy=np.zeros((0, 2), np.float32),
+        scale=np.zeros(0, np.uint8),
+        strength=np.zeros(0, np.float32),
+    )
 
 
 def create(name: str, **options: Any) -> Extractor:
