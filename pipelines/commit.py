@@ -48,12 +48,17 @@ from schemas.manifest import (
     sha256_text,
 )
 
+PIECES = "pieces"  # folder of the markers of committed pieces
 PACKAGES = ("apache-beam", "torch", "numpy", "pyarrow", "h5py", "pillow", "opencv-python-headless", "faiss-cpu")
 
 
 @dataclass(frozen=True)
 class Unit:
-    """A piece of work: its name (also of its marker), what it must know (small JSON), how many inputs."""
+    """A piece of work: its name (also of its marker), what it must know (small JSON), how many inputs.
+
+    Three keys of a payload speak to the driver: "open" (inputs are not known before; "bytes" tells how large it is),
+    "last" (it waits for all other units) and "again" (its inputs failed in an earlier unit and are not counted twice).
+    """
 
     name: str
     payload: dict[str, Any]
@@ -82,6 +87,7 @@ class Job:
     settings: dict[str, Any] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
     noun: str = "units"  # what `inputs` of the units counts, for progress: images, queries ...
+    most_failed: str = ""  # N or P%: of more failed inputs the job is given up; "" never
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -134,6 +140,7 @@ class Attempt:
         self.id = secrets.token_hex(6)
         self.started = time.monotonic()
         self.finished: list[tuple[str, str, int, dict[str, Any] | None, bool]] = []
+        self.pieces: list[FileEntry] = []  # files of the pieces that are committed
         self.summary: dict[str, Any] = {}
         earlier = [name for name in place.names("attempts") if name.endswith(".json")]
         self.number = 1 + sum(name.startswith(f"{unit.name}.") for name in earlier)
@@ -173,33 +180,71 @@ class Attempt:
             self.place.put(local_file, name)
             yield FileEntry(name, rows, size, digest, layout)
 
-    def tell(self, done: int) -> None:
-        """Say how many inputs are done, for progress (at most once a second)."""
+    def tell(self, done: int, failed: int = 0, share: float = 0.0, reason: str = "") -> None:
+        """Say how far it is, for progress (at most once a second).
+
+        done, failed  inputs so far;  share  of an open unit's bytes, 0..1;  reason  of the last failure
+        """
         now = time.monotonic()
         if self.place.local and now - self._told > 1.0:
             self._told = now
-            with contextlib.suppress(OSError), open(self.place.path(f"{self.name}.progress"), "w") as file:
-                file.write(str(done))
+            state = {"done": done, "failed": failed, "share": round(share, 4), "reason": reason}
+            path = self.place.path(f"{self.name}.progress")
+            with contextlib.suppress(OSError):
+                with open(f"{path}.tmp", "w") as file:
+                    file.write(json.dumps(state))
+                os.replace(f"{path}.tmp", path)
+
+    def read_piece(self, number: int) -> Marker | None:
+        """The marker of a piece of this unit that an earlier attempt committed, where it is valid."""
+        return _valid_marker(self.place, self.job, self.unit, self._piece_name(number))
+
+    def take_piece(self, marker: Marker) -> None:
+        """Count a committed piece's files among the unit's."""
+        self.pieces += marker.files
+
+    def commit_piece(self, number: int, counts: Counts, summary: dict[str, Any]) -> None:
+        """Commit the files added since the last piece, so that they are never made again; `summary` is kept with them.
+
+        What a unit of many pieces is spared by it when it is killed. Earlier attempts no longer count: they ended in an
+        earlier piece.
+        """
+        marker = self._marker(tuple(self._place_files()), counts, summary)
+        self.take_piece(self._create(self._piece_name(number), marker))
+        self.finished.clear()
+        for name in self.place.names("attempts"):
+            if name.startswith(f"{self.unit.name}.") and self.id not in name:
+                self.place.remove(f"attempts/{name}")
+        self.number = 1
+
+    def _piece_name(self, number: int) -> str:
+        return f"{PIECES}/{self.unit.name}.{number:05}.json"
 
     def commit(self, counts: Counts) -> Marker:
         """Bring the files to their names, then drop the marker.
 
         Where another attempt was first, its marker is the one that counts.
         """
-        marker = Marker(
+        marker = self._marker((*self.pieces, *self._place_files()), counts, self.summary)
+        return self._create(marker_name(self.unit), marker)
+
+    def _marker(self, files: tuple[FileEntry, ...], counts: Counts, summary: dict[str, Any]) -> Marker:
+        return Marker(
             unit=self.unit.name,
             recipe=self.job.recipe_hash,
             slice=self.unit.slice,
-            files=tuple(self._place_files()),
+            files=files,
             counts=counts,
-            summary=self.summary,
+            summary=summary,
             seconds=round(time.monotonic() - self.started, 3),
             host=socket.gethostname(),
             versions=software_versions(),
         )
-        name = marker_name(self.unit)
+
+    def _create(self, name: str, marker: Marker) -> Marker:
+        """Create a marker exclusively; gives the one that counts."""
         while not self.place.create(name, marker.to_bytes()):
-            other = read_marker(self.place, self.job, self.unit)
+            other = _valid_marker(self.place, self.job, self.unit, name)
             if other is not None:
                 return other
             self.place.remove(name)  # an unreadable marker counts as absent
@@ -208,7 +253,8 @@ class Attempt:
     def close(self, *, failed: bool = False) -> None:
         """End this attempt. A failed one stays written down and counts, like one whose process was killed."""
         shutil.rmtree(self.scratch, ignore_errors=True)
-        self.place.remove(f"{self.name}.progress")
+        if self.place.local:
+            self.place.remove(f"{self.name}.progress")
         if not failed:
             self.place.remove(self.name)
 
@@ -280,8 +326,12 @@ def marker_name(unit: Unit) -> str:
 
 def read_marker(place: Place, job: Job, unit: Unit) -> Marker | None:
     """The unit's marker where it is valid: readable, of this recipe and slice, its files in place."""
+    return _valid_marker(place, job, unit, marker_name(unit))
+
+
+def _valid_marker(place: Place, job: Job, unit: Unit, name: str) -> Marker | None:
     try:
-        marker = Marker.from_bytes(place.read(marker_name(unit)))
+        marker = Marker.from_bytes(place.read(name))
     except (FileNotFoundError, IsADirectoryError):
         return None
     if marker is None or marker.recipe != job.recipe_hash or marker.slice != unit.slice:
@@ -307,7 +357,7 @@ def write_manifest(place: Place, job: Job, markers: Sequence[Marker], wall_secon
     buffer = BytesIO()
     pq.write_table(parts_table(markers), buffer, compression="none")
     place.write(PARTS_NAME, buffer.getvalue())
-    counts = sum((marker.counts for marker in markers), Counts(0, 0, 0))
+    counts = sum(map(counted, job.units, markers), Counts(0, 0, 0))
     summaries = {marker.unit: marker.summary for marker in markers if marker.summary}
     manifest = Manifest(
         stage=job.stage,
@@ -330,6 +380,13 @@ def write_manifest(place: Place, job: Job, markers: Sequence[Marker], wall_secon
     )
     place.write(MANIFEST_NAME, manifest.to_bytes())
     return manifest
+
+
+def counted(unit: Unit, marker: Marker) -> Counts:
+    """What a unit adds to its job's counts; one done "again" turns inputs that failed before into succeeded ones."""
+    if unit.payload.get("again"):
+        return Counts(0, marker.counts.succeeded, -marker.counts.succeeded)
+    return marker.counts
 
 
 def read_manifest(place: Place) -> Manifest | None:

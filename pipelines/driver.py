@@ -19,11 +19,21 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from pipelines import stopping
-from pipelines.commit import Job, Unit, is_whole, marker_name, read_manifest, read_marker, write_manifest
+from pipelines.commit import (
+    PIECES,
+    Job,
+    Unit,
+    is_whole,
+    marker_name,
+    read_manifest,
+    read_marker,
+    write_manifest,
+)
 from pipelines.options import option
 from pipelines.plan import refuse_other_recipe, refuse_to_empty, write_plan
 from pipelines.pool import Ended, Pool, close_pool, shared_pool
 from pipelines.progress import Progress
+from pipelines.shortfall import Shortfall, UnderWay
 from pipelines.storage import Place, full_disk
 from schemas.errors import UserError
 from schemas.manifest import Manifest, Marker
@@ -57,16 +67,19 @@ class JobFailed(Exception):
     """A job could not be finished: one sentence. Exit code 1; finished units stay."""
 
 
-def run_job(job: Job, settings: RunSettings, plan_files: Mapping[str, bytes] | None = None) -> Manifest:
+def run_job(
+    job: Job, settings: RunSettings, plan_files: Mapping[str, bytes] | None = None, *, again: bool = False
+) -> Manifest:
     """Fill the job's folder; gives its manifest. Skips at once where it is finished by the same recipe.
 
-    `plan_files` (name -> bytes) are what the job's workers read of the plan. Raises UserError (another recipe's
-    output is there, bad input, a disk that takes no more) and JobFailed.
+    `plan_files` (name -> bytes) are what the job's workers read of the plan. `again` looks for missing units in a
+    finished folder too: where the plan grew, or markers were removed. Raises UserError (another recipe's output is
+    there, bad input, a disk that takes no more) and JobFailed.
     """
     place = Place(job.output)
     try:
         with place.alone():
-            return _run_job(job, place, settings, plan_files or {})
+            return _run_job(job, place, settings, plan_files or {}, again)
     except OSError as error:
         refused = full_disk(error, error.filename or place.url)
         if refused is None:
@@ -74,7 +87,9 @@ def run_job(job: Job, settings: RunSettings, plan_files: Mapping[str, bytes] | N
         raise refused from error
 
 
-def _run_job(job: Job, place: Place, settings: RunSettings, plan_files: Mapping[str, bytes]) -> Manifest:
+def _run_job(
+    job: Job, place: Place, settings: RunSettings, plan_files: Mapping[str, bytes], again: bool
+) -> Manifest:
     title = f"{job.stage:<9}"
     try:
         manifest = read_manifest(place)
@@ -85,11 +100,14 @@ def _run_job(job: Job, place: Place, settings: RunSettings, plan_files: Mapping[
         place.empty()
     elif manifest is not None:
         refuse_other_recipe(place, job, manifest.recipe)
-        if is_whole(place, manifest):
+        if again:
+            pass
+        elif is_whole(place, manifest):
             made = manifest.made_at.replace("T", " ").replace("+00:00", " UTC")
             print(f"{title}  already made ({made}): {place.url}", file=sys.stderr)
             return manifest
-        print(f"{title}  files are missing or damaged, they are made again: {place.url}", file=sys.stderr)
+        else:
+            print(f"{title}  files are missing or damaged, they are made again: {place.url}", file=sys.stderr)
     started = time.monotonic()
     loop = Loop(job, place, settings, title)
     stopping.during(loop.stop)
@@ -118,12 +136,14 @@ class Loop:
 
     def __init__(self, job: Job, place: Place, settings: RunSettings, title: str) -> None:
         self.job, self.place, self.settings, self.title = job, place, settings, title
-        self.inputs = {unit.name: unit.inputs for unit in job.units}
-        self.total = sum(self.inputs.values())
+        self.units = {unit.name: unit for unit in job.units}
+        self.shortfall = Shortfall(job)
         self.local = settings.runner == LOCAL
         self.pause = 0.5 if place.local else 3.0
         self.markers: dict[str, Marker] = {}
         self.waiting: deque[Unit] = deque()
+        self.last: list[Unit] = []  # units that wait for all others
+        self.pieces: Counter[str] = Counter()  # unit -> pieces that were seen
         self.failed: Counter[str] = Counter()  # unit -> tries that failed
         self.fruitless = 0  # shares in a row that ended with nothing learnt
         self.pool: Pool | None = None
@@ -132,14 +152,14 @@ class Loop:
         """Work until nothing is missing; gives the markers in the order of the units. Raises UserError or JobFailed."""
         try:
             self._collect(self.job.units)
-            progress = Progress(self.title, self.total, self.job.noun, self._done())
-            if self.waiting:
+            progress = Progress(self.title, self.shortfall.total, self.job.noun, self.shortfall.done)
+            if self.waiting or self.last:
                 for name in self.place.names("errors"):
                     self.place.remove(f"errors/{name}")
                 self.pool = shared_pool(self.settings.threads_per_worker)
                 self._work(self.pool, progress)
                 self.pool.retire_large()
-            progress.finish(self.total)
+            progress.finish(self.shortfall.done)
         except BaseException as error:
             self._forget(close_pool(keep_log=isinstance(error, JobFailed)))
             raise
@@ -153,12 +173,15 @@ class Loop:
                 if ended.share:
                     self._settle(pool, ended)
             if time.monotonic() - looked >= self.pause:
-                progress.show(self._done() + self._under_way(pool))
+                under_way = self._under_way(pool)
+                progress.show(*self.shortfall.progress(under_way))
                 self._end_at_final_error(progress)
+                self._end_at_many_failures(progress, under_way)
                 if self.local:
                     pool.kill_stalled(60 * self.settings.stall_minutes)
                 looked = time.monotonic()
         progress.clear()
+        self._end_at_many_failures(progress, {})
 
     def _collect(self, units: Iterable[Unit]) -> list[Unit]:
         """Take over the valid markers of units; the others wait for a worker, and are given back."""
@@ -175,12 +198,17 @@ class Loop:
                 missing.append(unit)
             else:
                 self.markers[unit.name] = marker
-        self.waiting.extend(missing)
+                self.shortfall.add(unit, marker)
+        self.waiting.extend(unit for unit in missing if not unit.payload.get("last"))
+        self.last.extend(unit for unit in missing if unit.payload.get("last"))
         return missing
 
     def _deal(self, pool: Pool) -> None:
         """Give each idle worker a share of what waits; start workers while there is more than they can take."""
         wished = self.settings.worker_count if self.local else 1
+        if not self.waiting and len(self.markers) + len(self.last) == len(self.job.units):
+            self.waiting.extend(self.last)
+            self.last.clear()
         while self.waiting:
             idle = [member for member in pool.members if not member.share]
             if len(pool.members) - len(idle) >= wished:
@@ -208,6 +236,9 @@ class Loop:
             if record is None and unit.name not in killed:
                 continue
             learnt = True
+            pieces = sum(name.startswith(f"{unit.name}.") for name in self.place.names(PIECES))
+            if pieces > self.pieces[unit.name]:  # it got on: what failed lies behind
+                self.pieces[unit.name], self.failed[unit.name] = pieces, 0
             self.failed[unit.name] += 1
             if record is not None and record["final"]:
                 raise UserError(str(record["sentence"]))
@@ -240,22 +271,27 @@ class Loop:
                     progress.clear()
                     raise UserError(str(record["sentence"]))
 
-    def _done(self) -> int:
-        return sum(self.inputs[name] for name in self.markers)
+    def _end_at_many_failures(self, progress: Progress, under_way: Mapping[str, UnderWay]) -> None:
+        """Give up where more inputs failed than the job allows: something is wrong with all of them."""
+        why = self.shortfall.too_many(under_way)
+        if why:
+            progress.clear()
+            raise JobFailed(f"{self.job.stage}: {why} ({self._in_place(len(self.markers))})")
 
-    def _under_way(self, pool: Pool) -> int:
-        """Inputs done in the shares under way: by markers, and as attempts tell (local places only)."""
+    def _under_way(self, pool: Pool) -> dict[str, UnderWay]:
+        """How far the units of the shares under way are: by markers, and as attempts tell (local places only)."""
         units = {unit.name for member in pool.members for unit in member.share}
         there = {name.removesuffix(".json") for name in self.place.names("done")} & units
-        done = {name: self.inputs[name] for name in there}
+        told = {name: UnderWay(self.units[name].inputs, 0, 1.0, "") for name in there}
         if self.place.local:
             for name in self.place.names("attempts"):
                 unit = name.partition(".")[0]
                 if name.endswith(".progress") and unit in units - there:
-                    with contextlib.suppress(OSError, ValueError):
-                        told = int(self.place.read(f"attempts/{name}"))
-                        done[unit] = max(done.get(unit, 0), min(told, self.inputs[unit]))
-        return sum(done.values())
+                    with contextlib.suppress(OSError, ValueError, TypeError):
+                        state = UnderWay(**json.loads(self.place.read(f"attempts/{name}")))
+                        if unit not in told or state.done > told[unit].done:
+                            told[unit] = state
+        return told
 
     def _attempts(self, pids: set[int]) -> list[str]:
         """Names of the attempts that processes of this machine left behind."""
@@ -280,7 +316,7 @@ class Loop:
         if pool is not None:
             self._forget(pool.signal_all())
             pool.remove_folder()
-        there = {name.removesuffix(".json") for name in self.place.names("done")} & set(self.inputs)
+        there = {name.removesuffix(".json") for name in self.place.names("done")} & set(self.units)
         return f"{self._in_place(len(there))}; the same command goes on from there"
 
     def _in_place(self, done: int) -> str:

@@ -6,17 +6,19 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from pipelines.commit import Job
+from pipelines.commit import Job, Unit
 from pipelines.storage import Place
 from schemas.errors import UserError
 from schemas.manifest import Manifest, canonical_json
 
 PLAN_NAME = "plan/plan.json"
+JOB_NAME = "plan/job.json"  # all of the job but its units: what 'repair' needs to run it again
 
 
 def write_plan(place: Place, job: Job, files: Mapping[str, bytes]) -> None:
     """Write the job's plan, and first the `files` that belong to it, unless it stands there already.
 
+    A plan that only grew, by units that do failed inputs again, is written anew.
     Raises UserError where the folder holds something else: another recipe's output, or files that are not ours.
     """
     record = {"recipe": job.identity, "recipe_hash": job.recipe_hash, "units": [unit.__dict__ for unit in job.units]}
@@ -26,20 +28,31 @@ def write_plan(place: Place, job: Job, files: Mapping[str, bytes]) -> None:
         if place.has_others("plan"):
             raise UserError(f"{place.url} holds files of something else; give an empty or a new folder")
         _write_files(place, files)
+        place.write(JOB_NAME, job.to_json().encode())
         if place.create(PLAN_NAME, data):
             return
         planned = read_plan(place) or {}
     refuse_other_recipe(place, job, planned.get("recipe"))
-    if planned.get("units") != json.loads(data)["units"]:
+    units, there = json.loads(data)["units"], planned.get("units") or []
+    if there != units[: len(there)] or not all(unit["payload"].get("again") for unit in units[len(there) :]):
         raise UserError(
             f"{place.url} was planned for other units by the same recipe; give --overwrite or another place"
         )
     _write_files(place, files)  # listed anew, with the same names: the files may have moved
+    place.write(JOB_NAME, job.to_json().encode())
+    if len(units) > len(there):
+        place.write(PLAN_NAME, data)
 
 
 def _write_files(place: Place, files: Mapping[str, bytes]) -> None:
     for name, content in files.items():
         place.write(name, content)
+
+
+def planned_units(place: Place) -> tuple[Unit, ...]:
+    """The units of the folder's plan; none where there is no plan. Raises UserError where it is damaged."""
+    planned = read_plan(place)
+    return tuple(Unit(**unit) for unit in planned["units"]) if planned else ()
 
 
 def read_plan(place: Place) -> dict[str, Any] | None:

@@ -28,8 +28,9 @@ class Progress:
         self._shown = False
         self._begun: tuple[float, int] | None = None  # when the first were done: start-up is no part of the rate
 
-    def show(self, done: int) -> None:
-        """Show the state; plain lines come every 10 seconds at most."""
+    def show(self, done: int, total: int | None = None) -> None:
+        """Show the state; plain lines come every 10 seconds at most. `total` where it is only now known better."""
+        self.total = self.total if total is None else total
         now = time.monotonic()
         if self._begun is None and done > self.first:
             self._begun = now, done

@@ -1,0 +1,97 @@
+"""How much of a job is done, how much is left, and when so much failed that going on makes no sense."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from pipelines.commit import Job, Unit, counted
+from schemas.errors import UserError
+from schemas.manifest import Counts, Marker
+
+SURE_FROM = 100  # inputs done before a share of a total that is not known is judged
+
+
+@dataclass(frozen=True)
+class UnderWay:
+    """What the attempt at a unit told last: inputs done and failed, share of an open unit's bytes, the last failure."""
+
+    done: int
+    failed: int
+    share: float
+    reason: str
+
+
+class Shortfall:
+    """The sums of a job. Units whose inputs are not known before count by their bytes."""
+
+    def __init__(self, job: Job) -> None:
+        self.limit, self.per_cent = _limit(job.most_failed)
+        self.text = job.most_failed
+        self.noun = job.noun
+        self.closed = sum(unit.inputs for unit in job.units if not unit.payload.get("again"))
+        self.open_bytes = {unit.name: max(1, _bytes(unit)) for unit in job.units if unit.payload.get("open")}
+        self.finished: dict[str, Marker] = {}
+        self.counts = Counts(0, 0, 0)
+
+    def add(self, unit: Unit, marker: Marker) -> None:
+        """A unit is done."""
+        if unit.name not in self.finished:
+            self.finished[unit.name] = marker
+            self.counts += counted(unit, marker)
+
+    @property
+    def done(self) -> int:
+        """Inputs of finished units."""
+        return self.counts.inputs
+
+    @property
+    def total(self) -> int:
+        """Inputs of all units; an estimate where some are not known."""
+        return self.progress({})[1]
+
+    def progress(self, under_way: Mapping[str, UnderWay]) -> tuple[int, int]:
+        """(inputs done, inputs in all, the latter estimated by the bytes that were read where it is not known)."""
+        running = {name: state for name, state in under_way.items() if name not in self.finished}
+        done = self.done + sum(state.done for state in running.values())
+        if not self.open_bytes:
+            return done, self.closed
+        inputs, read = 0.0, 0.0
+        for name, size in self.open_bytes.items():
+            if name in self.finished:
+                inputs, read = inputs + self.finished[name].counts.inputs, read + size
+            elif name in running:
+                inputs, read = inputs + running[name].done, read + size * running[name].share
+        whole = sum(self.open_bytes.values())
+        estimate = round(inputs * whole / read) if read else 0
+        return done, max(done, self.closed + estimate)
+
+    def too_many(self, under_way: Mapping[str, UnderWay]) -> str:
+        """Why the job is given up, or "" while no more failed than is allowed."""
+        if self.limit is None:
+            return ""
+        running = [state for name, state in under_way.items() if name not in self.finished]
+        failed = self.counts.failed + sum(state.failed for state in running)
+        done, total = self.progress(under_way)
+        most = self.limit * total / 100 if self.per_cent else self.limit
+        if failed <= most or (
+            self.per_cent and self.open_bytes and len(self.finished) < len(self.open_bytes) and done < SURE_FROM
+        ):
+            return ""
+        last = next((f"; the last: {state.reason}" for state in running if state.reason), "")
+        return f"{failed:,} of {done:,} {self.noun} failed, more than --max-failures {self.text} allows{last}"
+
+
+def _bytes(unit: Unit) -> int:
+    return int(unit.payload.get("bytes", 0))
+
+
+def _limit(text: str) -> tuple[float | None, bool]:
+    """(limit, whether it is per cent). Raises UserError."""
+    if not text:
+        return None, False
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)(%?)", text)
+    if not match or (not match[2] and "." in match[1]) or (match[2] and float(match[1]) > 100):
+        raise UserError(f"--max-failures is {text!r}; it must be a number, or per cent such as 5%")
+    return float(match[1]), bool(match[2])
