@@ -1,9 +1,8 @@
 """A folder anywhere that fsspec reaches, with the few operations that the commit protocol needs.
 
-Local: write to a temporary name, fsync, rename, fsync of the folder; exclusive create by link. Remote: whole
-objects by `pipe_file` and `put_file` only (an exception inside `open("wb")` on S3 still commits the truncated
-object), exclusive create by the store's own precondition, and no listings cache (others' markers would stay
-unseen).
+Local: write to a temporary name, fsync, rename, fsync of the folder; exclusive create by link. Remote
+(pipelines/remote.py): whole objects only, each operation retried, exclusive create by the store's own precondition,
+and no listings cache (others' markers would stay unseen).
 """
 
 from __future__ import annotations
@@ -22,10 +21,12 @@ from pathlib import Path
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
+from pipelines.remote import ABSENT, RemoteFiles, file_system
 from schemas.errors import UserError
 
 _URL = re.compile(r"([a-z0-9]+::)*[A-Za-z][A-Za-z0-9+.-]*://")
 _CHAIN = re.compile(r"^[a-z0-9]+::|::[a-z0-9]+://")  # fsspec's URL chains; any other "::" belongs to a name
+_EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcp", "gcs": "gcp"}  # protocol -> the extra that brings its package
 _FULL = {
     errno.ENOSPC: "there is no space left on the disk",
     errno.EDQUOT: "the disk quota is used up",
@@ -58,9 +59,20 @@ def open_file_system(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
             return fsspec.core.url_to_fs(url, use_listings_cache=False)
         kind = fsspec.get_filesystem_class(url.partition("://")[0])
         settings = {**kind._get_kwargs_from_urls(url), "use_listings_cache": False}
-        return kind(**settings), str(kind._strip_protocol(url))
-    except (ValueError, ImportError) as error:
+        return file_system(kind, settings), str(kind._strip_protocol(url))
+    except ImportError as error:
+        extra = _EXTRAS.get(url.partition("://")[0])
+        mend = f"; install the extra '{extra}' (pip install 'rrt-pipelines[{extra}]')" if extra else ""
+        raise UserError(f"{url}: cannot be opened: {error}{mend}") from error
+    except ValueError as error:
         raise UserError(f"{url}: cannot be opened: {error}") from error
+
+
+def read_url(url: str) -> bytes:
+    """The whole file at a remote URL, retried. Raises FileNotFoundError, PermissionError, and UserError where the
+    place does not answer: that is no matter of this one file."""
+    fs, path = open_file_system(url)
+    return RemoteFiles(fs).read(path, (*ABSENT, PermissionError))
 
 
 def sha256_file(path: str | Path) -> str:
@@ -79,12 +91,17 @@ def fsync_folder(path: str | Path) -> None:
 
 
 class Place:
-    """A folder by path or URL. Names are relative, with forward slashes."""
+    """A folder by path or URL. Names are relative, with forward slashes.
+
+    Where it is remote, each operation raises UserError (retrying.Unreachable) when the place failed in all tries or
+    refuses.
+    """
 
     def __init__(self, url: str) -> None:
         self.fs, root = open_file_system(url)
         self.root = root.rstrip("/")
         self.local = isinstance(self.fs, LocalFileSystem)
+        self.remote = RemoteFiles(self.fs)  # not used where the place is local
         self.url = self.root if self.local else str(self.fs.unstrip_protocol(self.root))
 
     def path(self, name: str) -> str:
@@ -97,12 +114,15 @@ class Place:
 
     def exists(self, name: str = "") -> bool:
         """Whether a file (or, locally, a folder) is there."""
-        return bool(self.fs.exists(self.path(name)))
+        return os.path.exists(self.path(name)) if self.local else self.remote.info(self.path(name)) is not None
 
     def size(self, name: str) -> int | None:
         """Bytes of a file, or None where it is absent."""
+        if not self.local:
+            told = self.remote.info(self.path(name))
+            return None if told is None or told["size"] is None else int(told["size"])
         try:
-            return os.stat(self.path(name)).st_size if self.local else int(self.fs.size(self.path(name)))
+            return os.stat(self.path(name)).st_size
         except (FileNotFoundError, NotADirectoryError):
             return None
 
@@ -112,20 +132,18 @@ class Place:
             return [self.size(name) for name in names]
         listed: dict[str, int] = {}
         for folder in {name.rpartition("/")[0] for name in names}:
-            with contextlib.suppress(FileNotFoundError):
-                for entry in self.fs.ls(self.path(folder), detail=True):
-                    listed[entry["name"].strip("/")] = entry["size"]
+            for entry in self.remote.listed(self.path(folder)):
+                listed[entry["name"].strip("/")] = entry["size"]
         return [listed.get(self.path(name).strip("/")) for name in names]
 
     def read(self, name: str) -> bytes:
         """The whole file. Raises FileNotFoundError."""
-        return Path(self.path(name)).read_bytes() if self.local else bytes(self.fs.cat_file(self.path(name)))
+        return Path(self.path(name)).read_bytes() if self.local else self.remote.read(self.path(name))
 
     def read_ranges(self, names: Sequence[str], starts: Sequence[int], stops: Sequence[int]) -> list[bytes]:
         """Byte ranges of files, in order; concurrently where the file system can."""
         if not self.local:
-            paths = [self.path(name) for name in names]
-            return [bytes(data) for data in self.fs.cat_ranges(paths, list(starts), list(stops))]
+            return self.remote.ranges([self.path(name) for name in names], starts, stops)
         pieces = []
         with contextlib.ExitStack() as stack:
             opened: dict[str, int] = {}
@@ -145,11 +163,8 @@ class Place:
                     return sorted(entry.name for entry in entries if entry.is_file())
             except FileNotFoundError:
                 return []
-        try:
-            listed = self.fs.ls(self.path(folder), detail=True)
-        except FileNotFoundError:
-            return []
-        return sorted(entry["name"].rsplit("/", 1)[-1] for entry in listed if entry["type"] == "file")
+        files = [entry["name"] for entry in self.remote.listed(self.path(folder)) if entry["type"] == "file"]
+        return sorted(name.rpartition("/")[2] for name in files if not name.endswith("/"))  # "x/" stands for a folder
 
     def write(self, name: str, data: bytes, *, durable: bool = True) -> None:
         """Write or replace a whole file at once. What need not outlive a power cut is not `durable`.
@@ -157,7 +172,7 @@ class Place:
         Raises UserError where the place cannot be written; so do `create` and `put`.
         """
         if not self.local:
-            self.fs.pipe_file(self.path(name), data)
+            self.remote.write(self.path(name), data)
             return
         with self._temporary(name) as temporary:
             self._write_local(temporary, data, durable)
@@ -166,13 +181,12 @@ class Place:
                 fsync_folder(os.path.dirname(self.path(name)))
 
     def create(self, name: str, data: bytes) -> bool:
-        """Write a whole file unless it exists; False where it does. The first of many wins."""
+        """Write a whole file unless it exists; False where it does. The first of many wins.
+
+        On a remote place also True where exactly these bytes stand there: perhaps they are our own.
+        """
         if not self.local:
-            try:
-                self.fs.pipe_file(self.path(name), data, mode="create")
-            except FileExistsError:
-                return False
-            return True
+            return self.remote.create(self.path(name), data)
         with self._temporary(name) as temporary:
             self._write_local(temporary, data, durable=True)
             try:
@@ -185,7 +199,7 @@ class Place:
     def put(self, local_file: str, name: str) -> None:
         """Bring a finished local file to its name; locally it is moved (it must lie on the same disk)."""
         if not self.local:
-            self.fs.put_file(local_file, self.path(name))
+            self.remote.put(local_file, self.path(name))
             os.remove(local_file)
             return
         target = self.path(name)
@@ -198,25 +212,24 @@ class Place:
 
     def remove(self, name: str) -> None:
         """Remove a file; nothing happens where it is absent."""
+        if not self.local:
+            self.remote.remove(self.path(name))
+            return
         with contextlib.suppress(FileNotFoundError):
-            if self.local:
-                os.remove(self.path(name))
-            else:
-                self.fs.rm_file(self.path(name))
+            os.remove(self.path(name))
 
     def remove_folder(self, name: str) -> None:
         """Remove a folder of leftovers, as far as it can be removed."""
         if self.local:
             shutil.rmtree(self.path(name), ignore_errors=True)
         elif name:
-            with contextlib.suppress(OSError):
-                self.fs.rm(self.path(name), recursive=True)
+            with contextlib.suppress(OSError, UserError):
+                self.remote.remove_below(self.path(name))
 
     def empty(self) -> None:
         """Remove all that is in the folder; the folder stays."""
         if not self.local:
-            with contextlib.suppress(FileNotFoundError):
-                self.fs.rm(self.root, recursive=True)
+            self.remote.remove_below(self.root)
             return
         with self._writing(""), contextlib.suppress(FileNotFoundError):
             for entry in os.scandir(self.root):
@@ -227,10 +240,13 @@ class Place:
 
     def has_others(self, known: str) -> bool:
         """Whether the folder holds anything, hidden files aside, but no entry of the name `known`."""
-        try:
-            paths = os.listdir(self.root) if self.local else self.fs.ls(self.root, detail=False)
-        except (FileNotFoundError, NotADirectoryError):
-            return False
+        if self.local:
+            try:
+                paths = os.listdir(self.root)
+            except (FileNotFoundError, NotADirectoryError):
+                return False
+        else:
+            paths = [entry["name"] for entry in self.remote.listed(self.root)]
         names = [path.rstrip("/").rpartition("/")[2] for path in paths]
         return known not in names and any(not name.startswith(".") for name in names)
 
