@@ -15,16 +15,21 @@ from schemas.errors import UserError
 T = TypeVar("T")
 
 
-def option(help: str, default: Any = dataclasses.MISSING, choices: tuple[str, ...] = ()) -> Any:
-    """A field of an options dataclass with its help text; without a default it is required."""
-    metadata = {"help": help, "choices": choices}
+def option(
+    help: str, default: Any = dataclasses.MISSING, choices: tuple[str, ...] = (), *, positional: bool = False
+) -> Any:
+    """A field of an options dataclass with its help text; without a default it is required.
+
+    A `positional` one may stand on the command line without its flag, in the order of the fields.
+    """
+    metadata = {"help": help, "choices": choices, "positional": positional}
     if isinstance(default, dict):
         return dataclasses.field(default_factory=lambda: dict(default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
 
 
 def add_arguments(parser: argparse._ActionsContainer, options: type) -> None:
-    """Add a flag for each field: ``rows_per_part`` becomes ``--rows-per-part``."""
+    """Add a flag for each field: ``rows_per_part`` becomes ``--rows-per-part``; positional ones have none."""
     hints = typing.get_type_hints(options)
     for field in dataclasses.fields(options):
         if not field.metadata.get("help"):
@@ -49,7 +54,11 @@ def add_arguments(parser: argparse._ActionsContainer, options: type) -> None:
         elif field.default not in (dataclasses.MISSING, "", (), None) and kind is not bool:
             keywords["help"] += f" (default: {field.default})"
         keywords["help"] = keywords["help"].replace("%", "%%")
-        parser.add_argument(flag, **{key: value for key, value in keywords.items() if value is not None})
+        names = (flag,)
+        if field.metadata.get("positional"):
+            names, keywords["dest"] = (field.name,), None
+            keywords.update(nargs="?", metavar=field.name.upper())
+        parser.add_argument(*names, **{key: value for key, value in keywords.items() if value is not None})
 
 
 def build(options: type[T], values: dict[str, Any], where: str) -> T:
@@ -68,7 +77,8 @@ def build(options: type[T], values: dict[str, Any], where: str) -> T:
                 raise UserError(f"{where}: {name} is {checked[name]!r}; it must be one of {', '.join(choices)}")
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         if required and checked.get(name, "") in ("", ()):
-            raise UserError(f"{where}: --{name.replace('_', '-')} is missing")
+            called = name.upper() if field.metadata.get("positional") else f"--{name.replace('_', '-')}"
+            raise UserError(f"{where}: {called} is missing")
     return options(**checked)
 
 
