@@ -7,6 +7,7 @@ breaks is no visible object. What is read is checked for its length, what was pu
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import threading
@@ -21,7 +22,7 @@ Result = TypeVar("Result")
 
 AT_ONCE = 8_000_000  # bytes: larger objects are read in concurrent ranges where the file system can
 _NOISY = ("aiobotocore", "botocore", "s3fs", "gcsfs", "fsspec", "aiohttp", "urllib3", "asyncio")
-ABSENT = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
+ABSENT: tuple[type[Exception], ...] = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
 _made: dict[tuple[Any, ...], fsspec.AbstractFileSystem] = {}
 _lock = threading.Lock()
 
@@ -41,6 +42,10 @@ def file_system(kind: type[fsspec.AbstractFileSystem], settings: dict[str, Any])
         return _made[key]
 
 
+class TooLarge(OSError):
+    """An object that is not read for its size."""
+
+
 class RemoteFiles:
     """The operations on paths of one file system.
 
@@ -57,11 +62,13 @@ class RemoteFiles:
         except ABSENT:
             return None
 
-    def read(self, path: str, final: tuple[type[Exception], ...] = ABSENT) -> bytes:
-        """The whole object. Raises FileNotFoundError, and what else is `final`."""
+    def read(self, path: str, final: tuple[type[Exception], ...] = ABSENT, most: int | None = None) -> bytes:
+        """The whole object. Raises FileNotFoundError, and what else is `final`; TooLarge above `most` bytes."""
 
         def whole() -> bytes:
             size = self.fs.info(path).get("size")
+            if most is not None and size is not None and size > most:
+                raise TooLarge(errno.EFBIG, f"it has {size:,} bytes; at most {most:,} are read")
             if not size or size > AT_ONCE:
                 data = bytes(self.fs.cat_file(path))
             else:

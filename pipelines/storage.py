@@ -21,7 +21,7 @@ from pathlib import Path
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from pipelines.remote import ABSENT, RemoteFiles, file_system
+from pipelines.remote import ABSENT, RemoteFiles, TooLarge, file_system
 from schemas.errors import UserError
 
 _URL = re.compile(r"([a-z0-9]+::)*[A-Za-z][A-Za-z0-9+.-]*://")
@@ -68,11 +68,14 @@ def open_file_system(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
         raise UserError(f"{url}: cannot be opened: {error}") from error
 
 
-def read_url(url: str) -> bytes:
-    """The whole file at a remote URL, retried. Raises FileNotFoundError, PermissionError, and UserError where the
-    place does not answer: that is no matter of this one file."""
+def read_url(url: str, most: int | None = None) -> bytes:
+    """The whole file at a remote URL, retried: one that may be bad by itself, such as an image.
+
+    Raises OSError for what is wrong with this file alone (absent, not allowed, more than `most` bytes), and UserError
+    where its place does not answer.
+    """
     fs, path = open_file_system(url)
-    return RemoteFiles(fs).read(path, (*ABSENT, PermissionError))
+    return RemoteFiles(fs).read(path, (*ABSENT, PermissionError, TooLarge), most)
 
 
 def sha256_file(path: str | Path) -> str:
@@ -115,6 +118,13 @@ class Place:
     def exists(self, name: str = "") -> bool:
         """Whether a file (or, locally, a folder) is there."""
         return os.path.exists(self.path(name)) if self.local else self.remote.info(self.path(name)) is not None
+
+    def is_folder(self) -> bool:
+        """Whether the place itself is a folder; a remote one is where files lie below it."""
+        if self.local:
+            return os.path.isdir(self.root)
+        told = self.remote.info(self.root)
+        return told is not None and told["type"] == "directory"
 
     def size(self, name: str) -> int | None:
         """Bytes of a file, or None where it is absent."""
