@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image as PillowImage
 from PIL import UnidentifiedImageError
+from PIL.JpegImagePlugin import JpegImageFile
 
 from schemas.image_list import Box
 
@@ -32,6 +33,12 @@ _TO_UPRIGHT = {
     7: PillowImage.Transpose.TRANSVERSE,
     8: PillowImage.Transpose.ROTATE_90,
 }
+_SWAPPING = (5, 6, 7, 8)  # orientations whose upright width is the stored height
+_LEFT_WAS_LAST = (2, 3, 6, 7)  # whose left column is the last column or row as stored
+_TOP_WAS_LAST = (3, 4, 7, 8)
+
+_REDUCTIONS = (8, 4, 2)  # what libjpeg decodes at by leaving out work
+
 
 @dataclass(frozen=True)
 class Image:
@@ -39,10 +46,12 @@ class Image:
 
     pixels         uint8 [H, W, 3], RGB, upright, contiguous; cropped to the box where one is given
     width, height  of the upright original, pixels
-    origin         x, y of the crop's top-left corner in the upright original, pixels; (0, 0) without a box
+    origin         x, y of the pixels' top-left corner in the upright original; that of the box where one is given,
+                   else (0, 0), or down to -7 where a reduced picture was turned: see `span`
     resize_factor  max(crop side) / max(original side), in (0, 1]; 1.0 without a box. Extractors multiply
                    their sizes by it, so that a crop is seen at the size it would have in the whole picture
                    (DELG, extract_features).
+    reduction      1, or 2, 4, 8: so many times smaller than the original the pixels are, a side; 1 with a box
     """
 
     record_id: str
@@ -51,6 +60,25 @@ class Image:
     height: int
     origin: tuple[float, float] = (0.0, 0.0)
     resize_factor: float = 1.0
+    reduction: int = 1
+
+    @property
+    def crop_size(self) -> tuple[int, int]:
+        """Width and height of the crop (of the whole picture without a box) in pixels of the original."""
+        if self.reduction > 1:
+            return self.width, self.height
+        height, width = self.pixels.shape[:2]
+        return width, height
+
+    @property
+    def span(self) -> tuple[int, int]:
+        """What the pixels cover, width and height in pixels of the original.
+
+        `crop_size`; of a reduced picture up to 7 more, since a pixel that is partly beyond the border is kept. What
+        lies at x of W columns of the pixels, or of a copy of them, lies at origin + x * span / W of the original.
+        """
+        height, width = self.pixels.shape[:2]
+        return width * self.reduction, height * self.reduction
 
 
 class DecodeError(Exception):
@@ -78,6 +106,7 @@ def decode(
     *,
     max_pixels: int = 100_000_000,
     min_side: int = 10,
+    largest_side: int | None = None,
 ) -> Image:
     """Decode an image file held in memory to upright RGB.
 
@@ -86,6 +115,10 @@ def decode(
     max_pixels  larger images are refused by their header, before a pixel is decoded. Pillow's own hard limit,
                 2 x PIL.Image.MAX_IMAGE_PIXELS (179 million), holds as well.
     min_side    pictures, or crops, with a shorter side are refused (DELG: 10)
+    largest_side  the longest side that the caller will look at (`Extractor.largest_side`). A JPEG without a box is
+                then decoded at a half, a quarter or an eighth, as far as its longest side stays at least twice
+                this: several times faster, and not the same pixels as full decoding and shrinking gives. All limits
+                count in original pixels. None: every pixel.
 
     EXIF orientation is applied; transparency is laid over white; of an animation the first frame is taken;
     16-bit greys are scaled to 8 bits; CMYK is converted plainly, without colour profiles.
@@ -97,12 +130,13 @@ def decode(
         # Corrupt EXIF, odd TIFF tags, the first bomb threshold: what matters of it is raised below.
         warnings.simplefilter("ignore")
         try:
-            upright = _upright_rgb(data, max_pixels)
+            upright, (width, height), reduction, origin = _upright_rgb(
+                data, max_pixels, largest_side if box is None else None
+            )
         except DecodeError:
             raise
         except Exception as error:  # noqa: BLE001  hostile bytes make decoders raise anything
             raise _refusal(error) from None
-    width, height = upright.size
     left, top, right, bottom = (0, 0, width, height) if box is None else _corners(box, width, height)
     shorter = min(right - left, bottom - top)
     if shorter < min_side:
@@ -113,17 +147,22 @@ def decode(
         )
     if box is not None:
         upright = upright.crop((left, top, right, bottom))
+        origin = (left, top)
     return Image(
         record_id=record_id,
         pixels=np.array(upright, dtype=np.uint8),
         width=width,
         height=height,
-        origin=(float(left), float(top)),
+        origin=(float(origin[0]), float(origin[1])),
         resize_factor=max(right - left, bottom - top) / max(width, height),
+        reduction=reduction,
     )
 
 
-def _upright_rgb(data: bytes, max_pixels: int) -> PillowImage.Image:
+def _upright_rgb(
+    data: bytes, max_pixels: int, largest_side: int | None
+) -> tuple[PillowImage.Image, tuple[int, int], int, tuple[int, int]]:
+    """The upright picture; width and height of the original, upright; the reduction; the pixels' origin."""
     with PillowImage.open(io.BytesIO(data), formats=_FORMATS) as file:
         width, height = file.size
         if width * height > max_pixels:
@@ -131,12 +170,37 @@ def _upright_rgb(data: bytes, max_pixels: int) -> PillowImage.Image:
                 f"the picture has {width} x {height} pixels, more than the {max_pixels:,} of max_pixels",
                 "too_large",
             )
+        reduction = 1 if largest_side is None else _reduced(file, largest_side)
         file.load()
         # After loading: Pillow turns TIFF upright by itself while it loads, and a PNG may carry EXIF behind
         # its pixels.
-        turn = _TO_UPRIGHT.get(_orientation(file))
+        orientation = _orientation(file)
         image = _rgb(file)
-    return image if turn is None else image.transpose(turn)
+    turn = _TO_UPRIGHT.get(orientation)
+    if turn is not None:
+        image = image.transpose(turn)
+    if reduction == 1:
+        return image, image.size, 1, (0, 0)
+    if orientation in _SWAPPING:
+        width, height = height, width
+    # Columns and rows partly beyond the border are the stored picture's last; turned, they may come first.
+    beyond = (width - image.width * reduction, height - image.height * reduction)
+    left = beyond[0] if orientation in _LEFT_WAS_LAST else 0
+    top = beyond[1] if orientation in _TOP_WAS_LAST else 0
+    return image, (width, height), reduction, (left, top)
+
+
+def _reduced(file: PillowImage.Image, largest_side: int) -> int:
+    """Have a JPEG decoded smaller where that is enough; by how much."""
+    if not isinstance(file, JpegImageFile):
+        return 1
+    width, height = file.size
+    for reduction in _REDUCTIONS:
+        if -(-max(width, height) // reduction) >= 2 * largest_side and min(width, height) >= reduction:
+            drafted = file.draft(file.mode, (width // reduction, height // reduction))
+            # The box is the original's size divided by the reduction that Pillow chose.
+            return 1 if drafted is None else round(max(width, height) / max(drafted[1][2:]))
+    return 1
 
 
 def _orientation(image: PillowImage.Image) -> int:

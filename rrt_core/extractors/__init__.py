@@ -96,10 +96,13 @@ class Extractor(ABC):
 
 def without_locals(answer: Description | Failure, local_dim: int) -> Description | Failure:
     """The description with its global alone."""
-    if isinstance(answer, Failure):
-        return answer
+    return answer if isinstance(answer, Failure) else global_only(answer.global_descriptor, local_dim)
+
+
+def global_only(descriptor: npt.NDArray[np.float32], local_dim: int) -> Description:
+    """A description with this global, float32 [D], and no local descriptors."""
     return Description(
-        global_descriptor=answer.global_descriptor,
+        global_descriptor=descriptor,
         descriptors=np.zeros((0, local_dim), np.float32),
         xy=np.zeros((0, 2), np.float32),
         scale=np.zeros(0, np.uint8),

@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -22,7 +21,8 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_safetensors
 from torch import Tensor
 
-from rrt_core.extractors import Description, Extractor, Failure
+from rrt_core.extractors import Description, Extractor, Failure, global_only
+from rrt_core.extractors.copies import copy_of, largest_copy, places
 from rrt_core.extractors.efficientnet_lite0 import (
     INPUT_DEVIATION,
     INPUT_MEAN,
@@ -95,6 +95,7 @@ class EfficientNet(Extractor):
         self._mean, self._projection = _whitening(whitening_bytes, whitening or WHITENING.name)
         self.weights_sha256 = hashlib.sha256(network_bytes + whitening_bytes).hexdigest()
         self.scales = tuple(size / self._sizes[0] for size in self._sizes)
+        self.largest_side = self._sizes[0]
         self.global_dim = GLOBAL_DIM
         self.local_dim = int(self._projection.shape[1])
         self.config: dict[str, Any] = {
@@ -108,6 +109,17 @@ class EfficientNet(Extractor):
         """See `Extractor.describe`. Never a Failure: any decoded image can be described."""
         with torch.inference_mode():
             return [self._describe(image) for image in images]
+
+    def describe_globals(self, images: Sequence[Image]) -> list[Description | Failure]:
+        """See `Extractor.describe_globals`. Leaves out norms, sorting and whitening of the cells."""
+        with torch.inference_mode():
+            return [self._describe_global(image) for image in images]
+
+    def _describe_global(self, image: Image) -> Description:
+        pooled = torch.zeros(self.global_dim)
+        for copy in self._copies(image):
+            pooled += gem(self._maps(copy))
+        return global_only(torch.nn.functional.normalize(pooled, dim=0).numpy(), self.local_dim)
 
     def _describe(self, image: Image) -> Description:
         found = self.strongest(image)
@@ -149,22 +161,8 @@ class EfficientNet(Extractor):
 
     def _copies(self, image: Image) -> list[npt.NDArray[np.uint8]]:
         """The image at every size, largest first."""
-        height, width = image.pixels.shape[:2]
-        longest = max(height, width)
-        most = self._enlarge * longest
-        least = min(self._min_size, self._sizes[0])
-        first = min(max(self._sizes[0] * image.resize_factor, least), most)
-        return [resized(image.pixels, first * scale / longest) for scale in self.scales]
-
-
-def resized(pixels: npt.NDArray[np.uint8], factor: float) -> npt.NDArray[np.uint8]:
-    """The picture scaled by `factor`, sides rounded, at least 1; shrunk by averaging areas (no aliasing)."""
-    height, width = pixels.shape[:2]
-    new_width, new_height = max(1, round(width * factor)), max(1, round(height * factor))
-    if (new_width, new_height) == (width, height):
-        return pixels
-    method = cv2.INTER_AREA if factor < 1 else cv2.INTER_LINEAR
-    return np.asarray(cv2.resize(pixels, (new_width, new_height), interpolation=method), np.uint8)
+        first = largest_copy(image, self._sizes[0], self._enlarge, self._min_size)
+        return [copy_of(image, first * scale) for scale in self.scales]
 
 
 def gem(maps: Maps) -> Tensor:
@@ -190,9 +188,7 @@ def whiten(cells: Tensor, mean: Tensor, projection: Tensor) -> Tensor:
 
 def _places(image: Image, copy: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
     """Centres of the cells' receptive fields, x, y in pixels of the upright original, float32 [cells, 2]."""
-    crop_height, crop_width = image.pixels.shape[:2]
-    x = image.origin[0] + cell_centres(copy.shape[1]) * (crop_width / copy.shape[1])
-    y = image.origin[1] + cell_centres(copy.shape[0]) * (crop_height / copy.shape[0])
+    x, y = places(image, copy.shape, cell_centres(copy.shape[1]), cell_centres(copy.shape[0]))
     return np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2).astype(np.float32)
 
 

@@ -12,8 +12,9 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from rrt_core.extractors import Description, Extractor, Failure
-from rrt_core.extractors.efficientnet import EfficientNet, check_whole, resized
+from rrt_core.extractors import Description, Extractor, Failure, without_locals
+from rrt_core.extractors.copies import copy_of, largest_copy, places
+from rrt_core.extractors.efficientnet import EfficientNet, check_whole
 from rrt_core.images import Image
 
 _OCTAVES = 10  # SIFT halves an image of 2 x 4096 pixels ten times until nothing is left to look at
@@ -49,6 +50,7 @@ class RootSift(Extractor):
         self.scales = tuple(2.0**-octave for octave in range(_OCTAVES))
         self.global_dim = self._globals.global_dim
         self.local_dim = 128
+        self.largest_side = max(size, self._globals.largest_side or 0)
         self.weights_sha256 = self._globals.weights_sha256
         self.config = {"size": size, "max_locals": max_locals, "global": self._globals.config}
 
@@ -56,10 +58,14 @@ class RootSift(Extractor):
         """See `Extractor.describe`. Never a Failure."""
         return [self._describe(image) for image in images]
 
+    def describe_globals(self, images: Sequence[Image]) -> list[Description | Failure]:
+        """See `Extractor.describe_globals`. Seeks no keypoints."""
+        return [without_locals(answer, self.local_dim) for answer in self._globals.describe_globals(images)]
+
     def _describe(self, image: Image) -> Description:
         whole = self._globals.describe([image])[0]
         assert isinstance(whole, Description)
-        pixels = resized(image.pixels, self._factor(image))
+        pixels = copy_of(image, largest_copy(image, self._size, 1.0, 0))
         keypoints, histograms = self._sift.detectAndCompute(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY), None)
         if len(keypoints) == 0:
             histograms = np.zeros((0, self.local_dim), np.float32)
@@ -68,21 +74,15 @@ class RootSift(Extractor):
         # OpenCV keeps every keypoint of the last response it admits, so more than asked, in no promised
         # order.
         order = np.lexsort((angle, size, y, x, -response))[: self._max_locals]
-        crop_height, crop_width = image.pixels.shape[:2]
         # OpenCV counts from the centre of the first pixel; ours from its corner.
-        larger = (crop_width / pixels.shape[1], crop_height / pixels.shape[0])
-        place = (np.stack([x, y], axis=1)[order] + 0.5) * larger
+        across, down = places(image, pixels.shape, x[order] + 0.5, y[order] + 0.5)
         return Description(
             global_descriptor=whole.global_descriptor,
             descriptors=root(np.asarray(histograms, np.float32)[order]),
-            xy=(place + image.origin).astype(np.float32),
+            xy=np.stack([across, down], axis=1).astype(np.float32),
             scale=_ordinals(octave[order]),
             strength=response[order].astype(np.float32),
         )
-
-    def _factor(self, image: Image) -> float:
-        longest: int = max(image.pixels.shape)
-        return min(1.0, self._size * image.resize_factor / longest)
 
 
 def root(histograms: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

@@ -20,7 +20,8 @@ from safetensors.numpy import save
 
 from rrt_core.extractors import Description, Extractor, create
 from rrt_core.extractors import efficientnet as module
-from rrt_core.extractors.efficientnet import EfficientNet, directions, gem, local_cells, resized, whiten
+from rrt_core.extractors.copies import copy_of
+from rrt_core.extractors.efficientnet import EfficientNet, directions, gem, local_cells, whiten
 from rrt_core.extractors.efficientnet_lite0 import (
     INPUT_DEVIATION,
     INPUT_MEAN,
@@ -161,7 +162,7 @@ def test_locals_and_global_come_from_the_maps(efficientnet: EfficientNet) -> Non
     expected = []
     with torch.inference_mode():
         for ordinal, size in enumerate((512, 360, 256)):
-            copy = resized(one.pixels, size / 300)
+            copy = copy_of(one, size)
             assert max(copy.shape) == size
             maps = efficientnet._maps(copy)
             pooled += gem(maps)
@@ -275,6 +276,43 @@ def test_the_same_bytes_alone_and_in_company(extractor: Extractor) -> None:
     assert as_bytes(described(again, images[2])) == together[2]
     assert (again.weights_sha256, again.config) == (extractor.weights_sha256, extractor.config)
     assert extractor.describe([]) == []
+
+
+def test_globals_alone_are_the_same(extractor: Extractor) -> None:
+    images = [image(320, 240, 1), image(200, 320, 3), image(320, 240, 4, (40, 40, 120, 90))]
+    for alone, full in zip(extractor.describe_globals(images), extractor.describe(images), strict=True):
+        assert isinstance(alone, Description) and isinstance(full, Description)
+        assert alone.global_descriptor.tobytes() == full.global_descriptor.tobytes()
+        assert alone.descriptors.shape == (0, extractor.local_dim) and alone.xy.shape == (0, 2)
+        assert [array.dtype for array in vars(alone).values()] == [array.dtype for array in vars(full).values()]
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+def test_a_jpeg_decoded_smaller_is_described_alike(orientation: int) -> None:
+    # Of the same picture at the sizes a caller looks at, the same cells at the same places of the original.
+    turned = {1: 0, 3: 2, 6: 1}[orientation]  # quarter turns against the clock
+    exif = PillowImage.Exif()
+    exif[0x0112] = orientation
+    stored = PillowImage.fromarray(
+        np.ascontiguousarray(np.rot90(cv2.GaussianBlur(picture(1411, 1003), (9, 9), 0), turned))
+    )
+    file = io.BytesIO()
+    stored.save(file, "JPEG", quality=95, exif=exif)
+    for made in (create("efficientnet", sizes=[224, 160], max_locals=2000), create("rootsift", size=256)):
+        assert made.largest_side == (224 if made.name == "efficientnet" else 512)
+        full = decode(file.getvalue(), "full")
+        small = decode(file.getvalue(), "small", largest_side=min(224, made.largest_side))
+        assert (full.reduction, small.reduction) == (1, 2) and small.crop_size == full.crop_size == (1411, 1003)
+        left, right = described(made, full), described(made, small)
+        assert left.global_descriptor @ right.global_descriptor > 0.99
+        if made.name == "efficientnet":
+            assert len(left.xy) == len(right.xy)
+            # The same cells: their centres move by what the reduced picture spans beyond the border, a pixel at most.
+            order = [np.lexsort((d.xy[:, 0].round(-1), d.xy[:, 1].round(-1), d.scale)) for d in (left, right)]
+            assert np.abs(left.xy[order[0]] - right.xy[order[1]]).max() <= 1.01
+        nearest = (left.descriptors @ right.descriptors.T).argmax(axis=1)
+        away = np.linalg.norm(left.xy - right.xy[nearest], axis=1)
+        assert np.median(away) < 2
 
 
 def test_a_crop_is_seen_as_in_its_picture() -> None:

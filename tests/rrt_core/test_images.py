@@ -237,9 +237,111 @@ def test_truncated_and_damaged_files(kind: str) -> None:
         for place in generator.integers(0, min(len(data), 400), 4):
             damaged[place] = generator.integers(0, 256)
         try:
-            decode(bytes(damaged), "r", max_pixels=1_000_000)
+            decode(bytes(damaged), "r", max_pixels=1_000_000, largest_side=8)
         except DecodeError as error:
             assert error.error_class
+
+
+# Decoding at a half, a quarter, an eighth
+
+
+def smooth(height: int, width: int) -> np.ndarray:
+    """Slow waves of colour: nothing that a codec or a reduction could lose."""
+    y, x = np.mgrid[:height, :width] * (2 * np.pi / 150)
+    return np.stack([128 + 100 * np.sin(x), 128 + 100 * np.cos(y), 128 + 80 * np.sin(x + y)], 2).astype(np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "largest_side", "reduction"),
+    [
+        (448, 300, 224, 1),
+        (895, 300, 224, 2),  # 448 columns: just enough
+        (893, 300, 224, 1),
+        (300, 1000, 224, 2),
+        (1801, 1203, 224, 4),
+        (1801, 1203, 100, 8),
+        (1801, 7, 100, 4),  # a row must remain
+        (1801, 1203, 2000, 1),
+    ],
+)
+def test_jpegs_are_decoded_smaller(width: int, height: int, largest_side: int, reduction: int) -> None:
+    data = saved(PillowImage.fromarray(smooth(height, width)), "JPEG", quality=95)
+    got = decode(data, "r", largest_side=largest_side, min_side=5)
+    assert (got.width, got.height, got.origin, got.resize_factor) == (width, height, (0.0, 0.0), 1.0)
+    assert (got.reduction, got.crop_size) == (reduction, (width, height))
+    expected = PillowImage.open(io.BytesIO(data))
+    if reduction > 1:
+        expected.draft("RGB", (width // reduction, height // reduction))
+    assert (got.pixels == np.asarray(expected)).all() and got.pixels.flags.c_contiguous
+    assert got.span == (got.pixels.shape[1] * reduction, got.pixels.shape[0] * reduction)
+    assert max(got.pixels.shape) >= min(2 * largest_side, width, height)
+    full = decode(data, "r", min_side=5)
+    assert (full.reduction, full.span) == (1, (width, height))
+    assert full.pixels.tobytes() == decode(data, "r", None, min_side=5, largest_side=None).pixels.tobytes()
+
+
+def test_only_whole_jpegs_are_decoded_smaller() -> None:
+    picture = PillowImage.fromarray(smooth(800, 1000))
+    for kind in ("PNG", "WEBP", "TIFF", "BMP"):
+        assert decode(saved(picture, kind), "r", largest_side=50).reduction == 1
+    box = decode(saved(picture, "JPEG"), "r", (100, 200, 300, 400), largest_side=50)
+    assert (box.reduction, box.pixels.shape, box.crop_size, box.span) == (1, (400, 300, 3), (300, 400), (300, 400))
+    same = decode(saved(picture, "JPEG"), "r", (100, 200, 300, 400))
+    assert (box.pixels == same.pixels).all() and box.origin == same.origin == (100.0, 200.0)
+
+
+@pytest.mark.parametrize("kind", ["progressive", "grey", "inks", "two pictures"])
+def test_every_kind_of_jpeg_is_decoded_smaller(kind: str) -> None:
+    picture = PillowImage.fromarray(smooth(801, 1003))
+    if kind == "grey":
+        picture = picture.convert("L")
+    data = {
+        "progressive": lambda: saved(picture, "JPEG", progressive=True),
+        "grey": lambda: saved(picture, "JPEG"),
+        "inks": lambda: saved(picture.convert("CMYK"), "JPEG"),
+        "two pictures": lambda: saved(picture, "MPO", save_all=True, append_images=[picture]),
+    }[kind]()
+    got = decode(data, "r", largest_side=100)
+    assert (got.reduction, got.pixels.shape) == (4, (201, 251, 3))
+    shrunk = np.asarray(picture.convert("RGB").resize((250, 200), PillowImage.Resampling.BOX, (0, 0, 1000, 800)))
+    assert np.abs(got.pixels[:200, :250].astype(int) - shrunk).mean() < 3
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_places_in_a_smaller_picture_that_was_turned(orientation: int) -> None:
+    # Bright squares near the corners and in the middle; the sides are no multiples of the reduction.
+    width, height = 1003, 805
+    squares = [(40, 40), (950, 44), (44, 750), (950, 752), (500, 400)]
+    upright = np.full((height, width, 3), 20, np.uint8)
+    for x, y in squares:
+        upright[y - 16 : y + 16, x - 16 : x + 16] = 240
+    inverse = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # PIL.Image.Transpose
+    stored = PillowImage.fromarray(upright)
+    if orientation > 1:
+        stored = stored.transpose(PillowImage.Transpose(inverse[orientation]))
+    exif = PillowImage.Exif()
+    exif[ORIENTATION] = orientation
+    got = decode(saved(stored, "JPEG", quality=95, exif=exif), "r", largest_side=60)
+    assert (got.width, got.height, got.reduction, got.crop_size) == (width, height, 8, (width, height))
+    rows, columns = got.pixels.shape[:2]
+    assert (rows, columns) == (101, 126)
+    weight = got.pixels[..., 0].astype(float) - 20
+    for x, y in squares:
+        middle = ((x - got.origin[0]) / 8, (y - got.origin[1]) / 8)
+        across, down = np.arange(columns) + 0.5, np.arange(rows) + 0.5
+        near = weight * (np.abs(across - middle[0]) < 5) * (np.abs(down - middle[1]) < 5)[:, None]
+        found_x = got.origin[0] + (near.sum(0) @ across) / near.sum() * got.span[0] / columns
+        found_y = got.origin[1] + (near.sum(1) @ down) / near.sum() * got.span[1] / rows
+        assert abs(found_x - x) < 0.5 and abs(found_y - y) < 0.5
+
+
+def test_limits_count_in_original_pixels() -> None:
+    data = saved(PillowImage.fromarray(smooth(600, 1000)), "JPEG")
+    assert refused(data, max_pixels=600_000 - 1, largest_side=20).error_class == "too_large"
+    assert decode(data, "r", max_pixels=600_000, largest_side=20).reduction == 8
+    assert decode(data, "r", min_side=600, largest_side=20).pixels.shape == (75, 125, 3)
+    assert refused(data, min_side=601, largest_side=20).error_class == "too_small"
+    assert refused(data[: len(data) // 2], largest_side=20).error_class == "truncated"
 
 
 def test_decode_error_survives_processes() -> None:

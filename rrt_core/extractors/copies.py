@@ -1,0 +1,48 @@
+"""Copies of an image at the sizes that an extractor looks at, and where what is found in them lies.
+
+Sizes and places count in pixels of the original, whatever the reduction at which a JPEG was decoded.
+"""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from rrt_core.images import Image
+
+
+def largest_copy(image: Image, size: int, enlarge: float, min_size: int) -> float:
+    """The longest side of the image's largest copy, pixels, not rounded.
+
+    size      longest side of the largest copy of a whole picture, pixels; a crop has its part of it
+    enlarge   the image is enlarged at most this many times; 1 = never
+    min_size  a crop's largest copy has at least this longest side (within `enlarge`), but not more than `size`
+    """
+    longest = max(image.crop_size)
+    return min(max(size * image.resize_factor, min(min_size, size)), enlarge * longest)
+
+
+def copy_of(image: Image, side: float, multiple: int = 1) -> npt.NDArray[np.uint8]:
+    """The image with the longest side of its crop (`Image.crop_size`) brought to `side`; uint8 [h, w, 3].
+
+    Sides are rounded to multiples of `multiple`, at least one. Shrunk by averaging areas (no aliasing).
+    """
+    factor = side / max(image.crop_size)
+    width, height = (max(1, round(old * factor / multiple)) * multiple for old in image.crop_size)
+    if (height, width) == image.pixels.shape[:2]:
+        return image.pixels
+    method = cv2.INTER_AREA if factor * image.reduction < 1 else cv2.INTER_LINEAR
+    return np.asarray(cv2.resize(image.pixels, (width, height), interpolation=method), np.uint8)
+
+
+def places(
+    image: Image, shape: tuple[int, ...], x: npt.NDArray[np.float64], y: npt.NDArray[np.float64]
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """x and y in a copy of `shape` (height, width, ...) -> in the upright original; the first pixel covers 0..1."""
+    found = (image.origin[axis] + value * (image.span[axis] / shape[1 - axis]) for axis, value in enumerate((x, y)))
+    if image.reduction == 1:
+        across, down = found
+        return across, down
+    across, down = (np.clip(value, 0, side) for value, side in zip(found, (image.width, image.height), strict=True))
+    return across, down
