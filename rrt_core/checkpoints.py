@@ -90,13 +90,13 @@ def save_checkpoint(
     data = safetensors.torch.save(
         {key: value.detach().float().cpu().contiguous() for key, value in state.items()}, metadata
     )
-    data = _in_order(data)
+    data = sorted_header(data)
     with fsspec.open(path, "wb") as file:
         file.write(data)
     return hashlib.sha256(data).hexdigest()
 
 
-def _in_order(data: bytes) -> bytes:
+def sorted_header(data: bytes) -> bytes:
     """The safetensors file with its header's keys sorted: the library writes metadata in another order every time."""
     size = int.from_bytes(data[:8], "little")
     header = json.dumps(json.loads(data[8 : 8 + size]), sort_keys=True, separators=(",", ":")).encode()
