@@ -78,17 +78,16 @@ class Unreachable(UserError):
 
 def passes(error: BaseException) -> bool:
     """Whether the same request may well succeed a little later."""
+    if isinstance(error, _FINAL):
+        return False
+    # The class before the status: aiohttp gives a body that broke off a status of its own making, 400.
+    if isinstance(error, (*_PASSING, ShortRead)) or any(k.__name__ in _PASSING_NAMES for k in type(error).__mro__):
+        return True
     status, code = _answer(error)
     if code in _PASSING_CODES:
         return True
     if status is not None and status >= 300:
         return status in _PASSING_STATUS or (status >= 500 and status != 501)
-    if isinstance(error, _FINAL):
-        return False
-    if isinstance(error, (*_PASSING, ShortRead)):
-        return True
-    if any(kind.__name__ in _PASSING_NAMES for kind in type(error).__mro__):
-        return True
     return isinstance(error, OSError) and error.errno in _PASSING_ERRNOS
 
 

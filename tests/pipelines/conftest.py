@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # for `tests.`
 from tests.pipelines.pictures import picture
+from tests.pipelines.s3_server import S3Server
 from tests.pipelines.watching import EXTRACTOR, Running
 
 
@@ -67,3 +69,22 @@ def configuration(photographs: Path) -> Path:
     }
     path.write_text(json.dumps(text))  # JSON is YAML
     return path
+
+
+@pytest.fixture(scope="session")
+def s3_session() -> Iterator[S3Server]:
+    """A real S3 server with a bucket; skipped where its packages (extra `dev`) are absent."""
+    pytest.importorskip("moto.server")
+    pytest.importorskip("s3fs")
+    server = S3Server()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def s3(s3_session: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Server:
+    """The server, and the environment by which this process and its children find it, through the proxy."""
+    for name, value in s3_session.environment.items():
+        monkeypatch.setenv(name, value)
+    s3_session.proxy.cut()
+    return s3_session

@@ -1,4 +1,4 @@
-"""A folder anywhere: the same behaviour on a local disk and in fsspec's memory."""
+"""A folder anywhere: the same behaviour on a local disk, in fsspec's memory and on S3."""
 
 from __future__ import annotations
 
@@ -12,11 +12,15 @@ import pytest
 
 from pipelines.storage import Place, full_disk, open_file_system
 from schemas.errors import UserError
+from tests.pipelines.s3_server import BUCKET
 
 
-@pytest.fixture(params=["local", "memory", "odd"])
+@pytest.fixture(params=["local", "memory", "odd", "s3"])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
     """An empty place."""
+    if request.param == "s3":
+        request.getfixturevalue("s3")
+        return Place(f"s3://{BUCKET}/{secrets.token_hex(4)}/a b'c")
     if request.param == "memory":
         return Place(f"memory://bucket-{secrets.token_hex(4)}/folder")
     name = "folder" if request.param == "local" else "a b'c\"::d#e%20f?g*h\n\u00e9"
