@@ -25,6 +25,9 @@ IMAGE_LIST = pa.schema(
     ]
 )
 
+_RASTER = ("jpg", "jpeg", "jpe", "jfif", "png", "webp", "gif", "bmp", "dib", "tif", "tiff", "ppm", "pgm", "pbm", "jp2")
+SUFFIXES = frozenset(f".{name}" for name in (*_RASTER, "avif"))  # of names that are taken for images, lower case
+
 _ENCODED = re.compile(rb"%([0-9A-F]{2})")
 _BOX = re.compile(r"#(-?[0-9.e+-]+),(-?[0-9.e+-]+),(-?[0-9.e+-]+),(-?[0-9.e+-]+)$")
 
