@@ -22,12 +22,14 @@ INSTALL_REQUIRES = [
     "numpy>=2.3,<3",
     "opencv-python-headless>=5,<6",  # SIFT's bytes changed with version 5
     "pillow>=12.1.1,<14",
+    "protobuf>=5,<8",
     "psutil>=7,<8",
     "pyarrow>=22,<27",
     "PyYAML>=6.0.2,<7",
     "safetensors>=0.6,<1",
     "scikit-image>=0.26,<0.27",  # RANSAC, and the demo's photographs
     "scikit-learn>=1.7,<2",  # the demo's photographs
+    "scipy>=1.13,<2",
     "torch>=2.9,<3",
 ]
 

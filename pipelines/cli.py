@@ -39,6 +39,21 @@ COMMANDS = {
             "extract --images photos/ --out store/ --extractor-option sizes=512,360 --extractor-option max_locals=200",
         ),
     ),
+    "import": Command(
+        "pipelines.import_store",
+        "a store from descriptors that others made: DELG, AMES, NumPy, MATLAB, clip-retrieval",
+        (
+            "import delg delg_r50_gldv2/ --out store/",
+            "import delg delg_r50_gldv2/ --out queries/ --images jpg/ --ground-truth gnd_roxford5k.pkl --take queries",
+            "import npy vectors.npy --list names.txt --out store/",
+            "import mat roxford5k_gem.mat --ground-truth gnd_roxford5k.pkl --take gallery --out store/",
+        ),
+    ),
+    "export": Command(
+        "pipelines.export",
+        "a store as plain NumPy arrays, with the record ids",
+        ("export store/ --out arrays/", "export store/ --out arrays/ --locals"),
+    ),
     "index": Command(
         "pipelines.index",
         "build a faiss index of the globals of one or more stores",
@@ -100,6 +115,16 @@ COMMANDS = {
             "report --out run/ --ground-truth gnd_roxford5k.pkl",
             "report --out run/ --ground-truth gnd_roxford5k.pkl --ensemble 0.5,0.3",
         ),
+    ),
+    "verify": Command(
+        "pipelines.verify",
+        "check an output byte for byte and row for row; name the units that must be done again",
+        ("verify store/", "verify results/ --quick", "verify s3://bucket/store --json findings.json"),
+    ),
+    "repair": Command(
+        "pipelines.repair",
+        "verify, then do just the damaged units again",
+        ("repair store/", "repair store/ --gc", "repair old-store/ --remove-damaged"),
     ),
     "run": Command(
         "pipelines.run",

@@ -1,0 +1,166 @@
+"""export: a store -> NumPy arrays and the record ids of their rows (schemas/exporters/arrays.py tells the files).
+
+Failed images are left out and counted. A part is in memory at a time. `export.json` is written last: a folder without
+it is not whole, and a second command with the same store finds it and does nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipelines.options import option
+from pipelines.storage import Place, full_disk
+from pipelines.stores import PartFiles, Store
+from schemas.errors import UserError
+from schemas.exporters.arrays import GrowingArray
+from schemas.local_descriptors import byte_range, decoded, from_bytes
+
+NAME, SCHEMA = "export.json", "rrt-export/1"
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options of `export`."""
+
+    store: str = option("the store (path or URL)", positional=True)
+    out: str = option("folder to make, on a local disk")
+    locals: bool = option("whether the local descriptors are written too", False)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to run: nothing changes bytes."""
+
+    overwrite: bool = option("whether an export that is there is made again", False)
+
+
+def run(options: Options, settings: Settings) -> dict[str, Any]:
+    """Write (or skip) the arrays; gives what `export.json` says. Raises UserError."""
+    store = Store(options.store)
+    place = Place(options.out)
+    if not place.local:
+        raise UserError(f"{options.out}: arrays are written to a local disk; copy them from there")
+    asked = {"schema": SCHEMA, "content": store.manifest.content, "locals": options.locals}
+    made = _made(place)
+    if made is not None and not settings.overwrite:
+        if all(made.get(key) == value for key, value in asked.items()):
+            print(f"export     already made: {place.url}", file=sys.stderr)
+            return made
+        raise UserError(f"{place.url} holds an export of another store or of other files; give --overwrite")
+    if made is None and place.has_others(NAME) and not _ours(place):
+        raise UserError(f"{place.url} holds files of something else; give an empty or a new folder")
+    with place.alone():
+        try:
+            return _export(store, place, options, asked)
+        except OSError as error:
+            refused = full_disk(error, error.filename or place.url)
+            if refused is None:
+                raise
+            raise refused from error
+
+
+def _made(place: Place) -> dict[str, Any] | None:
+    try:
+        told = json.loads(place.read(NAME))
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return None
+    return told if isinstance(told, dict) and told.get("schema") == SCHEMA else None
+
+
+def _ours(place: Place) -> bool:
+    """Whether nothing but what a killed export leaves is there."""
+    names = {name.removesuffix(".tmp") for name in os.listdir(place.root) if not name.startswith(".")}
+    return names <= {"globals.npy", "record_ids.txt", "locals"}
+
+
+def _export(store: Store, place: Place, options: Options, asked: dict[str, Any]) -> dict[str, Any]:
+    place.remove(NAME)
+    root = Path(place.root)
+    rows = store.manifest.counts.succeeded
+    globals_ = GrowingArray(root / "globals.npy", (rows, store.dimension), "<f4")
+    ids = root / "record_ids.txt"
+    flat = _open_locals(store, root / "locals") if options.locals else {}
+    end = 0
+    with open(f"{ids}.tmp", "w", encoding="utf-8", newline="\n") as names:
+        for part in store.parts:
+            read = store.read_global(part)
+            ok = np.flatnonzero(read.ok)
+            globals_.add(read.descriptors[ok])
+            names.writelines(f"{read.record_ids[row]}\n" for row in ok)
+            for piece in _local_pieces(store, part, ok) if flat else ():
+                counts = piece.pop("offset")
+                flat["offset"].add(end + np.cumsum(counts))
+                end += int(counts.sum())
+                for name, array in piece.items():
+                    flat[name].add(array)
+        names.flush()
+        os.fsync(names.fileno())
+    os.replace(f"{ids}.tmp", ids)
+    for grown in (globals_, *flat.values()):
+        grown.finish()
+    told = {
+        **asked,
+        "rows": rows,
+        "failed": store.manifest.counts.failed,
+        "dimension": store.dimension,
+        "extractor": store.extractor,
+        **({"local_descriptors": end} if flat else {}),
+    }
+    place.write(NAME, (json.dumps(told, indent=1, sort_keys=True) + "\n").encode())
+    return told
+
+
+def _open_locals(store: Store, folder: Path) -> dict[str, GrowingArray]:
+    """The files of the locals, empty. Raises UserError where a part has none."""
+    total, kinds, dimension = 0, set(), 0
+    for part in store.parts:
+        layout = part.locals.layout if part.locals else None
+        if layout is None:
+            raise UserError(f"{store.place.url}: part {part.number} holds no local descriptors; leave --locals out")
+        total += int(layout["descriptor"]["shape"][0])
+        dimension = int(layout["descriptor"]["shape"][1])
+        kinds.add(np.dtype(layout["descriptor"]["dtype"]))
+    kind = kinds.pop() if kinds else np.dtype("<f4")
+    made = {
+        "descriptor": ((total, dimension), "<f4" if kind.kind == "i" else kind),  # int8 keeps no lengths: as floats
+        "xy": ((total, 2), "<f4"),
+        "scale": ((total,), "u1"),
+        "strength": ((total,), "<f4"),
+        "offset": ((store.manifest.counts.succeeded + 1,), "<i8"),
+    }
+    flat = {name: GrowingArray(folder / f"{name}.npy", shape, dtype) for name, (shape, dtype) in made.items()}
+    flat["offset"].add(np.zeros(1, np.int64))
+    return flat
+
+
+def _local_pieces(store: Store, part: PartFiles, ok: np.ndarray) -> Iterator[dict[str, np.ndarray]]:
+    """A part's locals as they are stored, and in `offset` how many each image that is ok has."""
+    entry = part.locals
+    assert entry is not None and entry.layout is not None
+    layout = entry.layout
+    names = ["row", "offset", "descriptor", "xy", "scale", "strength"]
+    ranges = [byte_range(layout, name, 0, layout[name]["shape"][0]) for name in names]
+    full = [name for name, (begin, stop) in zip(names, ranges, strict=True) if stop > begin]
+    wanted = [span for span in ranges if span[1] > span[0]]
+    read = store.place.read_ranges([entry.name] * len(full), [span[0] for span in wanted], [span[1] for span in wanted])
+    data = dict(zip(full, read, strict=True))
+    arrays = {name: from_bytes(layout, name, data.get(name, b"")) for name in names}
+    if arrays["descriptor"].dtype.kind == "i":
+        arrays["descriptor"] = decoded(arrays["descriptor"])
+    if not np.array_equal(arrays.pop("row"), ok):
+        raise UserError(f"{store.place.url}: the local descriptors of part {part.number} are not those of its images")
+    yield {**arrays, "offset": np.diff(arrays["offset"])}
+
+
+def summarise(options: Options, result: dict[str, Any]) -> None:
+    """Print what was written."""
+    print(f"{result['rows']:,} images of {result['dimension']} dimensions; {result['failed']:,} failed ones left out")
+    print(f"arrays: {options.out}")

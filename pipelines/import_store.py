@@ -1,0 +1,284 @@
+"""import: descriptors that other software made -> a store as `extract` makes it, for index, search and rerank.
+
+The driver lists what there is, once, and cuts it into parts; a worker reads its part's files, checks every descriptor
+and writes the part. What cannot be taken is a failed row with its reason (docs/importing.md).
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipelines.commit import Attempt, Job, Unit, UnitWorker
+from pipelines.driver import RunSettings, run_job
+from pipelines.import_inputs import Inputs, describe_inputs
+from pipelines.import_readers import ImportedImage, Reader, open_reader
+from pipelines.options import option
+from pipelines.storage import Place
+from schemas import failures, global_descriptors, local_descriptors
+from schemas.errors import UserError
+from schemas.failures import FailureRow
+from schemas.global_descriptors import GlobalRow
+from schemas.image_list import ImageReference, image_table, references_of
+from schemas.importers import Unusable, arrays, delg
+from schemas.local_descriptors import LocalRow
+from schemas.manifest import Counts, Manifest, sha256_text
+from schemas.shortlist import ROWS_A_PART
+
+STAGE = "import"
+FORMATS = ("delg", "ames", "npy", "npz", "mat", "clip")
+ENTRIES = "plan/entries.parquet"
+LAYER = "full"  # this and the sizes are those of `extract`
+PART_BYTES = 256_000_000
+PARTS_WISHED = 16
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options of `import`."""
+
+    format: str = option("what made them: " + ", ".join(FORMATS), choices=FORMATS, positional=True)
+    input: str = option("folder of .delg_global and .delg_local, or of clip-retrieval; else the file", positional=True)
+    out: str = option("the store to make: a folder (path or URL)")
+    list: str = option(
+        "names of the images: CSV or text with a name first in each row, or Parquet; in the rows' order", ""
+    )
+    ground_truth: str = option("ground-truth file (.json, revisitop's .pkl) that names gallery and queries", "")
+    take: str = option("which of the ground truth's images they are", "", choices=("", "gallery", "queries"))
+    record_ids: str = option("text file with a record id a line, as 'export' writes it, in place of a list", "")
+    images: str = option("folder of the images, for the report; names and ids are then those that 'extract' gives", "")
+    source: str = option("name of the source in record ids; the folder's or file's name where empty", "")
+    variable: str = option("npz, mat: name of the array; mat with a ground truth: X (gallery), Q (queries)", "")
+    layout: str = option("matrices: whether an image is a row or a column", "auto", choices=arrays.LAYOUTS)
+    globals: str = option("ames: file of the global descriptors, .npy or HDF5", "")
+    local_arrays: str = option(
+        "npy, npz, mat: folder of flat arrays of local descriptors, as 'export --locals' has", ""
+    )
+    locals: bool = option("delg: whether there are local descriptors to take", True)
+    max_locals: int = option("strongest local descriptors taken of each image", 500)
+    scale_field: str = option("delg: what 'scale' means in the files", "feature", choices=delg.SCALE_FIELDS)
+    queries_cropped: bool = option(
+        "delg --take queries: they were described from their boxes (DELG), not from whole pictures (the paper's)", True
+    )
+    extractor_name: str = option("name of what described the images; queries and gallery must have the same", "")
+    scales: tuple[float, ...] = option("image scale of each scale number; empty: the format's usual ones", ())
+    weights_sha256: str = option("hex SHA-256 of the weights that described the images, where known", "")
+    global_dtype: str = option("how globals are stored", "float32", choices=("float32", "float16"))
+    local_dtype: str = option("how locals are stored", "float16", choices=tuple(local_descriptors.DTYPES))
+    rows_per_part: int = option("images a part; 0 chooses (at most 4,096 and 256 MB)", 0)
+
+
+def run(options: Options, settings: RunSettings) -> Manifest:
+    """Make (or finish, or skip) the store. Raises UserError and driver.JobFailed."""
+    job, plan_files = plan(options)
+    return run_job(job, settings, plan_files)
+
+
+def plan(options: Options) -> tuple[Job, dict[str, bytes]]:
+    """The job, and its plan's files. Raises UserError where input, names and options do not fit together."""
+    refuse_mistakes(options)
+    inputs = describe_inputs(options)
+    names = [reference.record_id for reference in inputs.references]
+    rows = _rows_per_part(options, inputs)
+    units = []
+    repeated = _repeated(names)
+    for part, start in enumerate(range(0, len(names), rows)):
+        ids = names[start : start + rows]
+        again = [row for row in range(len(ids)) if start + row in repeated]
+        payload = {"part": part, "start": start, "ids": sha256_text("\n".join(ids)), "repeated": again}
+        units.append(Unit(f"part-{part:05}", payload, len(ids)))
+    has_locals = inputs.local_dim > 0
+    job = Job(
+        stage=STAGE,
+        output=options.out,
+        worker="pipelines.import_store:ImportPart",
+        recipe={
+            "extractor": _extractor(options, inputs),
+            "format": options.format,
+            "variable": inputs.variable,
+            "layout": options.layout,
+            "scale_field": options.scale_field,
+            "queries_cropped": options.queries_cropped,
+            "locals": "full" if has_locals else "none",
+            "global_dtype": options.global_dtype,
+            "local_dtype": options.local_dtype,
+            "rows_per_part": rows,
+        },
+        inputs={"descriptors": {"url": Place(options.input).url, "content": inputs.content}},
+        units=tuple(units),
+        settings={
+            **asdict(options),
+            "variable": inputs.variable,
+            "scales": list(inputs.scales),
+            "rows": inputs.matrix_rows,
+            "global_dim": inputs.global_dim,
+            "local_dim": inputs.local_dim,
+        },
+        facts={
+            "kind": "store",
+            **({"layer": LAYER} if has_locals else {}),
+            "rows_per_part": rows,
+            "bytes_a_local": local_descriptors.bytes_a_local(inputs.local_dim, options.local_dtype)
+            if has_locals
+            else 0,
+            "unlisted": inputs.unlisted,
+        },
+        noun="images",
+    )
+    return job, _plan_files(inputs)
+
+
+def refuse_mistakes(options: Options) -> None:
+    """Raise UserError for options that do not go together, or lie outside their range."""
+    if options.ground_truth and not options.take:
+        raise UserError("import: --ground-truth needs --take gallery or --take queries")
+    if bool(options.list) + bool(options.ground_truth) + bool(options.record_ids) > 1:
+        raise UserError("import: give one of --list, --ground-truth and --record-ids")
+    if options.max_locals < 1:
+        raise UserError(f"import: --max-locals is {options.max_locals}; it must be 1 or more")
+    if not 0 <= options.rows_per_part <= ROWS_A_PART:
+        raise UserError(f"import: --rows-per-part is {options.rows_per_part}; it must lie in 0 .. {ROWS_A_PART}")
+    if any(not 0 < scale < float("inf") for scale in options.scales) or len(options.scales) > 256:
+        raise UserError("import: --scales must be at most 256 positive numbers")
+    if options.format == "ames" and not options.globals:
+        raise UserError("import ames: the file holds local descriptors alone; give --globals FILE.npy or .hdf5 too")
+    if options.local_arrays and options.format not in ("npy", "npz", "mat"):
+        raise UserError(f"import {options.format}: --local-arrays goes with npy, npz and mat")
+
+
+def _extractor(options: Options, inputs: Inputs) -> dict[str, Any]:
+    """What a recipe says of the extractor; what is not known is left open."""
+    usual = {"delg": "delg", "ames": "ames", "clip": "clip"}.get(options.format, "imported")
+    return {
+        "name": options.extractor_name or usual,
+        "revision": 0,
+        "weights_sha256": options.weights_sha256.lower(),
+        "global_dim": inputs.global_dim,
+        "local_dim": inputs.local_dim,
+        "scales": list(inputs.scales),
+        "config": {"max_locals": options.max_locals} if inputs.local_dim else {},
+    }
+
+
+def _repeated(names: Sequence[str]) -> set[int]:
+    """Places of the ids that stand earlier already."""
+    first: dict[str, int] = {}
+    return {place for place, name in enumerate(names) if first.setdefault(name, place) != place}
+
+
+def _rows_per_part(options: Options, inputs: Inputs) -> int:
+    """As `extract`: at most 4,096 rows and 256 MB a part; a small input in about 16 parts of 32 images or more."""
+    if options.rows_per_part:
+        return options.rows_per_part
+    a_local = local_descriptors.bytes_a_local(inputs.local_dim, options.local_dtype) if inputs.local_dim else 0
+    most = max(1, min(ROWS_A_PART, PART_BYTES // (4 * inputs.global_dim + options.max_locals * a_local)))
+    return max(1, min(most, max(32, -(-len(inputs.references) // PARTS_WISHED))))
+
+
+def _plan_files(inputs: Inputs) -> dict[str, bytes]:
+    """The table of images, and for DELG the stem of each one's files; null where there is none."""
+    files = {"plan/images.parquet": image_table(inputs.references)}
+    if inputs.stems is not None:
+        stems = [None if stem is None else os.fsencode(stem) for stem in inputs.stems]
+        files[ENTRIES] = pa.table({"stem": pa.array(stems, pa.binary())})
+    written = {}
+    for name, table in files.items():
+        buffer = io.BytesIO()
+        pq.write_table(table, buffer, row_group_size=ROWS_A_PART)
+        written[name] = buffer.getvalue()
+    return written
+
+
+class ImportPart(UnitWorker):
+    """Does a part: reads its images' descriptors, checks them, writes the part's files."""
+
+    def __init__(self, job: Job) -> None:
+        super().__init__(job)
+        self.options = job.settings
+        self._reader: Reader | None = None
+
+    @property
+    def reader(self) -> Reader:
+        """The input, opened when the first part needs it."""
+        if self._reader is None:
+            self._reader = open_reader(self.options)
+        return self._reader
+
+    def do(self, unit: Unit, attempt: Attempt) -> Counts:
+        """Import the part and hand over its files."""
+        start, count = unit.payload["start"], unit.inputs
+        references = references_of(_rows_of(attempt.place, "plan/images.parquet", start, count))
+        if sha256_text("\n".join(reference.record_id for reference in references)) != unit.payload["ids"]:
+            raise UserError(f"{attempt.place.url}/plan/images.parquet is not what the plan says; give --overwrite")
+        stems: list[bytes | None] = []
+        if self.options["format"] == "delg":
+            stems = _rows_of(attempt.place, ENTRIES, start, count).column("stem").to_pylist()
+        repeated = set(unit.payload["repeated"])
+        rows: list[GlobalRow] = []
+        kept: list[LocalRow] = []
+        lost: list[FailureRow] = []
+        for row, image in enumerate(self._images(references, stems, start)):
+            if row in repeated:
+                image = Unusable("the record id stands twice in the input; only the first is taken", "duplicate")
+            if isinstance(image, Unusable):
+                lost.append(FailureRow(references[row].record_id, STAGE, image.reason, image.error_class))
+                rows.append(_global_row(references[row], None))
+            else:
+                rows.append(_global_row(references[row], image))
+                if image.locals is not None:
+                    found = image.locals
+                    descriptors = local_descriptors.encoded(found.descriptors, self.options["local_dtype"])
+                    kept.append(LocalRow(row, descriptors, found.xy, found.scale, found.strength))
+            attempt.tell(len(rows))
+        self._write(attempt, unit, rows, kept, lost)
+        return Counts(len(rows), len(rows) - len(lost), len(lost))
+
+    def _images(
+        self, references: Sequence[ImageReference], stems: Sequence[bytes | None], start: int
+    ) -> Iterator[ImportedImage | Unusable]:
+        """What the input holds of each image, in order; what cannot be taken with its reason."""
+        for take in self.reader.images(start, references, stems):
+            try:
+                yield take()
+            except Unusable as error:
+                yield error
+
+    def _write(
+        self,
+        attempt: Attempt,
+        unit: Unit,
+        rows: Sequence[GlobalRow],
+        kept: Sequence[LocalRow],
+        lost: Sequence[FailureRow],
+    ) -> None:
+        path = attempt.path("global.parquet")
+        global_descriptors.write_part(path, rows, self.options["global_dim"], self.options["global_dtype"])
+        attempt.add(path, f"global/{unit.name}.parquet", len(rows))
+        if self.options["local_dim"]:
+            path = attempt.path("local.h5")
+            layout = local_descriptors.write_part(path, kept, self.options["local_dim"], self.options["local_dtype"])
+            attempt.add(path, f"local/{LAYER}/{unit.name}.h5", len(kept), layout)
+        path = attempt.path("failures.parquet")
+        failures.write_part(path, lost)
+        attempt.add(path, f"failures/{unit.name}.parquet", len(lost))
+
+
+def _rows_of(place: Place, name: str, start: int, count: int) -> pa.Table:
+    """A slice of a plan's table; reads only the row groups that hold it."""
+    with place.fs.open(place.path(name), "rb") as stream:
+        first, last = start // ROWS_A_PART, (start + count - 1) // ROWS_A_PART
+        table = pq.ParquetFile(stream).read_row_groups(list(range(first, last + 1)))
+    return table.slice(start - first * ROWS_A_PART, count)
+
+
+def _global_row(reference: ImageReference, image: ImportedImage | None) -> GlobalRow:
+    """The image's row; the picture itself was not seen: its size is 0 and it has no SHA-256."""
+    make = partial(GlobalRow, reference.record_id, reference.source, 0, 0, reference.box, 1.0)
+    return make(0, "", None) if image is None else make(image.bytes, "", image.global_descriptor)

@@ -1,0 +1,112 @@
+"""Descriptors that other software wrote, read into the form of our stores: one module a family of files.
+
+    delg    a pair of protocol buffers an image: `.delg_global`, `.delg_local` (DELG, the paper's repository)
+    ames    HDF5 of local descriptors, all images in one dataset (AMES, ELViS)
+    arrays  matrices of global descriptors (.npy, .npz, .mat, clip-retrieval), and our own flat arrays of locals
+
+None of them runs code that a file brings: no pickles, no object arrays.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+# A length this near to 1 is rounding (float16 stays well within): such a descriptor keeps its bits.
+UNIT_TOLERANCE = 1e-3
+SCALE_TOLERANCE = 1e-3  # relative: float32 of sqrt(2) and its inverse, written with 7 digits
+
+
+class Unusable(Exception):
+    """Why one image's descriptors cannot be taken: a sentence without the file's name, and a word to count by."""
+
+    def __init__(self, reason: str, error_class: str) -> None:
+        super().__init__(reason)
+        self.reason, self.error_class = reason, error_class
+
+
+@dataclass(frozen=True)
+class ImportedLocals:
+    """Local descriptors of one image, the strongest first.
+
+    descriptors  float32 [n, W], L2 = 1; one of zeros alone stays zeros
+    xy           float32 [n, 2], as the file counts them (pixels, where its maker used pixels)
+    scale        uint8 [n], ordinal in the store's list of scales
+    strength     float32 [n], never rising
+    """
+
+    descriptors: np.ndarray
+    xy: np.ndarray
+    scale: np.ndarray
+    strength: np.ndarray
+
+
+def unit_global(values: np.ndarray, dimension: int) -> np.ndarray:
+    """A global descriptor [D] of any real dtype as float32 [D] with L2 = 1.
+
+    Raises Unusable: another dimension, a value that is not finite, or no length.
+    """
+    if values.shape != (dimension,):
+        raise Unusable(
+            f"the global descriptor has the shape {list(values.shape)}, the others have [{dimension}]", "dimension"
+        )
+    length = float(np.linalg.norm(np.asarray(values, np.float64)))
+    if not np.isfinite(length):
+        raise Unusable("the global descriptor holds values that are not finite", "not_finite")
+    if length == 0.0:
+        raise Unusable("the global descriptor is all zeros", "zero")
+    if abs(length - 1.0) <= UNIT_TOLERANCE:
+        return np.asarray(values, np.float32)
+    return np.asarray(np.asarray(values, np.float64) / length, np.float32)
+
+
+def checked_locals(
+    descriptors: np.ndarray,
+    xy: np.ndarray,
+    scale: np.ndarray,
+    strength: np.ndarray,
+    *,
+    dimension: int,
+    most: int,
+) -> ImportedLocals:
+    """The `most` strongest local descriptors in the form of our stores; equal strengths keep their order.
+
+    Raises Unusable: another dimension than the others', or a value that is not finite.
+    """
+    if descriptors.ndim != 2 or (len(descriptors) and descriptors.shape[1] != dimension):
+        raise Unusable(
+            f"the local descriptors have the shape {list(descriptors.shape)}, the others have [n, {dimension}]",
+            "dimension",
+        )
+    if len(strength) and bool(np.any(strength[:-1] < strength[1:])):
+        order = np.argsort(-strength, kind="stable")[:most]
+        descriptors, xy, scale, strength = descriptors[order], xy[order], scale[order], strength[order]
+    kept = np.ascontiguousarray(descriptors[:most], np.float32).reshape(-1, dimension)
+    squares = np.einsum("nd,nd->n", kept, kept)
+    if not (np.isfinite(squares).all() and np.isfinite(xy).all() and np.isfinite(strength).all()):
+        raise Unusable("the local descriptors, their places or strengths hold values that are not finite", "not_finite")
+    lengths = np.sqrt(squares)
+    wrong = (np.abs(lengths - 1.0) > UNIT_TOLERANCE) & (lengths > 0)
+    if wrong.any():
+        kept = np.asarray(kept / np.where(wrong, lengths, 1.0)[:, None], np.float32)
+    return ImportedLocals(
+        kept,
+        np.ascontiguousarray(xy[:most], np.float32).reshape(-1, 2),
+        np.ascontiguousarray(scale[:most], np.uint8),
+        np.ascontiguousarray(strength[:most], np.float32),
+    )
+
+
+def ordinals_of(values: np.ndarray, scales: tuple[float, ...]) -> np.ndarray:
+    """uint8 [n]: which of `scales` each image scale is. Raises Unusable for one that is none of them (to 0.1 %)."""
+    given = np.asarray(values, np.float64)
+    known = np.asarray(scales, np.float64)
+    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+        distance = np.abs(given[:, None] / known[None] - 1.0)
+    nearest = distance.argmin(axis=1) if len(given) else np.zeros(0, np.int64)
+    bad = ~(distance.min(axis=1, initial=np.inf) <= SCALE_TOLERANCE) if len(given) else np.zeros(0, bool)
+    if bad.any():
+        listed = ", ".join(f"{scale:g}" for scale in scales)
+        raise Unusable(f"the image scale {given[bad][0]:g} is none of {listed}", "scale")
+    return nearest.astype(np.uint8)
