@@ -41,6 +41,7 @@ EXTRAS_REQUIRE = {
     "gpu": [f"faiss-gpu>=1.14.3,<2; {LINUX_X86}"],
     # Google Cloud Storage, and Dataflow as a runner.
     "gcp": ["apache-beam[gcp]", "gcsfs>=2025.3"],
+    "s3": ["s3fs>=2025.3"],
     # The Spark that Beam's job server speaks (3.x). Beam itself needs Java and the job server's jar alone.
     "spark": ["pyspark>=3.5,<4"],
     # Reads TensorFlow's checkpoints. Its CUDA wheel is twice as large and would be of no use.

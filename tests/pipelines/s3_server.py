@@ -146,6 +146,10 @@ class S3Server:
         """The bytes of an object."""
         return bytes(self.client.get_object(Bucket=BUCKET, Key=key)["Body"].read())
 
+    def modified(self, key: str) -> float:
+        """When an object was written, in seconds."""
+        return float(self.client.head_object(Bucket=BUCKET, Key=key)["LastModified"].timestamp())
+
     def stop(self) -> None:
         """End the server and the proxy."""
         self.proxy.listener.close()

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import secrets
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from pipelines.retrying import Unreachable
 from pipelines.storage import Place, read_url
 from schemas.errors import UserError
 from tests.pipelines.s3_server import BUCKET, Cut, S3Server
-from tests.pipelines.watching import EXTRACTOR, Running
+from tests.pipelines.watching import Running
 
 Start = Callable[..., Running]
 BIG = bytes(range(251)) * 2000  # 502 kB that repeat with no power of two
@@ -166,51 +166,35 @@ def uploaded(s3_session: S3Server, photographs: Path) -> str:
     return f"s3://{BUCKET}/data/photographs"
 
 
-def test_all_stages_on_s3_equal_a_local_run(
+def test_killed_runs_on_s3_with_cut_connections_equal_a_local_run(
     s3: S3Server, uploaded: str, configuration: Path, start: Start, tmp_path: Path
 ) -> None:
-    """Two workers, every 40th request or answer cut."""
-    command = ["run", "--config", configuration, "--workers", 2]
-    local = start(*command, "--set", f"out={tmp_path}/all")
+    """Two workers, many requests and answers cut, kill -9 of the whole tree twice."""
+    command = ["run", "--config", configuration, "--workers", 2, "--set"]
+    on_s3 = [*command, f"out=s3://{BUCKET}/all", "--set", f"images={uploaded}"]
     s3.proxy.cut(
-        Cut(b" /", "request", 50, times=999, every=47), Cut(b" /", "answer", 200, times=999, every=43),
+        Cut(b" /", "request", 50, times=999, every=47),
+        Cut(b" /", "answer", 200, times=999, every=43),
         Cut(b"PUT /", "answer", times=999, every=19),
-    )  # fmt: skip
-    remote = start(*command, "--set", f"images={uploaded}", "--set", f"out=s3://{BUCKET}/all")
-    assert remote.end() == 0, remote.text
+    )
+    for moment in ("gallery/done/", "run/shortlist/manifest.json"):
+        running = start(*on_s3)
+        running.until(functools.partial(s3.objects, f"all/{moment}"), moment)
+        running.kill_all()
+        assert not s3.objects("all/run/report/manifest.json")
+    finished = {name: s3.modified(name) for name in s3.objects("all/gallery/")}
+    local = start(*command, f"out={tmp_path}/all")
+    running = start(*on_s3)
+    assert running.end() == 0, running.text
     assert sum(cut.done for cut in s3.proxy.cuts) > 10
     s3.proxy.cut()
-    assert "Traceback" not in remote.text and "boto" not in remote.text, remote.text
+    assert "Traceback" not in running.text and "boto" not in running.text, running.text
+    assert {name: s3.modified(name) for name in finished} == finished, "what was finished stays"
     assert local.end() == 0, local.text
     found = contents(s3, "all/")
     for name, content in found.items():
-        if not name.startswith("run/report"):  # its pictures are the same, it names its places
+        if not name.startswith("run/report"):  # it names its places
             assert json.loads((tmp_path / "all" / name).read_bytes())["content"] == content, name
     assert len(found) == 8 and not leftovers(s3, "all/")
-    again = start(*command, "--set", f"images={uploaded}", "--set", f"out=s3://{BUCKET}/all")
+    again = start(*on_s3)
     assert again.end() == 0 and again.text.count("already made") == 8, again.text
-
-
-def test_a_killed_extraction_goes_on(s3: S3Server, uploaded: str, start: Start) -> None:
-    """kill -9 of the whole tree, twice; then the store of an undisturbed run, by content."""
-    out = f"s3://{BUCKET}/killed"
-    command = ["extract", "--images", uploaded, "--extractor", EXTRACTOR, "--rows-per-part", 3, "--workers", 2]
-    slow = ["--extractor-option", "seconds=0.1"]
-    undisturbed = start(*command, "--out", f"s3://{BUCKET}/undisturbed")
-    for markers in (1, 4):
-        running = start(*command, *slow, "--out", out)
-        running.until(lambda least=markers: len(s3.objects("killed/done/")) >= least, f"{markers} markers")
-        running.kill_all()
-        assert not s3.objects("killed/manifest.json")
-    before = set(s3.objects("killed/done/"))
-    begun = time.time()
-    running = start(*command, *slow, "--out", out)
-    assert running.end() == 0, running.text
-    kept = {entry["Key"]: entry["LastModified"].timestamp() for entry in _entries(s3, "killed/done/")}
-    assert all(kept[name] <= begun for name in before), "what was finished stays"
-    assert undisturbed.end() == 0, undisturbed.text
-    assert contents(s3, "killed/") == contents(s3, "undisturbed/") and not leftovers(s3, "killed/")
-
-
-def _entries(s3: S3Server, prefix: str) -> list[dict[str, Any]]:
-    return list(s3.client.list_objects_v2(Bucket=BUCKET, Prefix=prefix)["Contents"])
