@@ -21,6 +21,7 @@ from rrt_core.images import Image
 from schemas.errors import UserError
 
 _EXTRACTORS = {
+    "delg": "rrt_core.extractors.delg:Delg",
     "efficientnet": "rrt_core.extractors.efficientnet:EfficientNet",
     "rootsift": "rrt_core.extractors.rootsift:RootSift",
 }
