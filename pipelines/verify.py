@@ -64,7 +64,12 @@ def summarise(options: Options, found: list[Findings]) -> None:
 
 
 def verify(url: str, threads: int = 2, *, quick: bool = False) -> list[Findings]:
-    """What is found in all outputs at or below a place, each with its problems; writes nothing.
+    """What is found in all outputs at or below a place, each with its problems: see `examine`."""
+    return [findings for _, findings in examine(url, threads, quick=quick)]
+
+
+def examine(url: str, threads: int = 2, *, quick: bool = False) -> list[tuple[Output, Findings]]:
+    """All outputs at or below a place, each with what is found; writes nothing.
 
     A file of 256 MB at most, or a piece of 8 MB, is in memory for each thread, and 26 bytes for each ok row of a store.
     Raises UserError where there is no output.
@@ -86,7 +91,7 @@ def verify(url: str, threads: int = 2, *, quick: bool = False) -> list[Findings]
             pool.shutdown(cancel_futures=True)
             progress.clear()
     progress.finish(sum(findings.files for findings in found))
-    return found
+    return list(zip(outputs, found, strict=True))
 
 
 def _check_files(

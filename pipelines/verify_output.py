@@ -33,7 +33,8 @@ from schemas.manifest import (
 
 FULL = "local/full/"  # locals of all ok rows
 PIECE_BYTES = 8_000_000  # read at a time where only a hash is wanted
-OUR_FOLDERS = frozenset({"done", PIECES, "scratch", "attempts", "errors"})
+RECORD_NAME = "repair/record.json"  # of a repair under way
+OUR_FOLDERS = frozenset({"done", PIECES, "scratch", "attempts", "errors", "repair"})
 UNREADABLE = (OSError, ValueError, KeyError, TypeError, IndexError, RuntimeError, pa.ArrowException)
 
 
