@@ -196,8 +196,8 @@ class Delg(Extractor):
 def strongest(strength: npt.NDArray[np.float32], most: int) -> npt.NDArray[np.intp]:
     """Places of the `most` greatest values, falling; of equal ones the first comes first.
 
-    That is the order of tf.image.non_max_suppression, which suppresses nothing here: its threshold is an overlap of 1.0,
-    and even equal boxes do not exceed it.
+    That is the order of tf.image.non_max_suppression, which suppresses nothing here: its threshold is an overlap of
+    1.0, and even equal boxes do not exceed it.
     """
     return np.argsort(-strength, kind="stable")[:most]
 
@@ -209,10 +209,9 @@ def field_centres(places: npt.NDArray[np.intp], stride: float, scale: float) -> 
     float32 with their order of rounding: corners at stride * place -+ 145, divided by the scale, then their mean.
     """
     corner = np.float32(stride) * places.astype(np.float32)
-    near = (corner - np.float32(_HALF_FIELD)) / np.float32(scale)
-    far = (corner + np.float32(_HALF_FIELD)) / np.float32(scale)
-    centres: npt.NDArray[np.float32] = (near + far) / np.float32(2)
-    return centres
+    near: npt.NDArray[np.float32] = (corner - np.float32(_HALF_FIELD)) / np.float32(scale)
+    far: npt.NDArray[np.float32] = (corner + np.float32(_HALF_FIELD)) / np.float32(scale)
+    return (near + far) / np.float32(2)
 
 
 def resize(pixels: npt.NDArray[np.uint8], longest: float) -> npt.NDArray[np.uint8]:

@@ -1,10 +1,10 @@
-"""The network of DELG (Cao, Araujo, Sim, ECCV 2020) in torch: a ResNet v1, attention and autoencoder, GeM and whitening.
+"""The network of DELG (Cao, Araujo, Sim, ECCV 2020) in torch: ResNet v1, attention, autoencoder, GeM and whitening.
 
 Two layouts of the ResNet are in use, and weights of one are of no use in the other:
 
-keras  tensorflow/models, research/delf/delf/python/training/model/{resnet50,delf_model,delg_model}.py: TensorFlow's SAME
-       padding (one more row and column at the far end where the sum is odd), max-pool without padding, a stage's stride
-       in the first 1x1 convolution of its first unit, batch normalisation with epsilon 1e-3
+keras  tensorflow/models, research/delf/delf/python/training/model/{resnet50,delf_model,delg_model}.py: TensorFlow's
+       SAME padding (one more row and column at the far end where the sum is odd), max-pool without padding, a stage's
+       stride in the first 1x1 convolution of its first unit, batch normalisation with epsilon 1e-3
 slim   tf_slim/nets/resnet_v1.py, which DELF's first code (delf_v1.py) trains: 3 pixels about the first convolution,
        max-pool with SAME padding, a stage's stride in the 3x3 convolution of its *last* unit, epsilon 1e-5
 
@@ -46,8 +46,8 @@ class Architecture:
     units            residual units in each of the four stages
     layout           keras | slim, see the module
     block3_strides   local map at every second place of the third stage (stride 32), or at all (16); slim: always
-    attention_input  what attention looks at: `expanded`, the autoencoder's reconstruction (the Keras code), or `block3`,
-                     the third stage itself (the paper, section 3.2)
+    attention_input  what attention looks at: `expanded`, the autoencoder's reconstruction (the Keras code), or
+                     `block3`, the third stage itself
     width            channels of the first convolution; the stages have 4, 8, 16 and 32 times as many
     """
 
@@ -95,8 +95,8 @@ class NormalisedConvolution(nn.Module):
     def fold(self) -> None:
         """Put the normalisation into weight and bias."""
         factor = self.gamma.double() / torch.sqrt(self.variance.double() + self._epsilon)
-        self.weight = (self.weight.double() * factor[:, None, None, None]).float()
-        self.bias = ((self.bias.double() - self.mean.double()) * factor + self.beta.double()).float()
+        self.weight = nn.Buffer((self.weight.double() * factor[:, None, None, None]).float())
+        self.bias = nn.Buffer(((self.bias.double() - self.mean.double()) * factor + self.beta.double()).float())
         del self.gamma, self.beta, self.mean, self.variance
 
     def forward(self, x: Tensor) -> Tensor:
@@ -128,7 +128,7 @@ class Unit(nn.Module):
             y += self.shortcut(x)
         else:
             y += x[:, :, :: self._stride, :: self._stride] if self._stride > 1 else x
-        return y.relu_()  # type: ignore[no-any-return]
+        return y.relu_()
 
 
 class DelgNetwork(nn.Module):
@@ -139,22 +139,14 @@ class DelgNetwork(nn.Module):
         self.architecture = a = architecture
         epsilon = EPSILON[a.layout]
         self.stem = NormalisedConvolution(3, a.width, 7, 2, epsilon, a.layout)
-        inputs = a.width
-        for number in range(4):
-            strides = _strides(a, number)
-            width = a.width * 2**number
-            units = nn.Sequential()
-            for stride in strides:
-                units.append(Unit(inputs, width, stride, a.layout))
-                inputs = 4 * width
-            setattr(self, f"stage{number + 1}", units)
+        self.stage1, self.stage2, self.stage3, self.stage4 = (_stage(a, number) for number in range(4))
         block3 = 16 * a.width
         self.reduce = nn.Conv2d(block3, a.local_dim, 1)
         if a.attention_input == EXPANDED:
             self.expand = nn.Conv2d(a.local_dim, block3, 1)
         self.attention = NormalisedConvolution(block3, a.attention_dim, 1, 1, epsilon, a.layout)
         self.score = nn.Conv2d(a.attention_dim, 1, 1)
-        self.embedding = nn.Linear(inputs, a.global_dim)
+        self.embedding = nn.Linear(32 * a.width, a.global_dim)
         self.requires_grad_(False)
 
     def trunk(self, x: Tensor) -> Tensor | None:
@@ -185,7 +177,7 @@ class DelgNetwork(nn.Module):
         """The third stage -> fourth stage, GeM (p = 3), whitening: float32 [B, global_dim], not normalised."""
         x = self.stage4(block3)
         pooled = x.clamp(min=GEM_FLOOR).pow(GEM_POWER).mean((2, 3)).pow(1.0 / GEM_POWER)
-        return self.embedding(pooled)  # type: ignore[no-any-return]
+        return self.embedding(pooled)
 
 
 def pad_same(x: Tensor, side: int, stride: int, value: float = 0.0) -> Tensor:
@@ -195,6 +187,17 @@ def pad_same(x: Tensor, side: int, stride: int, value: float = 0.0) -> Tensor:
         total = max((-(-n // stride) - 1) * stride + side - n, 0)
         around += [total // 2, total - total // 2]
     return F.pad(x, around, value=value)
+
+
+def _stage(a: Architecture, number: int) -> nn.Sequential:
+    """Stage `number` (0..3)."""
+    width = a.width * 2**number
+    inputs = a.width if number == 0 else 2 * width
+    units = nn.Sequential()
+    for stride in _strides(a, number):
+        units.append(Unit(inputs, width, stride, a.layout))
+        inputs = 4 * width
+    return units
 
 
 def _strides(a: Architecture, number: int) -> list[int]:
@@ -268,7 +271,7 @@ def load_network(data: bytes, where: str) -> LoadedNetwork:
     for module in network.modules():
         if isinstance(module, NormalisedConvolution):
             module.fold()
-    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network.to(memory_format=torch.channels_last)
     return LoadedNetwork(network.eval(), threshold, source)
 
 

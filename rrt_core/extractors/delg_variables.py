@@ -33,9 +33,8 @@ _KERAS_NORM = {"gamma": "gamma", "beta": "beta", "moving_mean": "mean", "moving_
 class Mapped:
     """How an export's variables make our tensors.
 
-    architecture  as far as the names and shapes tell it: `attention_input` (slim) and `block3_strides` (keras) they do
-                  not
-    variables     tensor name -> name of the variable, or None where TensorFlow has none (a bias of zeros, a factor of 1)
+    architecture  as far as names and shapes tell it: neither where attention looks nor block3_strides
+    variables     tensor name -> name of the variable, or None where TensorFlow has none (a bias of 0, a factor of 1)
     """
 
     architecture: Architecture
@@ -74,21 +73,22 @@ def tensors(mapped: Mapped, shapes: Mapping[str, Shape], read: Read, where: str)
     made: dict[str, npt.NDArray[np.float32]] = {}
     for name, variable in mapped.variables.items():
         if variable is None:
-            made[name] = np.full(wanted[name], _neutral(name.rpartition(".")[2], mapped.architecture.layout), np.float32)
+            value = _neutral(name.rpartition(".")[2], mapped.architecture.layout)
+            made[name] = np.full(wanted[name], value, np.float32)
             continue
         if _turned(shapes[variable], wanted[name]) != wanted[name]:
             raise UserError(
                 f"The variable {variable} in {where} has the shape {shapes[variable]}, which does not fit "
                 f"{wanted[name]} of {name}: is this a DELG model with autoencoder?"
             )
-        value = np.asarray(read(variable), np.float32)
-        if not np.isfinite(value).all():
+        values = np.asarray(read(variable), np.float32)
+        if not np.isfinite(values).all():
             raise UserError(f"The variable {variable} in {where} has values that are not finite.")
-        if value.ndim == 4 and len(wanted[name]) == 4:
-            value = value.transpose(3, 2, 0, 1)
+        if values.ndim == 4 and len(wanted[name]) == 4:
+            values = values.transpose(3, 2, 0, 1)
         elif len(wanted[name]) == 2:
-            value = value.reshape(value.shape[-2:]).T
-        made[name] = np.ascontiguousarray(value)
+            values = values.reshape(values.shape[-2:]).T
+        made[name] = np.ascontiguousarray(values)
     return made
 
 
@@ -162,7 +162,7 @@ def _map_keras(plain: Mapping[str, str], where: str) -> Mapped:
 
 
 def _by_end(plain: Mapping[str, str], ends: set[str]) -> dict[str, str]:
-    """The variable of each path, whatever stands before it (`_model/`, nothing); the shortest name where there are two."""
+    """The variable of each path, whatever stands before it (`_model/`, nothing); the shortest name of several."""
     found: dict[str, str] = {}
     for name in sorted(plain, key=lambda name: (len(name), name)):
         pieces = name.split("/")
@@ -231,7 +231,7 @@ def _map_slim(plain: Mapping[str, str], shapes: Mapping[str, Shape], where: str)
 def _slim_heads(paths: Mapping[str, Shape], block3: int, block4: int, where: str) -> dict[str, str]:
     """The layers beside the ResNet, told from one another by what they turn into what."""
 
-    def find(tensor: str, what: str, fits: Callable[[int, int], bool]) -> str:
+    def find(what: str, fits: Callable[[int, int], bool]) -> str:
         flat = {path: shape for path, shape in paths.items() if len(shape) >= 2 and set(shape[:-2]) <= {1}}
         found = sorted(path for path, shape in flat.items() if fits(shape[-2], shape[-1]))
         if len(found) != 1:
@@ -241,25 +241,24 @@ def _slim_heads(paths: Mapping[str, Shape], block3: int, block4: int, where: str
             )
         return found[0]
 
-    score = find("score", "the attention's score (channels -> 1)", lambda i, o: o == 1)
+    score = find("the attention's score (channels -> 1)", lambda i, o: o == 1)
     hidden = paths[score][-2]
     heads = {
         "attention": find(
-            "attention", f"the attention's first layer ({block3} -> {hidden})", lambda i, o: (i, o) == (block3, hidden)
+            f"the attention's first layer ({block3} -> {hidden})", lambda i, o: (i, o) == (block3, hidden)
         ),
         "score": score,
         "reduce": find(
-            "reduce", f"the autoencoder's first layer ({block3} -> fewer, not {hidden})",
+            f"the autoencoder's first layer ({block3} -> fewer, not {hidden})",
             lambda i, o: i == block3 and o not in (1, hidden) and o < block3,
         ),
-        "embedding": find("embedding", f"the whitening ({block4} -> any, up to {block4})",
+        "embedding": find(f"the whitening ({block4} -> any, up to {block4})",
                           lambda i, o: i == block4 and o <= block4),
     }
     reduced = paths[heads["reduce"]][-1]
     if any(shape[-2:] == (reduced, block3) for shape in paths.values()):
-        heads["expand"] = find(
-            "expand", f"the autoencoder's second layer ({reduced} -> {block3})", lambda i, o: (i, o) == (reduced, block3)
-        )
+        what = f"the autoencoder's second layer ({reduced} -> {block3})"
+        heads["expand"] = find(what, lambda i, o: (i, o) == (reduced, block3))
     return heads
 
 
@@ -272,5 +271,5 @@ def looking_at_block3(mapped: Mapped) -> Mapped:
 def _counted(counts: list[int], where: str) -> tuple[int, int, int, int]:
     first, second, third, fourth = counts
     if min(counts) < 1:
-        raise UserError(f"{where} lacks stages of its ResNet: it has {first}, {second}, {third}, {fourth} units in four.")
+        raise UserError(f"{where} lacks a stage of its ResNet; units of the four: {first}, {second}, {third}, {fourth}.")
     return first, second, third, fourth
