@@ -180,8 +180,8 @@ def test_a_file_says_which_software_reads_it(tmp_path: Path) -> None:
         with h5py.File(path) as file:
             assert file.attrs["schema"] == version
     with h5py.File(path, "r+") as file:
-        file.attrs["schema"] = "rrt-local/3"
-    with pytest.raises(ValueError, match="'rrt-local/3', this software reads rrt-local/1, rrt-local/2"):
+        file.attrs["schema"] = "rrt-local/9"
+    with pytest.raises(ValueError, match="'rrt-local/9', this software reads rrt-local/1, rrt-local/2, rrt-local/3"):
         local_descriptors.read_part(str(path))
 
 
