@@ -176,6 +176,17 @@ class Place:
         files = [entry["name"] for entry in self.remote.listed(self.path(folder)) if entry["type"] == "file"]
         return sorted(name.rpartition("/")[2] for name in files if not name.endswith("/"))  # "x/" stands for a folder
 
+    def folders(self, folder: str) -> list[str]:
+        """Names of the folders directly in a folder, sorted; empty where the folder is absent."""
+        if self.local:
+            try:
+                with os.scandir(self.path(folder)) as entries:
+                    return sorted(entry.name for entry in entries if entry.is_dir())
+            except FileNotFoundError:
+                return []
+        listed = self.remote.listed(self.path(folder))
+        return sorted(entry["name"].rstrip("/").rpartition("/")[2] for entry in listed if entry["type"] == "directory")
+
     def write(self, name: str, data: bytes, *, durable: bool = True) -> None:
         """Write or replace a whole file at once. What need not outlive a power cut is not `durable`.
 
