@@ -62,7 +62,7 @@ def open_file_system(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
         return file_system(kind, settings), str(kind._strip_protocol(url))
     except ImportError as error:
         extra = _EXTRAS.get(url.partition("://")[0])
-        mend = f"; install the extra '{extra}' (pip install 'rrt-pipelines[{extra}]')" if extra else ""
+        mend = f"; give RRT_EXTRAS={extra} to run_pipeline.sh once, or install the package" if extra else ""
         raise UserError(f"{url}: cannot be opened: {error}{mend}") from error
     except ValueError as error:
         raise UserError(f"{url}: cannot be opened: {error}") from error
