@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,7 @@ SCALES = (0.25, 0.35355338, 0.5, 0.70710677, 1.0, 1.4142135, 2.0)  # image scale
 SCALE_FIELDS = ("feature", "image")
 MOST_BYTES = 256_000_000  # of a file: 1,000 features of 128 dimensions are 562 kB
 _NUMBERS = ("x", "y", "scale", "orientation", "strength")  # fields 2 .. 6, each a fixed 32-bit number
+_numbers_of = attrgetter(*_NUMBERS)
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ def parse_local(data: bytes) -> DelgFeatures:
     arrays = [_datum_array(feature.descriptor) for feature in features]
     if len({array.shape for array in arrays}) > 1 or any(array.ndim != 1 for array in arrays):
         raise Unusable("its descriptors are not all vectors of one dimension", "dimension")
-    numbers = [np.array([getattr(feature, name) for feature in features], np.float32) for name in _NUMBERS]
+    numbers = np.array([_numbers_of(feature) for feature in features], np.float32).reshape(-1, len(_NUMBERS)).T
     stacked = np.stack(arrays).astype(np.float32) if arrays else np.zeros((0, 0), np.float32)
     return DelgFeatures(stacked, *numbers)
 
@@ -161,7 +163,12 @@ def _datum_array(datum: Any) -> np.ndarray:
     kind = datum.WhichOneof("kind_oneof")
     if kind is None:
         raise Unusable("it holds no descriptor", "empty")
-    values = np.array(getattr(datum, kind).value, np.float32 if kind == "float_list" else np.uint32)
+    held = getattr(datum, kind)
+    if kind == "float_list":  # written anew they are packed, at its end: five times as fast as one by one
+        data = held.SerializeToString()
+        values = np.frombuffer(data, "<f4", len(held.value), len(data) - 4 * len(held.value))
+    else:
+        values = np.array(held.value, np.uint32)
     shape = tuple(datum.shape.dim)
     if any(size < 0 for size in shape) or int(np.prod([*map(float, shape)])) != len(values):
         raise Unusable(f"it holds {len(values)} numbers for the shape {list(shape)}", "damaged")
@@ -173,9 +180,11 @@ def _parsed(name: str, data: bytes) -> Any:
     from google.protobuf.message import DecodeError
 
     try:
-        return messages()[name].FromString(data)
+        message = messages()[name].FromString(data)
     except DecodeError:
         raise Unusable("it is truncated, or no file of DELG", "damaged") from None
+    message.DiscardUnknownFields()
+    return message
 
 
 @cache
