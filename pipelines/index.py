@@ -99,7 +99,7 @@ def _open(urls: Sequence[str]) -> list[Store]:
                 f"{stores[0].place.url}; describe both alike"
             )
         stores.append(store)
-        base += len(store.parts)
+        base += store.span
     if not stores:
         raise UserError("index: --stores is empty")
     return stores
@@ -148,7 +148,7 @@ class _IndexWorker(UnitWorker):
     def parts(self, listed: Sequence[Sequence[int]]) -> Iterator[tuple[Store, PartFiles]]:
         """The parts that a unit names."""
         for store, part in listed:
-            yield self.stores[store], self.stores[store].parts[part]
+            yield self.stores[store], self.stores[store].part(part)
 
     def start(self) -> Any:
         """An empty index, trained where the kind needs it."""
@@ -200,7 +200,7 @@ class Train(_IndexWorker):
         sample = np.zeros((len(chosen), self.dimension), np.float32)
         for number, part in np.unique(chosen[:, :2], axis=0):
             mine = np.flatnonzero((chosen[:, 0] == number) & (chosen[:, 1] == part))
-            read = self.stores[number].read_global(self.stores[number].parts[part])
+            read = self.stores[number].read_global(self.stores[number].part(part))
             sample[mine] = read.descriptors[chosen[mine, 2]]
         index = self.start()
         indexes.train(index, sample)

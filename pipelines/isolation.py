@@ -9,12 +9,11 @@ import traceback
 from typing import TYPE_CHECKING, Any
 
 from pipelines.processes import PARENT_VARIABLE, die_with_parent, limit_threads, thread_environment
-from schemas.image_list import ImageReference
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
-    from pipelines.extract import Described
+    from pipelines.describe import Described, Item
 
 
 ANSWER_SECONDS = 300.0  # an image that takes longer is given up; shorter than the driver's patience with a worker
@@ -42,12 +41,12 @@ class Isolated:
     def __exit__(self, *_: object) -> None:
         self._end()
 
-    def describe(self, reference: ImageReference) -> Described:
+    def describe(self, item: Item) -> Described:
         """What became of the image. Raises Crashed where the child died, DescribingFailed where it raised."""
         if self.process is None:
             self._start()
         try:
-            self.pipe.send(reference)
+            self.pipe.send(item)
             if not self.pipe.poll(self.seconds):
                 self._end()
                 raise Crashed(f"no answer for {self.seconds:g} seconds")
@@ -88,7 +87,7 @@ class Isolated:
 
 def _serve(pipe: Connection, options: dict[str, Any], threads: int) -> None:
     die_with_parent(int(os.environ[PARENT_VARIABLE]))
-    from pipelines.extract import Describer
+    from pipelines.describe import Describer
 
     try:
         describer = Describer(options)
@@ -99,11 +98,11 @@ def _serve(pipe: Connection, options: dict[str, Any], threads: int) -> None:
     pipe.send("")
     while True:
         try:
-            reference = pipe.recv()
+            item = pipe.recv()
         except EOFError:
             return
         try:
-            answer: Described | str = describer.describe_alone(reference)
+            answer: Described | str = describer.describe_alone(item)
         except Exception as error:  # noqa: BLE001
             traceback.print_exc()
             answer = _words(error)

@@ -13,9 +13,9 @@ import pyarrow.parquet as pq
 from PIL import Image as PillowImage
 
 from pipelines.commit import Attempt, Job, Unit, UnitWorker, as_input, read_manifest, require_manifest
+from pipelines.describe import read_location
 from pipelines.driver import RunSettings, run_job
 from pipelines.evaluate import TITLES, evaluation_place, read_metrics
-from pipelines.extract import read_location
 from pipelines.facts import fact_groups
 from pipelines.options import option
 from pipelines.report_page import (

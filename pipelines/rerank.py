@@ -18,10 +18,11 @@ import pyarrow.parquet as pq
 
 from pipelines.commit import Attempt, Job, Unit, UnitWorker, as_input, read_entries, require_manifest
 from pipelines.driver import RunSettings, run_job
+from pipelines.locals_reader import LocalsReader
 from pipelines.options import option
 from pipelines.search import queries_in, read_shortlist_part, shortlist_files, split_by_query
 from pipelines.storage import Place
-from pipelines.stores import Gallery, LocalsReader, Store, open_stores
+from pipelines.stores import Gallery, Store, open_stores
 from pipelines.truth import Truth, truth_input
 from rrt_core.metrics import PROTOCOLS, positions_of, protocols_of, replay, shortlist_positions
 from rrt_core.rerankers import Locals, Reranker, create
@@ -174,8 +175,9 @@ class ScorePairs(UnitWorker):
         """Read the locals of the unit's pairs once, score, write."""
         first, url = unit.payload["first"], self.job.settings["out"]
         shortlists = read_shortlist_part(url, unit.payload["shortlist"])[first : first + unit.inputs]
-        truth = _truth(self.job.settings["ground_truth"], shortlists)
-        chosen = [(name, *self._union(name, rows, truth)) for name, rows in shortlists]
+        truth = truth_of(self.job.settings["ground_truth"], shortlists)
+        size = int(self.job.settings["shortlist"])
+        chosen = [(name, *reranked_rows(name, rows, truth, size)) for name, rows in shortlists]
         gallery_ids = np.unique(np.concatenate([rows.column("row_id").to_numpy() for _, rows, _ in chosen]))
         gallery = self._read(self.locals, gallery_ids, self.gallery_tokens)
         queries = self._read_queries([name for name, _, _ in chosen])
@@ -203,19 +205,6 @@ class ScorePairs(UnitWorker):
         attempt.summary = {"pairs": len(table)}
         return Counts(unit.inputs, unit.inputs)
 
-    def _union(self, name: str, rows: pa.Table, truth: Truth | None) -> tuple[pa.Table, list[np.ndarray]]:
-        """The rows that any protocol reranks, in global order; the positions among them that each protocol reranks."""
-        size = self.job.settings["shortlist"]
-        places = [np.arange(min(size, len(rows)))]
-        query = truth.query(name) if truth else None
-        if truth and query:
-            ranking = truth.positions(rows.column("record_id").to_pylist())
-            for protocol in ("medium", "hard"):
-                junk = positions_of(query, PROTOCOLS[protocol].junk)
-                places.append(shortlist_positions(ranking, junk, size))
-        wanted = np.unique(np.concatenate(places))
-        return rows.take(wanted), [np.searchsorted(wanted, each) for each in places]
-
     def _read(self, reader: LocalsReader, row_ids: np.ndarray, tokens: int) -> list[Locals]:
         _, descriptors = reader.gallery.read_globals(row_ids)
         return reader.read(row_ids, descriptors, tokens)
@@ -224,12 +213,28 @@ class ScorePairs(UnitWorker):
         store = self.queries.gallery.stores[0]
         where: dict[str, int] = {}
         for part in store.parts:
-            for row, name in enumerate(store.read_global(part).record_ids):
-                where.setdefault(name, int(store.row_ids(part, np.array([row]))[0]))
+            read = store.read_global(part)
+            for row in np.flatnonzero(read.ok):
+                where[read.record_ids[row]] = int(store.row_ids(part, np.array([row]))[0])
         return self._read(self.queries, np.array([where[name] for name in names], np.int64), self.query_tokens)
 
 
-def _truth(url: str, shortlists: Sequence[tuple[str, pa.Table]]) -> Truth | None:
+def reranked_rows(
+    name: str, rows: pa.Table, truth: Truth | None, size: int
+) -> tuple[pa.Table, list[np.ndarray]]:
+    """The rows of a query's shortlist that any protocol reranks, in global order; which of them each protocol does."""
+    places = [np.arange(min(size, len(rows)))]
+    query = truth.query(name) if truth else None
+    if truth and query:
+        ranking = truth.positions(rows.column("record_id").to_pylist())
+        for protocol in ("medium", "hard"):
+            junk = positions_of(query, PROTOCOLS[protocol].junk)
+            places.append(shortlist_positions(ranking, junk, size))
+    wanted = np.unique(np.concatenate(places))
+    return rows.take(wanted), [np.searchsorted(wanted, each) for each in places]
+
+
+def truth_of(url: str, shortlists: Sequence[tuple[str, pa.Table]]) -> Truth | None:
     """The ground truth, where there is one, seen from some shortlists."""
     if not url:
         return None
@@ -245,7 +250,7 @@ class Replay(UnitWorker):
         options, protocol = self.job.settings, unit.payload["protocol"]
         shortlists = read_shortlist_part(options["out"], unit.payload["shortlist"])
         scores = read_scores(options["out"], unit.payload["scores"])
-        truth = _truth(options["ground_truth"], shortlists) if protocol != DEPLOY else None
+        truth = truth_of(options["ground_truth"], shortlists) if protocol != DEPLOY else None
         tables = [self._rank(name, rows, scores.get(name, NO_SCORES), truth, protocol) for name, rows in shortlists]
         table = pa.concat_tables(tables)
         path = attempt.path("ranking.parquet")

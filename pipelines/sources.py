@@ -1,12 +1,13 @@
-"""What is to be described: a folder, an image list, or the gallery or queries of a ground-truth file.
+"""What is to be described: a folder, a glob, archives, an image list, or the gallery or queries of a ground truth.
 
 The listing is made once, by the driver, and written into the store's plan; reruns and workers read it there and
-never list again.
+never list again. Archives are not opened for it.
 """
 
 from __future__ import annotations
 
 import csv
+import glob
 import io
 import os
 from collections.abc import Callable, Iterator
@@ -14,20 +15,20 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import yaml
 
-from pipelines.storage import Place, open_file_system
+from pipelines.archives import is_archive
+from pipelines.storage import Place
 from schemas.errors import UserError
 from schemas.ground_truth import GroundTruth, load_ground_truth
-from schemas.image_list import Box, ImageReference, encode_name, make_record_id
+from schemas.image_list import SUFFIXES, Box, ImageReference, encode_name, make_record_id
 
-_RASTER = ("jpg", "jpeg", "jpe", "jfif", "png", "webp", "gif", "bmp", "dib", "tif", "tiff", "ppm", "pgm", "pbm", "jp2")
-SUFFIXES = frozenset(f".{name}" for name in (*_RASTER, "avif"))
 NAME_COLUMNS = ("path", "name", "image", "file", "filename")
 
 
 @dataclass(frozen=True)
 class SourceSpec:
-    """Where the images are named. `images` is the folder that names are relative to."""
+    """Where the images are named. `images` is the folder that names are relative to, a glob of images, or archives."""
 
     images: str
     list: str = ""
@@ -37,8 +38,57 @@ class SourceSpec:
 
     @property
     def name(self) -> str:
-        """The source's name."""
-        return self.source or Place(self.images).root.rstrip("/").rsplit("/", 1)[-1] or "images"
+        """The source's name: the folder's that holds the images, or the archives."""
+        if self.source:
+            return self.source
+        folder = self.images.rpartition("/")[0] if self.in_archives else _folder_of(self.images)
+        return Place(folder).root.rstrip("/").rsplit("/", 1)[-1] or "images"
+
+    @property
+    def in_archives(self) -> bool:
+        """Whether the images lie in archives."""
+        return is_archive(self.images)
+
+
+def read_sources(path: str) -> list[SourceSpec]:
+    """The sources of a YAML file: a list of mappings with images, and name, list, ground_truth, take where wanted.
+
+    Raises UserError.
+    """
+    try:
+        content = yaml.safe_load(Place(path).read(""))
+    except FileNotFoundError:
+        raise UserError(f"{path}: there is no such file of sources") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: it is no valid YAML: {' '.join(str(error).split())}") from None
+    listed = content.get("sources") if isinstance(content, dict) else content
+    known = ("name", "images", "list", "ground_truth", "take")
+    if not isinstance(listed, list) or not listed:
+        raise UserError(f"{path}: it must be a list of sources, each a mapping with 'images'")
+    specs = []
+    for number, entry in enumerate(listed, 1):
+        if not isinstance(entry, dict) or not entry.get("images"):
+            raise UserError(f"{path}: source {number} must be a mapping with 'images'")
+        unknown = sorted(set(map(str, entry)) - set(known))
+        if unknown:
+            raise UserError(f"{path}: source {number} has an entry {unknown[0]!r}; known are {', '.join(known)}")
+        images, names, truth, take, name = (str(entry.get(key) or "") for key in ("images", *known[2:], "name"))
+        specs.append(SourceSpec(images, names, truth, take, name))
+    return specs
+
+
+def check_sources(specs: list[SourceSpec]) -> None:
+    """Raise UserError where sources cannot stand together."""
+    names = [spec.name for spec in specs]
+    for spec in specs:
+        if "/" in spec.source:
+            raise UserError(f"extract: --source is {spec.source!r}; the name of a source has no '/'")
+        if spec.ground_truth and not spec.take:
+            raise UserError(f"extract: the ground truth {spec.ground_truth} needs take: gallery or queries")
+        if spec.ground_truth and spec.in_archives:
+            raise UserError(f"extract: {spec.images} are archives; a ground truth takes images from a folder")
+        if names.count(spec.name) > 1:
+            raise UserError(f"extract: two sources are called {spec.name!r}; give each a name of its own")
 
 
 def list_images(spec: SourceSpec) -> list[ImageReference]:
@@ -46,10 +96,8 @@ def list_images(spec: SourceSpec) -> list[ImageReference]:
 
     Raises UserError where nothing is found, or a list or ground truth cannot be read.
     """
-    place = Place(spec.images)
-    if "/" in spec.source:
-        raise UserError(f"extract: --source is {spec.source!r}; the name of a source has no '/'")
-    if not place.fs.isdir(place.root):
+    place = Place(_folder_of(spec.images))
+    if not place.is_folder():
         raise UserError(f"{spec.images}: there is no such folder of images")
     if spec.ground_truth:
         references = list(_from_ground_truth(spec, place))
@@ -62,6 +110,15 @@ def list_images(spec: SourceSpec) -> list[ImageReference]:
     return references
 
 
+def _folder_of(images: str) -> str:
+    """The folder itself, or the part of a glob above its first wildcard."""
+    if not glob.has_magic(images) or Place(images).is_folder():
+        return images
+    pieces = images.split("/")
+    first = next(place for place, piece in enumerate(pieces) if glob.has_magic(piece))
+    return "/".join(pieces[:first]) or ("/" if images.startswith("/") else ".")
+
+
 def _reference(spec: SourceSpec, place: Place, name: str | bytes, box: Box | None = None) -> ImageReference:
     try:
         raw = os.fsencode(name) if isinstance(name, str) else name
@@ -72,13 +129,21 @@ def _reference(spec: SourceSpec, place: Place, name: str | bytes, box: Box | Non
 
 
 def _from_folder(spec: SourceSpec, place: Place) -> Iterator[ImageReference]:
-    """All files below the folder whose suffix is an image's; hidden files and folders are left out."""
+    """All files below the folder whose suffix is an image's; hidden files and folders are left out.
+
+    Of a glob, those that it matches.
+    """
+    if _folder_of(spec.images) != spec.images:
+        for path in place.fs.glob(Place(spec.images).root):
+            if os.path.splitext(path)[1].lower() in SUFFIXES:
+                yield _reference(spec, place, path[len(place.root) :].lstrip("/"))
+        return
     if place.local:
         for path in _walk(place.root, frozenset()):
             if os.path.splitext(path)[1].lower() in SUFFIXES:
                 yield _reference(spec, place, os.path.relpath(path, place.root))
         return
-    for path in place.fs.find(place.root):
+    for path in place.remote.found(place.root):
         relative = path[len(place.root) :].lstrip("/")
         hidden = any(piece.startswith(".") for piece in relative.split("/"))
         if not hidden and os.path.splitext(relative)[1].lower() in SUFFIXES:
@@ -107,14 +172,22 @@ def _walk(folder: str, above: frozenset[tuple[int, int]]) -> Iterator[str]:
 
 
 def _from_list(spec: SourceSpec, place: Place) -> Iterator[ImageReference]:
-    """CSV or text (the paper's ``path,label,width,height``, or a name a line), or Parquet with a column of names."""
-    fs, path = open_file_system(spec.list)
+    for name in listed_names(spec):
+        yield _reference(spec, place, name)
+
+
+def listed_names(spec: SourceSpec) -> Iterator[str]:
+    """The names of an image list. Raises UserError.
+
+    CSV or text (the paper's ``path,label,width,height``, or a name a line), or Parquet with a column of names.
+    """
+    folder, _, file = spec.list.rpartition("/")
     try:
-        data = fs.cat_file(path)
+        data = Place(folder or ("/" if spec.list.startswith("/") else ".")).read(file)
     except FileNotFoundError:
         raise UserError(f"{spec.list}: there is no such image list") from None
     try:
-        names = _parquet_names(data) if path.endswith(".parquet") else _csv_names(data)
+        names = _parquet_names(data) if spec.list.endswith(".parquet") else _csv_names(data)
     except (csv.Error, pa.ArrowInvalid) as error:
         raise UserError(f"{spec.list}: it cannot be read as an image list: {error}") from None
     if names is None:
@@ -124,7 +197,7 @@ def _from_list(spec: SourceSpec, place: Place) -> Iterator[ImageReference]:
             raise UserError(
                 f"{spec.list}: row {number}: {name!r} must be a name relative to the folder of images, without '..'"
             )
-        yield _reference(spec, place, name)
+        yield name
 
 
 def _parquet_names(data: bytes) -> list[str] | None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import io
-from collections import OrderedDict
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import Any
 
 import numpy as np
@@ -13,18 +14,25 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipelines.commit import as_input, require_manifest
+from pipelines.commit import as_input, read_manifest, require_manifest
 from pipelines.storage import Place
-from rrt_core.rerankers import Locals
 from schemas import global_descriptors
 from schemas.errors import UserError
 from schemas.global_descriptors import GlobalPart
 from schemas.image_list import ImageReference, references_of
-from schemas.local_descriptors import byte_range, decoded, from_bytes
 from schemas.manifest import PARTS_NAME, FileEntry, entries_of
 from schemas.shortlist import ROWS_A_PART
 
-OFFSETS_KEPT = 256  # parts whose row and offset arrays stay in memory (at most 48 kB each)
+LAYERS = "layers"  # folder of a store's further layers of local descriptors
+_PART = re.compile(r"part-(\d+)\.")
+
+
+def part_number(name: str) -> int:
+    """The number in a part's file name."""
+    match = _PART.search(name.rpartition("/")[2])
+    if not match:
+        raise UserError(f"{name} is no part of a store")
+    return int(match[1])
 
 
 @dataclass(frozen=True)
@@ -35,6 +43,7 @@ class PartFiles:
     globals: FileEntry
     locals: FileEntry | None
     failures: FileEntry | None
+    layers: tuple[tuple[Place, FileEntry], ...] = ()  # further local descriptors, made for a shortlist
 
 
 class Store:
@@ -50,6 +59,16 @@ class Store:
         self.dimension = int(self.extractor["global_dim"])
         self.scales = tuple(float(scale) for scale in self.extractor["scales"])
         self.parts = self._parts()
+        self._by_number = {part.number: part for part in self.parts}
+
+    def part(self, number: int) -> PartFiles:
+        """The part of a number; archives leave numbers out."""
+        return self._by_number[number]
+
+    @property
+    def span(self) -> int:
+        """How many part numbers the store takes up in an index."""
+        return max(self._by_number, default=-1) + 1
 
     @property
     def as_input(self) -> dict[str, str]:
@@ -57,15 +76,37 @@ class Store:
         return as_input(self.place.url, self.manifest)
 
     def _parts(self) -> list[PartFiles]:
-        table = pq.read_table(io.BytesIO(self.place.read(PARTS_NAME)))
+        """Raises UserError where the list of files is not the manifest's: the store is being made again."""
+        data = self.place.read(PARTS_NAME)
+        if sha256(data).hexdigest() != self.manifest.parts["sha256"]:
+            raise UserError(f"{self.place.url} is not finished: give the command that makes it once more")
         files: dict[int, dict[str, FileEntry]] = {}
-        for unit, entry in zip(table.column("unit").to_pylist(), entries_of(table), strict=True):
-            kind = entry.name.split("/")[0]
-            files.setdefault(int(unit.removeprefix("part-")), {})[kind] = entry
+        for entry in entries_of(pq.read_table(io.BytesIO(data))):
+            files.setdefault(part_number(entry.name), {})[entry.name.split("/")[0]] = entry
+        layers = self._layers()
         return [
-            PartFiles(number, kinds["global"], kinds.get("local"), kinds.get("failures"))
+            PartFiles(
+                number, kinds["global"], kinds.get("local"), kinds.get("failures"), layers.get(kinds["global"].name, ())
+            )
             for number, kinds in sorted(files.items())
         ]
+
+    def _layers(self) -> dict[str, tuple[tuple[Place, FileEntry], ...]]:
+        """Name of a file of globals -> local descriptors of some of its rows, from finished layers.
+
+        A layer counts for the parts whose globals are still those that it was made for.
+        """
+        found: dict[str, tuple[tuple[Place, FileEntry], ...]] = {}
+        for name in sorted(self.place.folders(LAYERS)):
+            place = self.place.below(f"{LAYERS}/{name}")
+            manifest = read_manifest(place)
+            if manifest is None or manifest.facts.get("kind") != "layer":
+                continue
+            for entry in entries_of(pq.read_table(io.BytesIO(place.read(PARTS_NAME)))):
+                if entry.name.startswith("local/"):
+                    globals_name = manifest.facts["globals"][str(part_number(entry.name))]
+                    found[globals_name] = (*found.get(globals_name, ()), (place, entry))
+        return found
 
     def read_global(self, part: PartFiles) -> GlobalPart:
         """A part's ids, statuses and descriptors."""
@@ -76,8 +117,11 @@ class Store:
         return (self.base + part.number) * ROWS_A_PART + rows.astype(np.int64)
 
     def references(self, record_ids: Iterable[str]) -> dict[str, ImageReference]:
-        """Where some images of the plan lie; ids that are not of this store are absent."""
-        table = pq.read_table(io.BytesIO(self.place.read("plan/images.parquet")))
+        """Where some images of the plan lie; ids that are not of this store, or in an archive, are absent."""
+        try:
+            table = pq.read_table(io.BytesIO(self.place.read("plan/images.parquet")))
+        except FileNotFoundError:  # an imported store
+            return {}
         wanted = pa.array(sorted(record_ids), pa.string())
         found = references_of(table.filter(pc.is_in(table.column("record_id"), wanted)))
         return {reference.record_id: reference for reference in found}
@@ -121,83 +165,3 @@ class Gallery:
             for position, row in zip(positions, rows, strict=True):
                 names[position] = read.record_ids[row]
         return names, descriptors
-
-
-class LocalsReader:
-    """Reads the locals of single images by byte ranges; keeps the offsets of the parts last used."""
-
-    def __init__(self, gallery: Gallery) -> None:
-        self.gallery = gallery
-        self._offsets: OrderedDict[int, tuple[np.ndarray, np.ndarray]] = OrderedDict()
-
-    def read(self, row_ids: np.ndarray, globals_read: np.ndarray, most: int) -> list[Locals]:
-        """The `most` strongest locals of each row, with its global descriptor float32 [n, D].
-
-        Raises UserError where a row has no locals on disk.
-        """
-        found: list[Locals | None] = [None] * len(row_ids)
-        for number, positions in self.gallery.locate(row_ids).items():
-            store, part = self.gallery.part(number)
-            if part.locals is None or part.locals.layout is None:
-                raise UserError(f"{store.place.url}: part {part.number} holds no local descriptors")
-            slices = self._slices(number, np.asarray(row_ids)[positions] % ROWS_A_PART, most)
-            pieces = self._read_slices(store, part.locals, slices)
-            for position, piece in zip(positions, pieces, strict=True):
-                found[position] = Locals(
-                    global_descriptor=globals_read[position],
-                    descriptors=decoded(piece["descriptor"]),
-                    xy=piece["xy"],
-                    scale=piece["scale"],
-                    strength=piece["strength"],
-                    scales=store.scales,
-                )
-        return [item for item in found if item is not None]
-
-    def _slices(self, number: int, rows: np.ndarray, most: int) -> list[tuple[int, int]]:
-        """Entries start .. stop of each row in the part's datasets, the strongest first, at most `most`."""
-        stored, offsets = self._part_offsets(number)
-        places = np.searchsorted(stored, rows)
-        slices = []
-        for row, place in zip(rows, places, strict=True):
-            if place >= len(stored) or stored[place] != row:
-                store, part = self.gallery.part(number)
-                raise UserError(f"{store.place.url}: row {row} of part {part.number} has no local descriptors")
-            start, stop = int(offsets[place]), int(offsets[place + 1])
-            slices.append((start, min(stop, start + most)))
-        return slices
-
-    def _part_offsets(self, number: int) -> tuple[np.ndarray, np.ndarray]:
-        if number not in self._offsets:
-            store, part = self.gallery.part(number)
-            assert part.locals is not None and part.locals.layout is not None
-            layout = part.locals.layout
-            spans = [(0, layout["row"]["shape"][0]), (0, layout["offset"]["shape"][0])]
-            row, offset = _ranges(store, part.locals, ["row", "offset"], spans)
-            self._offsets[number] = (row, offset)
-            while len(self._offsets) > OFFSETS_KEPT:
-                self._offsets.popitem(last=False)
-        self._offsets.move_to_end(number)
-        return self._offsets[number]
-
-    @staticmethod
-    def _read_slices(
-        store: Store, entry: FileEntry, slices: Sequence[tuple[int, int]]
-    ) -> list[dict[str, np.ndarray]]:
-        names = ["descriptor", "xy", "scale", "strength"]
-        flat = _ranges(store, entry, names * len(slices), [span for span in slices for _ in names])
-        return [dict(zip(names, flat[i : i + 4], strict=True)) for i in range(0, len(flat), 4)]
-
-
-def _ranges(
-    store: Store, entry: FileEntry, names: Sequence[str], spans: Sequence[tuple[int, int]]
-) -> list[np.ndarray]:
-    """Entries of datasets of one file; empty ones are not asked for."""
-    assert entry.layout is not None
-    ranges = [byte_range(entry.layout, name, *span) for name, span in zip(names, spans, strict=True)]
-    full = [index for index, (begin, end) in enumerate(ranges) if end > begin]
-    read = store.place.read_ranges(
-        [entry.name] * len(full), [ranges[index][0] for index in full], [ranges[index][1] for index in full]
-    )
-    data = dict(zip(full, read, strict=True))
-    return [from_bytes(entry.layout, name, data.get(index, b"")) for index, name in enumerate(names)]
-

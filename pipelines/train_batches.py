@@ -10,7 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import numpy as np
 import torch
 
-from pipelines.stores import LocalsReader
+from pipelines.locals_reader import LocalsReader
 from pipelines.train_records import Records
 from rrt_core.mining import TripletSampler
 from rrt_core.parallel import Processes

@@ -60,7 +60,7 @@ def open_stores_of(urls: Sequence[str]) -> list[Store]:
                 f"{stores[0].place.url}; describe both alike"
             )
         stores.append(store)
-        base += len(store.parts)
+        base += store.span
     return stores
 
 

@@ -13,9 +13,10 @@ from PIL import Image
 from pipelines import extract, index, rerank, search
 from pipelines.commit import read_entries
 from pipelines.driver import RunSettings
+from pipelines.locals_reader import LocalsReader
 from pipelines.options import build
 from pipelines.storage import Place
-from pipelines.stores import Gallery, LocalsReader, Store
+from pipelines.stores import Gallery, Store
 from schemas.errors import UserError
 from schemas.ground_truth import GroundTruth, QueryTruth, save_ground_truth
 from schemas.local_descriptors import decoded, read_part

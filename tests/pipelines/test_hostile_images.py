@@ -17,9 +17,11 @@ from PIL import Image
 from pipelines import pool
 from pipelines.driver import RunSettings
 from pipelines.extract import Options, failure_rows, run
+from pipelines.describe import Item
 from pipelines.isolation import Crashed, Isolated
+from pipelines.locals_reader import LocalsReader
 from pipelines.storage import Place
-from pipelines.stores import Gallery, LocalsReader, Store
+from pipelines.stores import Gallery, Store
 from rrt_core import images
 from rrt_core.extractors import Description
 from schemas.image_list import ImageReference, decode_name, split_record_id
@@ -280,7 +282,8 @@ def test_an_image_that_never_ends_is_given_up(hostile: Path) -> None:
     location = os.path.join(os.fsencode(hostile), b"plain.png")
     with Isolated(options, 1, seconds=0.5) as child:
         with pytest.raises(Crashed, match=r"no answer for 0\.5 seconds"):
-            child.describe(ImageReference("s/plain.png", "s", location))
+            child.describe(Item(ImageReference("s/plain.png", "s", location)))
         child.seconds = 60.0
-        described = child.describe(ImageReference("s/empty.jpg", "s", location.replace(b"plain.png", b"empty.jpg")))
+        empty = ImageReference("s/empty.jpg", "s", location.replace(b"plain.png", b"empty.jpg"))
+        described = child.describe(Item(empty))
         assert described.failure is not None and described.failure.error_class == "empty"

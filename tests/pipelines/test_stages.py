@@ -14,10 +14,11 @@ from PIL import Image
 from pipelines import evaluate, extract, index, report, rerank, search
 from pipelines.commit import read_entries
 from pipelines.driver import RunSettings
+from pipelines.locals_reader import LocalsReader
 from pipelines.options import build
 from pipelines.run import run_config
 from pipelines.storage import Place
-from pipelines.stores import Gallery, LocalsReader, Store
+from pipelines.stores import Gallery, Store
 from rrt_core.metrics import PROTOCOLS, positions_of
 from schemas.errors import UserError
 from schemas.ground_truth import GroundTruth, QueryTruth, load_ground_truth, save_ground_truth

@@ -1,0 +1,195 @@
+"""The worker of `extract`: does a slice of a listing, or an archive piece by piece, and writes its parts."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from hashlib import sha256
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from pipelines.archive_images import ArchiveImages, Listed, archive_url
+from pipelines.commit import Attempt, Job, Unit, UnitWorker
+from pipelines.describe import Describer, Item, failed
+from pipelines.describing import ISOLATE_FROM, batched, isolated
+from pipelines.missing import missing_images
+from pipelines.plan_images import read_slice
+from pipelines.storage import Place
+from rrt_core.extractors import Description
+from rrt_core.images import DecodeError
+from schemas import failures, global_descriptors, local_descriptors
+from schemas.errors import UserError
+from schemas.failures import FailureRow
+from schemas.global_descriptors import GlobalRow
+from schemas.local_descriptors import LocalRow
+from schemas.manifest import Counts, canonical_json, sha256_text
+from schemas.shortlist import ROWS_A_PART
+
+LAYER = "full"  # the layer of local descriptors that a full extraction makes
+ROTATION_NAME = "plan/rotation.f32"  # of binary local descriptors
+
+
+@dataclass
+class Rows:
+    """What became of a run of images."""
+
+    rows: list[GlobalRow] = field(default_factory=list)
+    kept: list[LocalRow] = field(default_factory=list)
+    lost: list[FailureRow] = field(default_factory=list)
+
+    @property
+    def counts(self) -> Counts:
+        """inputs = succeeded + failed."""
+        return Counts(len(self.rows), len(self.rows) - len(self.lost), len(self.lost))
+
+
+class DescribeUnit(UnitWorker):
+    """Does a unit: decodes ahead of the model, describes in batches, writes up to three files a part."""
+
+    def __init__(self, job: Job) -> None:
+        super().__init__(job)
+        self.options = job.settings
+        self.describer = Describer(self.options)
+        self.rotation = read_rotation(Place(job.settings["out"]), self.options, self.describer.extractor.local_dim)
+
+    def do(self, unit: Unit, attempt: Attempt) -> Counts:
+        """Describe the unit's images and hand over its files."""
+        if "missing" in unit.payload:
+            return self._missing(unit, attempt)
+        if "archive" in unit.payload:
+            return self._archive(unit, attempt)
+        repeated = set(unit.payload["repeated"])
+        reason = "the record id stands twice in the source; only the first is described"
+        references = read_slice(attempt.place, unit)
+        items = (
+            Item(reference, refusal=DecodeError(reason, "duplicate") if row in repeated else None)
+            for row, reference in enumerate(references)
+        )
+        rows = self._rows(items, attempt, Counts(0, 0), None)
+        self._write(attempt, unit.payload["part"], rows)
+        return rows.counts
+
+    def _archive(self, unit: Unit, attempt: Attempt) -> Counts:
+        """Stream an archive once; what an earlier attempt committed of it is passed over without decoding."""
+        payload = unit.payload
+        source, size = str(payload["source"]), int(payload["rows"])
+        listed = _listed(attempt.place.url, source) if payload["listed"] else None
+        only = _ids(attempt.place, payload["again"]) if payload.get("again") else None
+        url = archive_url(attempt.place, int(payload["archive"]))
+        images = ArchiveImages(url, source, payload["prefix"], listed, only)
+        counts, piece, unlisted, ended = Counts(0, 0, 0), 0, 0, False
+        while not ended:
+            done = attempt.read_piece(piece)
+            if done is not None:
+                passed = islice(images, done.counts.inputs)
+                seen = _fingerprint((item.reference.record_id, _digest(item)) for item in passed)
+                if seen != done.summary["images"]:
+                    raise UserError(f"{url} holds other images than before; give --overwrite, or another place")
+                attempt.take_piece(done)
+                counts, ended = counts + done.counts, bool(done.summary["end"])
+                unlisted = int(done.summary["unlisted"])
+            else:
+                rows = self._rows(islice(images, size), attempt, counts, images)
+                ended = len(rows.rows) < size
+                unlisted = images.unlisted
+                number = int(payload["part"]) + piece * int(payload["stride"])
+                if rows.rows:
+                    self._write(attempt, number, rows)
+                    fingerprint = _fingerprint((row.record_id, row.sha256) for row in rows.rows)
+                    summary = {"images": fingerprint, "end": ended, "unlisted": unlisted}
+                    attempt.commit_piece(piece, rows.counts, summary)
+                counts += rows.counts
+            piece += 1
+        if listed:
+            attempt.summary = {"unlisted": unlisted}
+        return counts
+
+    def _missing(self, unit: Unit, attempt: Attempt) -> Counts:
+        """A failed row for each image that a list names and no archive held."""
+        missing, counts = missing_images(attempt.place), Counts(0, 0, 0)
+        for piece, references in enumerate(iter(lambda: list(islice(missing, ROWS_A_PART)), [])):
+            described = [failed(reference, "no archive holds it", "missing") for reference in references]
+            lost = [one.failure for one in described if one.failure]
+            rows = Rows([one.row for one in described], [], lost)
+            self._write(attempt, int(unit.payload["part"]) + piece * int(unit.payload["stride"]), rows)
+            counts += rows.counts
+        return counts
+
+    def _rows(self, items: Iterable[Item], attempt: Attempt, before: Counts, images: ArchiveImages | None) -> Rows:
+        """Describe a run of images; tells how far it is, counted from what the unit did `before`."""
+        if attempt.number >= ISOLATE_FROM:
+            stream = isolated(self.options, self.job.recipe["threads"], items)
+        else:
+            stream = batched(self.describer, items, self.options["image_seconds"])
+        found, reason = Rows(), ""
+        for described in stream:
+            found.rows.append(described.row)
+            if described.failure:
+                found.lost.append(described.failure)
+                reason = f"{described.row.record_id}: {described.failure.reason}"
+            if described.description and self.options["locals"] != "none":
+                found.kept.append(self._local_row(len(found.rows) - 1, described.description))
+            counts = before + found.counts
+            attempt.tell(counts.inputs, counts.failed, images.position if images else 0.0, reason)
+        return found
+
+    def _local_row(self, row: int, description: Description) -> LocalRow:
+        return local_row(row, description, self.options, self.rotation)
+
+    def _write(self, attempt: Attempt, part: int, found: Rows) -> None:
+        extractor, options, name = self.describer.extractor, self.options, f"part-{part:05}"
+        path = attempt.path(f"{name}.parquet")
+        global_descriptors.write_part(path, found.rows, extractor.global_dim, options["global_dtype"])
+        attempt.add(path, f"global/{name}.parquet", len(found.rows))
+        if options["locals"] != "none":
+            path = attempt.path(f"{name}.h5")
+            layout = write_locals(path, found.kept, extractor.local_dim, options, self.rotation)
+            attempt.add(path, f"local/{LAYER}/{name}.h5", len(found.kept), layout)
+        path = attempt.path(f"{name}.failures.parquet")
+        failures.write_part(path, found.lost)
+        attempt.add(path, f"failures/{name}.parquet", len(found.lost))
+
+
+def local_row(row: int, description: Description, options: dict[str, Any], rotation: np.ndarray | None) -> LocalRow:
+    """The strongest local descriptors of an image, as they are stored."""
+    most = options["max_locals"] or len(description.descriptors)
+    descriptors = local_descriptors.encoded(description.descriptors[:most], options["local_dtype"], rotation)
+    return LocalRow(row, descriptors, description.xy[:most], description.scale[:most], description.strength[:most])
+
+
+def write_locals(
+    path: str, rows: Sequence[LocalRow], dimension: int, options: dict[str, Any], rotation: np.ndarray | None
+) -> dict[str, Any]:
+    """Write a part's locals; gives the file's layout."""
+    return local_descriptors.write_part(path, rows, dimension, options["local_dtype"], rotation)
+
+
+def read_rotation(store: Place, options: dict[str, Any], dimension: int) -> np.ndarray | None:
+    """The rotation of a store's binary local descriptors, float32 [W, W]; None for other dtypes."""
+    if options["local_dtype"] != "binary" :
+        return None
+    return np.frombuffer(store.read(ROTATION_NAME), "<f4").reshape(dimension, dimension)
+
+
+def _digest(item: Item) -> str:
+    return "" if item.data is None else sha256(item.data).hexdigest()
+
+
+def _fingerprint(rows: Iterable[tuple[str, str]]) -> str:
+    """One hash of record ids and SHA-256 of their files."""
+    return sha256_text(canonical_json(list(rows)))
+
+
+@cache
+def _listed(url: str, source: str) -> Listed:
+    return Listed(Place(url), source)
+
+
+def _ids(place: Place, name: str) -> frozenset[str]:
+    """The record ids of a plan's table of images."""
+    return frozenset(pq.read_table(io.BytesIO(place.read(name)), columns=["record_id"]).column("record_id").to_pylist())

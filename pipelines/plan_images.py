@@ -1,0 +1,150 @@
+"""The plan of what a store describes: listed images and archives, written once, read by reruns and workers."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from hashlib import sha256
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipelines.archive_images import ARCHIVES, ARCHIVES_NAME, LISTED, LISTED_NAME
+from pipelines.archives import ARCHIVE_SUFFIXES, archive_size, find_archives
+from pipelines.commit import Unit
+from pipelines.sources import SourceSpec, list_images, listed_names
+from pipelines.storage import Place
+from schemas.errors import UserError
+from schemas.image_list import ImageReference, encode_name, image_table, references_of
+from schemas.manifest import canonical_json, sha256_text
+from schemas.shortlist import ROWS_A_PART
+
+IMAGES_NAME = "plan/images.parquet"
+SOURCE_NAME = "plan/source.json"
+
+
+@dataclass(frozen=True)
+class Archive:
+    """An archive of a source. `prefix` stands before its members' paths in record ids."""
+
+    source: str
+    name: str
+    bytes: int
+    prefix: str
+    listed: bool
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What is to be described: record ids of listed images, archives, and the hash of the lists of what they hold."""
+
+    ids: Sequence[str]
+    archives: tuple[Archive, ...]
+    listed: str
+
+    @property
+    def fingerprint(self) -> str:
+        """Identity of the input: no places, no times."""
+        if not self.archives:
+            return sha256_text("\n".join(self.ids))
+        archives = [asdict(archive) for archive in self.archives]
+        return sha256_text(canonical_json([sha256_text("\n".join(self.ids)), archives, self.listed]))
+
+
+def read_planned(place: Place, specs: Sequence[SourceSpec]) -> Planned | None:
+    """What the store's plan says, or None where it has none of these sources, or it is damaged."""
+    try:
+        told = json.loads(place.read(SOURCE_NAME))
+        images = place.read(IMAGES_NAME)
+        if told["spec"] != _spec(specs) or told["images_sha256"] != sha256(images).hexdigest():
+            return None
+        archives = tuple(Archive(**archive) for archive in told["archives"])
+        for name, expected in told["files"].items():
+            if sha256(place.read(name)).hexdigest() != expected:
+                return None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    ids = pq.read_table(io.BytesIO(images), columns=["record_id"]).column("record_id").to_pylist()
+    return Planned(ids, archives, told["listed"])
+
+
+def list_sources(specs: Sequence[SourceSpec]) -> tuple[Planned, dict[str, bytes]]:
+    """List all sources; gives what is planned and the plan's files. Raises UserError."""
+    references: list[ImageReference] = []
+    archives: list[Archive] = []
+    urls: list[str] = []
+    listed: list[tuple[str, str]] = []
+    for spec in specs:
+        if not spec.in_archives:
+            references += list_images(spec)
+            continue
+        found = find_archives(spec.images)
+        stems = [_stem(url) for url in found]
+        if not spec.list and len(set(stems)) < len(stems):
+            twice = next(stem for stem in stems if stems.count(stem) > 1)
+            raise UserError(f"{spec.images}: two archives are called {twice}; give them as sources of their own")
+        for url, stem in zip(found, stems, strict=True):
+            prefix = f"{stem}/" if len(found) > 1 and not spec.list else ""
+            archives.append(Archive(spec.name, _name(url), archive_size(url), prefix, bool(spec.list)))
+        urls += [url if "://" in url else os.path.abspath(os.path.expanduser(url)) for url in found]
+        if spec.list:
+            listed += [(spec.name, encode_name(name)) for name in listed_names(spec)]
+    files = {IMAGES_NAME: _parquet(image_table(references))}
+    if archives:
+        files[ARCHIVES_NAME] = _parquet(pa.table({"url": urls}, schema=ARCHIVES))
+    if listed:
+        columns = {"source": [source for source, _ in listed], "name": [name for _, name in listed]}
+        files[LISTED_NAME] = _parquet(pa.table(columns, schema=LISTED))
+    ids = [reference.record_id for reference in references]
+    hashed = sha256_text("\n".join(f"{source}\0{name}" for source, name in listed)) if listed else ""
+    planned = Planned(ids, tuple(archives), hashed)
+    told: dict[str, Any] = {
+        "spec": _spec(specs),
+        "images_sha256": sha256(files[IMAGES_NAME]).hexdigest(),
+        "files": {name: sha256(data).hexdigest() for name, data in files.items() if name != IMAGES_NAME},
+        "archives": [asdict(archive) for archive in archives],
+        "listed": hashed,
+    }
+    return planned, {**files, SOURCE_NAME: json.dumps(told).encode()}
+
+
+def read_slice(place: Place, unit: Unit) -> Sequence[ImageReference]:
+    """The unit's slice of the plan; reads only the row groups that hold it."""
+    name, start, rows = unit.payload.get("again") or IMAGES_NAME, unit.payload["start"], unit.inputs
+    with place.fs.open(place.path(name), "rb") as stream:
+        file = pq.ParquetFile(stream)
+        first, last = start // ROWS_A_PART, (start + rows - 1) // ROWS_A_PART
+        table = file.read_row_groups(list(range(first, last + 1)))
+    references = references_of(table.slice(start - first * ROWS_A_PART, rows))
+    if sha256_text("\n".join(reference.record_id for reference in references)) != unit.payload["ids"]:
+        raise UserError(f"{place.url}/{name} is not what the plan says; give --overwrite")
+    return references
+
+
+def images_file(references: Sequence[ImageReference]) -> bytes:
+    """A plan's table of images."""
+    return _parquet(image_table(references))
+
+
+def _spec(specs: Sequence[SourceSpec]) -> str:
+    return canonical_json([asdict(spec) for spec in specs])
+
+
+def _parquet(table: pa.Table) -> bytes:
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, row_group_size=ROWS_A_PART)
+    return buffer.getvalue()
+
+
+def _name(url: str) -> str:
+    return url.rstrip("/").rpartition("/")[2]
+
+
+def _stem(url: str) -> str:
+    name = _name(url)
+    suffix = next((suffix for suffix in ARCHIVE_SUFFIXES if name.lower().endswith(suffix)), "")
+    return name[: len(name) - len(suffix)]
