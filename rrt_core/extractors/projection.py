@@ -1,0 +1,88 @@
+"""Projections of local descriptors to fewer dimensions: PCA whitening, or any learned linear map, from a file.
+
+A file is safetensors with `mean` [C] and `projection` [C, L], float32. `benchmarks/make_projection.py` makes one
+from photographs.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.numpy import load as load_safetensors
+from torch import Tensor
+
+from schemas.errors import UserError
+
+Floats = npt.NDArray[np.float64]
+
+
+class Projection:
+    """mean float32 [C] and matrix float32 [C, L], on any device."""
+
+    def __init__(self, mean: Tensor, matrix: Tensor) -> None:
+        self.mean, self.matrix = mean, matrix
+
+    def __call__(self, cells: Tensor) -> Tensor:
+        """Raw cells [n, C] -> normalised, centred, projected, normalised again [n, L]."""
+        return F.normalize((F.normalize(cells, dim=1) - self.mean) @ self.matrix, dim=1)
+
+
+def read_projection(data: bytes, channels: int, where: str) -> tuple[Tensor, Tensor]:
+    """Mean and matrix of a file's bytes. Raises UserError for another content, or other channels."""
+    mend = "make one with benchmarks/make_projection.py"
+    try:
+        arrays = load_safetensors(data)
+        mean, matrix = torch.from_numpy(arrays["mean"]), torch.from_numpy(arrays["projection"])
+    except (SafetensorError, KeyError, ValueError, TypeError) as error:
+        raise UserError(f"{where} is no projection ({type(error).__name__}): {mend}.") from error
+    if mean.shape != (channels,) or matrix.ndim != 2 or matrix.shape[0] != channels or matrix.shape[1] < 1:
+        raise UserError(
+            f"The projection in {where} is for {matrix.shape[0] if matrix.ndim else 0} channels; the feature map has "
+            f"{channels}: {mend} for this model and feature."
+        )
+    if not bool(torch.isfinite(mean).all() and torch.isfinite(matrix).all()):
+        raise UserError(f"The projection in {where} holds values that are not finite: {mend}.")
+    return mean.float(), matrix.float()
+
+
+class Whitening:
+    """PCA whitening of cells' directions, gathered piece by piece."""
+
+    def __init__(self, channels: int) -> None:
+        self.count = 0
+        self._total: Floats = np.zeros(channels)
+        self._outer: Floats = np.zeros((channels, channels))
+
+    def add(self, cells: npt.NDArray[np.float32]) -> None:
+        """Take in raw cells [n, C]."""
+        directions = np.asarray(cells, np.float64)
+        directions = directions / np.maximum(np.linalg.norm(directions, axis=1, keepdims=True), 1e-12)
+        self._total += directions.sum(0)
+        self._outer += directions.T @ directions
+        self.count += len(directions)
+
+    def solve(self, dimensions: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        """mean [C] and projection [C, dimensions]: principal axes, each divided by its standard deviation.
+
+        An axis has no sign of its own: its largest entry is made positive. Raises UserError where the cells have
+        fewer dimensions, or there are fewer than two a dimension.
+        """
+        channels = len(self._total)
+        if not 1 <= dimensions <= channels:
+            raise UserError(f"A projection of {channels} channels to {dimensions} dimensions: give at most {channels}.")
+        if self.count < 2 * dimensions:
+            raise UserError(f"{self.count} cells are too few for {dimensions} dimensions: give more photographs.")
+        mean = self._total / self.count
+        covariance = (self._outer - self.count * np.outer(mean, mean)) / (self.count - 1)
+        variances, axes = np.linalg.eigh(covariance)
+        strongest = np.argsort(-variances, kind="stable")[:dimensions]
+        variances, axes = variances[strongest], axes[:, strongest]
+        if variances[-1] <= variances[0] * 1e-10:
+            raise UserError(
+                f"The cells spread over fewer than {dimensions} dimensions: give more photographs or fewer dimensions."
+            )
+        axes = axes * np.where(axes[np.abs(axes).argmax(0), np.arange(dimensions)] < 0, -1.0, 1.0)
+        return mean.astype(np.float32), (axes / np.sqrt(variances)).astype(np.float32)
