@@ -29,7 +29,7 @@ from pipelines.verify_files import FileChecks, groups_of
 from pipelines.verify_output import RECORD_NAME, UNREADABLE, Output, find_outputs, findings_of, read_output
 from rrt_core import extractors, rerankers
 from schemas.errors import UserError
-from schemas.manifest import MANIFEST_NAME, PARTS_NAME, FileEntry, Manifest, canonical_json
+from schemas.manifest import MANIFEST_NAME, PARTS_NAME, FileEntry, Manifest, canonical_json, content_hash
 
 GC_SECONDS = 24 * 3600.0
 READERS = 2
@@ -163,11 +163,24 @@ def _record(output: Output, findings: Findings) -> dict[str, Any]:
     manifest = output.manifest
     return {
         "schema": "rrt-repair/1",
-        "content": old.get("content") or (manifest.content if manifest else ""),
+        "content": old.get("content") or _content_before(output, findings),
         "versions": old.get("versions") or (manifest.versions if manifest else {}),
         "units": {**units, **{unit: files for unit, files in old.get("units", {}).items() if files}},
         "damaged": sorted({*damaged, *old.get("damaged", ())}),
     }
+
+
+def _content_before(output: Output, findings: Findings) -> str:
+    """The output's content hash before any damage: of the manifest, else of what parts table or markers tell; or ""."""
+    manifest = output.manifest
+    if manifest is not None and not any(problem.file == MANIFEST_NAME for problem in findings.problems):
+        return manifest.content
+    if manifest is not None and output.parts:
+        return content_hash([entry for _, entry in output.parts.values()], manifest.facts.get("units"))
+    if output.units and len(output.markers) == len(output.units):
+        files = [entry for marker in output.markers.values() for entry in marker.files]
+        return content_hash(files, {unit: marker.summary for unit, marker in output.markers.items() if marker.summary})
+    return ""
 
 
 def _remove_markers(output: Output, findings: Findings) -> None:

@@ -323,8 +323,8 @@ def _check_blocks(
         wrong["a local's place or strength is not finite"] = ~finite
         wrong["the strengths of its locals rise"] = ~first & (strength > before)
         if sizes is not None:
-            known = np.where(sizes[image] > 0, sizes[image], np.inf)
-            outside = ((xy < -PIXELS_OUTSIDE) | (xy > known + PIXELS_OUTSIDE)).any(axis=1)
+            side = sizes[image]  # 0 where unknown
+            outside = ((side > 0) & ((xy < -PIXELS_OUTSIDE) | (xy > side + PIXELS_OUTSIDE))).any(axis=1)
             wrong["a local lies outside the picture"] = np.asarray(outside)
         for what, mask in wrong.items():
             found.setdefault(what, {}).update(dict.fromkeys(image[mask].tolist()))
