@@ -34,6 +34,9 @@ INSTALL_REQUIRES = [
     "torch>=2.9,<3",
 ]
 
+# Any of its backbones as an extractor. torchvision must be of torch's own build, so constraints.txt pins both.
+TIMM = ["timm>=1.0.20,<2", "torchvision>=0.24,<1"]
+
 LINUX_X86 = "sys_platform == 'linux' and platform_machine == 'x86_64'"
 OTHERS = "sys_platform != 'linux' or platform_machine != 'x86_64'"
 EXTRAS_REQUIRE = {
@@ -50,7 +53,9 @@ EXTRAS_REQUIRE = {
         f"tensorflow-cpu>=2.20,<3; python_version < '3.14' and {LINUX_X86}",
         f"tensorflow>=2.20,<3; python_version < '3.14' and ({OTHERS})",
     ],
+    "timm": [*TIMM],
     "dev": [
+        *TIMM,
         "build>=1.3",
         "efficientnet-lite-pytorch==0.1.0",  # the parity test of the default extractor
         "moto[server]>=5.1",
