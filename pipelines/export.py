@@ -1,7 +1,7 @@
 """export: a store -> NumPy arrays and the record ids of their rows (schemas/exporters/arrays.py tells the files).
 
-Failed images are left out and counted. A part is in memory at a time. `export.json` is written last: a folder without
-it is not whole, and a second command with the same store finds it and does nothing.
+Failed images are left out and counted. A part's globals and 256 images' locals are in memory at a time. `export.json`
+is written last: a folder without it is not whole, and a second command with the same store finds it and does nothing.
 """
 
 from __future__ import annotations
@@ -16,14 +16,15 @@ from typing import Any
 
 import numpy as np
 
+from pipelines.locals_reader import LocalsFile
 from pipelines.options import option
 from pipelines.storage import Place, full_disk
 from pipelines.stores import PartFiles, Store
 from schemas.errors import UserError
 from schemas.exporters.arrays import GrowingArray
-from schemas.local_descriptors import byte_range, decoded, from_bytes
 
 NAME, SCHEMA = "export.json", "rrt-export/1"
+IMAGES_READ = 256  # whose local descriptors are in memory
 
 
 @dataclass(frozen=True)
@@ -120,17 +121,16 @@ def _export(store: Store, place: Place, options: Options, asked: dict[str, Any])
 
 def _open_locals(store: Store, folder: Path) -> dict[str, GrowingArray]:
     """The files of the locals, empty. Raises UserError where a part has none."""
-    total, kinds, dimension = 0, set(), 0
+    total, kind = 0, "<f2"
     for part in store.parts:
         layout = part.locals.layout if part.locals else None
         if layout is None:
             raise UserError(f"{store.place.url}: part {part.number} holds no local descriptors; leave --locals out")
         total += int(layout["descriptor"]["shape"][0])
-        dimension = int(layout["descriptor"]["shape"][1])
-        kinds.add(np.dtype(layout["descriptor"]["dtype"]))
-    kind = kinds.pop() if kinds else np.dtype("<f4")
-    made = {
-        "descriptor": ((total, dimension), "<f4" if kind.kind == "i" else kind),  # int8 keeps no lengths: as floats
+        if layout["descriptor"]["dtype"] != kind:
+            kind = "<f4"  # int8 and binary are read as lengths of 1
+    made: dict[str, tuple[tuple[int, ...], str]] = {
+        "descriptor": ((total, int(store.extractor["local_dim"])), kind),
         "xy": ((total, 2), "<f4"),
         "scale": ((total,), "u1"),
         "strength": ((total,), "<f4"),
@@ -142,22 +142,14 @@ def _open_locals(store: Store, folder: Path) -> dict[str, GrowingArray]:
 
 
 def _local_pieces(store: Store, part: PartFiles, ok: np.ndarray) -> Iterator[dict[str, np.ndarray]]:
-    """A part's locals as they are stored, and in `offset` how many each image that is ok has."""
-    entry = part.locals
-    assert entry is not None and entry.layout is not None
-    layout = entry.layout
-    names = ["row", "offset", "descriptor", "xy", "scale", "strength"]
-    ranges = [byte_range(layout, name, 0, layout[name]["shape"][0]) for name in names]
-    full = [name for name, (begin, stop) in zip(names, ranges, strict=True) if stop > begin]
-    wanted = [span for span in ranges if span[1] > span[0]]
-    read = store.place.read_ranges([entry.name] * len(full), [span[0] for span in wanted], [span[1] for span in wanted])
-    data = dict(zip(full, read, strict=True))
-    arrays = {name: from_bytes(layout, name, data.get(name, b"")) for name in names}
-    if arrays["descriptor"].dtype.kind == "i":
-        arrays["descriptor"] = decoded(arrays["descriptor"])
-    if not np.array_equal(arrays.pop("row"), ok):
+    """A part's locals, some images at a time, and in `offset` how many each of them has."""
+    assert part.locals is not None
+    file = LocalsFile(store.place, part.locals)
+    if not np.array_equal(file.rows, ok):
         raise UserError(f"{store.place.url}: the local descriptors of part {part.number} are not those of its images")
-    yield {**arrays, "offset": np.diff(arrays["offset"])}
+    for first in range(0, len(ok), IMAGES_READ):
+        ends = file.offsets[first : first + IMAGES_READ + 1]
+        yield {**file.read([(int(ends[0]), int(ends[-1]))])[0], "offset": np.diff(ends)}
 
 
 def summarise(options: Options, result: dict[str, Any]) -> None:

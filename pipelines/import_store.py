@@ -71,7 +71,7 @@ class Options:
     scales: tuple[float, ...] = option("image scale of each scale number; empty: the format's usual ones", ())
     weights_sha256: str = option("hex SHA-256 of the weights that described the images, where known", "")
     global_dtype: str = option("how globals are stored", "float32", choices=("float32", "float16"))
-    local_dtype: str = option("how locals are stored", "float16", choices=tuple(local_descriptors.DTYPES))
+    local_dtype: str = option("how locals are stored", "float16", choices=("float32", "float16", "int8"))
     rows_per_part: int = option("images a part; 0 chooses (at most 4,096 and 256 MB)", 0)
 
 

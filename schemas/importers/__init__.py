@@ -30,7 +30,7 @@ class Unusable(Exception):
 class ImportedLocals:
     """Local descriptors of one image, the strongest first.
 
-    descriptors  float32 [n, W], L2 = 1; one of zeros alone stays zeros
+    descriptors  float32 [n, W], L2 = 1
     xy           float32 [n, 2], as the file counts them (pixels, where its maker used pixels)
     scale        uint8 [n], ordinal in the store's list of scales
     strength     float32 [n], never rising
@@ -72,7 +72,7 @@ def checked_locals(
 ) -> ImportedLocals:
     """The `most` strongest local descriptors in the form of our stores; equal strengths keep their order.
 
-    Raises Unusable: another dimension than the others', or a value that is not finite.
+    Raises Unusable: another dimension than the others', a value that is not finite, or a descriptor without length.
     """
     if descriptors.ndim != 2 or (len(descriptors) and descriptors.shape[1] != dimension):
         raise Unusable(
@@ -87,7 +87,9 @@ def checked_locals(
     if not (np.isfinite(squares).all() and np.isfinite(xy).all() and np.isfinite(strength).all()):
         raise Unusable("the local descriptors, their places or strengths hold values that are not finite", "not_finite")
     lengths = np.sqrt(squares)
-    wrong = (np.abs(lengths - 1.0) > UNIT_TOLERANCE) & (lengths > 0)
+    if not lengths.all():
+        raise Unusable("a local descriptor is all zeros", "zero")
+    wrong = np.abs(lengths - 1.0) > UNIT_TOLERANCE
     if wrong.any():
         kept = np.asarray(kept / np.where(wrong, lengths, 1.0)[:, None], np.float32)
     return ImportedLocals(

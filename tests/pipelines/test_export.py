@@ -11,8 +11,9 @@ import pytest
 
 from pipelines import export, extract, import_store
 from pipelines.driver import RunSettings
+from pipelines.locals_reader import LocalsReader
 from pipelines.options import build
-from pipelines.stores import Gallery, LocalsReader, Store
+from pipelines.stores import Gallery, Store
 from schemas.errors import UserError
 from schemas.exporters.arrays import GrowingArray
 

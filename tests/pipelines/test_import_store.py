@@ -14,14 +14,15 @@ import pyarrow.parquet as pq
 import pytest
 from scipy.io import savemat
 
-from pipelines import import_store, index, rerank, search
+from pipelines import evaluate, import_store, index, report, rerank, search
 from pipelines.cli import main
 from pipelines.commit import read_entries
 from pipelines.driver import RunSettings
 from pipelines.extract import failure_rows
+from pipelines.locals_reader import LocalsReader
 from pipelines.options import build
 from pipelines.storage import Place
-from pipelines.stores import Gallery, LocalsReader, Store
+from pipelines.stores import Gallery, Store
 from schemas.errors import UserError
 from schemas.ground_truth import GroundTruth, QueryTruth, save_ground_truth
 from schemas.importers import delg
@@ -184,11 +185,11 @@ def test_rerank_over_imported_delg(folder: Path, tmp_path: Path) -> None:
     run_search(tmp_path, truth)
     ranked = {"queries": str(tmp_path / "q"), "out": str(tmp_path / "run"), "reranker": "mutual_nn", "shortlist": 5}
     rerank.run(build(rerank.Options, {**ranked, "ground_truth": truth}, "test"), SETTINGS)
-    from pipelines import evaluate
-
     evaluate.run(build(evaluate.Options, {"out": str(tmp_path / "run"), "ground_truth": truth}, "test"), SETTINGS)
     metrics = json.loads((tmp_path / "run" / "evaluation" / "metrics.json").read_text())
     assert "1.0" in json.dumps(metrics)
+    report.run(build(report.Options, {"out": str(tmp_path / "run"), "ground_truth": truth}, "test"), SETTINGS)
+    assert (tmp_path / "run" / "report" / "report.html").stat().st_size  # without pictures: there are none
 
 
 def test_search_over_imported_npy_is_faiss_brute_force(tmp_path: Path) -> None:
