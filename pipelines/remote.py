@@ -23,6 +23,7 @@ Result = TypeVar("Result")
 AT_ONCE = 8_000_000  # bytes: larger objects are read in concurrent ranges where the file system can
 _NOISY = ("aiobotocore", "botocore", "s3fs", "gcsfs", "fsspec", "aiohttp", "urllib3", "asyncio")
 ABSENT: tuple[type[Exception], ...] = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
+_BUGS = (TypeError, AttributeError, LookupError, NameError, AssertionError, MemoryError)
 _made: dict[tuple[Any, ...], fsspec.AbstractFileSystem] = {}
 _lock = threading.Lock()
 
@@ -178,6 +179,6 @@ class RemoteFiles:
         except Unreachable:
             raise
         except Exception as error:
-            if isinstance(error, final):
+            if isinstance(error, (*final, *_BUGS)):
                 raise
             raise Unreachable(f"{what}: {words(error)}") from error

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any, ClassVar
 
+import fsspec
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
-from pipelines.storage import Place, full_disk, open_file_system
+from pipelines import retrying
+from pipelines.storage import Place, full_disk, open_file_system, read_url
 from schemas.errors import UserError
 from tests.pipelines.s3_server import BUCKET
 
@@ -124,3 +129,108 @@ def test_a_file_that_the_system_refuses_leaves_nothing(tmp_path: Path) -> None:
     )
     assert "cannot be written: the file would be larger" in run.stdout
     assert os.listdir(tmp_path) == []
+
+
+class Flaky(MemoryFileSystem):
+    """Memory whose operations fail, give too little, or lose their answer, as `trouble` says for the next calls."""
+
+    protocol = "flaky"
+    trouble: ClassVar[list[Exception | int]] = []  # an int: so many bytes too few
+    calls = 0
+
+    def _next(self) -> int:
+        Flaky.calls += 1
+        one = Flaky.trouble.pop(0) if Flaky.trouble else 0
+        if isinstance(one, Exception):
+            raise one
+        return one
+
+    def cat_file(self, path: str, start: int | None = None, end: int | None = None, **more: Any) -> bytes:
+        less = self._next()
+        data: bytes = super().cat_file(path, start, end, **more)
+        return data[: len(data) - less]
+
+    def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **more: Any) -> None:
+        super().pipe_file(path, value, mode=mode, **more)
+        self._next()
+
+    def put_file(self, lpath: str, rpath: str, **more: Any) -> None:
+        data = Path(lpath).read_bytes()
+        less = self._next()
+        super().pipe_file(rpath, data[: len(data) - less], mode="overwrite")
+
+
+@pytest.fixture
+def flaky(monkeypatch: pytest.MonkeyPatch) -> Place:
+    fsspec.register_implementation("flaky", Flaky, clobber=True)
+    monkeypatch.setattr(retrying, "FIRST_WAIT", 0.001)
+    Flaky.trouble, Flaky.calls = [], 0
+    return Place(f"flaky://bucket-{secrets.token_hex(4)}")
+
+
+RESET = ConnectionResetError(104, "reset")
+
+
+def test_short_answers_are_asked_for_again(flaky: Place, tmp_path: Path) -> None:
+    flaky.write("a", bytes(range(100)))
+    Flaky.trouble = [1, RESET, 100]
+    assert flaky.read("a") == bytes(range(100))
+    Flaky.calls, Flaky.trouble = 0, [0, 2, RESET, 0, 1]
+    pieces = flaky.read_ranges(["a"] * 3, [0, 5, 90], [5, 9, 100])
+    assert pieces == [bytes(range(5)), bytes(range(5, 9)), bytes(range(90, 100))]
+    assert Flaky.calls == 6, "what came whole is not asked for again"
+    file = tmp_path / "file"
+    file.write_bytes(b"0123456789")
+    Flaky.trouble = [3, RESET, 0]
+    flaky.put(str(file), "b")
+    assert flaky.read("b") == b"0123456789" and not file.exists()
+    with pytest.raises(UserError, match="a cannot be read: it failed 8 times"):
+        flaky.read_ranges(["a"], [90], [101])
+
+
+def test_a_create_whose_answer_is_lost_is_judged_by_its_bytes(flaky: Place) -> None:
+    Flaky.trouble = [RESET]
+    assert flaky.create("a", b"ours")
+    Flaky.trouble = [TimeoutError()]
+    assert not flaky.create("a", b"another's") and flaky.read("a") == b"ours"
+
+
+def test_refusals_are_not_tried_again(flaky: Place) -> None:
+    flaky.write("a", b"a")
+    for error in (PermissionError(13, "not allowed"), OSError(22, "no such range"), ValueError("bad")):
+        Flaky.calls, Flaky.trouble = 0, [error]
+        with pytest.raises(UserError, match="a cannot be read: "):
+            flaky.read("a")
+        assert Flaky.calls == 1
+    Flaky.trouble = [PermissionError(13, "not allowed")]
+    with pytest.raises(PermissionError):
+        read_url(f"{flaky.url}/a")  # it may be this image alone
+
+
+def test_which_errors_pass() -> None:
+    """Exceptions as the file systems' packages raise them."""
+    exceptions = pytest.importorskip("botocore.exceptions")
+    errors = pytest.importorskip("s3fs.errors")
+    aiohttp = pytest.importorskip("aiohttp")
+
+    def answered(status: int, code: str) -> Exception:
+        answer = {"ResponseMetadata": {"HTTPStatusCode": status}, "Error": {"Code": code, "Message": "m"}}
+        translated: Exception = errors.translate_boto_error(exceptions.ClientError(answer, "PutObject"))
+        return translated
+
+    passing = [
+        answered(500, "InternalError"), answered(503, "SlowDown"), answered(503, "503"), answered(429, "Throttling"),
+        answered(409, "ConditionalRequestConflict"), answered(400, "RequestTimeout"), answered(200, "InternalError"),
+        answered(502, "502"), exceptions.EndpointConnectionError(endpoint_url="u"), ConnectionResetError(),
+        exceptions.ReadTimeoutError(endpoint_url="u"), exceptions.ConnectionClosedError(endpoint_url="u"),
+        exceptions.IncompleteReadError(actual_bytes=1, expected_bytes=2), aiohttp.ClientPayloadError(),
+        aiohttp.ServerDisconnectedError(), TimeoutError(), OSError(errno.ETIMEDOUT, "t"), retrying.ShortRead("s"),
+    ]  # fmt: skip
+    final = [
+        answered(404, "NoSuchKey"), answered(403, "AccessDenied"), answered(412, "PreconditionFailed"),
+        answered(416, "InvalidRange"), answered(400, "InvalidBucketName"), answered(501, "NotImplemented"),
+        exceptions.NoCredentialsError(), FileExistsError(), ValueError("v"), OSError(errno.EACCES, "a"),
+    ]  # fmt: skip
+    assert [error for error in passing if not retrying.passes(error)] == []
+    assert [error for error in final if retrying.passes(error)] == []
+    assert retrying.condition_failed(final[2]) and not retrying.condition_failed(final[1])
