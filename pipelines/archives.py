@@ -31,6 +31,8 @@ _BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
 class ArchiveDamaged(UserError):
     """An archive that cannot be read to its end. What came before is right."""
 
+    at_once = False
+
 
 @dataclass(frozen=True)
 class Entry:

@@ -313,6 +313,7 @@ def write_error(place: Place, unit: str, error: Exception) -> None:
         "unit": unit,
         "sentence": str(final) if final else f"{type(error).__name__}: {error}",
         "final": final is not None,
+        "later": final is not None and not final.at_once,
         "traceback": "".join(traceback.format_exception(error)),
     }
     with contextlib.suppress(OSError, UserError):  # a full disk: the driver finds it out by itself

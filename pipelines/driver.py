@@ -145,6 +145,7 @@ class Loop:
         self.last: list[Unit] = []  # units that wait for all others
         self.pieces: Counter[str] = Counter()  # unit -> pieces that were seen
         self.failed: Counter[str] = Counter()  # unit -> tries that failed
+        self.broken: dict[str, str] = {}  # unit -> what is wrong with its input; the others are done first
         self.fruitless = 0  # shares in a row that ended with nothing learnt
         self.pool: Pool | None = None
 
@@ -167,7 +168,9 @@ class Loop:
 
     def _work(self, pool: Pool, progress: Progress) -> None:
         looked = 0.0
-        while len(self.markers) < len(self.job.units):
+        while len(self.markers) + len(self.broken) < len(self.job.units):
+            if self.broken and len(self.markers) + len(self.broken) + len(self.last) == len(self.job.units):
+                break
             self._deal(pool)
             for ended in pool.wait(self.pause):
                 if ended.share:
@@ -182,6 +185,9 @@ class Loop:
                 looked = time.monotonic()
         progress.clear()
         self._end_at_many_failures(progress, {})
+        if self.broken:
+            more = f" (and {len(self.broken) - 1} more alike)" if len(self.broken) > 1 else ""
+            raise UserError(f"{next(iter(self.broken.values()))}{more}; {self._in_place(len(self.markers))}")
 
     def _collect(self, units: Iterable[Unit]) -> list[Unit]:
         """Take over the valid markers of units; the others wait for a worker, and are given back."""
@@ -240,6 +246,10 @@ class Loop:
             if pieces > self.pieces[unit.name]:  # it got on: what failed lies behind
                 self.pieces[unit.name], self.failed[unit.name] = pieces, 0
             self.failed[unit.name] += 1
+            if record is not None and record.get("later"):
+                self.broken[unit.name] = str(record["sentence"])
+                self.waiting = deque(other for other in self.waiting if other.name != unit.name)
+                continue
             if record is not None and record["final"]:
                 raise UserError(str(record["sentence"]))
             if record is not None:
@@ -267,7 +277,7 @@ class Loop:
         for name in self.place.names("errors"):
             with contextlib.suppress(FileNotFoundError, ValueError):
                 record = json.loads(self.place.read(f"errors/{name}"))
-                if record["final"]:
+                if record["final"] and not record.get("later"):
                     progress.clear()
                     raise UserError(str(record["sentence"]))
 
