@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import gzip
 import io
+import itertools
 import multiprocessing
 import os
 import tarfile
@@ -105,7 +106,7 @@ def main() -> None:
     bounds = [options.images * number // options.archives for number in range(options.archives + 1)]
     planned = [
         Made(options.out / f"images.{n}.tar.gz", n, first, end - first, options.longest, options.seed)
-        for n, (first, end) in enumerate(zip(bounds, bounds[1:], strict=False), 1)
+        for n, (first, end) in enumerate(itertools.pairwise(bounds), 1)
     ]
     (options.out / "images.txt").write_text("".join(f"{name}\n" for made in planned for name in names(made)))
     begun, size = time.monotonic(), 0

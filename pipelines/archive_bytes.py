@@ -6,6 +6,7 @@ the connection breaks. An object that changes while it is read is refused: its p
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from pipelines.archive_http import HttpBytes, is_http
 from pipelines.remote import RemoteFiles
-from pipelines.retrying import ShortRead, retried
+from pipelines.retrying import Unreachable
 from pipelines.storage import open_file_system
 from schemas.errors import UserError
 
@@ -82,8 +83,9 @@ class FsspecBytes:
     seekable, remote = True, True
 
     def __init__(self, url: str, fs: fsspec.AbstractFileSystem, path: str) -> None:
-        self.url, self.fs, self.path = url, fs, path
-        about = RemoteFiles(fs).info(path)
+        self.url, self.path = url, path
+        self._files = RemoteFiles(fs)
+        about = self._files.info(path)
         if about is None:
             raise UserError(f"{url}: there is no such archive")
         if about.get("type") == "directory" or about.get("size") is None:
@@ -99,21 +101,18 @@ class FsspecBytes:
         stop = min(stop, self.size or 0)
         if start >= stop:
             return b""
-
-        def ranged() -> bytes:
-            data = bytes(self.fs.cat_file(self.path, start=start, end=stop))
-            if len(data) != stop - start and self._tags_of(self.fs.info(self.path)) == self._tags:
-                raise ShortRead(f"{len(data):,} bytes came of {stop - start:,}")
-            return data
-
         try:
-            data = retried(ranged, f"{self.url} cannot be read")
-            about = RemoteFiles(self.fs).info(self.path)
-        except OSError as error:
-            raise UserError(f"{self.url}: the archive cannot be read: {error}") from error
+            data = self._files.ranges([self.path], [start], [stop])[0]
+        except (Unreachable, FileNotFoundError):
+            self._compare()  # a shorter object gives short reads
+            raise
+        self._compare()
+        return data
+
+    def _compare(self) -> None:
+        about = self._files.info(self.path)
         if about is None or self._tags_of(about) != self._tags:
             raise changed(self.url)
-        return data
 
     def close(self) -> None:
         """Nothing is held."""
@@ -160,7 +159,7 @@ class BlockFile:
             raise OSError("the size is unknown")
         start = (0, self._at, self._end or 0)[whence]
         if start + offset < 0:
-            raise ValueError("a position before the start of the file")
+            raise OSError(errno.EINVAL, "a position before the start of the file")
         self._at = start + offset
         return self._at
 

@@ -40,7 +40,14 @@ class HttpBytes:
         self._at = 0  # of the stream
         self._session = requests.Session()
         self._session.headers.update({"Accept-Encoding": "identity", "User-Agent": "rrt-pipelines"})
-        self._tried(lambda: self._open(0, 1))
+        self._tried(self._learn)
+
+    def _learn(self) -> None:
+        """Size, tag, and whether the server knows ranges."""
+        body = self._open(0, 1)
+        if body is not None:
+            body.read(decode_content=False)
+            body.release_conn()
 
     def fetch(self, start: int, stop: int) -> bytes:
         data = bytearray()  # grows over all tries
@@ -48,17 +55,23 @@ class HttpBytes:
         return bytes(data)
 
     def close(self) -> None:
+        self._drop()
         self._session.close()
+
+    def _drop(self) -> None:
+        if self._stream is not None:
+            self._stream.close()
+            self._stream = None
 
     def _tried(self, operation: Callable[[], object]) -> None:
         def one_try() -> None:
             try:
                 operation()
             except urllib3.exceptions.HTTPError as error:  # what requests raises is an OSError
-                self._stream = None
+                self._drop()
                 raise ConnectionError(words(error)) from error
             except OSError:
-                self._stream = None
+                self._drop()
                 raise
 
         try:
@@ -117,9 +130,8 @@ class HttpBytes:
         stop = stop if self.size is None else min(stop, self.size)
         if start >= stop:
             return
-        if self._stream is not None and self._at > start:
-            self._stream.close()
-            self._stream = None
+        if self._at > start:
+            self._drop()
         if self._stream is None:
             body = self._open(start, stop)
             if body is not None:

@@ -11,8 +11,8 @@ from typing import Protocol
 from pipelines.archive_bytes import BlockFile
 from pipelines.archive_members import Broken
 
-PIECE = 1 << 20  # bytes unpacked at a time
-CHUNK = 1 << 17  # packed bytes fed at a time
+PIECE = 1 << 18  # bytes unpacked at a time: so many may be lost before a damage
+CHUNK = 1 << 16  # packed bytes fed at a time
 XZ_MEMORY = 256 << 20  # xz -9 needs 65 MB
 
 
@@ -88,28 +88,29 @@ class Unpacked:
     def __init__(self, file: BlockFile, magic: bytes) -> None:
         self._file, self._magic, self._new = file, magic, _KINDS[magic]
         self._decoder = self._new()
-        self._input, self._ready, self._ended = b"", b"", False
+        self._input, self._ended = b"", False
+        self._ready, self._at = b"", 0  # unpacked, and how far it was read
 
     def read(self, count: int) -> bytes:
-        pieces: list[bytes] = []
-        while count > 0:
-            if not self._ready:
-                self._ready = self._more()
-                if not self._ready:
-                    break
-            pieces.append(self._ready[:count])
-            self._ready = self._ready[count:]
-            count -= len(pieces[-1])
+        pieces = []
+        while count > 0 and self._filled():
+            piece = self._ready[self._at : self._at + count]
+            pieces.append(piece)
+            self._at += len(piece)
+            count -= len(piece)
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def skip(self, count: int) -> None:
-        while count > 0:
-            self._ready = self._ready or self._more()
-            if not self._ready:
-                break
-            passed = min(count, len(self._ready))
-            self._ready = self._ready[passed:]
+        while count > 0 and self._filled():
+            passed = min(count, len(self._ready) - self._at)
+            self._at += passed
             count -= passed
+
+    def _filled(self) -> bool:
+        """Whether there is anything more."""
+        if self._at == len(self._ready):
+            self._ready, self._at = self._more(), 0
+        return bool(self._ready)
 
     def _more(self) -> bytes:
         """The next piece; empty at the end."""

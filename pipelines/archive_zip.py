@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 
 from pipelines.archive_bytes import BlockFile
 from pipelines.archive_members import Broken, Member, Unreadable
+from schemas.errors import UserError
 
 MOST_DIRECTORY = 128_000_000  # bytes: over a million entries
 BOMB_BYTES, BOMB_RATIO = 64_000_000, 200  # larger than, and so many times its packed size
@@ -31,9 +32,9 @@ def zip_members(file: BlockFile, size: int) -> Iterator[Member]:
     """The members of a zip file of `size` bytes that are no folders. Raises archive_members.Broken."""
     try:
         archive = zipfile.ZipFile(_Bounded(file))
-    except zipfile.BadZipFile as error:
-        raise Broken(f"its directory cannot be read: {error}") from error
-    except (ValueError, NotImplementedError, OverflowError) as error:  # names that are not the UTF-8 they claim to be
+    except (Broken, UserError, MemoryError):
+        raise
+    except Exception as error:  # names that are not the UTF-8 they claim to be, offsets out of the file, ...
         raise Broken(f"its directory cannot be read: {error}") from error
     infos = sorted(archive.infolist(), key=lambda info: info.header_offset)
     for place, info in enumerate(infos):
@@ -68,9 +69,7 @@ def _reader(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Callable[[], byt
                 if len(data) < info.file_size or member.read(1):  # the last read compares the checksum
                     raise Unreadable(f"its data have not the {info.file_size:,} bytes that the directory tells")
                 return data
-        except Unreadable:
-            raise
-        except MemoryError:
+        except (Unreadable, Broken, UserError, MemoryError):
             raise
         except Exception as error:
             raise Unreadable(f"it cannot be unpacked: {error}") from error

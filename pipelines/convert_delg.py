@@ -8,7 +8,7 @@ SavedModel gives is not written. TensorFlow (extra `convert`) is needed here alo
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,12 @@ from pipelines.options import option
 from pipelines.storage import Place
 from rrt_core.extractors.delg import THRESHOLDS
 from rrt_core.extractors.delg_network import BLOCK3, EXPANDED, KERAS, weights_file
-from rrt_core.extractors.delg_variables import Mapped, looking_at_block3, map_variables, tensors
+from rrt_core.extractors.delg_variables import Mapped, looking_at_block3, map_variables, object_paths, tensors
 from schemas.errors import UserError
 
 CHECKPOINT = "variables/variables"
 STRIDES = (32, 16)
+_GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ def run(options: Options, settings: Settings) -> Converted:
     _require_saved_model(model, options.check)
     tensorflow = import_tensorflow()
     shapes, reader = _open_checkpoint(tensorflow, model)
-    mapped = map_variables(shapes, options.model)
+    mapped = map_variables(shapes, options.model, _object_paths(reader, shapes))
     saved = load_saved_model(tensorflow, model) if options.check else None
     refused: list[tuple[Mapped, Agreement]] = []
     for candidate in candidates(mapped, options):
@@ -130,6 +131,8 @@ def candidates(mapped: Mapped, options: Options) -> Iterator[Mapped]:
     if mapped.architecture.layout != KERAS:
         seen.reverse()  # the paper's attention looks at the third stage
     strides = STRIDES if mapped.architecture.layout == KERAS else STRIDES[:1]
+    if not mapped.architecture.block3_strides:
+        strides = STRIDES[::-1]
     if options.attention_input:
         if options.attention_input not in seen:
             raise UserError(f"{options.model} has no expanding layer, so its attention looks at {BLOCK3}.")
@@ -174,3 +177,15 @@ def _open_checkpoint(tensorflow: Any, model: Path) -> tuple[dict[str, tuple[int,
         said = str(error).split("\n")[0][:200]
         raise UserError(f"The variables of {model} cannot be read ({said}): the files are damaged.") from error
     return shapes, reader
+
+
+def _object_paths(reader: Any, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, str | None]:
+    """What TF2 keeps beside the variables: which object holds which. Empty for TF1."""
+    if _GRAPH not in shapes:
+        return {}
+    from tensorflow.core.protobuf.trackable_object_graph_pb2 import TrackableObjectGraph
+
+    graph = TrackableObjectGraph()
+    graph.ParseFromString(reader.get_tensor(_GRAPH))
+    keys = [{a.name: a.checkpoint_key for a in node.attributes}.get("VARIABLE_VALUE") for node in graph.nodes]
+    return object_paths([{c.local_name: c.node_id for c in node.children} for node in graph.nodes], keys)

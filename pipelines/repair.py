@@ -18,12 +18,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.commit import Job, software_versions
+from pipelines.commit import PIECES, Job, software_versions
 from pipelines.driver import JobFailed, RunSettings, run_job
 from pipelines.findings import COMMAND, REDO, Findings
 from pipelines.options import option
 from pipelines.plan import JOB_NAME, PLAN_NAME, differences, planned_units
 from pipelines.storage import Place
+from pipelines.stores import LAYERS
 from pipelines.verify import examine, print_lines, summary
 from pipelines.verify_files import FileChecks, groups_of
 from pipelines.verify_output import RECORD_NAME, UNREADABLE, Output, find_outputs, findings_of, read_output
@@ -56,9 +57,7 @@ def run(options: Options, settings: RunSettings) -> None:
         raise UserError("repair: --overwrite makes whole outputs again, repair only what is damaged; leave it out")
     examined = examine(options.store, READERS)
     print_lines([findings for _, findings in examined])
-    examined.sort(
-        key=lambda item: item[0].manifest.made_at if item[0].manifest else "9"
-    )  # inputs before what reads them
+    examined.sort(key=_when_made)
     for output, findings in examined:
         if not findings.problems and RECORD_NAME not in output.listing:
             continue
@@ -70,6 +69,12 @@ def run(options: Options, settings: RunSettings) -> None:
         print(summary(options.store, [findings for _, findings in examined]))
     if options.gc:
         _collect(options.store)
+
+
+def _when_made(item: tuple[Output, Findings]) -> tuple[bool, str]:
+    """Inputs before what reads them: layers last, others by time."""
+    output = item[0]
+    return LAYERS in output.folder.split("/"), output.manifest.made_at if output.manifest else "9"
 
 
 def _redo(output: Output, findings: Findings, settings: RunSettings) -> None:
@@ -93,7 +98,7 @@ def _redo(output: Output, findings: Findings, settings: RunSettings) -> None:
         print(line)
     with place.alone():
         for name in record["damaged"]:
-            if name not in again.expected and name.partition("/")[0] not in ("", "plan", "done"):
+            if name not in again.expected and name.partition("/")[0] not in ("plan", "done", PIECES):
                 place.remove(name)
         place.remove_folder(RECORD_NAME.partition("/")[0])
 
@@ -114,10 +119,11 @@ def _job(output: Output, findings: Findings) -> Job:
         )
     job = Job.from_json(output.place.read(JOB_NAME).decode())
     settings = dict(job.settings)
-    out = str(settings.get("out", "")).rstrip("/")
-    below = job.output.removeprefix(out)  # a run's folder holds the job's
-    if out and job.output.startswith(out) and url.endswith(below):
-        settings["out"] = url.removesuffix(below)
+    for key in ("out", "store"):  # the output's folder, or one that holds it
+        above = str(settings.get(key) or "").rstrip("/")
+        below = job.output.removeprefix(above)
+        if above and job.output.startswith(above) and url.endswith(below):
+            settings[key] = url.removesuffix(below)
     return replace(job, output=url, settings=settings, units=planned_units(output.place))
 
 
@@ -189,7 +195,7 @@ def _remove_markers(output: Output, findings: Findings) -> None:
     for unit in findings.damaged_units:
         output.place.remove(f"done/{unit}.json")
     for name in output.listing:
-        if name.startswith("pieces/"):
+        if name.startswith(f"{PIECES}/"):
             marker = output.pieces.get(name)
             if name in damaged or (marker and any(entry.name in damaged for entry in marker.files)):
                 output.place.remove(name)

@@ -13,7 +13,8 @@ from pipelines.findings import Findings, Problem
 from pipelines.options import option
 from pipelines.progress import Progress
 from pipelines.storage import Place
-from pipelines.verify_files import LAYERS, FileChecks, GroupFindings, groups_of, part_number, repeated
+from pipelines.stores import LAYERS
+from pipelines.verify_files import FileChecks, GroupFindings, groups_of, repeated
 from pipelines.verify_output import Output, find_outputs, findings_of, read_output
 from schemas.errors import UserError
 from schemas.manifest import FileEntry
@@ -104,9 +105,10 @@ def _check_files(
     before: int,
 ) -> None:
     parents: dict[int, FileEntry] | None = None
-    if parent is not None:
-        globals_ = [entry for name, (_, entry) in parent.expected.items() if name.startswith("global/")]
-        parents = {number: entry for entry in globals_ if (number := part_number(entry.name)) is not None}
+    if parent is not None and output.manifest is not None:
+        files = {name: entry for name, (_, entry) in parent.expected.items()}
+        named = dict(output.manifest.facts.get("globals") or {})
+        parents = {int(number): files[name] for number, name in named.items() if name in files}
     checks = FileChecks(output, quick, parents.get if parents is not None else None)
     futures = [pool.submit(checks.check, group) for group in groups_of(output)]
     done: list[GroupFindings] = []
@@ -116,15 +118,15 @@ def _check_files(
         findings.files += result.files
         findings.bytes += result.bytes
         progress.show(before + findings.files)
-    named = {(problem.unit, problem.file) for problem in findings.problems}
+    told = {(problem.unit, problem.file) for problem in findings.problems}
     contents = sorted((p for one in done for p in one.problems), key=lambda p: (p.unit, p.file, p.row or 0))
     wrong_ids = {problem.file for problem in contents}
     later: list[Problem] = [problem for problem in repeated(done) if problem.file not in wrong_ids]
-    findings.problems += [p for p in [*contents, *later] if p.row is not None or (p.unit, p.file) not in named]
+    findings.problems += [p for p in [*contents, *later] if p.row is not None or (p.unit, p.file) not in told]
 
 
 def _store_of(output: Output, outputs: list[Output], pool: ThreadPoolExecutor) -> Output | None:
-    """The store that a layer belongs to, where it is there and is what it was."""
+    """The store that a layer belongs to, where it is there."""
     above, layer, _ = output.place.url.rpartition(f"/{LAYERS}/")
     if not layer or output.manifest is None:
         return None
@@ -133,8 +135,7 @@ def _store_of(output: Output, outputs: list[Output], pool: ThreadPoolExecutor) -
         store = next((one for one in find_outputs(Place(above)) if one.folder == ""), None)
         if store is not None:
             read_output(store, pool)
-    contents = {entry["content"] for entry in output.manifest.inputs.values()}
-    return store if store is not None and store.manifest and store.manifest.content in contents else None
+    return store
 
 
 def print_lines(found: list[Findings]) -> None:

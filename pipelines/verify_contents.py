@@ -250,6 +250,7 @@ def _check_layout(file: IO[bytes], entry: FileEntry, shape: StoreShape, report: 
     kinds = {
         "row": "<i4", "offset": "<i8", "descriptor": local_descriptors.DTYPES[dtype],
         "xy": "<f4", "scale": "|u1", "strength": "<f4",
+        **({local_descriptors.ROTATION: "<f4"} if dtype == "binary" else {}),
     }  # fmt: skip
     if entry.layout is None or set(entry.layout) != set(kinds):
         report.add(entry.name, "its marker has no byte layout of it")
@@ -283,7 +284,18 @@ def _check_layout(file: IO[bytes], entry: FileEntry, shape: StoreShape, report: 
     if columns != [width] or entry.layout["xy"]["shape"][1:] != [2]:
         report.add(entry.name, f"its descriptors have {columns} values, not {[width]}")
         return None
+    if dtype == "binary" and not _is_rotation(file, entry.layout, shape.local_dim):
+        report.add(entry.name, "its rotation is not orthogonal")
     return entry.layout
+
+
+def _is_rotation(file: IO[bytes], layout: dict[str, Any], dimension: int) -> bool:
+    """Whether the rotation of binary descriptors is one, float32 [W, W]."""
+    name = local_descriptors.ROTATION
+    if layout[name]["shape"] != [dimension, dimension]:
+        return False
+    rotation = _read(file, layout, name, 0, dimension).astype(np.float64)
+    return bool(np.isfinite(rotation).all() and np.allclose(rotation.T @ rotation, np.eye(dimension), atol=1e-4))
 
 
 def _read(file: IO[bytes], layout: dict[str, Any], name: str, start: int, stop: int) -> np.ndarray:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
+import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -16,8 +18,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.commit import PIECES, Unit, counted
+from pipelines.describe_units import LAYER, ROTATION_NAME
 from pipelines.findings import COMMAND, REWRITE, Findings, Leftover, Problem
 from pipelines.plan import JOB_NAME, PLAN_NAME
+from pipelines.plan_images import IMAGES_NAME, SOURCE_NAME
 from pipelines.storage import Place
 from schemas.manifest import (
     MANIFEST_NAME,
@@ -31,7 +35,7 @@ from schemas.manifest import (
     recipe_hash,
 )
 
-FULL = "local/full/"  # locals of all ok rows
+FULL = f"local/{LAYER}/"  # locals of all ok rows
 PIECE_BYTES = 8_000_000  # read at a time where only a hash is wanted
 RECORD_NAME = "repair/record.json"  # of a repair under way
 OUR_FOLDERS = frozenset({"done", PIECES, "scratch", "attempts", "errors", "repair"})
@@ -94,18 +98,24 @@ def find_outputs(place: Place) -> list[Output]:
     return list(found.values())
 
 
-def _listing(place: Place) -> dict[str, Listed]:
-    """All files below a place, by name."""
-    try:
-        found = place.fs.find(place.root, detail=True)
-    except (FileNotFoundError, NotADirectoryError):
-        return {}
-    start = len(place.root.strip("/")) + 1
-    return {
-        path.strip("/")[start:]: Listed(int(about["size"] or 0), _written(about))
-        for path, about in found.items()
-        if about["type"] != "directory"
-    }
+def _listing(place: Place, folder: str = "") -> dict[str, Listed]:
+    """All files below a folder of a place, by name."""
+    found: dict[str, Listed] = {}
+    if place.local:
+        for above, _, names in os.walk(place.path(folder)):
+            for path in (os.path.join(above, name) for name in names):
+                with contextlib.suppress(OSError):
+                    about = os.stat(path)
+                    found[os.path.relpath(path, place.root)] = Listed(about.st_size, about.st_mtime)
+        return found
+    for entry in place.remote.listed(place.path(folder)):
+        last = entry["name"].rstrip("/").rpartition("/")[2]
+        name = f"{folder}/{last}" if folder else last
+        if entry["type"] == "directory":
+            found |= _listing(place, name)
+        elif not entry["name"].endswith("/"):
+            found[name] = Listed(int(entry["size"] or 0), _written(entry))
+    return found
 
 
 def _written(about: Mapping[str, Any]) -> float | None:
@@ -171,26 +181,30 @@ def _read_plan(output: Output) -> None:
                 raise ValueError(f"its recipe is not that of {PLAN_NAME}")
         except (*UNREADABLE, AttributeError) as error:
             output.add(JOB_NAME, f"it is damaged: {error}", COMMAND)
-    _check_images(output)
+    _check_plan_files(output)
 
 
-def _check_images(output: Output) -> None:
-    """The plan's table of images is what was listed."""
-    try:
-        told = json.loads(output.place.read("plan/source.json")).get("images_sha256")
-    except (*UNREADABLE, AttributeError):
-        return
-    if told is None:
-        return
-    name = "plan/images.parquet"
-    if name not in output.listing:
-        output.add(name, "it is missing", COMMAND)
-        return
-    digest = hashlib.sha256()
-    for piece in pieces_of(output.place, name, output.listing[name].bytes):
-        digest.update(piece)
-    if digest.hexdigest() != told:
-        output.add(name, "its SHA-256 is not the one in plan/source.json", COMMAND)
+def _check_plan_files(output: Output) -> None:
+    """The tables of images and archives are what was listed; the rotation of binary locals is the recipe's."""
+    told: dict[str, str] = {}
+    recipe = (output.planned or {}).get("recipe", {})
+    if "rotation" in recipe:
+        told[ROTATION_NAME] = str(recipe["rotation"])
+    if SOURCE_NAME in output.listing:
+        try:
+            source = json.loads(output.place.read(SOURCE_NAME))
+            told |= {IMAGES_NAME: source["images_sha256"], **source.get("files", {})}
+        except (*UNREADABLE, AttributeError) as error:
+            output.add(SOURCE_NAME, f"it is damaged: {error}", COMMAND)
+    for name, expected in told.items():
+        if name not in output.listing:
+            output.add(name, "it is missing", COMMAND)
+            continue
+        digest = hashlib.sha256()
+        for piece in pieces_of(output.place, name, output.listing[name].bytes):
+            digest.update(piece)
+        if digest.hexdigest() != expected:
+            output.add(name, "its SHA-256 is not the one of the plan", COMMAND)
 
 
 def _read_markers(output: Output, pool: ThreadPoolExecutor) -> None:
@@ -341,6 +355,7 @@ def leftovers(output: Output) -> list[Leftover]:
     units = [*output.units] or [*output.markers]
     expected = output.expected
     known = {MANIFEST_NAME, PARTS_NAME, *expected, *output.pieces, *(f"done/{unit}.json" for unit in units)}
+    known |= {problem.file for problem in output.problems}
     ours = OUR_FOLDERS | {name.partition("/")[0] for name in expected if "/" in name}
     now = time.time()
     return [

@@ -1,7 +1,7 @@
 """Names of DELG's variables in TensorFlow -> names of our tensors, for both families of exports.
 
-keras  object paths of a TF2 SavedModel, `_model/backbone/l4f/conv2a/kernel/.ATTRIBUTES/VARIABLE_VALUE`, as
-       export_local_and_global_model.py and export_local_and_global checkpoints of training have them
+keras  paths of objects, `backbone/l4f/conv2a/kernel`, from the object graph of a TF2 SavedModel as
+       export_local_and_global_model.py writes it (the checkpoint's own keys are `_model/backbone/l4f/variables/0/...`)
 slim   variable names of a TF1 SavedModel, `resnet_v1_50/block3/unit_6/bottleneck_v1/conv2/weights`. The code that
        exported the published models is not public: the heads are recognised by their shapes, which are unlike
 
@@ -11,7 +11,7 @@ Nothing here needs TensorFlow: variables come as a mapping of names to shapes an
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -23,9 +23,11 @@ from schemas.errors import UserError
 Shape = tuple[int, ...]
 Read = Callable[[str], npt.NDArray[np.float32]]
 
+_DEEPEST = 3  # backbone / l4f / conv2a / kernel
 _VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"
 _KERAS_UNIT = re.compile(r"(?:^|/)backbone/l([2-5])([a-z])/conv2a/kernel$")
 _SLIM_UNIT = re.compile(r"^(?:.*/)?(resnet_v1_\d+)/block([1-4])/unit_(\d+)/bottleneck_v1/conv1/weights$")
+_SUBSAMPLING = "backbone/subsampling_layer"
 _KERAS_NORM = {"gamma": "gamma", "beta": "beta", "moving_mean": "mean", "moving_variance": "variance"}
 
 
@@ -33,7 +35,7 @@ _KERAS_NORM = {"gamma": "gamma", "beta": "beta", "moving_mean": "mean", "moving_
 class Mapped:
     """How an export's variables make our tensors.
 
-    architecture  as far as names and shapes tell it: neither where attention looks nor block3_strides
+    architecture  as far as names and shapes tell it: not where attention looks; block3_strides from an object graph
     variables     tensor name -> name of the variable, or None where TensorFlow has none (a bias of 0, a factor of 1)
     """
 
@@ -41,10 +43,30 @@ class Mapped:
     variables: Mapping[str, str | None]
 
 
-def map_variables(shapes: Mapping[str, Shape], where: str) -> Mapped:
+def object_paths(children: Sequence[Mapping[str, int]], keys: Sequence[str | None]) -> dict[str, str | None]:
+    """Paths below the DELG model in an object graph.
+
+    children: for each node, its children's nodes by their names. keys: the checkpoint's key where a node is a variable.
+    Returns the key of each object's path, `backbone/l4f/conv2a/kernel`; None for those that are no variable. Empty
+    where no node has the children `backbone` and `attention`.
+    """
+    models = [node for node, named in enumerate(children) if {"backbone", "attention"} <= set(named)]
+    found: dict[str, str | None] = {}
+    under_way = [("", node, 0) for node in models[:1]]
+    while under_way:
+        path, node, depth = under_way.pop()
+        for name, child in children[node].items():
+            found[path + name] = keys[child]
+            if depth < _DEEPEST:
+                under_way.append((f"{path}{name}/", child, depth + 1))
+    return found
+
+
+def map_variables(shapes: Mapping[str, Shape], where: str, paths: Mapping[str, str | None] | None = None) -> Mapped:
     """Recognise the family, the depth and the variables.
 
     shapes: every variable of the checkpoint. Optimiser slots and classifiers of training are passed over.
+    paths: of `object_paths`, where the checkpoint has an object graph.
     Raises UserError: no DELG network, variables missing, or of a wrong shape.
     """
     plain = {
@@ -52,8 +74,10 @@ def map_variables(shapes: Mapping[str, Shape], where: str) -> Mapped:
         for name in shapes
         if "OPTIMIZER_SLOT" not in name and not name.startswith(("optimizer/", "_CHECKPOINTABLE"))
     }
+    paths = paths or {}
+    plain.update({path: key for path, key in paths.items() if key in shapes})
     if any(_KERAS_UNIT.search(name) for name in plain):
-        mapped = _map_keras(plain, where)
+        mapped = _map_keras(plain, where, not paths or _SUBSAMPLING in paths)
     elif any(_SLIM_UNIT.match(name) for name in plain):
         mapped = _map_slim(plain, shapes, where)
     else:
@@ -125,7 +149,7 @@ def _sized(mapped: Mapped, shapes: Mapping[str, Shape], where: str) -> Architect
     )
 
 
-def _map_keras(plain: Mapping[str, str], where: str) -> Mapped:
+def _map_keras(plain: Mapping[str, str], where: str, block3_strides: bool) -> Mapped:
     found: dict[int, set[str]] = {stage: set() for stage in range(2, 6)}
     for name in plain:
         if match := _KERAS_UNIT.search(name):
@@ -158,7 +182,8 @@ def _map_keras(plain: Mapping[str, str], where: str) -> Mapped:
     if missing:
         raise UserError(f"{where} lacks {len(missing)} variables of DELG, such as {missing[0]}{_hint(missing[0])}.")
     variables = {tensor: paths[end] for tensor, end in ends.items() if end is not None}
-    return Mapped(Architecture(units=units, layout=KERAS, attention_input=EXPANDED), variables)
+    architecture = Architecture(units=units, layout=KERAS, block3_strides=block3_strides, attention_input=EXPANDED)
+    return Mapped(architecture, variables)
 
 
 def _by_end(plain: Mapping[str, str], ends: set[str]) -> dict[str, str]:
@@ -271,5 +296,5 @@ def looking_at_block3(mapped: Mapped) -> Mapped:
 def _counted(counts: list[int], where: str) -> tuple[int, int, int, int]:
     first, second, third, fourth = counts
     if min(counts) < 1:
-        raise UserError(f"{where} lacks a stage of its ResNet; units of the four: {first}, {second}, {third}, {fourth}.")
+        raise UserError(f"{where} lacks a stage of its ResNet: {first}, {second}, {third}, {fourth} units in the four.")
     return first, second, third, fourth

@@ -10,6 +10,7 @@ from typing import Any
 import faiss
 import h5py
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from scipy.io import savemat
@@ -21,6 +22,7 @@ from pipelines.driver import RunSettings
 from pipelines.extract import failure_rows
 from pipelines.locals_reader import LocalsReader
 from pipelines.options import build
+from pipelines.sources import SourceSpec, list_images
 from pipelines.storage import Place
 from pipelines.stores import Gallery, Store
 from schemas.errors import UserError
@@ -277,6 +279,57 @@ def test_mistakes_get_one_sentence(
     assert main(["import", *arguments]) == 2
     printed = capsys.readouterr().err
     assert re.search(told, printed) and "Traceback" not in printed
+
+
+def test_sigkill_in_the_middle(folder: Path, tmp_path: Path, start: Any) -> None:
+    for scene in range(100):  # enough to be interrupted
+        write_delg(folder, f"more/{scene}", np.eye(1, GLOBAL_DIM)[0], np.eye(2, LOCAL_DIM))
+    command = ["import", "delg", folder, "--rows-per-part", "3", "--workers", "1"]
+    assert start(*command, "--out", tmp_path / "a").end() == 0
+    running = start(*command, "--out", tmp_path / "b")
+    running.until(lambda: len(list((tmp_path / "b").glob("done/*.json"))) > 2, "three parts")
+    running.kill_all()
+    assert not (tmp_path / "b" / "manifest.json").exists()
+    again = start(*command, "--out", tmp_path / "b")
+    assert again.end() == 0, again.text
+    assert read_entries(str(tmp_path / "a")) == read_entries(str(tmp_path / "b"))
+
+
+def test_with_the_images_records_are_those_of_extract(photographs: Path, tmp_path: Path) -> None:
+    rng = np.random.default_rng(4)
+    for path in sorted(photographs.iterdir())[:-1]:
+        write_delg(tmp_path / "delg", path.stem, unit(rng, GLOBAL_DIM), unit(rng, 3, LOCAL_DIM))
+    given = {"format": "delg", "input": str(tmp_path / "delg"), "images": str(photographs), "locals": False}
+    manifest = imported(tmp_path / "store", **given)
+    listed = list_images(SourceSpec(str(photographs)))
+    assert (manifest.counts.inputs, manifest.counts.failed, manifest.recipe["locals"]) == (len(listed), 1, "none")
+    assert set(reasons(tmp_path / "store")) == {listed[-1].record_id}
+    store = Store(str(tmp_path / "store"))
+    assert store.references([listed[0].record_id])[listed[0].record_id] == listed[0]
+    np.save(tmp_path / "v.npy", unit(rng, 30, 8))
+    with pytest.raises(UserError, match="which row is which image"):
+        imported(tmp_path / "x", format="npy", input=str(tmp_path / "v.npy"), images=str(photographs))
+
+
+def test_clip_retrieval_by_the_names_of_its_metadata(tmp_path: Path) -> None:
+    wanted = unit(np.random.default_rng(0), 5, 8).astype(np.float16)
+    (tmp_path / "clip" / "img_emb").mkdir(parents=True)
+    (tmp_path / "clip" / "metadata").mkdir()
+    np.save(tmp_path / "clip" / "img_emb" / "img_emb_0.npy", wanted)
+    names = pa.table({"image_path": [f"/data/{row} 100%.jpg" for row in range(5)]})
+    pq.write_table(names, tmp_path / "clip" / "metadata" / "metadata_0.parquet")
+    imported(tmp_path / "store", format="clip", input=str(tmp_path / "clip"), source="laion")
+    store = Store(str(tmp_path / "store"))
+    read = store.read_global(store.parts[0])
+    assert read.record_ids[4] == "laion/data/4 100%25.jpg"
+    np.testing.assert_array_equal(read.descriptors, wanted.astype(np.float32))
+
+
+def test_imported_stores_pass_verify(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "01_0.delg_local").unlink()
+    imported(tmp_path / "store", format="delg", input=str(folder))
+    assert main(["verify", str(tmp_path / "store")]) == 0
+    assert "is whole: 24 inputs = 23 succeeded + 1 failed" in capsys.readouterr().out
 
 
 def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,6 +6,7 @@ import functools
 import json
 import os
 import shutil
+import tarfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -31,6 +32,7 @@ from tests.pipelines.damage import (
 )
 from tests.pipelines.faulty_worker import faulty_job
 from tests.pipelines.pictures import picture
+from tests.pipelines.s3_server import BUCKET, S3Server
 from tests.pipelines.watching import EXTRACTOR, Running
 
 SETTINGS = RunSettings(workers=1)
@@ -324,3 +326,100 @@ def test_killed_before_the_last_word(store: Path, whole: Path, capsys: pytest.Ca
     assert "other than before: global/part-00001." in said
     assert contents(store).keys() - contents(whole / "store").keys() == set()
     assert is_as(store, whole)
+
+
+ARCHIVED = {"rows_per_part": 4, "local_dtype": "binary"}
+
+
+@pytest.fixture(scope="module")
+def archived(whole: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store of two archives with ten photographs each: three pieces each, of 4, 4 and 2 rows; binary locals."""
+    folder = tmp_path_factory.mktemp("archived")
+    for number in range(2):
+        with tarfile.open(folder / f"{number}.tar", "w") as tar:
+            for path in sorted((whole / "photographs").glob(f"{number}*.png")):
+                tar.add(path, path.name)
+    make_store(folder / "*.tar", folder / "store", **ARCHIVED)
+    return folder
+
+
+ARCHIVE_DAMAGES: dict[str, tuple[Callable[[Path], Any], set[str]]] = {
+    "a piece's file": (lambda store: flip(one(store, "global/part-00003.*")), {"archive-00000.00001"}),
+    "the last piece's file": (lambda store: one(store, "local/full/part-00007.*").unlink(), {"archive-00001.00002"}),
+    "a piece's marker": (
+        lambda store: flip(store / "pieces/archive-00000.00002.json", 0),
+        {"archive-00000.00002"},
+    ),
+    "the unit's marker": (lambda store: (store / "done/archive-00001.json").unlink(), set()),
+}
+
+
+@pytest.mark.parametrize("name", ARCHIVE_DAMAGES)
+def test_only_the_damaged_pieces_of_an_archive(name: str, archived: Path, tmp_path: Path) -> None:
+    store = Path(shutil.copytree(archived / "store", tmp_path / "store"))
+    damage, pieces = ARCHIVE_DAMAGES[name]
+    times = {path.stem: path.stat().st_mtime_ns for path in (store / "pieces").iterdir()}
+    damage(store)
+    mended(store)
+    assert contents(store) == contents(archived / "store") and content(store) == content(archived / "store")
+    assert verify.verify(str(store))[0].problems == []
+    assert {path.stem for path in (store / "pieces").iterdir() if path.stat().st_mtime_ns != times[path.stem]} == pieces
+
+
+def test_the_plan_of_an_archives_store(archived: Path, tmp_path: Path) -> None:
+    for name in ("archives.parquet", "rotation.f32", "source.json"):
+        store = Path(shutil.copytree(archived / "store", tmp_path / name))
+        flip(store / "plan" / name, 0)
+        (problem, *_) = verify.verify(str(store), quick=True)[0].problems
+        assert (problem.file, problem.mend) == (f"plan/{name}", "command")
+        with pytest.raises(UserError, match=f"plan/{name} is damaged or missing"):
+            mended(store)
+        mended(store, remove_damaged=True)
+        make_store(archived / "*.tar", store, **ARCHIVED)
+        assert contents(store) == contents(archived / "store") and content(store) == content(archived / "store")
+
+
+def test_retried_images_and_layers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A store without locals, one image described later, locals of a few: every output of it verifies and is mended."""
+    photographs = make_photographs(tmp_path / "photographs")
+    store = make_store(photographs, tmp_path / "store", locals="none")
+    picture(7).save(photographs / "07.png")
+    make_store(photographs, store, locals="none", retry_failed=True)
+    asked = tmp_path / "asked.txt"
+    asked.write_text("photographs/07.png\nphotographs/03.png\nphotographs/04.png\n")
+    make_store(photographs, store, locals_for=str(asked))
+    found = verify.verify(str(store))
+    assert [(one.stage, one.problems, one.leftovers) for one in found] == [("extract", [], []), ("locals", [], [])]
+    assert found[0].units == 5 and found[0].counts is not None and found[0].counts.failed == 0
+    before, layer = contents(store), one(store, "layers/*")
+    of_layer, locals_ = contents(layer), one(layer, "local/part-00000.*")
+    assert [one.problems for one in verify.verify(str(layer))] == [[]]
+    flip(locals_)
+    flip(one(store, "global/part-00004.*"))
+    (first, second) = verify.verify(str(store))
+    assert (first.damaged_units, second.damaged_units) == (["part-00004"], ["part-00000"])
+    capsys.readouterr()
+    mended(store)
+    assert capsys.readouterr().out.count("it is what it was, byte for byte") == 2
+    assert (contents(store), contents(layer)) == (before, of_layer)
+    rewrite(layer, "local", "part-00000", set_locals(lambda arrays: arrays["row"].__setitem__(0, 4)))
+    (problem, *_) = verify.verify(str(layer))[0].problems
+    assert "'row' is not ascending" in problem.what and problem.unit == "part-00000"
+
+
+def test_a_store_on_s3(s3: S3Server, start: Callable[..., Running], whole: Path) -> None:
+    url, command = f"s3://{BUCKET}/repaired", ("--extractor", EXTRACTOR, "--rows-per-part", 5, "--workers", 1)
+    running = start("extract", "--images", whole / "photographs", "--out", url, *command)
+    assert running.end() == 0, running.text
+    before = {name: s3.content(name) for name in s3.objects("repaired/") if "/global/" in name or "/local/" in name}
+    victims = [next(name for name in before if f"{kind}/part-00002" in name) for kind in ("global", "local/full")]
+    s3.client.put_object(Bucket=BUCKET, Key=victims[0], Body=before[victims[0]][:-1] + b"!")
+    s3.client.delete_object(Bucket=BUCKET, Key=victims[1])
+    running = start("verify", url)
+    assert running.end() == 1 and "1 of 4 units must be done again: part-00002" in running.text, running.text
+    running = start("repair", url, "--workers", 1)
+    assert running.end() == 0 and "it is what it was, byte for byte" in running.text, running.text
+    assert {name: s3.content(name) for name in before} == before
+    assert not [name for name in s3.objects("repaired/") if "/repair/" in name or "/scratch/" in name]
+    running = start("verify", url)
+    assert running.end() == 0 and f"{url} is whole: 20 inputs" in running.text, running.text
