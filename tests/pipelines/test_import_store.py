@@ -282,7 +282,7 @@ def test_mistakes_get_one_sentence(
 
 
 def test_sigkill_in_the_middle(folder: Path, tmp_path: Path, start: Any) -> None:
-    for scene in range(100):  # enough to be interrupted
+    for scene in range(40):  # enough to be interrupted
         write_delg(folder, f"more/{scene}", np.eye(1, GLOBAL_DIM)[0], np.eye(2, LOCAL_DIM))
     command = ["import", "delg", folder, "--rows-per-part", "3", "--workers", "1"]
     assert start(*command, "--out", tmp_path / "a").end() == 0
