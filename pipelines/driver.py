@@ -34,6 +34,7 @@ from pipelines.plan import refuse_other_recipe, refuse_to_empty, write_plan
 from pipelines.pool import Ended, Pool, close_pool, shared_pool
 from pipelines.progress import Progress
 from pipelines.shortfall import Shortfall, UnderWay
+from pipelines.retrying import Unreachable
 from pipelines.storage import Place, full_disk
 from schemas.errors import UserError
 from schemas.manifest import Manifest, Marker
@@ -162,7 +163,9 @@ class Loop:
                 self.pool.retire_large()
             progress.finish(self.shortfall.done)
         except BaseException as error:
-            self._forget(close_pool(keep_log=isinstance(error, JobFailed)))
+            killed = close_pool(keep_log=isinstance(error, JobFailed))
+            if not isinstance(error, Unreachable):  # else it would be waited for once more
+                self._forget(killed)
             raise
         return [self.markers[unit.name] for unit in self.job.units]
 
