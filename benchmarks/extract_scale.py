@@ -1,0 +1,148 @@
+"""Extraction from many archives: memory against the number of images, kills, and whether the end is the same.
+
+    python benchmarks/make_archives.py --out DIR/archives --images 20000 --archives 20 --longest 320
+    python benchmarks/extract_scale.py --archives DIR/archives --work DIR/work [--only locals globals default]
+
+For each setting: the first two archives undisturbed, all undisturbed, and all killed by SIGKILL (the whole process tree)
+three times at random moments and started again. Printed are images, seconds, images a second, the peak of PSS summed over
+the process tree (sampled five times a second), bytes on disk, what `verify` says, and whether the contents are equal.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+ROOT = Path(__file__).resolve().parent.parent
+SMALL = ("--extractor-option", "sizes=224,", "--extractor-option", "max_locals=64")
+SETTINGS: dict[str, tuple[tuple[str, ...], int]] = {  # name -> (flags, archives of the long run; 0: all)
+    "locals": (SMALL, 0),
+    "globals": ((*SMALL, "--locals", "none"), 0),
+    "default": ((), 2),
+}
+
+
+@dataclass
+class Run:
+    """What was measured of one command."""
+
+    seconds: float
+    peak: int  # bytes
+    killed: bool
+
+
+def run(arguments: list[str], kill_after: float | None = None) -> Run:
+    """Run a command of the pipelines; SIGKILL to its whole tree after some seconds, where asked."""
+    started = time.monotonic()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pipelines", *arguments],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        start_new_session=True,
+        stderr=subprocess.DEVNULL,
+    )
+    peak = 0
+    while process.poll() is None:
+        tree = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+        if kill_after is not None and time.monotonic() - started > kill_after:
+            for member in tree:
+                with contextlib.suppress(psutil.Error):
+                    member.send_signal(signal.SIGKILL)
+            process.wait()
+            return Run(time.monotonic() - started, peak, True)
+        total = 0
+        for member in tree:
+            with contextlib.suppress(psutil.Error, AttributeError):
+                total += member.memory_full_info().pss
+        peak = max(peak, total)
+        time.sleep(0.2)
+    if process.returncode:
+        raise SystemExit(f"{' '.join(arguments)}: exit code {process.returncode}")
+    return Run(time.monotonic() - started, peak, False)
+
+
+def content(store: Path) -> tuple[str, dict[str, int], int]:
+    """The content hash, counts and bytes that a store's manifest names."""
+    manifest = json.loads((store / "manifest.json").read_text())
+    return manifest["content"], manifest["counts"], manifest["parts"]["bytes"]
+
+
+def measure(name: str, archives: Path, work: Path, kills: int, chance: random.Random) -> None:
+    """All runs of a setting."""
+    flags, most = SETTINGS[name]
+    count = len(list(archives.glob("images.*.tar.gz")))
+    sizes = [2] if most == 2 else [2, count]
+    undisturbed = None
+    for size in sizes:
+        store = work / f"{name}-{size}"
+        shutil.rmtree(store, ignore_errors=True)
+        found = run(command(archives, size, store, flags))
+        digest, counts, disk = content(store)
+        say(name, f"{size} archives", found, counts, disk)
+        undisturbed = (digest, found.seconds)
+    assert undisturbed is not None
+    store = work / f"{name}-killed"
+    shutil.rmtree(store, ignore_errors=True)
+    for kill in range(kills):
+        after = chance.uniform(0.15, 0.45) * undisturbed[1]
+        found = run(command(archives, sizes[-1], store, flags), kill_after=after)
+        done = len(list((store / "pieces").glob("*.json"))) if store.exists() else 0
+        print(f"{name:<8}  kill {kill + 1} after {found.seconds:.0f} s: {done} pieces in place", flush=True)
+        if not found.killed:
+            break
+    found = run(command(archives, sizes[-1], store, flags))
+    digest, counts, disk = content(store)
+    say(name, "the rest", found, counts, disk)
+    same = "equal" if digest == undisturbed[0] else "NOT EQUAL"
+    verified = subprocess.run(
+        [sys.executable, "-m", "pipelines", "verify", str(store)], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    last = (verified.stdout + verified.stderr).strip().splitlines()[-1:]
+    print(f"{name:<8}  contents of killed and undisturbed: {same}; verify: exit {verified.returncode}, {last}", flush=True)
+
+
+def command(archives: Path, count: int, store: Path, flags: tuple[str, ...]) -> list[str]:
+    """The command that describes the first archives."""
+    pattern = f"{archives}/images.{{1..{count}}}.tar.gz"
+    return ["extract", "--images", pattern, "--out", str(store), *flags]
+
+
+def say(name: str, what: str, found: Run, counts: dict[str, int], disk: int) -> None:
+    """A line of figures."""
+    images = counts["inputs"]
+    print(
+        f"{name:<8}  {what:<12}  {images:,} = {counts['succeeded']:,} + {counts['failed']:,} failed  {found.seconds:.0f} s  "
+        f"{images / found.seconds:.1f}/s  peak PSS {found.peak / 1e6:.0f} MB  {disk / 1e6:.0f} MB on disk",
+        flush=True,
+    )
+
+
+def main() -> None:
+    """See the module."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--archives", type=Path, required=True)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--only", nargs="*", choices=list(SETTINGS), default=list(SETTINGS))
+    parser.add_argument("--kills", type=int, default=3)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    chance = random.Random(arguments.seed)
+    for name in arguments.only:
+        measure(name, arguments.archives, arguments.work, arguments.kills, chance)
+
+
+if __name__ == "__main__":
+    main()
