@@ -54,6 +54,14 @@ COMMANDS = {
         "a store as plain NumPy arrays, with the record ids",
         ("export store/ --out arrays/", "export store/ --out arrays/ --locals"),
     ),
+    "convert-delg": Command(
+        "pipelines.convert_delg",
+        "weights for the extractor delg from a TensorFlow SavedModel of DELG (needs the extra convert)",
+        (
+            "convert-delg r50delg_gldv2clean_20200914/ r50delg_gldv2clean.safetensors",
+            "convert-delg exported/ mine.safetensors --threshold 120",
+        ),
+    ),
     "index": Command(
         "pipelines.index",
         "build a faiss index of the globals of one or more stores",

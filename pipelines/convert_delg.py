@@ -33,11 +33,11 @@ class Options:
     model: str = option("folder of the SavedModel (saved_model.pb, variables/)", positional=True)
     out: str = option("safetensors file to write", positional=True)
     published: str = option(
-        "which published model it is, for its threshold; default: told by the folder's name", "", ("", *THRESHOLDS)
+        "which published model it is, for its threshold; default: told by the folder's name", "", tuple(THRESHOLDS)
     )
     threshold: float | None = option("least attention of a local descriptor; default: of the published model", None)
     attention_input: str = option(
-        "what attention looks at; default: found by the check", "", ("", EXPANDED, BLOCK3)
+        "what attention looks at; default: found by the check", "", (EXPANDED, BLOCK3)
     )
     local_stride: int = option("pixels between local descriptors, 16 or 32; default: found by the check", 0)
     check: bool = option("compare with the SavedModel's own output on a picture, and refuse where they differ", True)
