@@ -3,9 +3,10 @@
     python benchmarks/make_archives.py --out DIR/archives --images 20000 --archives 20 --longest 320
     python benchmarks/extract_scale.py --archives DIR/archives --work DIR/work [--only locals globals default]
 
-For each setting: the first two archives undisturbed, all undisturbed, and all killed by SIGKILL (the whole process tree)
-three times at random moments and started again. Printed are images, seconds, images a second, the peak of PSS summed over
-the process tree (sampled five times a second), bytes on disk, what `verify` says, and whether the contents are equal.
+For each setting: the first two archives undisturbed, all undisturbed, and all killed by SIGKILL (the whole process
+tree) three times at random moments and started again. Printed are images, seconds, images a second, the peak of PSS
+summed over the process tree (sampled five times a second), bytes on disk, what `verify` says, and whether the contents
+are equal.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from pathlib import Path
 import psutil
 
 ROOT = Path(__file__).resolve().parent.parent
-SMALL = ("--extractor-option", "sizes=224,", "--extractor-option", "max_locals=64")
+SMALL = ("--extractor-option", "sizes=[224]", "--extractor-option", "max_locals=64")
 SETTINGS: dict[str, tuple[tuple[str, ...], int]] = {  # name -> (flags, archives of the long run; 0: all)
     "locals": (SMALL, 0),
     "globals": ((*SMALL, "--locals", "none"), 0),
@@ -110,7 +111,7 @@ def measure(name: str, archives: Path, work: Path, kills: int, chance: random.Ra
         [sys.executable, "-m", "pipelines", "verify", str(store)], cwd=ROOT, capture_output=True, text=True, check=False
     )
     last = (verified.stdout + verified.stderr).strip().splitlines()[-1:]
-    print(f"{name:<8}  contents of killed and undisturbed: {same}; verify: exit {verified.returncode}, {last}", flush=True)
+    print(f"{name:<8}  killed and undisturbed: contents {same}; verify: exit {verified.returncode}, {last}", flush=True)
 
 
 def command(archives: Path, count: int, store: Path, flags: tuple[str, ...]) -> list[str]:
@@ -123,8 +124,8 @@ def say(name: str, what: str, found: Run, counts: dict[str, int], disk: int) -> 
     """A line of figures."""
     images = counts["inputs"]
     print(
-        f"{name:<8}  {what:<12}  {images:,} = {counts['succeeded']:,} + {counts['failed']:,} failed  {found.seconds:.0f} s  "
-        f"{images / found.seconds:.1f}/s  peak PSS {found.peak / 1e6:.0f} MB  {disk / 1e6:.0f} MB on disk",
+        f"{name:<8}  {what:<12}  {images:,} = {counts['succeeded']:,} + {counts['failed']:,} failed  "
+        f"{found.seconds:.0f} s  {images / found.seconds:.1f}/s  peak PSS {found.peak / 1e6:.0f} MB  {disk / 1e6:.0f} MB on disk",
         flush=True,
     )
 
