@@ -17,6 +17,8 @@ from pipelines.archive_http import is_http
 from pipelines.archive_members import Broken, Member, Unreadable
 from pipelines.archive_tar import tar_members
 from pipelines.archive_zip import zip_members
+from pipelines.remote import RemoteFiles
+from pipelines.retrying import retried
 from pipelines.storage import open_file_system
 from schemas.errors import UserError
 from schemas.image_list import SUFFIXES
@@ -62,18 +64,16 @@ def find_archives(pattern: str) -> list[str]:
     """
     if is_http(pattern):
         return [_checked(url) for url in _expanded(pattern)]
-    fs, path = open_file_system(pattern)
-    if fs.isfile(path):
-        return [_checked(_absolute(pattern))]
+    if (whole := _file(pattern)) is not None:
+        return [_checked(whole)]
     found: list[str] = []
     for url in _expanded(pattern):
-        fs, path = open_file_system(url)
-        if fs.isfile(path):
-            found.append(_checked(_absolute(url)))
+        if (one := _file(url)) is not None:
+            found.append(_checked(one))
             continue
-        matches = _matches(url) if glob.has_magic(path) else []
+        matches = _matches(url) if glob.has_magic(url) else []
         if not matches:
-            what = "no archive is there" if glob.has_magic(path) else "there is no such archive"
+            what = "no archive is there" if glob.has_magic(url) else "there is no such archive"
             raise UserError(f"{url}: {what}")
         found += matches
     return found
@@ -85,17 +85,23 @@ def _checked(url: str) -> str:
     return url
 
 
-def _absolute(url: str) -> str:
+def _file(url: str) -> str | None:
+    """The URL, or absolute path, of a file; None where none is there."""
     fs, path = open_file_system(url)
-    return path if isinstance(fs, LocalFileSystem) else url
+    if isinstance(fs, LocalFileSystem):
+        return path if os.path.isfile(path) else None
+    about = RemoteFiles(fs).info(path)
+    return url if about is not None and about.get("type") != "directory" else None
 
 
 def _matches(url: str) -> list[str]:
+    """The archives that a glob matches."""
     fs, path = open_file_system(url)
     if isinstance(fs, LocalFileSystem):
         paths = [name for name in glob.glob(path, recursive=True) if os.path.isfile(name)]
     else:
-        paths = [str(fs.unstrip_protocol(name)) for name in fs.glob(path)]
+        listed = retried(lambda: fs.glob(path), f"{url} cannot be listed")
+        paths = [str(fs.unstrip_protocol(name)) for name in listed]
     return sorted(filter(is_archive, paths), key=_natural)
 
 
