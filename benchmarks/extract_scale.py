@@ -125,7 +125,8 @@ def say(name: str, what: str, found: Run, counts: dict[str, int], disk: int) -> 
     images = counts["inputs"]
     print(
         f"{name:<8}  {what:<12}  {images:,} = {counts['succeeded']:,} + {counts['failed']:,} failed  "
-        f"{found.seconds:.0f} s  {images / found.seconds:.1f}/s  peak PSS {found.peak / 1e6:.0f} MB  {disk / 1e6:.0f} MB on disk",
+        f"{found.seconds:.0f} s  {images / found.seconds:.1f}/s  peak PSS {found.peak / 1e6:.0f} MB  "
+        f"{disk / 1e6:.0f} MB on disk",
         flush=True,
     )
 
