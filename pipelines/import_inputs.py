@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
@@ -22,7 +23,7 @@ from schemas.manifest import canonical_json, sha256_text
 if TYPE_CHECKING:
     from pipelines.import_store import Options
 
-TRIED = 100  # pairs that are read until one tells the dimensions
+TRIED, AGREEING = 100, 9  # pairs that are read for the dimensions, and how many are enough
 HASHED_WHOLE = 1_000_000_000  # bytes of a file; of a larger one blocks are hashed
 BLOCK = 1_000_000
 BLOCKS = 1_000
@@ -169,20 +170,29 @@ def _pairs(place: Place) -> dict[str, list[int]]:
 
 
 def _dimensions(place: Place, options: Options, stems: Sequence[str]) -> tuple[int, int]:
-    """Dimensions of the first pair that can be read. Raises UserError where none of the first 100 can."""
-    global_dim = local_dim = 0
+    """The dimensions that most of the first readable files have. Raises UserError where none of the first 100 is.
+
+    One damaged file must not make failures of all others.
+    """
+    seen: tuple[Counter[int], Counter[int]] = (Counter(), Counter())
     why = "none of the named images has files there"
     for stem in stems[:TRIED]:
-        try:
-            if not global_dim:
-                vector = delg.parse_global(place.read(stem + delg.GLOBAL_SUFFIX))
-                global_dim = len(vector) if vector.ndim == 1 else 0
-            if options.locals and not local_dim:
-                local_dim = int(delg.parse_local(place.read(stem + delg.LOCAL_SUFFIX)).descriptors.shape[1])
-        except (OSError, Unusable) as error:
-            why = str(error)
-        if global_dim and (local_dim or not options.locals):
-            return global_dim, local_dim
+        for counter, suffix in zip(seen, (delg.GLOBAL_SUFFIX, delg.LOCAL_SUFFIX), strict=True):
+            try:
+                if counter is seen[0]:
+                    vector = delg.parse_global(place.read(stem + suffix))
+                    counter[len(vector) if vector.ndim == 1 else 0] += 1
+                elif options.locals:
+                    counter[int(delg.parse_local(place.read(stem + suffix)).descriptors.shape[1])] += 1
+            except (OSError, Unusable) as error:
+                why = str(error)
+        for counter in seen:
+            del counter[0]  # an image without local descriptors tells nothing
+        if all(counter.total() >= AGREEING for counter in seen[: 2 if options.locals else 1]):
+            break
+    global_dim, local_dim = (counter.most_common(1)[0][0] if counter else 0 for counter in seen)
+    if global_dim and (local_dim or not options.locals):
+        return global_dim, local_dim
     lacking = "local" if global_dim else "global"
     hint = "; --no-locals takes the global ones alone" if global_dim else ""
     raise UserError(f"{place.url}: no {lacking} descriptors can be read in its first files: {why}{hint}")

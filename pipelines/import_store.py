@@ -115,6 +115,7 @@ def plan(options: Options) -> tuple[Job, dict[str, bytes]]:
         units=tuple(units),
         settings={
             **asdict(options),
+            **{name: Place(given).url for name, given in _inputs_of(options).items() if given},
             "variable": inputs.variable,
             "scales": list(inputs.scales),
             "rows": inputs.matrix_rows,
@@ -151,6 +152,11 @@ def refuse_mistakes(options: Options) -> None:
         raise UserError("import ames: the file holds local descriptors alone; give --globals FILE.npy or .hdf5 too")
     if options.local_arrays and options.format not in ("npy", "npz", "mat"):
         raise UserError(f"import {options.format}: --local-arrays goes with npy, npz and mat")
+
+
+def _inputs_of(options: Options) -> dict[str, str]:
+    """What workers open: by absolute paths, wherever they run."""
+    return {"input": options.input, "globals": options.globals, "local_arrays": options.local_arrays}
 
 
 def _extractor(options: Options, inputs: Inputs) -> dict[str, Any]:

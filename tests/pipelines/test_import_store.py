@@ -123,6 +123,14 @@ def test_what_cannot_be_taken_is_a_failed_row(folder: Path, tmp_path: Path) -> N
     assert (manifest.counts.succeeded, manifest.counts.failed) == (16, 8)
 
 
+def test_one_odd_file_does_not_set_the_dimension(folder: Path, tmp_path: Path) -> None:
+    rng = np.random.default_rng(6)
+    write_delg(folder, "00_0", unit(rng, 7), unit(rng, 3, 9))
+    write_delg(folder, "00_1", unit(rng, GLOBAL_DIM), unit(rng, 0, LOCAL_DIM))
+    manifest = imported(tmp_path / "store", format="delg", input=str(folder))
+    assert (manifest.counts.succeeded, set(reasons(tmp_path / "store"))) == (23, {"delg/00_0"})
+
+
 def test_killed_and_begun_again_gives_the_same_bytes(folder: Path, tmp_path: Path) -> None:
     options = {"format": "delg", "input": str(folder), "rows_per_part": 5}
     imported(tmp_path / "a", **options)
