@@ -33,8 +33,8 @@ from pipelines.options import option
 from pipelines.plan import refuse_other_recipe, refuse_to_empty, write_plan
 from pipelines.pool import Ended, Pool, close_pool, shared_pool
 from pipelines.progress import Progress
-from pipelines.shortfall import Shortfall, UnderWay
 from pipelines.retrying import Unreachable
+from pipelines.shortfall import Shortfall, UnderWay
 from pipelines.storage import Place, full_disk
 from schemas.errors import UserError
 from schemas.manifest import Manifest, Marker
