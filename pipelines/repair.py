@@ -90,6 +90,8 @@ def _redo(output: Output, findings: Findings, settings: RunSettings) -> None:
     again = _read_again(place)
     problems = _look_again(again, set(record["units"]))
     if problems:
+        with place.alone():
+            place.remove_folder(RECORD_NAME.partition("/")[0])
         lines = "; ".join(problem.line() for problem in problems[:3])
         raise JobFailed(
             f"{place.url} was done again and is as wrong as before ({lines}): its inputs or the software give just this"
@@ -150,9 +152,8 @@ def _prepare(output: Output, findings: Findings) -> dict[str, Any]:
         record = _record(output, findings)
         place.write(RECORD_NAME, (json.dumps(record, sort_keys=True, indent=1) + "\n").encode())
         _remove_markers(output, findings)
-        broken = {problem.file for problem in findings.problems}
-        for name in [PARTS_NAME, *([MANIFEST_NAME] if MANIFEST_NAME in broken else [])]:
-            place.remove(name)  # without its parts table an output is not taken for whole
+        for name in (MANIFEST_NAME, PARTS_NAME):
+            place.remove(name)  # so that nobody takes the output for whole
     return record
 
 
@@ -210,9 +211,7 @@ def _remove_damaged(output: Output, findings: Findings) -> None:
         plan = {problem.file for problem in findings.problems if problem.mend == COMMAND}
         if JOB_NAME in plan and PLAN_NAME not in plan:
             plan.discard(JOB_NAME)  # it is written again
-        broken = {problem.file for problem in findings.problems}
-        manifest = {MANIFEST_NAME} if MANIFEST_NAME in broken else set()
-        for name in sorted({*damaged, *plan, *manifest, PARTS_NAME}):
+        for name in (MANIFEST_NAME, PARTS_NAME, *sorted(damaged | plan)):
             place.remove(name)
     named = f" ({', '.join(findings.damaged_units)})" if findings.damaged_units else ""
     print(

@@ -89,7 +89,7 @@ def find_outputs(place: Place) -> list[Output]:
     ends = (MANIFEST_NAME, PLAN_NAME)
     folders = {name[: -len(end)].rstrip("/") for name in listing for end in ends if f"/{name}".endswith(f"/{end}")}
     found = {folder: Output(place.below(folder) if folder else place, folder, {}) for folder in sorted(folders)}
-    for name, listed in listing.items():
+    for name, listed in sorted(listing.items()):
         above = name
         while above and above not in found:
             above = above.rpartition("/")[0]
