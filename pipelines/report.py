@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image as PillowImage
 
+from pipelines.archived_pictures import archived_pictures
 from pipelines.commit import Attempt, Job, Unit, UnitWorker, as_input, read_manifest, require_manifest
 from pipelines.describe import read_location
 from pipelines.driver import RunSettings, run_job
@@ -35,7 +36,7 @@ from pipelines.truth import Truth, truth_input
 from rrt_core.images import DecodeError, decode
 from rrt_core.metrics import PROTOCOLS, positions_of
 from schemas.errors import UserError
-from schemas.image_list import ImageReference
+from schemas.image_list import Box, ImageReference
 from schemas.manifest import Counts, Manifest
 from schemas.metrics import ENSEMBLE, ENSEMBLE_DEPLOY, GLOBAL, RERANKED
 from schemas.ranking import DEPLOY
@@ -111,7 +112,7 @@ class MakeReport(UnitWorker):
         shown = self._shown(list(before), precisions)
         manifest = require_manifest(f"{url}/shortlist", "shortlist", "search")
         truth = self._truth(before) if options["ground_truth"] else None
-        pictures = Pictures(options["thumbnail"], self._references(shown, before, after, manifest))
+        pictures = self._pictures(shown, before, after, manifest)
         queries = []
         for number, name in enumerate(shown):
             queries.append(self._query(name, before[name], after[name], precisions, truth, pictures))
@@ -163,19 +164,24 @@ class MakeReport(UnitWorker):
         chosen = set(sorted(names, key=lambda name: -change(name))[:most])
         return [name for name in names if name in chosen]
 
-    def _references(
-        self, shown: Sequence[str], before: Lists, after: Lists, manifest: Manifest
-    ) -> dict[str, ImageReference]:
+    def _pictures(self, shown: Sequence[str], before: Lists, after: Lists, manifest: Manifest) -> Pictures:
+        """The pictures of the queries shown and of the first images of their lists; archived ones are made at once."""
         first = {
             name
             for query in shown
             for rows in (before[query], after[query])
             for name in rows.column("record_id").slice(0, SHOWN).to_pylist()
         }
-        found = Store(self.job.settings["queries"]).references(shown)
-        for store in open_stores(manifest.facts["stores"]):
+        queries = Store(self.job.settings["queries"])
+        stores = open_stores(manifest.facts["stores"])
+        found = queries.references(shown)
+        for store in stores:
             found.update(store.references(first))
-        return found
+        pictures = Pictures(self.job.settings["thumbnail"], found)
+        for store, names in ((queries, set(shown)), *((store, first) for store in stores)):
+            for record_id, data in archived_pictures(store, names - found.keys()):
+                pictures.add(record_id, data)
+        return pictures
 
     def _query(
         self,
@@ -274,18 +280,28 @@ class Pictures:
 
     def _make(self, record_id: str) -> ReportImage:
         reference = self.references.get(record_id)
-        box = None
         try:
             if reference is None:
                 raise FileNotFoundError(record_id)
-            image = decode(read_location(reference.location), record_id)
+            return self._thumbnail(record_id, read_location(reference.location), reference.box)
+        except (OSError, DecodeError):
+            return self._thumbnail(record_id, b"", None)
+
+    def add(self, record_id: str, data: bytes) -> None:
+        """Make the thumbnail of a record from its file's bytes."""
+        self._made[record_id] = self._thumbnail(record_id, data, None)
+
+    def _thumbnail(self, record_id: str, data: bytes, part: Box | None) -> ReportImage:
+        box = None
+        try:
+            image = decode(data, record_id)
             picture = PillowImage.fromarray(image.pixels)
             factor = self.side / max(picture.size)
-            if reference.box:
-                x, y, w, h = (value * factor for value in reference.box)
+            if part:
+                x, y, w, h = (value * factor for value in part)
                 box = (x, y, w, h)
             picture.thumbnail((self.side, self.side), PillowImage.Resampling.LANCZOS, reducing_gap=2.0)
-        except (OSError, DecodeError):
+        except DecodeError:
             picture = PillowImage.new("RGB", (self.side, self.side * 3 // 4), (128, 128, 128))
         buffer = io.BytesIO()
         picture.save(buffer, "JPEG", quality=78, optimize=True)

@@ -1,0 +1,47 @@
+"""Some images of a store whose archives are at hand, for people to look at."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Iterator
+
+from pipelines.archive_images import ArchiveImages, Listed, archive_url
+from pipelines.commit import Unit
+from pipelines.plan import planned_units
+from pipelines.stores import Store
+
+MOST_BYTES = 4_000_000_000  # of archives that are streamed for it; pictures in further ones are not shown
+
+
+def archived_pictures(store: Store, record_ids: Collection[str]) -> Iterator[tuple[str, bytes]]:
+    """(record id, file) of those of the images that lie in local archives, as far as these are not too large."""
+    units = [unit for unit in planned_units(store.place) if "archive" in unit.payload and not unit.payload.get("again")]
+    left = MOST_BYTES
+    for unit, wanted in _by_archive(store, units, record_ids):
+        url = archive_url(store.place, int(unit.payload["archive"]))
+        left -= int(unit.payload["bytes"])
+        if "://" in url or not os.path.exists(url) or left < 0:
+            continue
+        source = str(unit.payload["source"])
+        listed = Listed(store.place, source) if unit.payload["listed"] else None
+        images = iter(ArchiveImages(url, source, str(unit.payload["prefix"]), listed, wanted))
+        for _ in wanted:
+            item = next(images, None)
+            if item is None:
+                break
+            if item.data is not None:
+                yield item.reference.record_id, item.data
+
+
+def _by_archive(store: Store, units: list[Unit], record_ids: Collection[str]) -> Iterator[tuple[Unit, frozenset[str]]]:
+    """The archives' units, each with those of the records that its parts hold."""
+    if not units or not record_ids:
+        return
+    wanted: dict[int, set[str]] = {}
+    for part in store.parts:
+        ordinal = part.number % (len(units) + 1)
+        if ordinal < len(units):
+            wanted.setdefault(ordinal, set()).update(set(store.read_global(part).record_ids) & set(record_ids))
+    for ordinal, found in sorted(wanted.items()):
+        if found:
+            yield units[ordinal], frozenset(found)
