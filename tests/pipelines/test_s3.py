@@ -166,22 +166,29 @@ def uploaded(s3_session: S3Server, photographs: Path) -> str:
     return f"s3://{BUCKET}/data/photographs"
 
 
-def test_killed_runs_on_s3_with_cut_connections_equal_a_local_run(
+def test_disturbed_runs_on_s3_equal_a_local_run(
     s3: S3Server, uploaded: str, configuration: Path, start: Start, tmp_path: Path
 ) -> None:
-    """Two workers, many requests and answers cut, kill -9 of the whole tree twice."""
+    """Two workers, many requests and answers cut; kill -9 of the whole tree, then the server is out of reach."""
     command = ["run", "--config", configuration, "--workers", 2, "--set"]
     on_s3 = [*command, f"out=s3://{BUCKET}/all", "--set", f"images={uploaded}"]
-    s3.proxy.cut(
+    cuts = (
         Cut(b" /", "request", 50, times=999, every=47),
         Cut(b" /", "answer", 200, times=999, every=43),
         Cut(b"PUT /", "answer", times=999, every=19),
     )
-    for moment in ("gallery/done/", "run/shortlist/manifest.json"):
-        running = start(*on_s3)
-        running.until(functools.partial(s3.objects, f"all/{moment}"), moment)
-        running.kill_all()
-        assert not s3.objects("all/run/report/manifest.json")
+    s3.proxy.cut(*cuts)
+    running = start(*on_s3)
+    running.until(functools.partial(s3.objects, "all/gallery/done/"), "a marker")
+    running.kill_all()
+    assert not s3.objects("all/gallery/manifest.json")
+    running = start(*on_s3, RRT_STORAGE_SECONDS="2")
+    running.until(functools.partial(s3.objects, "all/run/shortlist/plan/plan.json"), "the search")
+    s3.proxy.cut(Cut(b" /", "request", times=9999))
+    assert running.end() == 2, running.text
+    assert "Traceback" not in running.text and "goes on from there" in running.text, running.text
+    assert not running.orphans() and not s3.objects("all/run/report/manifest.json")
+    s3.proxy.cut(*cuts)
     finished = {name: s3.modified(name) for name in s3.objects("all/gallery/")}
     local = start(*command, f"out={tmp_path}/all")
     running = start(*on_s3)
