@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from typing import TYPE_CHECKING
@@ -63,10 +63,10 @@ def _matrix(options: Options) -> Inputs:
     references = _named(options)
     if references is None and options.format == "clip":
         names = clip_names(options.input)
-        references = None if names is None else [_reference(options, name) for name in names]
+        references = None if names is None else _unseen(options, names)
     matrix = matrix_of({**asdict(options), "variable": variable}, len(references or ()))
     if references is None:
-        references = [_reference(options, f"{row:09}") for row in range(matrix.rows)]
+        references = _unseen(options, (f"{row:09}" for row in range(matrix.rows)))
     told = {matrix.path: matrix.rows}
     files = [matrix.path]
     local_dim, scales = 0, options.scales or (1.0,)
@@ -121,7 +121,7 @@ def _delg(options: Options) -> Inputs:
     stems: list[str | None]
     if references is None:
         in_order = sorted(found, key=os.fsencode)
-        references = [_reference(options, stem) for stem in in_order]
+        references = _unseen(options, in_order)
         stems = list(in_order)
     else:
         stems = _matched(options, references, found)
@@ -205,10 +205,10 @@ def _source_name(options: Options) -> str:
     return name if options.source or options.format in ("delg", "clip") else os.path.splitext(name)[0]
 
 
-def _reference(options: Options, name: str) -> ImageReference:
-    """An image of which nothing but its name is known: its picture has no place."""
+def _unseen(options: Options, names: Iterable[str]) -> list[ImageReference]:
+    """Images of which nothing but the name is known: their pictures have no place."""
     source = _source_name(options)
-    return ImageReference(make_record_id(source, name), source, b"")
+    return [ImageReference(make_record_id(source, name), source, b"") for name in names]
 
 
 def _of_folder(options: Options) -> list[ImageReference]:
