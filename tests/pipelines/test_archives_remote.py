@@ -16,6 +16,7 @@ import pytest
 from pipelines import archive_bytes, retrying
 from pipelines.archives import ArchiveDamaged, archive_size, entries, find_archives
 from schemas.errors import UserError
+from tests.pipelines.s3_server import BUCKET, Cut, S3Server
 from tests.pipelines.test_archives import packed
 
 CHANCE = random.Random(9)
@@ -218,3 +219,19 @@ def test_an_object_that_changes_in_fsspecs_memory(monkeypatch: pytest.MonkeyPatc
     fs.pipe_file("/changing/a.tar", packed(FILES, "tar"))
     with pytest.raises(UserError, match="changed while it was read"):
         list(stream)
+
+
+def test_on_s3_with_cut_connections(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    import s3fs
+
+    monkeypatch.setattr(s3fs.S3FileSystem, "retries", 1)
+    monkeypatch.setattr(archive_bytes, "REMOTE_BLOCK", BLOCK)
+    monkeypatch.setattr(retrying, "FIRST_WAIT", 0.01)
+    for suffix in ("tar.gz", "zip"):
+        key = f"archives/s{len(suffix)}.{suffix}"
+        s3.client.put_object(Bucket=BUCKET, Key=key, Body=packed(FILES, suffix))
+        s3.proxy.cut(Cut(b"GET /", "answer", 10_000, times=4, every=2), Cut(b"HEAD", "answer", 0, times=2, every=3))
+        assert found(f"s3://{BUCKET}/{key}") == list(FILES.items())
+        assert [cut.done for cut in s3.proxy.cuts] == [4, 2]
+        assert find_archives(f"s3://{BUCKET}/archives/s*.{suffix}") == [f"s3://{BUCKET}/{key}"]
+    s3.proxy.cut()
