@@ -20,7 +20,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 SENTENCE_SECONDS = 5.0  # a remote place may answer slowly, or never
 SENTENCE = "what was finished is in place; the same command goes on from there"
 
-_state: dict[str, Callable[[], str] | None] = {"stop": None}
+_state: dict[str, Callable[[], str] | None] = {"stop": None, "last": None}
 _asked = threading.Event()
 
 
@@ -40,6 +40,11 @@ def during(stop: Callable[[], str] | None) -> None:
     _state["stop"] = stop
 
 
+def at_the_end(last: Callable[[], str] | None) -> None:
+    """Set what is called on a signal after the workers were killed: it cleans up and gives the sentence instead."""
+    _state["last"] = last
+
+
 def pass_or_wait() -> None:
     """To be called before new work begins: where the end was asked for, nothing begins any more."""
     while _asked.is_set():
@@ -55,13 +60,11 @@ def _listen(near: socket.socket, _far: socket.socket) -> None:
 
 def _end(number: int) -> None:
     _asked.set()
-    stop = _state["stop"]
     said: list[str] = []
-    if stop is not None:
-        speaker = threading.Thread(target=lambda: said.append(stop()), daemon=True)
-        speaker.start()
-        speaker.join(SENTENCE_SECONDS)
-    sentence = said[0] if said else SENTENCE
+    speaker = threading.Thread(target=lambda: said.extend(call() for call in _state.values() if call), daemon=True)
+    speaker.start()
+    speaker.join(SENTENCE_SECONDS)
+    sentence = said[-1] if said else SENTENCE
     with contextlib.suppress(OSError, ValueError):  # the terminal may be gone
         clear = "\r\033[K" if sys.stderr.isatty() else ""
         os.write(2, f"{clear}Stopped: {sentence}.\n".encode(errors="backslashreplace"))
