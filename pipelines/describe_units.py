@@ -125,7 +125,7 @@ class DescribeUnit(UnitWorker):
         if attempt.number >= ISOLATE_FROM:
             stream = isolated(self.options, self.job.recipe["threads"], items)
         else:
-            stream = batched(self.describer, items, self.options["image_seconds"])
+            stream = batched(self.describer, items)
         found, reason = Rows(), ""
         for described in stream:
             found.rows.append(described.row)

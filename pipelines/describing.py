@@ -4,40 +4,85 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any
 
 from pipelines.describe import Decoded, Described, Describer, Item, failed
 from pipelines.isolation import Crashed, DescribingFailed, Isolated
+from rrt_core.images import Image
 
 ISOLATE_FROM = 3  # from this attempt on, images are described one by one in a child process
-DECODERS = 2  # threads that read and decode ahead
+AHEAD_BYTES = 1_000_000_000  # of decoded images that wait for the model
+USUAL_BYTES = 12_000_000  # of a decoded image, until a larger one was seen
 
 
-def batched(describer: Describer, items: Iterable[Item], seconds: float) -> Iterator[Described]:
-    """Two threads read and decode up to two batches ahead of the model.
+def batched(describer: Describer, items: Iterable[Item]) -> Iterator[Described]:
+    """Threads read and decode up to two batches ahead of the model, as far as memory allows.
 
-    Where an image takes longer than `seconds` the process ends, with a traceback in the log: the driver deals the unit
-    again, and from the third attempt on the image is found out one by one.
+    Where an image takes longer than `image_seconds` the process ends, with a traceback in the log: the driver deals the
+    unit again, and from the third attempt on the image is found out one by one.
     """
+    seconds = describer.options["image_seconds"]
     size = describer.extractor.batch
-    waiting = iter(items)
-    with ThreadPoolExecutor(DECODERS) as pool:
-
-        def ahead(count: int) -> list[tuple[Item, Future[Decoded]]]:
-            return [(item, pool.submit(describer.decoded, item)) for item in islice(waiting, count)]
-
-        queue = ahead(2 * size)
-        while queue:
-            batch, queue = queue[:size], queue[size:]
-            with patience(seconds * len(batch)):
-                images = [future.result() for _, future in batch]
-            queue += ahead(size)
-            with patience(seconds * len(batch)):
-                described = list(describer.describe([item for item, _ in batch], images))
+    with ThreadPoolExecutor(describer.options["decoders"]) as pool:
+        ahead = _Ahead(describer, iter(items), pool, 2 * size)
+        while True:
+            with patience(seconds * size):
+                batch = ahead.take(size)
+            if not batch:
+                return
+            with patience(seconds * size):
+                described = list(describer.describe([item for item, _ in batch], [image for _, image in batch]))
             yield from described
+
+
+class _Ahead:
+    """What is being decoded and what waits for the model, in order."""
+
+    def __init__(self, describer: Describer, items: Iterator[Item], pool: ThreadPoolExecutor, most: int) -> None:
+        self.describer, self.items, self.pool, self.most = describer, items, pool, most
+        self.queue: deque[tuple[Item, Future[Decoded]]] = deque()
+        self.largest = USUAL_BYTES
+        self.ended = False
+
+    def take(self, size: int) -> list[tuple[Item, Decoded]]:
+        """The next images, at most `size` and (after the first) AHEAD_BYTES; none at the end."""
+        batch: list[tuple[Item, Decoded]] = []
+        held = 0
+        while len(batch) < size and held < AHEAD_BYTES:
+            self._fill()
+            if not self.queue:
+                break
+            item, future = self.queue[0]
+            if not future.done():
+                wait([one for _, one in self.queue if not one.done()], return_when=FIRST_COMPLETED)
+                continue
+            self.queue.popleft()
+            decoded = future.result()
+            held += _bytes(decoded)
+            batch.append((item, decoded))
+        self._fill()
+        return batch
+
+    def _fill(self) -> None:
+        """Submit what fits: done and still in work together, the latter taken to be as large as the largest seen."""
+        done = [_bytes(future.result()) for _, future in self.queue if future.done()]
+        self.largest = max([self.largest, *done])
+        while not self.ended and len(self.queue) < self.most:
+            working = len(self.queue) - len(done)
+            if self.queue and sum(done) + (working + 1) * self.largest > AHEAD_BYTES:
+                return
+            item = next(self.items, None)
+            if item is None:
+                self.ended = True
+                return
+            self.queue.append((item, self.pool.submit(self.describer.decoded, item)))
+
+
+def _bytes(decoded: Decoded) -> int:
+    return decoded.image.pixels.nbytes if isinstance(decoded.image, Image) else 0
 
 
 @contextlib.contextmanager

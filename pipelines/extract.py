@@ -72,6 +72,7 @@ class Options:
     max_pixels: int = option("images with more pixels are refused, as failed rows", 100_000_000)
     min_side: int = option("images with a shorter side are refused, as failed rows", 10)
     image_seconds: float = option("an image that takes longer is given up, as a failed row", 300.0)
+    decoders: int = option("threads of a worker that read and decode ahead of the model", 2)
     max_failures: str = option("end when more images fail: a number, or per cent of all such as 5%", "")
     retry_failed: bool = option("describe the failed images of the finished store once more", False)
 
@@ -136,6 +137,11 @@ def plan(options: Options, settings: RunSettings) -> tuple[Job, dict[str, bytes]
 
 def _specs(options: Options) -> list[SourceSpec]:
     """The sources that the options name. Raises UserError."""
+    for name, value, least in (("decoders", options.decoders, 1), ("max-locals", options.max_locals, 0)):
+        if value < least:
+            raise UserError(f"extract: --{name} is {value}; it must be at least {least}")
+    if not options.image_seconds > 0:
+        raise UserError(f"extract: --image-seconds is {options.image_seconds}; it must be above 0")
     if options.ground_truth and not options.take:
         raise UserError("extract: --ground-truth needs --take gallery or --take queries")
     single = SourceSpec(options.images, options.list, options.ground_truth, options.take, options.source)

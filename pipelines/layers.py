@@ -245,7 +245,7 @@ class DescribeLocals(UnitWorker):
     def _described(self, items: Iterable[Item], attempt: Attempt) -> Iterable[Any]:
         if attempt.number >= ISOLATE_FROM:
             return isolated(self.options, self.job.recipe["threads"], items)
-        return batched(self.describer, items, self.options["image_seconds"])
+        return batched(self.describer, items)
 
     def _write(self, attempt: Attempt, number: int, kept: list[LocalRow], lost: list[FailureRow]) -> None:
         path = attempt.path(f"part-{number:05}.h5")
