@@ -16,8 +16,8 @@ import pytest
 from pipelines import archive_bytes, retrying
 from pipelines.archives import ArchiveDamaged, archive_size, entries, find_archives
 from schemas.errors import UserError
+from tests.pipelines.made_archives import packed
 from tests.pipelines.s3_server import BUCKET, Cut, S3Server
-from tests.pipelines.test_archives import packed
 
 CHANCE = random.Random(9)
 FILES = {f"jpg/{n:03}.jpg": CHANCE.randbytes(CHANCE.choice((100, 5_000, 40_000))) for n in range(30)}
