@@ -8,7 +8,7 @@ Ours is JSON::
 where a list holds 0-based positions in the gallery or names of it; a file whose queries all have `positive`
 in the place of `easy` and `hard` knows no levels. The pickles of Revisited Oxford and Paris (`imlist`,
 `qimlist`, `gnd[i]` with `bbx` [x0, y0, x1, y1], `easy`, `hard`, `junk`), and those of the older Oxford5k and
-Paris6k (`ok` for the two), are read too.
+Paris6k (`ok` for the two), are read too, and so are MATLAB's files of the former.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import fsspec
 
 from schemas.errors import UserError
 from schemas.image_list import Box, encode_name
+from schemas.matlab import load_matlab
 from schemas.name_matching import match_names
 from schemas.restricted_pickle import load_plain
 
@@ -77,7 +78,7 @@ class GroundTruth:
 
 
 def load_ground_truth(url: str) -> GroundTruth:
-    """Reads and checks a `.json` of ours or a `.pkl` of revisitop.
+    """Reads and checks a `.json` of ours, or a `.pkl` or `.mat` of revisitop.
 
     Args:
         url: any fsspec URL or path.
@@ -98,7 +99,9 @@ def load_ground_truth(url: str) -> GroundTruth:
         return reader.read(_parse_json(data, url), stem)
     if extension in (".pkl", ".pickle"):
         return reader.read(reader.from_revisitop(load_plain(data, str(url))), stem.removeprefix("gnd_"))
-    raise UserError(f"The ground truth {url} is neither .json nor .pkl.")
+    if extension == ".mat":
+        return reader.read(reader.from_revisitop(load_matlab(data, str(url))), stem.removeprefix("gnd_"))
+    raise UserError(f"The ground truth {url} is neither .json nor .pkl nor .mat.")
 
 
 def _parse_json(data: bytes, url: str) -> Any:
