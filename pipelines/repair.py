@@ -18,7 +18,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.commit import PIECES, Job, software_versions
+from pipelines.commit import PIECES, Job, read_manifest, software_versions
 from pipelines.driver import JobFailed, RunSettings, run_job
 from pipelines.findings import COMMAND, REDO, Findings
 from pipelines.options import option
@@ -34,6 +34,7 @@ from schemas.manifest import MANIFEST_NAME, PARTS_NAME, FileEntry, Manifest, can
 
 GC_SECONDS = 24 * 3600.0
 READERS = 2
+READ_NO_OUTPUTS = frozenset({"extract", "import", "locals"})  # stages whose inputs' contents are no manifest's
 MOST_NAMED = 20  # changed images that are named
 
 
@@ -81,7 +82,9 @@ def _redo(output: Output, findings: Findings, settings: RunSettings) -> None:
     """Do the damaged units of an output again and tell what came of it."""
     place = output.place
     job = _job(output, findings)
-    _refuse_other_software(job, place)
+    if findings.damaged_units or output.units.keys() - output.markers.keys():
+        _refuse_other_software(job, place)
+        _refuse_other_inputs(job, place)
     record = _prepare(output, findings)
     threads = int(
         job.recipe.get("threads", settings.threads_per_worker)
@@ -120,13 +123,38 @@ def _job(output: Output, findings: Findings) -> Job:
             "and then the command that made it"
         )
     job = Job.from_json(output.place.read(JOB_NAME).decode())
-    settings = dict(job.settings)
-    for key in ("out", "store"):  # the output's folder, or one that holds it
-        above = str(settings.get(key) or "").rstrip("/")
-        below = job.output.removeprefix(above)
-        if above and job.output.startswith(above) and url.endswith(below):
-            settings[key] = url.removesuffix(below)
-    return replace(job, output=url, settings=settings, units=planned_units(output.place))
+    folders = {key: str(job.settings[key] or "") for key in ("out", "store") if key in job.settings}
+    moved: dict[str, Any] = {key: _moved(value, job.output, url) for key, value in folders.items()}
+    inputs = {name: {**entry, "url": _moved(entry["url"], job.output, url)} for name, entry in job.inputs.items()}
+    return replace(
+        job, output=url, settings={**job.settings, **moved}, inputs=inputs, units=planned_units(output.place)
+    )
+
+
+def _moved(above: str, old: str, new: str) -> str:
+    """Where a folder that is, or holds, the output lies now; what is elsewhere stays."""
+    below = old.removeprefix(above.rstrip("/"))
+    holds = bool(above) and old.startswith(above.rstrip("/")) and below[:1] in ("", "/")
+    return new.removesuffix(below) if holds and new.endswith(below) else above
+
+
+def _refuse_other_inputs(job: Job, place: Place) -> None:
+    """Raise UserError where an input is gone or was made again: nothing that is whole is given up for it."""
+    for name, entry in job.inputs.items():
+        url = entry["url"]
+        if not url or any(character in url for character in "*?[{,"):  # of several places
+            continue
+        if not Place(url).exists():
+            raise UserError(
+                f"{place.url} cannot be done again: {url}, of which it was made ({name}), is not there; bring it back"
+            )
+        if job.stage not in READ_NO_OUTPUTS and Place(url).exists(MANIFEST_NAME):
+            manifest = read_manifest(Place(url))
+            if manifest is not None and manifest.content != entry["content"]:
+                raise UserError(
+                    f"{place.url} cannot be done again: {url}, of which it was made ({name}), was made again since; "
+                    "give the command that made the output, with --overwrite"
+                )
 
 
 def _refuse_other_software(job: Job, place: Place) -> None:

@@ -9,6 +9,7 @@ import shutil
 import tarfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -214,6 +215,28 @@ def test_another_revision_of_the_extractor_is_refused(store: Path, monkeypatch: 
         mended(store)
 
 
+def test_an_input_that_is_gone_or_another_is_refused(tmp_path: Path) -> None:
+    """An unmounted disk, say: whole rows are not given up for failed ones."""
+    photographs = make_photographs(tmp_path / "photographs")
+    store = make_store(photographs, tmp_path / "store")
+    photographs.rename(tmp_path / "elsewhere")
+    flip(one(store, f"local/full/{UNIT}.*"))
+    before = {path: path.stat().st_mtime_ns for path in store.rglob("*")}
+    with pytest.raises(UserError, match=r"photographs, of which it was made \(images\), is not there; bring it back"):
+        mended(store)
+    assert {path: path.stat().st_mtime_ns for path in store.rglob("*")} == before
+    (store / "parts.parquet").unlink()
+    (tmp_path / "elsewhere").rename(photographs)
+    mended(store)
+    first, second = (replace(faulty_job(f"{tmp_path}/{name}", "ok"), inputs={}) for name in ("first", "second"))
+    content_of_first = run_job(first, SETTINGS).content
+    run_job(replace(second, inputs={"first": {"url": first.output, "content": content_of_first}}), SETTINGS)
+    flip(one(tmp_path, "second/data/*"))
+    rewrite(tmp_path / "first", "data", "part-00000", lambda path: path.write_bytes(b"another") and None)
+    with pytest.raises(UserError, match=r"first, of which it was made \(first\), was made again since"):
+        mended(second.output)
+
+
 def test_what_is_wrong_again_is_said(whole: Path, tmp_path: Path) -> None:
     """An extractor that breaks its contract gives the same rows again."""
     store = make_store(whole / "photographs", tmp_path / "store", extractor=UNNORMALISED)
@@ -225,7 +248,7 @@ def test_what_is_wrong_again_is_said(whole: Path, tmp_path: Path) -> None:
 
 def test_several_outputs_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("a", "b"):
-        run_job(faulty_job(f"{tmp_path}/all/{name}", *["ok"] * 3), SETTINGS)
+        run_job(replace(faulty_job(f"{tmp_path}/all/{name}", *["ok"] * 3), inputs={}), SETTINGS)
     before = {name: contents(tmp_path / "all" / name) for name in ("a", "b")}
     flip(one(tmp_path, "all/a/data/part-00002.*"))
     (tmp_path / "all/b/plain/part-00000.json").unlink()
@@ -287,18 +310,17 @@ def _there(store: Path, pattern: str) -> bool:
 
 
 def test_kill_in_the_middle(start: Callable[..., Running], tmp_path: Path) -> None:
-    """Killed after the markers were taken away, and again while units are done; the next repair tells it to its end."""
+    """Killed with one of three units done again; the next repair goes on and tells it to its end."""
     slow = {"extractor_option": {"seconds": 0.1}}
     photographs = make_photographs(tmp_path / "photographs")
     store = make_store(photographs, tmp_path / "store", **slow)
     before, old = contents(store), content(store)
     for number in range(3):
         flip(one(store, f"global/part-0000{number}.*"))
-    for moment in ("attempts/*.json", "done/part-0000[012].json"):
-        running = start("repair", store, "--workers", 1)
-        running.until(functools.partial(_gone_and_there, store, moment), moment)
-        running.kill_all()
-        assert _there(store, "repair/record.json")
+    running = start("repair", store, "--workers", 1)
+    running.until(functools.partial(_gone_and_there, store, "done/part-0000[012].json"), "the first unit done again")
+    running.kill_all()
+    assert _there(store, "repair/record.json") and not (store / "manifest.json").exists()
     running = start("repair", store, "--workers", 2)
     assert running.end() == 0, running.text
     assert "it is what it was, byte for byte" in running.text and "part-00000, part-00001, part-00002" in running.text
