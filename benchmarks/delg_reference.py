@@ -179,8 +179,14 @@ def slim_reference(depth: int, folder: Path, sample: np.ndarray, seed: int, most
     import tf_slim as slim
     from delf import feature_extractor
     from object_detection.core import box_list, box_list_ops
+    from tf_keras.src import legacy_tf_layers
     from tf_slim.nets import resnet_v1
 
+    # TensorFlow looks for the normalisation of TF1 under the name that tf_keras had for it before
+    sys.modules.setdefault("tf_keras.legacy_tf_layers", legacy_tf_layers)
+    sys.modules.setdefault(
+        "tf_keras.legacy_tf_layers.normalization", importlib.import_module(f"{legacy_tf_layers.__name__}.normalization")
+    )
     v1 = tf.compat.v1
     scope = f"resnet_v1_{depth}"
 
