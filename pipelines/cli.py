@@ -37,6 +37,9 @@ COMMANDS = {
             "extract --images photos/ --out store/",
             "extract --images jpg/ --ground-truth gnd_roxford5k.pkl --take queries --out queries/",
             "extract --images photos/ --out store/ --extractor-option sizes=512,360 --extractor-option max_locals=200",
+            "extract --images 'revisitop1m.{1..100}.tar.gz' --list revisitop1m.txt --out r1m/ --locals none",
+            "extract --locals-for run/ --ground-truth gnd_roxford5k.pkl --out r1m/",
+            "extract --sources roxford+r1m.yaml --out all/ --max-failures 1% --dry-run",
         ),
     ),
     "import": Command(

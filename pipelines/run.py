@@ -18,7 +18,7 @@ from pipelines.storage import Place
 from schemas.errors import UserError
 
 STAGES = ("extract", "index", "search", "rerank", "evaluate", "report")
-KNOWN = {"out", "images", "list", "ground_truth", "queries", "title", *STAGES}
+KNOWN = {"out", "images", "list", "sources", "ground_truth", "queries", "title", *STAGES}
 
 
 @dataclass(frozen=True)
@@ -62,12 +62,15 @@ def run_config(config: dict[str, Any], where: str, settings: RunSettings) -> dic
     """Run all stages of a configuration."""
     out = str(config.get("out") or "")
     images = config.get("images")
-    if not out or not images:
-        raise UserError(f"{where}: 'out' and 'images' must be given")
+    sources = str(config.get("sources") or "")
+    if not out or not (images or sources):
+        raise UserError(f"{where}: 'out' and 'images' (or 'sources') must be given")
     truth = str(config.get("ground_truth") or "")
     queries = config.get("queries")
     if not truth and not queries:
         raise UserError(f"{where}: name the queries: 'ground_truth', or 'queries' (a folder of images)")
+    if truth and not images:
+        raise UserError(f"{where}: 'images' must name the folder that holds the queries of the ground truth")
 
     def stage(name: str) -> dict[str, Any]:
         value = config.get(name) or {}
@@ -81,9 +84,11 @@ def run_config(config: dict[str, Any], where: str, settings: RunSettings) -> dic
     judging = build(evaluate.Options, judged, f"{where}: evaluate") if truth else None
     if judging and judging.ensemble:
         read_asked(judging.ensemble)  # a mistake in it is told before hours of work
-    gallery = {**stage("extract"), "images": images, "out": gallery_store, "list": config.get("list") or ""}
-    asked = {**stage("extract"), "images": queries or images, "out": query_store}
-    if truth and not gallery["list"]:
+    gallery = {**stage("extract"), "images": images or "", "out": gallery_store, "list": config.get("list") or ""}
+    if sources:
+        gallery.update(images="", list="", sources=sources)
+    asked = {**stage("extract"), "images": queries or images, "out": query_store, "locals": "all"}
+    if truth and not gallery["list"] and not sources:
         gallery.update(ground_truth=truth, take="gallery")
     if truth:
         asked.update(ground_truth=truth, take="queries", images=images)
@@ -95,6 +100,10 @@ def run_config(config: dict[str, Any], where: str, settings: RunSettings) -> dic
     searched = {"shortlist": shortlist, **stage("search"), "queries": query_store, "index": index_place}
     searched.update(out=run_place, ground_truth=truth)
     search.run(build(search.Options, searched, f"{where}: search"), settings)
+    if gallery.get("locals") == "none":
+        lazy = {**stage("extract"), "out": gallery_store, "locals_for": run_place, "ground_truth": truth}
+        lazy["shortlist"] = shortlist
+        extract.run(build(extract.Options, lazy, f"{where}: extract"), settings)
     reranked = {**stage("rerank"), "queries": query_store, "out": run_place, "ground_truth": truth}
     rerank.run(build(rerank.Options, reranked, f"{where}: rerank"), settings)
     results: dict[str, Any] = {"run": run_place}

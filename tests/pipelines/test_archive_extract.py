@@ -17,6 +17,7 @@ import pytest
 from pipelines import extract, index, rerank, search
 from pipelines.commit import read_manifest
 from pipelines.driver import JobFailed, RunSettings
+from pipelines.run import run_config
 from pipelines.storage import Place
 from pipelines.stores import Store
 from schemas.errors import UserError
@@ -297,3 +298,30 @@ def test_a_layer_by_record_ids_grows_and_outlives_a_retry(archives: Path, tmp_pa
 def test_globs_of_images(archives: Path, tmp_path: Path) -> None:
     manifest = make(tmp_path / "store", tmp_path / "plain" / "jpg" / "*" / "00[0-4].jpg")
     assert manifest.counts.inputs == 15
+
+
+def test_a_run_with_lazy_locals_equals_one_with_all(photographs: Path, tmp_path: Path) -> None:
+    """All stages from one configuration: gallery out of an archive and a folder, locals for what is reranked."""
+    names = sorted(path.name for path in photographs.iterdir())
+    extra = [(f"jpg/{number:03}.jpg", jpeg(100 + number)) for number in range(12)]
+    sources = [
+        {"name": "scenes", "images": str(photographs)},
+        {"name": "more", "images": str(write_tar(tmp_path / "more.tar", extra))},
+    ]
+    (tmp_path / "sources.yaml").write_text(json.dumps(sources))
+    rows = {}
+    for kind in ("all", "none"):
+        config = {
+            "images": str(photographs),
+            "sources": str(tmp_path / "sources.yaml"),
+            "ground_truth": str(photographs.parent / "ground_truth.json"),
+            "out": str(tmp_path / kind),
+            "extract": {"extractor": EXTRACTOR, "rows_per_part": 5, "locals": kind},
+            "rerank": {"reranker": "mutual_nn", "shortlist": 5},
+        }
+        results = run_config(config, "test", SETTINGS)
+        rows[kind] = results["metrics"]
+        assert Path(results["report"]).stat().st_size > 10_000
+    assert rows["all"] == rows["none"] and names
+    store = Store(str(tmp_path / "none" / "gallery"))
+    assert not any(part.locals for part in store.parts) and any(part.layers for part in store.parts)
