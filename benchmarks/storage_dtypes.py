@@ -176,7 +176,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     parser.add_argument("--queries", type=int, default=30, metavar="N", help="of rrt (default: 30)")
-    parser.add_argument("--locals", nargs="+", type=int, default=LOCALS, metavar="N", help="an image (default: 128 500)")
+    parser.add_argument("--locals", nargs="+", type=int, default=LOCALS, metavar="N", help="default: 128 500")
     parser.add_argument("--only", nargs="+", default=["mutual_nn", "geometric", "rrt"], metavar="RERANKER")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--data", type=Path, default=DATA)

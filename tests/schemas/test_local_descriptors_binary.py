@@ -10,9 +10,12 @@ import numpy as np
 import pytest
 from scipy.stats import ortho_group
 
+from pipelines.locals_reader import LocalsFile
+from pipelines.storage import Place
 from rrt_core.rotation import learn_rotation
 from schemas import local_descriptors
 from schemas.local_descriptors import LocalRow, decoded, encoded
+from schemas.manifest import FileEntry
 
 
 def unit(count: int, width: int, seed: int = 0) -> np.ndarray:
@@ -80,6 +83,23 @@ def test_a_file_carries_its_rotation(tmp_path: Path) -> None:
     layout = local_descriptors.write_part(str(path), [], 20, "binary", rotation_of(20))
     assert layout["descriptor"]["shape"] == [0, 3]
     assert decoded(local_descriptors.from_bytes(layout, "descriptor", b""), rotation_of(20)).shape == (0, 20)
+
+
+@pytest.mark.parametrize("url", ["memory://binary-locals", ""])
+def test_byte_ranges_of_a_store_are_decoded(tmp_path: Path, url: str) -> None:
+    rows, rotation = part_rows(128, {2: 7, 3: 0, 9: 50}), rotation_of(128)
+    made = tmp_path / "part.h5"
+    layout = local_descriptors.write_part(str(made), rows, 128, "binary", rotation)
+    place = Place(url or str(tmp_path / "store"))
+    place.write("local/full/part-00000.h5", made.read_bytes())
+    file = LocalsFile(place, FileEntry("local/full/part-00000.h5", 3, made.stat().st_size, "", layout))
+    span = file.slice(9, 20)
+    assert span == (7, 27) and file.slice(4, 20) is None
+    (piece,) = file.read([span])
+    np.testing.assert_array_equal(
+        piece["descriptor"], decoded(encoded(rows[2].descriptors[:20], "binary", rotation), rotation)
+    )
+    np.testing.assert_array_equal(piece["xy"], rows[2].xy[:20])
 
 
 def test_without_a_right_rotation_nothing_is_written_or_read(tmp_path: Path) -> None:
