@@ -117,7 +117,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--workers", type=int, default=1, help="of the whole import")
     arguments = parser.parse_args()
-    folder = arguments.work / "pairs"
+    folder = arguments.work / f"pairs-{arguments.pairs}"
     names = make_pairs(folder, arguments.pairs)
     datum_io, feature_io = reference_reader(arguments.reference)
     place = Place(str(folder))

@@ -17,6 +17,7 @@ are centres of receptive fields in pixels of the picture that was given (a crop,
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cache
 from operator import attrgetter
@@ -170,7 +171,7 @@ def _datum_array(datum: Any) -> np.ndarray:
     else:
         values = np.array(held.value, np.uint32)
     shape = tuple(datum.shape.dim)
-    if any(size < 0 for size in shape) or int(np.prod([*map(float, shape)])) != len(values):
+    if any(size < 0 for size in shape) or math.prod(shape) != len(values):
         raise Unusable(f"it holds {len(values)} numbers for the shape {list(shape)}", "damaged")
     return values.reshape(shape)
 
