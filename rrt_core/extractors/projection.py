@@ -85,4 +85,5 @@ class Whitening:
                 f"The cells spread over fewer than {dimensions} dimensions: give more photographs or fewer dimensions."
             )
         axes = axes * np.where(axes[np.abs(axes).argmax(0), np.arange(dimensions)] < 0, -1.0, 1.0)
-        return mean.astype(np.float32), (axes / np.sqrt(variances)).astype(np.float32)
+        # In C order: safetensors writes an array's memory as it lies.
+        return mean.astype(np.float32), np.ascontiguousarray(axes / np.sqrt(variances), np.float32)

@@ -251,7 +251,19 @@ def _load(network: Any, path: str) -> None:
     """Fill the network; classifiers in the file are left out, everything else must be the network's own."""
     state = _read_state(path)
     wanted: dict[str, Tensor] = network.state_dict()
-    if any(name not in state or state[name].shape != value.shape for name, value in wanted.items()):
+    classifier = network.pretrained_cfg.get("classifier") or ()
+    heads = tuple(f"{name}." for name in ((classifier,) if isinstance(classifier, str) else classifier))
+
+    def lacking() -> list[str]:
+        return [name for name in wanted if name not in state and not name.endswith("num_batches_tracked")]
+
+    def strange() -> list[str]:
+        return [name for name in state if name not in wanted and not name.startswith(heads)]
+
+    def misshapen() -> list[str]:
+        return [name for name, value in wanted.items() if name in state and state[name].shape != value.shape]
+
+    if lacking() or strange() or misshapen():
         # Files of other origins; each of timm's model files converts those that it knows.
         convert = getattr(sys.modules[type(network).__module__], "checkpoint_filter_fn", None)
         if convert is not None:
@@ -259,19 +271,13 @@ def _load(network: Any, path: str) -> None:
                 state = convert(dict(state), network)
             except Exception as error:
                 raise UserError(f"The weights in {path} are not this model's ({first_line(error)}).") from error
-    classifier = network.pretrained_cfg.get("classifier") or ()
-    heads = tuple(f"{name}." for name in ((classifier,) if isinstance(classifier, str) else classifier))
-    missing = [name for name in wanted if name not in state and not name.endswith("num_batches_tracked")]
-    strange = [name for name in state if name not in wanted and not name.startswith(heads)]
-    if missing or strange:
-        what = f"lack {len(missing)} of its tensors, first {missing[0]}" if missing else f"hold {strange[0]} too"
-        raise UserError(f"The weights in {path} are not those of timm's model: they {what}.")
-    for name, value in wanted.items():
-        if name in state and state[name].shape != value.shape:
-            raise UserError(
-                f"The weights in {path} are not those of timm's model: {name} has the shape "
-                f"{tuple(state[name].shape)}, not {tuple(value.shape)}."
-            )
+    where = f"The weights in {path} are not those of timm's model"
+    if missing := lacking():
+        raise UserError(f"{where}: they lack {len(missing)} of its tensors, first {missing[0]}.")
+    if strange():
+        raise UserError(f"{where}: they hold {strange()[0]} too.")
+    for name in misshapen():
+        raise UserError(f"{where}: {name} has the shape {tuple(state[name].shape)}, not {tuple(wanted[name].shape)}.")
     network.load_state_dict({name: state[name] for name in wanted if name in state}, strict=False)
 
 
