@@ -137,6 +137,16 @@ COMMANDS = {
         "verify, then do just the damaged units again",
         ("repair store/", "repair store/ --gc", "repair old-store/ --remove-damaged"),
     ),
+    "estimate": Command(
+        "pipelines.estimate",
+        "what a stage would take in time, memory and on disk, from a measured probe; the same as its --dry-run",
+        (
+            "estimate extract --images photos/ --out store/",
+            "estimate extract --images 'revisitop1m.{1..100}.tar.gz' --out r1m/ --on 8,64 --json estimate.json",
+            "estimate rerank --queries queries/ --out run/ --ground-truth gnd_roxford5k.pkl",
+            "estimate run --config configs/roxford5k.yaml",
+        ),
+    ),
     "run": Command(
         "pipelines.run",
         "all stages from one YAML configuration, each skipped where its output is there",
@@ -234,6 +244,11 @@ def run_command(name: str, arguments: list[str]) -> int:
 
     from pipelines.driver import RunSettings
 
+    if name == "estimate" and arguments and arguments[0] in COMMANDS and arguments[0] != name:
+        from pipelines import estimate
+
+        estimate.refuse_unknown(arguments[0])
+        name, arguments = arguments[0], [*arguments[1:], "--dry-run"]
     parser = command_parser(name)
     parsed, beam_options = parser.parse_known_args(arguments)
     given = vars(parsed)
@@ -251,6 +266,11 @@ def run_command(name: str, arguments: list[str]) -> int:
     settings = build(kind, settings_given, name)
     values = {key: value for key, value in given.items() if key not in how}
     options = build(module.Options, module.complete(values) if hasattr(module, "complete") else values, name)
+    if isinstance(settings, RunSettings) and (settings.dry_run or name == "estimate"):
+        from pipelines import estimate
+
+        estimate.run(name, options, settings)
+        return 0
     result = module.run(options, settings)
     summarise = getattr(module, "summarise", None)
     if summarise:

@@ -1,0 +1,127 @@
+"""How many images archives hold, and small archives of their first images for a probe.
+
+Counting reads archives as a stream without decoding, for some seconds at most: all of them where they are few, else
+some that a fixed seed chooses; the others are then reckoned by their bytes.
+"""
+
+from __future__ import annotations
+
+import bz2
+import contextlib
+import gzip
+import io
+import lzma
+import tarfile
+import time
+import zipfile
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from pipelines.archive_images import Listed
+from pipelines.archives import ArchiveDamaged, Entry, entries
+from schemas.image_list import encode_name
+
+SECONDS = 12.0  # of counting, over all archives
+AT_LEAST = 0.5  # of one archive
+SEED = 0
+
+
+@dataclass
+class Counted:
+    """Images of each archive, and how that is known. `rate` is bytes read a second."""
+
+    images: list[float]
+    whole: int  # archives that were read to their end
+    looked: int  # archives that were read at all
+    rate: float
+    damaged: str = ""
+
+
+def count_images(urls: Sequence[str], sizes: Sequence[int], listed: Sequence[Listed | None]) -> Counted:
+    """Images (or of a list those that it names) of each archive; `sizes` in bytes, 0 where not known.
+
+    Raises UserError where an archive is not there.
+    """
+    order = np.random.default_rng(SEED).permutation(len(urls))
+    each = max(AT_LEAST, SECONDS / max(1, len(urls)))
+    begun, images, share = time.monotonic(), np.zeros(len(urls)), np.zeros(len(urls))
+    told = Counted([], 0, 0, 0.0)
+    for place in order:
+        if told.looked and time.monotonic() - begun > SECONDS:
+            break
+        count, part, problem = _count(urls[place], each, listed[place])
+        images[place], share[place] = count, part
+        told.damaged = told.damaged or problem
+        told.looked += 1
+        told.whole += part >= 1.0
+    read = share * np.array(sizes, float)
+    told.rate = float(read.sum() / max(1e-6, time.monotonic() - begun))
+    partial = share < 1.0
+    density = images[share > 0].sum() / max(1.0, read.sum())
+    mean = images[share > 0].mean() if (share > 0).any() else 0.0
+    sized = np.array(sizes, float) > 0
+    rest = np.where(sized, (1 - share) * np.array(sizes, float) * density, np.where(share > 0, 0.0, mean))
+    told.images = [float(value) for value in images + np.where(partial, rest, 0.0)]
+    return told
+
+
+def _count(url: str, seconds: float, listed: Listed | None) -> tuple[int, float, str]:
+    """(images, share of the bytes read, what is wrong with it)."""
+    begun, count, position = time.monotonic(), 0, 0.0
+    try:
+        with contextlib.closing(_stream(url, lambda _: False)) as stream:
+            for entry in stream:
+                if time.monotonic() - begun > seconds and entry.position > position:
+                    return count, entry.position, ""
+                position = entry.position
+                count += wanted(entry, listed)
+    except ArchiveDamaged as error:
+        return count, 1.0, str(error)
+    return count, 1.0, ""
+
+
+def _stream(url: str, keep: Callable[[bytes], bool] | None) -> Generator[Entry, None, None]:
+    yield from entries(url, keep)
+
+
+def wanted(entry: Entry, listed: Listed | None) -> bool:
+    """Whether an entry is an input."""
+    return listed is None or listed.name(encode_name(entry.name)) is not None
+
+
+def first_images(url: str, count: int, listed: Listed | None) -> list[tuple[bytes, bytes]]:
+    """(path, bytes) of an archive's first images that are inputs; fewer where it holds no more or is damaged."""
+    names: set[bytes] = set()
+    found: list[tuple[bytes, bytes]] = []
+    try:
+        with contextlib.closing(_stream(url, None)) as stream:
+            for entry in stream:
+                if entry.data is not None and entry.name not in names and wanted(entry, listed):
+                    names.add(entry.name)
+                    found.append((entry.name, entry.data))
+                if len(found) == count:
+                    break
+    except ArchiveDamaged:
+        pass
+    return found
+
+
+def write_archive(path: Path, members: Sequence[tuple[bytes, bytes]]) -> None:
+    """An archive of the kind that its name tells, of these members."""
+    if path.name.lower().endswith(".zip"):
+        with zipfile.ZipFile(path, "w") as packed:
+            for name, data in members:
+                packed.writestr(name.decode(errors="surrogateescape"), data)
+        return
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for name, data in members:
+            about = tarfile.TarInfo(name.decode(errors="surrogateescape"))
+            about.size = len(data)
+            tar.addfile(about, io.BytesIO(data))
+    packers: dict[str, Callable[[bytes], bytes]] = {"gz": gzip.compress, "bz2": bz2.compress, "xz": lzma.compress}
+    pack = packers.get(path.name.lower().rpartition(".")[2].replace("tgz", "gz"), bytes)
+    path.write_bytes(pack(buffer.getvalue()))

@@ -1,0 +1,137 @@
+"""A probe: the real job over a small sample, by the driver's own worker processes, into a folder that is removed.
+
+Two rounds by the same workers. In the first, of little work, they start: what that takes is told apart. The second is
+measured, with all workers busy at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from pipelines import stopping
+from pipelines.commit import Job, Unit, marker_name, read_marker
+from pipelines.driver import LOCAL, RunSettings, run_job
+from pipelines.estimate_memory import MemoryWatch, Peaks
+from pipelines.plan import PLAN_NAME
+from pipelines.pool import FOLDER, LARGE
+from pipelines.storage import Place
+from schemas.manifest import MANIFEST_NAME, Marker
+
+ROUNDS = 3  # units a worker in the measured round
+WISHED = 10.0  # seconds of it
+LONG = 30.0  # where so many seconds are exceeded by the least that can be measured, it is one unit a worker
+
+Round = tuple[Sequence[Unit], Mapping[str, bytes]]  # units, and the files of the plan that they read
+
+
+@dataclass(frozen=True)
+class Probed:
+    """What a probe found.
+
+    place    where its output lies, while the probe's folder stands
+    start    seconds from the order until a worker begins its first unit, what only the first unit takes included
+    share    seconds that a share of units costs beside them
+    first    units of the first round with their markers;  measured  those of the second
+    peaks    memory
+    """
+
+    place: Place
+    start: float
+    share: float
+    first: list[tuple[Unit, Marker]]
+    measured: list[tuple[Unit, Marker]]
+    peaks: Peaks
+
+    @property
+    def units(self) -> list[tuple[Unit, Marker]]:
+        """All units."""
+        return [*self.first, *self.measured]
+
+
+@contextlib.contextmanager
+def probe_folder() -> Iterator[Path]:
+    """A temporary folder, removed at the end: also at Ctrl-C and SIGTERM, and a day after a SIGKILL (pool.py)."""
+    folder = Path(tempfile.mkdtemp(prefix=f"{FOLDER}{os.getpid()}-estimate-"))
+
+    def remove() -> str:
+        shutil.rmtree(folder, ignore_errors=True)
+        return "the estimate was not finished; nothing was made"
+
+    stopping.at_the_end(remove)
+    try:
+        yield folder
+    finally:
+        stopping.at_the_end(None)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def probe(
+    job: Job, settings: RunSettings, folder: Path, workers: int, first: Round, second: Callable[[float], Round]
+) -> Probed:
+    """Run a job's worker over samples, two rounds. `second` gets the seconds that a unit of the first took.
+
+    Raises what the job's own run would raise.
+    """
+    settings = replace(settings, workers=workers, overwrite=False, dry_run=False, runner=LOCAL, beam_options=())
+    job = replace(job, stage="probe", output=str(folder), most_failed="", units=tuple(first[0]))
+    place = Place(job.output)
+    begun = time.time()
+    with MemoryWatch() as watch:
+        run_job(job, settings, first[1])
+        started, _, warm = _read(place, job)
+        taken = max(marker.seconds for _, marker in warm)
+        units, files = second(taken)
+        for name in (MANIFEST_NAME, PLAN_NAME):  # the workers stay: the job is the same but for its units
+            place.remove(name)
+        job = replace(job, units=tuple(units))
+        ordered = time.time()
+        run_job(job, settings, files)
+        over = time.time()
+    begins, ends, measured = _read(place, job)
+    retired = watch.peaks.worker > LARGE  # the pool ended them after the first round: others started
+    if retired and len(measured) > workers:
+        by_begin = sorted(range(len(measured)), key=begins.__getitem__)
+        measured = [measured[index] for index in sorted(by_begin[workers:])]
+    share = 0.1 if retired else max(0.0, over - ordered - (max(ends) - min(begins)))
+    each = seconds_an_input(measured)
+    extra = statistics.mean(max(0.0, marker.seconds - each * marker.counts.inputs) for _, marker in warm)
+    start = statistics.mean(started) - begun + extra
+    return Probed(place, start, share, warm, measured, watch.peaks)
+
+
+def rounds(least: float) -> int:
+    """Units a worker in the measured round, where the smallest that can be measured takes so many seconds."""
+    return ROUNDS if ROUNDS * least <= LONG else 1
+
+
+def seconds_an_input(measured: Sequence[tuple[Unit, Marker]]) -> float:
+    """Seconds of a worker for one input, with all workers busy."""
+    inputs = sum(marker.counts.inputs for _, marker in measured)
+    return sum(marker.seconds for _, marker in measured) / max(1, inputs)
+
+
+def spread(measured: Sequence[tuple[Unit, Marker]]) -> float:
+    """Standard deviation of the units' seconds an input, as a share of their mean; 0 for a single unit."""
+    each = [marker.seconds / max(1, marker.counts.inputs) for _, marker in measured]
+    return statistics.stdev(each) / statistics.mean(each) if len(each) > 1 and statistics.mean(each) > 0 else 0.0
+
+
+def _read(place: Place, job: Job) -> tuple[list[float], list[float], list[tuple[Unit, Marker]]]:
+    """When each unit began and ended (seconds since the epoch), and the markers."""
+    begins, ends, found = [], [], []
+    for unit in job.units:
+        marker = read_marker(place, job, unit)
+        assert marker is not None  # run_job ends only when all units have theirs
+        end = os.stat(place.path(marker_name(unit))).st_mtime
+        begins.append(end - marker.seconds)
+        ends.append(end)
+        found.append((unit, marker))
+    return begins, ends, found
