@@ -35,7 +35,7 @@ INSTALL_REQUIRES = [
 ]
 
 # Any of its backbones as an extractor. torchvision must be of torch's own build, so constraints.txt pins both.
-TIMM = ["timm>=1.0.20,<2", "torchvision>=0.24,<1"]
+TIMM = ["timm>=1.0.31,<2", "torchvision>=0.24,<1"]
 
 LINUX_X86 = "sys_platform == 'linux' and platform_machine == 'x86_64'"
 OTHERS = "sys_platform != 'linux' or platform_machine != 'x86_64'"
