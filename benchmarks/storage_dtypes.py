@@ -10,7 +10,7 @@ of which is left out of the gallery, as `extract --local-dtype binary` does it.
 
     binary, float16 queries   only the gallery is binary: a store of queries is small
     moved threshold           thresholds of the baselines moved to where the same angle lies after coding: binary
-                              makes all similarities smaller
+                              makes all similarities smaller (it does not pay: docs/storage.md)
 
 `change` is against float32 on the same queries, with the 95 % interval of a bootstrap over them. What is scored is
 kept in DIR/scores.jsonl: a killed run goes on where it was.
