@@ -135,7 +135,7 @@ class Delg(Extractor):
                     described = self._describe([resized[place] for place in chosen], with_locals)
                 for place, (pooled, found) in zip(chosen, described, strict=True):
                     image = images[place]
-                    shrunk = np.array(resized[place].shape[:2]) / np.array(image.pixels.shape[:2])
+                    shrunk = np.array(resized[place].shape[:2]) / np.array(image.span[::-1])
                     answers[place] = Description(
                         global_descriptor=pooled,
                         descriptors=found.descriptors,

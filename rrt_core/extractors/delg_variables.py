@@ -75,7 +75,7 @@ def map_variables(shapes: Mapping[str, Shape], where: str, paths: Mapping[str, s
         if "OPTIMIZER_SLOT" not in name and not name.startswith(("optimizer/", "_CHECKPOINTABLE"))
     }
     paths = paths or {}
-    plain.update({path: key for path, key in paths.items() if key in shapes})
+    plain.update({path: key for path, key in paths.items() if key is not None and key in shapes})
     if any(_KERAS_UNIT.search(name) for name in plain):
         mapped = _map_keras(plain, where, not paths or _SUBSAMPLING in paths)
     elif any(_SLIM_UNIT.match(name) for name in plain):
