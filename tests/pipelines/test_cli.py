@@ -37,7 +37,8 @@ def test_without_a_command_all_are_listed(capsys: pytest.CaptureFixture[str]) ->
     ("arguments", "told"),
     [
         (["extrct"], "no command 'extrct'"),
-        (["extract"], "--images is missing"),
+        (["extract"], "--out is missing"),
+        (["extract", "--out", "x"], "--images is missing"),
         (["extract", "--images", "no-such-folder", "--out", "x"], "no such folder"),
         (["extract", "--images", str(ROOT), "--out", "x", "--gallry", "y"], "'--gallry'"),
         (["extract", "--images", str(ROOT), "--out", "x", "--take", "fish"], "invalid choice: 'fish'"),
