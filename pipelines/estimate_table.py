@@ -37,9 +37,7 @@ def table(estimate: Estimate) -> str:
         line("", f"{duration(seconds)} with {workers_text(count)} as fast as these")
     if estimate.probe:
         told = estimate.probe
-        rate = f"{told.seconds_an_input * 1000:,.0f} ms each" if told.seconds_an_input < 10 else (
-            f"{told.seconds_an_input:,.1f} s each"
-        )
+        rate = _each(told.seconds_an_input)
         line(
             "probe",
             f"{told.inputs:,} {estimate.noun}, {rate} in one of {workers_text(told.workers)} at once "
@@ -48,6 +46,12 @@ def table(estimate: Estimate) -> str:
     for note in estimate.notes:
         line("note", note)
     return "\n".join(lines)
+
+
+def _each(seconds: float) -> str:
+    if seconds >= 10:
+        return f"{seconds:,.1f} s each"
+    return f"{seconds * 1000:,.0f} ms each" if seconds >= 0.1 else f"{seconds * 1000:,.2g} ms each"
 
 
 def workers_text(count: int) -> str:

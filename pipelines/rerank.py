@@ -53,6 +53,29 @@ class Options:
 
 def run(options: Options, settings: RunSettings) -> Manifest:
     """Make (or finish, or skip) scores and rankings. Raises UserError and driver.JobFailed."""
+    job = plan_scores(options, settings)
+    scores = run_job(job, settings)
+    names = rankings_of(options)
+    files = {entry.name.split(".")[0]: entry.name for entry in read_entries(f"{options.out}/scores")}
+    replays = _replay_units(job.units, names, files)
+    return run_job(
+        Job(
+            stage=STAGE,
+            output=f"{options.out}/ranking",
+            worker="pipelines.rerank:Replay",
+            recipe={"shortlist": options.shortlist, "protocols": names},
+            inputs={**job.inputs, "scores": as_input(f"{options.out}/scores", scores)},
+            units=tuple(replays),
+            settings=job.settings,
+            facts={"kind": "ranking", "protocols": names},
+            noun="query rankings",
+        ),
+        settings,
+    )
+
+
+def plan_scores(options: Options, settings: RunSettings) -> Job:
+    """The job that scores the pairs. Raises UserError."""
     queries = Store(options.queries)
     shortlist = require_manifest(f"{options.out}/shortlist", "shortlist", "search")
     if shortlist.inputs["queries"]["content"] != queries.manifest.content:
@@ -63,43 +86,26 @@ def run(options: Options, settings: RunSettings) -> Manifest:
     inputs = {"shortlist": as_input(f"{options.out}/shortlist", shortlist), "queries": queries.as_input}
     if options.ground_truth:
         inputs["ground_truth"] = truth_input(options.ground_truth)
-    shared = asdict(options)
-    units = _units(options, queries, int(reranker.config.get("gallery_tokens", 500)))
-    scores = run_job(
-        Job(
-            stage=STAGE,
-            output=f"{options.out}/scores",
-            worker="pipelines.rerank:ScorePairs",
-            recipe={
-                "reranker": identity_of(reranker),
-                "shortlist": options.shortlist,
-                "threads": settings.threads_per_worker,
-            },
-            inputs=inputs,
-            units=tuple(units),
-            settings=shared,
-            facts={"kind": "scores", "weights_notes": notes},
-            noun="queries",
-        ),
-        settings,
+    return Job(
+        stage=STAGE,
+        output=f"{options.out}/scores",
+        worker="pipelines.rerank:ScorePairs",
+        recipe={
+            "reranker": identity_of(reranker),
+            "shortlist": options.shortlist,
+            "threads": settings.threads_per_worker,
+        },
+        inputs=inputs,
+        units=tuple(_units(options, queries, int(reranker.config.get("gallery_tokens", 500)))),
+        settings=asdict(options),
+        facts={"kind": "scores", "weights_notes": notes},
+        noun="queries",
     )
-    names = [DEPLOY, *(name for name in _protocols(options) if name != "easy")]
-    files = {entry.name.split(".")[0]: entry.name for entry in read_entries(f"{options.out}/scores")}
-    replays = _replay_units(units, names, files)
-    return run_job(
-        Job(
-            stage=STAGE,
-            output=f"{options.out}/ranking",
-            worker="pipelines.rerank:Replay",
-            recipe={"shortlist": options.shortlist, "protocols": names},
-            inputs={**inputs, "scores": as_input(f"{options.out}/scores", scores)},
-            units=tuple(replays),
-            settings=shared,
-            facts={"kind": "ranking", "protocols": names},
-            noun="query rankings",
-        ),
-        settings,
-    )
+
+
+def rankings_of(options: Options) -> list[str]:
+    """The protocols whose rankings are made."""
+    return [DEPLOY, *(name for name in _protocols(options) if name != "easy")]
 
 
 def identity_of(reranker: Reranker) -> dict[str, Any]:

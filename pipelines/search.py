@@ -48,8 +48,19 @@ class Options:
     queries_per_block: int = option("queries a unit", 1_024)
 
 
-def run(options: Options, settings: RunSettings) -> Manifest:
-    """Make (or finish, or skip) the shortlist. Raises UserError and driver.JobFailed."""
+@dataclass(frozen=True)
+class Plan:
+    """What is searched: the recipe and inputs of both jobs, settings of their workers, and blocks of queries."""
+
+    recipe: dict[str, Any]
+    inputs: dict[str, dict[str, str]]
+    shared: dict[str, Any]
+    blocks: list[list[list[int]]]
+    index: Manifest
+
+
+def plan(options: Options, settings: RunSettings) -> Plan:
+    """Open queries and index, choose how many candidates are kept. Raises UserError."""
     queries = Store(options.queries)
     index, files = open_search(options.index)
     if queries.extractor != index_extractor(index):
@@ -63,51 +74,63 @@ def run(options: Options, settings: RunSettings) -> Manifest:
     recipe = {"k": k, "fetched": fetched, "nprobe": options.nprobe if approximate else None}
     recipe["threads"] = settings.threads_per_worker
     inputs = {"queries": queries.as_input, "index": as_input(f"{options.index}/search", index)}
-    blocks = query_blocks(queries, options.queries_per_block)
     shared: dict[str, Any] = {**asdict(options), "k": k, "fetched": fetched, "files": files}
-    if len(files) > 1:
-        units = [
-            Unit(f"candidates-{f:03}-{b:05}", {"file": name, "rows": rows}, len(rows))
-            for f, name in enumerate(files)
-            for b, rows in enumerate(blocks)
-        ]
-        candidates = run_job(
-            Job(
-                stage=STAGE,
-                output=f"{options.out}/candidates",
-                worker="pipelines.search:FetchCandidates",
-                recipe=recipe,
-                inputs=inputs,
-                units=tuple(units),
-                settings=shared,
-                noun="query blocks",
-            ),
-            settings,
-        )
-        inputs = {**inputs, "candidates": as_input(f"{options.out}/candidates", candidates)}
-    units = [Unit(f"part-{number:05}", {"rows": rows}, len(rows)) for number, rows in enumerate(blocks)]
-    return run_job(
-        Job(
-            stage=STAGE,
-            output=f"{options.out}/shortlist",
-            worker="pipelines.search:MakeShortlist",
-            recipe=recipe,
-            inputs=inputs,
-            units=tuple(units),
-            settings=shared,
-            facts={
-                "kind": "shortlist",
-                "k": k,
-                "gallery_rows": index.facts["rows"],
-                "truncated": k < int(index.facts["rows"]),
-                "stores": index.facts["stores"],
-                "index_key": index.facts["key"],
-                "nprobe": recipe["nprobe"],
-            },
-            noun="queries",
-        ),
-        settings,
+    return Plan(recipe, inputs, shared, query_blocks(queries, options.queries_per_block), index)
+
+
+def candidates_job(planned: Plan, out: str) -> Job:
+    """The job that gathers candidates, where the index has several search files."""
+    units = [
+        Unit(f"candidates-{f:03}-{b:05}", {"file": name, "rows": rows}, len(rows))
+        for f, name in enumerate(planned.shared["files"])
+        for b, rows in enumerate(planned.blocks)
+    ]
+    return Job(
+        stage=STAGE,
+        output=f"{out}/candidates",
+        worker="pipelines.search:FetchCandidates",
+        recipe=planned.recipe,
+        inputs=planned.inputs,
+        units=tuple(units),
+        settings=planned.shared,
+        noun="query blocks",
     )
+
+
+def shortlist_job(planned: Plan, out: str, candidates: Manifest | None) -> Job:
+    """The job that makes the shortlist."""
+    inputs, facts = planned.inputs, planned.index.facts
+    if candidates is not None:
+        inputs = {**inputs, "candidates": as_input(f"{out}/candidates", candidates)}
+    k = planned.shared["k"]
+    units = [Unit(f"part-{number:05}", {"rows": rows}, len(rows)) for number, rows in enumerate(planned.blocks)]
+    return Job(
+        stage=STAGE,
+        output=f"{out}/shortlist",
+        worker="pipelines.search:MakeShortlist",
+        recipe=planned.recipe,
+        inputs=inputs,
+        units=tuple(units),
+        settings=planned.shared,
+        facts={
+            "kind": "shortlist",
+            "k": k,
+            "gallery_rows": facts["rows"],
+            "truncated": k < int(facts["rows"]),
+            "stores": facts["stores"],
+            "index_key": facts["key"],
+            "nprobe": planned.recipe["nprobe"],
+        },
+        noun="queries",
+    )
+
+
+def run(options: Options, settings: RunSettings) -> Manifest:
+    """Make (or finish, or skip) the shortlist. Raises UserError and driver.JobFailed."""
+    planned = plan(options, settings)
+    several = len(planned.shared["files"]) > 1
+    candidates = run_job(candidates_job(planned, options.out), settings) if several else None
+    return run_job(shortlist_job(planned, options.out, candidates), settings)
 
 
 def index_extractor(index: Manifest) -> dict[str, Any]:
