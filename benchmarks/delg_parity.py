@@ -46,20 +46,20 @@ class Case(NamedTuple):
 
 
 def cases(folders: list[Path], count: int, longest: int) -> list[Case]:
-    """Photographs spread over the folders, shrunk to `longest`; the last two: a large one, a crop of a query."""
+    """Photographs spread over the folders, shrunk to `longest`; the last two are large, the last a query with a box."""
     made: list[Case] = []
     listed = [sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg", ".png"))
               for folder in folders]
     chosen = [paths[i * len(paths) // count] for i in range(count) for paths in [listed[i % len(listed)]]]
     for place, path in enumerate(chosen):
         picture = PillowImage.open(path).convert("RGB")
-        to = LARGE if place == count - 2 else min(longest, max(picture.size))
+        to = LARGE if place >= count - 2 else min(longest, max(picture.size))
         factor = to / max(picture.size)
         picture = picture.resize([max(1, round(side * factor)) for side in picture.size])
         box = None
         if place == count - 1:
             width, height = picture.size
-            box = (0.21 * width, 0.13 * height, 0.6 * width, 0.7 * height)
+            box = (0.31 * width, 0.23 * height, 0.4 * width, 0.45 * height)
         buffer = io.BytesIO()
         picture.save(buffer, "PNG")
         made.append(Case(path.stem[:20], buffer.getvalue(), box))
@@ -155,6 +155,7 @@ def main() -> int:
     parser.add_argument("--longest", type=int, default=448, help="longest side of most of them, pixels")
     parser.add_argument("--depths", default="50,101")
     parser.add_argument("--layouts", default="keras,slim")
+    parser.add_argument("--strides", default="32,16", help="of the local map, in keras")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     import_sources(args.reference)
@@ -164,7 +165,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as work:
         for layout in args.layouts.split(","):
             for depth in (int(text) for text in args.depths.split(",")):
-                for reference in references(depth, layout, Path(work), sample, args.seed, MOST):
+                strides = [int(text) for text in args.strides.split(",")]
+                for reference in references(depth, layout, strides, Path(work), sample, args.seed, MOST):
                     print(f"ResNet-{depth}, {layout}, threshold {reference.threshold:.2f}", flush=True)
                     worst = max(worst, one_model(reference, photographs))
     print("equal" if worst <= TOLERANCE else f"NOT equal: {worst:.1e} exceeds {TOLERANCE:.0e}")

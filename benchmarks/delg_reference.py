@@ -287,11 +287,13 @@ def _normalised_array(image: np.ndarray, scale: float) -> np.ndarray:
         return np.asarray(session.run(_normalised(tf, image, scale)))
 
 
-def references(depth: int, layout: str, work: Path, sample: np.ndarray, seed: int, most: int) -> Iterator[Reference]:
-    """The models of one layout and depth: keras with and without the stride behind the third stage."""
+def references(
+    depth: int, layout: str, strides: list[int], work: Path, sample: np.ndarray, seed: int, most: int
+) -> Iterator[Reference]:
+    """The models of one layout and depth; strides of the local map are for keras, slim's is 32."""
     if layout == "slim":
         yield slim_reference(depth, work / f"r{depth}_slim", sample, seed, most)
         return
-    for strided in (True, False):
-        folder = work / f"r{depth}_keras_{32 if strided else 16}"
-        yield keras_reference(depth, strided, folder, sample, seed, most)
+    for stride in strides:
+        folder = work / f"r{depth}_keras_{stride}"
+        yield keras_reference(depth, stride == 32, folder, sample, seed, most)
