@@ -412,6 +412,7 @@ def test_parity_with_the_original_code() -> None:
     if not photos.is_dir():
         pytest.skip("RRT_TEST_DATA has no photos/")
     command = [sys.executable, str(ROOT / "benchmarks" / "delg_parity.py"), "--reference", reference, "--photos",
-               str(photos), "--count", "3", "--longest", "160", "--depths", "50", "--layouts", "keras", "--strides", "32"]
+               str(photos), "--count", "3", "--longest", "160", "--depths", "50", "--layouts", "keras",
+               "--strides", "32"]
     ended = subprocess.run(command, check=False, capture_output=True, text=True)
     assert ended.returncode == 0 and ended.stdout.rstrip().endswith("equal"), ended.stdout + ended.stderr[-2000:]
