@@ -137,6 +137,7 @@ class BlockFile:
     def __init__(self, source: Bytes, block: int = 0) -> None:
         self.source = source
         self.block = block or (REMOTE_BLOCK if source.remote else LOCAL_BLOCK)
+        self.closed = False
         self._at = 0
         self._number, self._data = -1, b""
         self._end = source.size  # learned at the last block where the size is unknown
@@ -213,6 +214,7 @@ class BlockFile:
 
     def close(self) -> None:
         """Let the thread and the source go."""
+        self.closed = True
         if self._thread is not None:
             self._thread.shutdown(wait=False, cancel_futures=True)
         self.source.close()

@@ -295,7 +295,8 @@ def begin_unit(worker: UnitWorker, unit: Unit) -> Callable[[], bool]:
 
 def _fail(place: Place, unit: Unit, attempt: Attempt | None, error: Exception) -> None:
     if attempt is not None:
-        attempt.close(failed=not _final(error, place))
+        with contextlib.suppress(UserError):  # a place that does not answer: its first error is what counts
+            attempt.close(failed=not _final(error, place))
     write_error(place, unit.name, error)
 
 

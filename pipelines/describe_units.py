@@ -171,7 +171,7 @@ def write_locals(
 
 def read_rotation(store: Place, options: dict[str, Any], dimension: int) -> np.ndarray | None:
     """The rotation of a store's binary local descriptors, float32 [W, W]; None for other dtypes."""
-    if options["local_dtype"] != "binary" :
+    if options["local_dtype"] != "binary":
         return None
     return np.frombuffer(store.read(ROTATION_NAME), "<f4").reshape(dimension, dimension)
 

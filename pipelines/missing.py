@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 from collections.abc import Iterator
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipelines.archive_bytes import BlockFile, open_bytes
 from pipelines.archive_images import LISTED_NAME, hashes, holds
 from pipelines.storage import Place
 from schemas.errors import UserError
@@ -22,8 +25,8 @@ def missing_images(place: Place) -> Iterator[ImageReference]:
     """
     found = np.sort(np.concatenate([np.zeros(0, np.uint64), *(hashes(ids) for ids in _ids_of_parts(place))]))
     _refuse_repeated(place, found)
-    with place.fs.open(place.path(LISTED_NAME), "rb") as stream:
-        file = pq.ParquetFile(stream)
+    with contextlib.closing(BlockFile(open_bytes(f"{place.url}/{LISTED_NAME}"))) as stream:
+        file = pq.ParquetFile(pa.PythonFile(stream, "r"))
         absent = there = 0
         for batch in file.iter_batches():
             for row in batch.to_pylist():

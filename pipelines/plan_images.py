@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -13,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipelines.archive_bytes import BlockFile, open_bytes
 from pipelines.archive_images import ARCHIVES, ARCHIVES_NAME, LISTED, LISTED_NAME
 from pipelines.archives import ARCHIVE_SUFFIXES, archive_size, find_archives
 from pipelines.commit import Unit
@@ -115,8 +117,8 @@ def list_sources(specs: Sequence[SourceSpec]) -> tuple[Planned, dict[str, bytes]
 def read_slice(place: Place, unit: Unit) -> Sequence[ImageReference]:
     """The unit's slice of the plan; reads only the row groups that hold it."""
     name, start, rows = unit.payload.get("again") or IMAGES_NAME, unit.payload["start"], unit.inputs
-    with place.fs.open(place.path(name), "rb") as stream:
-        file = pq.ParquetFile(stream)
+    with contextlib.closing(BlockFile(open_bytes(f"{place.url}/{name}"))) as stream:
+        file = pq.ParquetFile(pa.PythonFile(stream, "r"))
         first, last = start // ROWS_A_PART, (start + rows - 1) // ROWS_A_PART
         table = file.read_row_groups(list(range(first, last + 1)))
     references = references_of(table.slice(start - first * ROWS_A_PART, rows))
