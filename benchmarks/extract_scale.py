@@ -21,6 +21,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,8 +45,8 @@ class Run:
     killed: bool
 
 
-def run(arguments: list[str], kill_after: float | None = None) -> Run:
-    """Run a command of the pipelines; SIGKILL to its whole tree after some seconds, where asked."""
+def run(arguments: list[str], kill_when: Callable[[float], bool] | None = None) -> Run:
+    """Run a command of the pipelines; SIGKILL to its whole tree when `kill_when` (seconds) says so."""
     started = time.monotonic()
     process = subprocess.Popen(
         [sys.executable, "-m", "pipelines", *arguments],
@@ -57,7 +58,7 @@ def run(arguments: list[str], kill_after: float | None = None) -> Run:
     peak = 0
     while process.poll() is None:
         tree = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
-        if kill_after is not None and time.monotonic() - started > kill_after:
+        if kill_when is not None and kill_when(time.monotonic() - started):
             for member in tree:
                 with contextlib.suppress(psutil.Error):
                     member.send_signal(signal.SIGKILL)
@@ -85,33 +86,44 @@ def measure(name: str, archives: Path, work: Path, kills: int, chance: random.Ra
     flags, most = SETTINGS[name]
     count = len(list(archives.glob("images.*.tar.gz")))
     sizes = [2] if most == 2 else [2, count]
-    undisturbed = None
+    undisturbed = ""
     for size in sizes:
         store = work / f"{name}-{size}"
         shutil.rmtree(store, ignore_errors=True)
         found = run(command(archives, size, store, flags))
         digest, counts, disk = content(store)
         say(name, f"{size} archives", found, counts, disk)
-        undisturbed = (digest, found.seconds)
-    assert undisturbed is not None
+        undisturbed = digest
     store = work / f"{name}-killed"
     shutil.rmtree(store, ignore_errors=True)
+    whole = len(list((work / f"{name}-{sizes[-1]}" / "pieces").glob("*.json")))
     for kill in range(kills):
-        after = chance.uniform(0.15, 0.45) * undisturbed[1]
-        found = run(command(archives, sizes[-1], store, flags), kill_after=after)
-        done = len(list((store / "pieces").glob("*.json"))) if store.exists() else 0
-        print(f"{name:<8}  kill {kill + 1} after {found.seconds:.0f} s: {done} pieces in place", flush=True)
+        share, later = (kill + chance.random()) / (kills + 1), chance.uniform(0, 10)
+        reached: list[float] = []
+
+        def kill_when(now: float, share: float = share, later: float = later, reached: list[float] = reached) -> bool:
+            if pieces(store) >= share * whole:
+                reached.append(now)
+            return bool(reached) and now >= reached[0] + later
+
+        found = run(command(archives, sizes[-1], store, flags), kill_when)
+        print(f"{name:<8}  kill {kill + 1} after {found.seconds:.0f} s: {pieces(store)} of {whole} pieces", flush=True)
         if not found.killed:
             break
     found = run(command(archives, sizes[-1], store, flags))
     digest, counts, disk = content(store)
     say(name, "the rest", found, counts, disk)
-    same = "equal" if digest == undisturbed[0] else "NOT EQUAL"
+    same = "equal" if digest == undisturbed else "NOT EQUAL"
     verified = subprocess.run(
         [sys.executable, "-m", "pipelines", "verify", str(store)], cwd=ROOT, capture_output=True, text=True, check=False
     )
     last = (verified.stdout + verified.stderr).strip().splitlines()[-1:]
     print(f"{name:<8}  killed and undisturbed: contents {same}; verify: exit {verified.returncode}, {last}", flush=True)
+
+
+def pieces(store: Path) -> int:
+    """How many pieces of archives are committed."""
+    return len(list((store / "pieces").glob("*.json")))
 
 
 def command(archives: Path, count: int, store: Path, flags: tuple[str, ...]) -> list[str]:

@@ -28,7 +28,7 @@ from schemas.shortlist import ROWS_A_PART
 
 PART_BYTES = 256_000_000
 PARTS_WISHED = 16  # small stores are cut finer, so that workers share them and little is lost on a kill
-ARCHIVE_ROWS = 1024  # images a part of an archive: as much is lost on a kill
+ARCHIVE_ROWS = 512  # images a part of an archive: as much is lost on a kill
 
 
 @dataclass(frozen=True)
