@@ -58,8 +58,25 @@ def read_config(path: str, changes: dict[str, Any]) -> dict[str, Any]:
     return config
 
 
-def run_config(config: dict[str, Any], where: str, settings: RunSettings) -> dict[str, Any]:
-    """Run all stages of a configuration."""
+@dataclass(frozen=True)
+class Stages:
+    """The options of all stages of a configuration, in their order.
+
+    `lazy` adds local descriptors of what is reranked, where the gallery has none; `evaluate` needs a ground truth.
+    """
+
+    gallery: extract.Options
+    queries: extract.Options
+    index: index.Options
+    search: search.Options
+    lazy: extract.Options | None
+    rerank: rerank.Options
+    evaluate: evaluate.Options | None
+    report: report.Options
+
+
+def stages_of(config: dict[str, Any], where: str) -> Stages:
+    """What a configuration asks of each stage. Raises UserError."""
     out = str(config.get("out") or "")
     images = config.get("images")
     sources = str(config.get("sources") or "")
@@ -92,29 +109,46 @@ def run_config(config: dict[str, Any], where: str, settings: RunSettings) -> dic
         gallery.update(ground_truth=truth, take="gallery")
     if truth:
         asked.update(ground_truth=truth, take="queries", images=images)
-    extract.run(build(extract.Options, gallery, f"{where}: extract"), settings)
-    extract.run(build(extract.Options, asked, f"{where}: extract"), settings)
     indexed = {**stage("index"), "stores": (gallery_store,), "out": index_place}
-    index.run(build(index.Options, indexed, f"{where}: index"), settings)
     shortlist = int(stage("rerank").get("shortlist", 100))
     searched = {"shortlist": shortlist, **stage("search"), "queries": query_store, "index": index_place}
     searched.update(out=run_place, ground_truth=truth)
-    search.run(build(search.Options, searched, f"{where}: search"), settings)
+    lazy = None
     if gallery.get("locals") == "none":
         lazy = {**stage("extract"), "out": gallery_store, "locals_for": run_place, "ground_truth": truth}
         lazy["shortlist"] = shortlist
-        extract.run(build(extract.Options, lazy, f"{where}: extract"), settings)
     reranked = {**stage("rerank"), "queries": query_store, "out": run_place, "ground_truth": truth}
-    rerank.run(build(rerank.Options, reranked, f"{where}: rerank"), settings)
-    results: dict[str, Any] = {"run": run_place}
     shown = {"title": config.get("title") or Path(out).name, **stage("report"), "out": run_place}
     if judging:
-        evaluate.run(judging, settings)
-        results["metrics"] = evaluate.read_metrics(run_place, judging.ensemble)
         shown["ensemble"] = judging.ensemble
-    report.run(build(report.Options, {**shown, "ground_truth": truth}, f"{where}: report"), settings)
-    place = Place(f"{run_place}/report")
-    results["report"] = os.path.join(place.url, "report.html")
+    return Stages(
+        build(extract.Options, gallery, f"{where}: extract"),
+        build(extract.Options, asked, f"{where}: extract"),
+        build(index.Options, indexed, f"{where}: index"),
+        build(search.Options, searched, f"{where}: search"),
+        build(extract.Options, lazy, f"{where}: extract") if lazy else None,
+        build(rerank.Options, reranked, f"{where}: rerank"),
+        judging,
+        build(report.Options, {**shown, "ground_truth": truth}, f"{where}: report"),
+    )
+
+
+def run_config(config: dict[str, Any], where: str, settings: RunSettings) -> dict[str, Any]:
+    """Run all stages of a configuration."""
+    stages = stages_of(config, where)
+    extract.run(stages.gallery, settings)
+    extract.run(stages.queries, settings)
+    index.run(stages.index, settings)
+    search.run(stages.search, settings)
+    if stages.lazy:
+        extract.run(stages.lazy, settings)
+    rerank.run(stages.rerank, settings)
+    results: dict[str, Any] = {"run": stages.report.out}
+    if stages.evaluate:
+        evaluate.run(stages.evaluate, settings)
+        results["metrics"] = evaluate.read_metrics(stages.evaluate.out, stages.evaluate.ensemble)
+    report.run(stages.report, settings)
+    results["report"] = os.path.join(Place(f"{stages.report.out}/report").url, "report.html")
     return results
 
 
