@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from hashlib import sha256
@@ -13,6 +14,8 @@ from pipelines.commit import Job, Unit
 from pipelines.describe import STAGE
 from pipelines.describe_units import LAYER, ROTATION_NAME
 from pipelines.driver import RunSettings, run_job
+from pipelines.estimate import free_bytes
+from pipelines.estimate_table import byte_text
 from pipelines.options import option
 from pipelines.plan import planned_units
 from pipelines.plan_images import Planned, list_sources, read_planned
@@ -20,13 +23,14 @@ from pipelines.rotation import make_rotation
 from pipelines.sources import SourceSpec, check_sources, read_sources
 from pipelines.storage import Place
 from rrt_core.extractors import Extractor, create
-from schemas import failures, local_descriptors
+from schemas import failures, global_descriptors, local_descriptors
 from schemas.errors import UserError
 from schemas.failures import FailureRow
 from schemas.manifest import Manifest, sha256_text
 from schemas.shortlist import ROWS_A_PART
 
 PART_BYTES = 256_000_000
+WORTH_SAYING = 1_000_000_000  # bytes
 PARTS_WISHED = 16  # small stores are cut finer, so that workers share them and little is lost on a kill
 ARCHIVE_ROWS = 512  # images a part of an archive: as much is lost on a kill
 
@@ -84,7 +88,24 @@ def run(options: Options, settings: RunSettings) -> Manifest:
     job, plan_files = plan(options, settings)
     if options.retry_failed:
         return retry.run(job, settings)
+    if plan_files:  # the first time
+        _say_disk(job)
     return run_job(job, settings, plan_files)
+
+
+def _say_disk(job: Job) -> None:
+    """Say before a large job starts what it will take on the disk, at most, and where it does not fit."""
+    images, an_image = job.facts["images_planned"], int(job.facts["bytes_an_image"])
+    expected = an_image * (images or 0)
+    if images and expected < WORTH_SAYING:
+        return
+    place = Place(job.output)
+    free = free_bytes(place.url)
+    at_most = f"{byte_text(expected)} for {images:,} images" if images else "the archives tell no number of images"
+    there = f"; {byte_text(free)} are free at {place.url}" if free is not None else ""
+    print(f"{STAGE:<9}  at most {byte_text(an_image)} an image, {at_most}{there}", file=sys.stderr)
+    if free is not None and expected > free:
+        print(f"{STAGE:<9}  WARNING: that may not fit; see --max-locals, --local-dtype, --locals none", file=sys.stderr)
 
 
 def plan(options: Options, settings: RunSettings) -> tuple[Job, dict[str, bytes]]:
@@ -96,7 +117,8 @@ def plan(options: Options, settings: RunSettings) -> tuple[Job, dict[str, bytes]
     files: dict[str, bytes] = {}
     if planned is None:
         planned, files = list_sources(specs)
-    rows, most = _rows_per_part(options, extractor, len(planned.ids))
+    an_image = _bytes_an_image(options, extractor)
+    rows, most = _rows_per_part(options, an_image, len(planned.ids))
     recipe: dict[str, Any] = {
         "extractor": identity_of(extractor),
         "global_dtype": options.global_dtype,
@@ -128,6 +150,8 @@ def plan(options: Options, settings: RunSettings) -> tuple[Job, dict[str, bytes]
             "layer": LAYER,
             "rows_per_part": rows,
             "bytes_a_local": local_descriptors.bytes_a_local(extractor.local_dim, options.local_dtype),
+            "bytes_an_image": an_image,
+            "images_planned": planned.images,
         },
         noun="images",
         most_failed=options.max_failures,
@@ -213,16 +237,22 @@ def _repeated(names: Sequence[str]) -> set[int]:
     return {place for place, name in enumerate(names) if first.setdefault(name, place) != place}
 
 
-def _rows_per_part(options: Options, extractor: Extractor, images: int) -> tuple[int, int]:
+def _bytes_an_image(options: Options, extractor: Extractor) -> int:
+    """Bytes on disk of an image's descriptors, at most."""
+    kind = global_descriptors.DTYPES[options.global_dtype].itemsize
+    kept = int(extractor.config.get("max_locals", 500))
+    kept = min(kept, options.max_locals or kept) if options.locals != "none" else 0
+    return kind * extractor.global_dim + kept * local_descriptors.bytes_a_local(
+        extractor.local_dim, options.local_dtype
+    )
+
+
+def _rows_per_part(options: Options, an_image: int, images: int) -> tuple[int, int]:
     """(images a part, the most that fit): at most 4,096 rows and 256 MB; a small source is cut into about 16 parts."""
     if options.rows_per_part:
         if not 1 <= options.rows_per_part <= ROWS_A_PART:
             raise UserError(f"extract: --rows-per-part is {options.rows_per_part}; it must lie in 1 .. {ROWS_A_PART}")
         return options.rows_per_part, options.rows_per_part
-    a_local = local_descriptors.bytes_a_local(extractor.local_dim, options.local_dtype)
-    locals_kept = int(extractor.config.get("max_locals", 500))
-    locals_kept = min(locals_kept, options.max_locals or locals_kept) if options.locals != "none" else 0
-    an_image = 4 * extractor.global_dim + locals_kept * a_local
     most = max(1, min(ROWS_A_PART, PART_BYTES // an_image))
     return max(1, min(most, max(32, -(-images // PARTS_WISHED)))), most
 

@@ -47,6 +47,12 @@ class Planned:
     ids: Sequence[str]
     archives: tuple[Archive, ...]
     listed: str
+    names: int = 0  # of these lists
+
+    @property
+    def images(self) -> int | None:
+        """Images in all; None where archives without a list hold an unknown number."""
+        return len(self.ids) + self.names if all(archive.listed for archive in self.archives) else None
 
     @property
     def fingerprint(self) -> str:
@@ -71,7 +77,7 @@ def read_planned(place: Place, specs: Sequence[SourceSpec]) -> Planned | None:
     except (OSError, ValueError, KeyError, TypeError):
         return None
     ids = pq.read_table(io.BytesIO(images), columns=["record_id"]).column("record_id").to_pylist()
-    return Planned(ids, archives, told["listed"])
+    return Planned(ids, archives, told["listed"], int(told["names"]))
 
 
 def list_sources(specs: Sequence[SourceSpec]) -> tuple[Planned, dict[str, bytes]]:
@@ -103,13 +109,14 @@ def list_sources(specs: Sequence[SourceSpec]) -> tuple[Planned, dict[str, bytes]
         files[LISTED_NAME] = _parquet(pa.table(columns, schema=LISTED))
     ids = [reference.record_id for reference in references]
     hashed = sha256_text("\n".join(f"{source}\0{name}" for source, name in listed)) if listed else ""
-    planned = Planned(ids, tuple(archives), hashed)
+    planned = Planned(ids, tuple(archives), hashed, len(listed))
     told: dict[str, Any] = {
         "spec": _spec(specs),
         "images_sha256": sha256(files[IMAGES_NAME]).hexdigest(),
         "files": {name: sha256(data).hexdigest() for name, data in files.items() if name != IMAGES_NAME},
         "archives": [asdict(archive) for archive in archives],
         "listed": hashed,
+        "names": len(listed),
     }
     return planned, {**files, SOURCE_NAME: json.dumps(told).encode()}
 
