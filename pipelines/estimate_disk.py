@@ -58,6 +58,22 @@ def store_disk(probed: Probed, dimension: int, dtype: str) -> StoreDisk:
     return StoreDisk(_kind(entries["global"], images, fixed), _locals(entries["local"], images), lost)
 
 
+def local_files(probed: Probed) -> dict[str, Kind]:
+    """The sizes of the two kinds of files that a layer of local descriptors has."""
+    entries: dict[str, list[FileEntry]] = {"local": [], "failures": []}
+    for _, marker in probed.units:
+        for entry in marker.files:
+            entries[entry.name.split("/")[0]].append(entry)
+    images = sum(marker.counts.inputs for _, marker in probed.units)
+    with tempfile.TemporaryDirectory(dir=probed.place.root) as folder:
+        path = os.path.join(folder, "empty")
+        failures.write_part(path, [])
+        return {
+            "locals": _locals(entries["local"], images),
+            "failures": _kind(entries["failures"], images, os.path.getsize(path)),
+        }
+
+
 def _kind(entries: Sequence[FileEntry], images: int, fixed: float) -> Kind:
     if not entries:
         return Kind(0.0, 0.0)

@@ -92,7 +92,7 @@ def estimate_in(folder: Path, options: extract.Options, settings: RunSettings, b
     before += time.monotonic() - begun
     place = Place(options.out)
     if options.retry_failed:
-        return estimate_layer.of_retry(job, settings)
+        return estimate_layer.of_retry(job, settings, before)
     refuse_other(place, job, settings)
     work = _work(job, files, place, settings, folder)
     told = Estimate("extract", place.url, "images", work.total, work.known)

@@ -47,6 +47,12 @@ Wanted = dict[int, list[int]]  # part number -> rows, both ascending
 
 def run(options: dict[str, Any], settings: RunSettings) -> Manifest:
     """Make (or finish, or skip) the layer. Raises UserError and driver.JobFailed."""
+    job = plan(options, settings)
+    return run_job(job, settings) if job else Store(options["out"]).manifest
+
+
+def plan(options: dict[str, Any], settings: RunSettings) -> Job | None:
+    """The job of the layer; None where all images that are named have local descriptors. Raises UserError."""
     from pipelines.extract import identity_of
 
     store = Store(options["out"])
@@ -61,30 +67,27 @@ def run(options: dict[str, Any], settings: RunSettings) -> Manifest:
     images = sum(map(len, wanted.values()))
     if not images:
         print(f"{STAGE:<9}  all {sum(map(len, named.values())):,} images have local descriptors", file=sys.stderr)
-        return store.manifest
+        return None
     kept = {key: store.manifest.recipe[key] for key in OF_THE_STORE}
     units = _units(store, wanted)
     globals_of = {number: store.part(number).globals.name for number in wanted}
     layer = sha256_text(canonical_json([[number, wanted[number], globals_of[number]] for number in sorted(wanted)]))
     content = sha256_text(canonical_json(sorted(globals_of.values())))
-    return run_job(
-        Job(
-            stage=STAGE,
-            output=f"{store.place.url}/{LAYERS}/{layer[:12]}",
-            worker="pipelines.layers:DescribeLocals",
-            recipe={"extractor": store.extractor, **kept, "threads": settings.threads_per_worker},
-            inputs={"globals": {"url": store.place.url, "content": content}},
-            units=tuple(units),
-            settings={**options, **kept, "locals": "all", "store": store.place.url},
-            facts={
-                "kind": "layer",
-                "globals": {str(number): name for number, name in globals_of.items()},
-                "bytes_a_local": bytes_a_local(extractor.local_dim, str(kept["local_dtype"])),
-            },
-            noun="images",
-            most_failed=options["max_failures"],
-        ),
-        settings,
+    return Job(
+        stage=STAGE,
+        output=f"{store.place.url}/{LAYERS}/{layer[:12]}",
+        worker="pipelines.layers:DescribeLocals",
+        recipe={"extractor": store.extractor, **kept, "threads": settings.threads_per_worker},
+        inputs={"globals": {"url": store.place.url, "content": content}},
+        units=tuple(units),
+        settings={**options, **kept, "locals": "all", "store": store.place.url},
+        facts={
+            "kind": "layer",
+            "globals": {str(number): name for number, name in globals_of.items()},
+            "bytes_a_local": bytes_a_local(extractor.local_dim, str(kept["local_dtype"])),
+        },
+        noun="images",
+        most_failed=options["max_failures"],
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipelines.commit import Job, Unit, read_manifest
+from pipelines.commit import Job, Unit, read_manifest, read_marker
 from pipelines.driver import RunSettings, run_job
 from pipelines.plan import refuse_other_recipe
 from pipelines.plan_images import IMAGES_NAME, images_file
@@ -30,27 +30,44 @@ from schemas.manifest import PARTS_NAME, Manifest, sha256_text
 NOT_AGAIN = frozenset({"duplicate", "missing"})  # classes that no second look mends
 
 
-def run(job: Job, settings: RunSettings) -> Manifest:
-    """Describe the failed images again. Raises UserError where the store is not finished, and driver.JobFailed."""
+def run(job: Job, settings: RunSettings, plan_files: Mapping[str, bytes]) -> Manifest:
+    """Describe the failed images again; `plan_files` as of `run_job`, where images lie elsewhere now.
+
+    Raises UserError where the store is not finished, and driver.JobFailed.
+    """
     place = Place(job.output)
+    if settings.overwrite:
+        raise UserError("extract: --retry-failed keeps what --overwrite would remove; give one of them")
     manifest = read_manifest(place)
     if manifest is None:
         raise UserError(f"{place.url} is not finished; give the command without --retry-failed first")
     refuse_other_recipe(place, job, manifest.recipe)
-    made = set(pq.read_table(io.BytesIO(place.read(PARTS_NAME)), columns=["unit"]).column("unit").to_pylist())
-    if any(unit.payload.get("again") and unit.name not in made for unit in job.units):
-        return run_job(job, settings, again=True)
+    if _under_way(place, job):
+        return run_job(job, settings, plan_files, again=True)
     store = Store(job.output)
     archives = [unit for unit in job.units if "archive" in unit.payload and not unit.payload.get("again")]
-    listed, of_archives = _failed(store, len(archives) + 1)
+    listed, of_archives = failed_images(store, len(archives) + 1)
     if not listed and not of_archives:
         print(f"extract    nothing failed that could be tried again: {place.url}", file=sys.stderr)
         return manifest
     number = 1 + max((_number(unit) for unit in job.units), default=0)
     name = f"plan/retry-{number:05}.parquet"
-    references = [*_references(place, listed), *(_reference(one) for ids in of_archives.values() for one in ids)]
-    units = _units(job, store, name, references[: len(listed)], archives, of_archives, number)
-    return run_job(replace(job, units=(*job.units, *units)), settings, {name: images_file(references)}, again=True)
+    of_listing = _references(plan_files.get(IMAGES_NAME) or place.read(IMAGES_NAME), listed)
+    references = [*of_listing, *(_reference(one) for ids in of_archives.values() for one in ids)]
+    units = _units(job, store, name, of_listing, archives, of_archives, number)
+    files = {**plan_files, name: images_file(references)}
+    return run_job(replace(job, units=(*job.units, *units)), settings, files, again=True)
+
+
+def _under_way(place: Place, job: Job) -> bool:
+    """Whether an earlier retry was not brought to its end: a unit's files are not among the store's."""
+    made = set(pq.read_table(io.BytesIO(place.read(PARTS_NAME)), columns=["unit"]).column("unit").to_pylist())
+    for unit in job.units:
+        if unit.payload.get("again") and unit.name not in made:
+            marker = read_marker(place, job, unit)
+            if marker is None or marker.files:  # without files: the archive holds none of the images any more
+                return True
+    return False
 
 
 def _number(unit: Unit) -> int:
@@ -59,7 +76,7 @@ def _number(unit: Unit) -> int:
     return int(name.removeprefix("plan/retry-").removesuffix(".parquet"))
 
 
-def _failed(store: Store, stride: int) -> tuple[list[str], dict[int, list[str]]]:
+def failed_images(store: Store, stride: int) -> tuple[list[str], dict[int, list[str]]]:
     """Failed record ids that are alive in no part: of the listing, and of each archive (by its ordinal)."""
     alive: set[str] = set()
     lost: dict[str, int] = {}
@@ -68,7 +85,9 @@ def _failed(store: Store, stride: int) -> tuple[list[str], dict[int, list[str]]]
             continue
         for row in failures.read_part(io.BytesIO(store.place.read(part.failures.name))):
             if row.error_class not in NOT_AGAIN:
-                lost.setdefault(row.record_id, part.number % stride)  # the first: its own part, no later one
+                residue = part.number % stride
+                if residue != stride - 1 or row.record_id not in lost:  # an archive's own part, before a retry's
+                    lost[row.record_id] = residue
     for part in store.parts if lost else ():
         read = store.read_global(part)
         alive |= {read.record_ids[row] for row in np.flatnonzero(read.ok)} & lost.keys()
@@ -80,11 +99,11 @@ def _failed(store: Store, stride: int) -> tuple[list[str], dict[int, list[str]]]
     return listed, of_archives
 
 
-def _references(place: Place, ids: Sequence[str]) -> list[ImageReference]:
-    """Where listed images lie, each once."""
+def _references(images: bytes, ids: Sequence[str]) -> list[ImageReference]:
+    """Where listed images lie, each once, of the plan's table of images."""
     if not ids:
         return []
-    table = pq.read_table(io.BytesIO(place.read(IMAGES_NAME)))
+    table = pq.read_table(io.BytesIO(images))
     found = references_of(table.filter(pc.is_in(table.column("record_id"), pa.array(ids, pa.string()))))
     return list({reference.record_id: reference for reference in found}.values())
 
