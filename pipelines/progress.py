@@ -42,7 +42,9 @@ class Progress:
     def _line(self, done: int, now: float) -> str:
         since, count = self._begun or (now, done)
         rate = (done - count) / (now - since) if now > since else 0.0
-        line = f"{self.title}  {done:,}/{self.total:,} {self.noun}"
+        line = f"{self.title}  {done:,}{f'/{self.total:,}' if self.total else ''} {self.noun}"
+        if rate > 0 and not self.total:
+            line += f"  {rate:,.1f}/s"
         if rate > 0 and done < self.total:
             line += f"  {rate:,.1f}/s  ETA {duration((self.total - done) / rate)}"
         return line
