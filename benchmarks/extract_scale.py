@@ -5,8 +5,8 @@
 
 For each setting: the first two archives undisturbed, all undisturbed, and all killed by SIGKILL (the whole process
 tree) three times at random moments and started again. Printed are images, seconds, images a second, the peak of PSS
-summed over the process tree (sampled five times a second), bytes on disk, what `verify` says, and whether the contents
-are equal.
+summed over the process tree (sampled five times a second) in each quarter of the time, bytes on disk, what `verify`
+says, and whether the contents are equal.
 """
 
 from __future__ import annotations
@@ -41,8 +41,14 @@ class Run:
     """What was measured of one command."""
 
     seconds: float
-    peak: int  # bytes
+    memory: list[int]  # bytes, samples at equal steps of time
     killed: bool
+
+    @property
+    def peaks(self) -> str:
+        """The peak of each quarter of the time: what grows with the number of images shows here."""
+        quarters = [self.memory[i * len(self.memory) // 4 : (i + 1) * len(self.memory) // 4] for i in range(4)]
+        return " / ".join(f"{max(quarter, default=0) / 1e6:.0f}" for quarter in quarters)
 
 
 def run(arguments: list[str], kill_when: Callable[[float], bool] | None = None) -> Run:
@@ -55,7 +61,7 @@ def run(arguments: list[str], kill_when: Callable[[float], bool] | None = None) 
         start_new_session=True,
         stderr=subprocess.DEVNULL,
     )
-    peak = 0
+    memory: list[int] = []
     while process.poll() is None:
         tree = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
         if kill_when is not None and kill_when(time.monotonic() - started):
@@ -63,16 +69,16 @@ def run(arguments: list[str], kill_when: Callable[[float], bool] | None = None) 
                 with contextlib.suppress(psutil.Error):
                     member.send_signal(signal.SIGKILL)
             process.wait()
-            return Run(time.monotonic() - started, peak, True)
+            return Run(time.monotonic() - started, memory, True)
         total = 0
         for member in tree:
             with contextlib.suppress(psutil.Error, AttributeError):
                 total += member.memory_full_info().pss
-        peak = max(peak, total)
+        memory.append(total)
         time.sleep(0.2)
     if process.returncode:
         raise SystemExit(f"{' '.join(arguments)}: exit code {process.returncode}")
-    return Run(time.monotonic() - started, peak, False)
+    return Run(time.monotonic() - started, memory, False)
 
 
 def content(store: Path) -> tuple[str, dict[str, int], int]:
@@ -137,7 +143,7 @@ def say(name: str, what: str, found: Run, counts: dict[str, int], disk: int) -> 
     images = counts["inputs"]
     print(
         f"{name:<8}  {what:<12}  {images:,} = {counts['succeeded']:,} + {counts['failed']:,} failed  "
-        f"{found.seconds:.0f} s  {images / found.seconds:.1f}/s  peak PSS {found.peak / 1e6:.0f} MB  "
+        f"{found.seconds:.0f} s  {images / found.seconds:.1f}/s  peak PSS by quarters {found.peaks} MB  "
         f"{disk / 1e6:.0f} MB on disk",
         flush=True,
     )
