@@ -87,7 +87,7 @@ def run(options: Options, settings: RunSettings) -> Manifest:
         return layers.run(asdict(options), settings)
     job, plan_files = plan(options, settings)
     if options.retry_failed:
-        return retry.run(job, settings)
+        return retry.run(job, settings, plan_files)
     if plan_files:  # the first time
         _say_disk(job)
     return run_job(job, settings, plan_files)
