@@ -105,20 +105,14 @@ def keras_reference(
     """Their Keras model with random weights, exported as export_local_and_global_model.py does."""
     import tensorflow as tf
     from absl import flags
-    from delf.python.training.model import resnet50
+    from delf.python.training.model import delf_model, resnet50
+    from delf.python.training.model import export_local_and_global_model as export
 
-    if depth == 101:
-        backbone_class = resnet50.ResNet50
-        resnet50.ResNet50 = _deeper(resnet50)
-    try:
-        from delf.python.training.model import export_local_and_global_model as export
-
-        if not flags.FLAGS.is_parsed():
-            flags.FLAGS(["delg_reference"])
-        module = export._ExtractModule(block3_strides=block3_strides)
-    finally:
-        if depth == 101:
-            resnet50.ResNet50 = backbone_class
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS(["delg_reference"])
+    # the name that Delf makes its backbone by; in resnet50 itself it must stay, for its own super()
+    delf_model.resnet = types.SimpleNamespace(ResNet50=_deeper(resnet50)) if depth == 101 else resnet50
+    module = export._ExtractModule(block3_strides=block3_strides)
     model = module._model
     model.build_call(_normalised(tf, sample, 0.5), training=False)
     rng = np.random.default_rng(seed)
