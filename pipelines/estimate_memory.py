@@ -26,9 +26,10 @@ class Peaks:
 
 
 class MemoryWatch:
-    """Looks at this process and those below it while a block runs; `peaks` tells the most that was seen."""
+    """Looks at a process (this one) and those below it while a block runs; `peaks` tells the most that was seen."""
 
-    def __init__(self) -> None:
+    def __init__(self, process: int | None = None) -> None:
+        self.process = process
         self.peaks = Peaks()
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
@@ -42,7 +43,7 @@ class MemoryWatch:
         self._thread.join()
 
     def _watch(self) -> None:
-        own = psutil.Process()
+        own = psutil.Process(self.process)
         while not self._end.wait(PAUSE):
             try:
                 workers = [_tree(child) for child in own.children()]
