@@ -21,7 +21,6 @@ import psutil
 
 from pipelines.driver import RunSettings
 from pipelines.options import option
-from pipelines.pool import close_pool
 from pipelines.storage import Place
 from schemas.errors import UserError
 
@@ -120,7 +119,6 @@ def run(name: str, options: Any, settings: RunSettings) -> list[Estimate]:
     if settings.json:
         content = json.dumps([estimate.to_json() for estimate in estimates], indent=1) + "\n"
         Path(settings.json).write_text(content)
-    close_pool()
     return estimates
 
 
@@ -135,7 +133,7 @@ def _age() -> float:
     """Seconds that this process took so far, where it is a command that just began: the run's imports take as long."""
     with contextlib.suppress(psutil.Error):
         age = time.time() - psutil.Process().create_time()
-        if age < 60 and sys.argv and sys.argv[0].endswith(("__main__.py", "rrt-pipelines")):
+        if age < 60 and sys.argv and sys.argv[0].endswith(("pipelines/__main__.py", "rrt-pipelines")):
             return age
     return 0.0
 

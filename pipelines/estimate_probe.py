@@ -62,7 +62,13 @@ def probe_folder() -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(prefix=f"{FOLDER}{os.getpid()}-estimate-"))
 
     def remove() -> str:
-        shutil.rmtree(folder, ignore_errors=True)
+        gone = 0
+        for _ in range(40):  # what is being killed may write a last file
+            gone = 0 if folder.exists() else gone + 1
+            if gone > 2:
+                break
+            shutil.rmtree(folder, ignore_errors=True)
+            time.sleep(0.05)
         return "the estimate was not finished; nothing was made"
 
     stopping.at_the_end(remove)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +19,6 @@ from pipelines.estimate_sample import SEED
 from pipelines.estimate_schedule import wall_seconds
 from pipelines.storage import Place
 from schemas.manifest import Manifest
-from schemas.shortlist import SHORTLIST
 
 FEW, MANY = 4, 32  # queries of the two measured blocks: what a block costs beside its queries is told apart
 
@@ -66,7 +64,7 @@ def _estimate(folder: Path, options: search.Options, settings: RunSettings, befo
         return before + fetching / min(count, files * blocks) + wall
 
     told.seconds, told.elsewhere = seconds(settings.worker_count), elsewhere(settings, seconds)
-    told.disk = {"shortlist": round(_bytes(probed.place, queries, blocks, folder))}
+    told.disk = {"shortlist": round(_bytes(probed.place, queries, blocks))}
     told.disk["bookkeeping"] = round(bookkeeping(job, {}, probed, folder, blocks, 0))
     told.memory_worker, told.memory_total = probed.peaks.worker, probed.peaks.total
     inputs = sum(len(unit.payload["rows"]) for unit, _ in probed.measured)
@@ -115,7 +113,7 @@ def _candidates(
 
 
 def _line(points: list[tuple[int, float]]) -> tuple[float, float]:
-    """(seconds of a block, seconds of each of its queries), neither below zero."""
+    """(seconds or bytes of a block, those of each of its queries), neither below zero."""
     sizes, seconds = np.array([n for n, _ in points], float), np.array([s for _, s in points])
     if len(set(sizes)) < 2:
         return 0.0, float(seconds.mean() / sizes.mean())
@@ -125,15 +123,11 @@ def _line(points: list[tuple[int, float]]) -> tuple[float, float]:
     return max(0.0, float(fixed)), float(each)
 
 
-def _bytes(place: Place, queries: int, blocks: int, folder: Path) -> float:
-    """Bytes of the shortlist's parts, from those of the probe and from an empty one."""
-    path = str(folder / "empty.parquet")
-    pq.write_table(SHORTLIST.empty_table(), path, compression="zstd")
-    fixed = os.path.getsize(path)
-    entries = [entry for entry in read_entries(place.url) if entry.rows]
-    largest = max(entries, key=lambda entry: entry.rows)
-    each = (largest.bytes - fixed) / largest.rows
-    return blocks * fixed + each * queries * largest.rows / _queries(place, largest.name)
+def _bytes(place: Place, queries: int, blocks: int) -> float:
+    """Bytes of the shortlist's parts: what a block takes beside its queries (names of the gallery), and a query."""
+    points = [(_queries(place, entry.name), float(entry.bytes)) for entry in read_entries(place.url) if entry.rows]
+    fixed, each = _line(points)
+    return blocks * fixed + queries * each
 
 
 def _queries(place: Place, name: str) -> int:
