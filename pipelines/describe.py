@@ -132,6 +132,13 @@ def failed(reference: ImageReference, reason: str, error_class: str, size: int =
     return Described(row, None, FailureRow(reference.record_id, STAGE, reason, error_class))
 
 
+def failed_item(item: Item, reason: str, error_class: str) -> Described:
+    """As `failed`, with size and SHA-256 of the bytes at hand: an archive's members are told apart by them later."""
+    data = item.data
+    known = (0, "") if data is None else (len(data), sha256(data).hexdigest())
+    return failed(item.reference, reason, error_class, *known)
+
+
 def read_location(location: bytes) -> bytes:
     """The bytes of a file by local path or URL. Raises OSError; a device or a pipe is never waited for.
 

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import io
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any
 
-from pipelines.describe import Decoded, Described, Describer, Item, failed
+import numpy as np
+import PIL.Image
+
+from pipelines.describe import Decoded, Described, Describer, Item, failed_item
 from pipelines.isolation import Crashed, DescribingFailed, Isolated
 from rrt_core.images import Image
+from schemas.image_list import ImageReference
 
 ISOLATE_FROM = 3  # from this attempt on, images are described one by one in a child process
 AHEAD_BYTES = 1_000_000_000  # of decoded images that wait for the model
@@ -22,15 +27,15 @@ def batched(describer: Describer, items: Iterable[Item]) -> Iterator[Described]:
     """Threads read and decode up to two batches ahead of the model, as far as memory allows.
 
     Where an image takes longer than `image_seconds` the process ends, with a traceback in the log: the driver deals the
-    unit again, and from the third attempt on the image is found out one by one.
+    unit again, and from the third attempt on the image is found out one by one. The time that `items` takes to give
+    the next image, such as an archive's in which few are wanted, does not count.
     """
     seconds = describer.options["image_seconds"]
     size = describer.extractor.batch
     with ThreadPoolExecutor(describer.options["decoders"]) as pool:
         ahead = _Ahead(describer, iter(items), pool, 2 * size)
         while True:
-            with patience(seconds * size):
-                batch = ahead.take(size)
+            batch = ahead.take(size)
             if not batch:
                 return
             with patience(seconds * size):
@@ -43,6 +48,7 @@ class _Ahead:
 
     def __init__(self, describer: Describer, items: Iterator[Item], pool: ThreadPoolExecutor, most: int) -> None:
         self.describer, self.items, self.pool, self.most = describer, items, pool, most
+        self.seconds = float(describer.options["image_seconds"]) * most
         self.queue: deque[tuple[Item, Future[Decoded]]] = deque()
         self.largest = USUAL_BYTES
         self.ended = False
@@ -57,7 +63,8 @@ class _Ahead:
                 break
             item, future = self.queue[0]
             if not future.done():
-                wait([one for _, one in self.queue if not one.done()], return_when=FIRST_COMPLETED)
+                with patience(self.seconds):
+                    wait([one for _, one in self.queue if not one.done()], return_when=FIRST_COMPLETED)
                 continue
             self.queue.popleft()
             decoded = future.result()
@@ -98,7 +105,7 @@ def patience(seconds: float) -> Iterator[None]:
 def isolated(options: dict[str, Any], threads: int, items: Iterable[Item]) -> Iterator[Described]:
     """One by one in a child process: an image that kills it, or on which it fails, becomes a failed row.
 
-    Raises the last failure where not one image went well: then it is not the images.
+    Raises the last failure where not one image went well, nor a picture of ours: then it is not the images.
     """
     trouble: Exception | None = None
     well = 0
@@ -108,10 +115,22 @@ def isolated(options: dict[str, Any], threads: int, items: Iterable[Item]) -> It
                 described = child.describe(item)
                 well += 1
             except Crashed as crash:
-                described = failed(item.reference, f"describing it killed the process ({crash})", "crashed")
+                described = failed_item(item, f"describing it killed the process ({crash})", "crashed")
             except DescribingFailed as error:
                 trouble = error
-                described = failed(item.reference, f"describing it failed: {error}", "error")
+                described = failed_item(item, f"describing it failed: {error}", "error")
             yield described
-    if trouble is not None and not well:
-        raise trouble
+        if trouble is not None and not well and not _describes(child):
+            raise trouble
+
+
+def _describes(child: Isolated) -> bool:
+    """Whether a picture that nothing is wrong with can be described."""
+    buffer = io.BytesIO()
+    picture = np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8)
+    PIL.Image.fromarray(picture).save(buffer, "PNG")
+    try:
+        child.describe(Item(ImageReference("picture.png", "", b""), buffer.getvalue()))
+    except (Crashed, DescribingFailed):
+        return False
+    return True
