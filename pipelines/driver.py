@@ -95,6 +95,7 @@ def _run_job(
     job: Job, place: Place, settings: RunSettings, plan_files: Mapping[str, bytes], again: bool
 ) -> Manifest:
     title = f"{job.stage:<9}"
+    loop = Loop(job, place, settings, title)  # refuses what is wrong with the settings before anything is emptied
     try:
         manifest = read_manifest(place)
     except UserError:
@@ -107,13 +108,14 @@ def _run_job(
         if again:
             pass
         elif is_whole(place, manifest):
+            if plan_files:  # listed anew, by another path: the same, but its files may have moved
+                write_plan(place, job, plan_files)
             made = manifest.made_at.replace("T", " ").replace("+00:00", " UTC")
             print(f"{title}  already made ({made}): {place.url}", file=sys.stderr)
             return manifest
         else:
             print(f"{title}  files are missing or damaged, they are made again: {place.url}", file=sys.stderr)
     started = time.monotonic()
-    loop = Loop(job, place, settings, title)
     stopping.during(loop.stop)
     stopping.pass_or_wait()
     try:
@@ -149,6 +151,7 @@ class Loop:
         self.last: list[Unit] = []  # units that wait for all others
         self.pieces: Counter[str] = Counter()  # unit -> pieces that were seen
         self.failed: Counter[str] = Counter()  # unit -> tries that failed
+        self.ended: dict[str, UnderWay] = {}  # units of shares under way that have their marker
         self.broken: dict[str, str] = {}  # unit -> what is wrong with its input; the others are done first
         self.fruitless = 0  # shares in a row that ended with nothing learnt
         self.pool: Pool | None = None
@@ -164,6 +167,7 @@ class Loop:
                 self.pool = shared_pool(self.settings.threads_per_worker)
                 self._work(self.pool, progress)
                 self.pool.retire_large()
+            self._end_at_many_failures(progress, {})
             progress.finish(self.shortfall.done)
         except BaseException as error:
             killed = close_pool(keep_log=isinstance(error, JobFailed))
@@ -190,8 +194,8 @@ class Loop:
                     pool.kill_stalled(60 * self.settings.stall_minutes)
                 looked = time.monotonic()
         progress.clear()
-        self._end_at_many_failures(progress, {})
         if self.broken:
+            self._end_at_many_failures(progress, {})
             more = f" (and {len(self.broken) - 1} more alike)" if len(self.broken) > 1 else ""
             raise UserError(f"{next(iter(self.broken.values()))}{more}; {self._in_place(len(self.markers))}")
 
@@ -298,7 +302,12 @@ class Loop:
         """How far the units of the shares under way are: by markers, and as attempts tell (local places only)."""
         units = {unit.name for member in pool.members for unit in member.share}
         there = {name.removesuffix(".json") for name in self.place.names("done")} & units
-        told = {name: UnderWay(self.units[name].inputs, 0, 1.0, "") for name in there}
+        for name in there - self.ended.keys():
+            with contextlib.suppress(OSError):
+                marker = Marker.from_bytes(self.place.read(marker_name(self.units[name])))
+                if marker is not None:
+                    self.ended[name] = UnderWay(marker.counts.inputs, marker.counts.failed, 1.0, "")
+        told = {name: self.ended[name] for name in there & self.ended.keys()}
         if self.place.local:
             for name in self.place.names("attempts"):
                 unit = name.partition(".")[0]

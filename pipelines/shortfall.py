@@ -10,6 +10,7 @@ from pipelines.commit import Job, Unit, counted
 from schemas.errors import UserError
 from schemas.manifest import Counts, Marker
 
+SURE_SHARE = 0.01  # of the bytes of archives, before their images are estimated
 SURE_FROM = 100  # inputs done before a share of a total that is not known is judged
 
 
@@ -24,14 +25,23 @@ class UnderWay:
 
 
 class Shortfall:
-    """The sums of a job. Units whose inputs are not known before count by their bytes."""
+    """The sums of a job. Units whose inputs are not known before count by their bytes.
+
+    Inputs that are done again count where they failed: until it is known that they are mended, nothing changes.
+    """
 
     def __init__(self, job: Job) -> None:
         self.limit, self.per_cent = _limit(job.most_failed)
         self.text = job.most_failed
         self.noun = job.noun
         self.closed = sum(unit.inputs for unit in job.units if not unit.payload.get("again"))
-        self.open_bytes = {unit.name: max(1, _bytes(unit)) for unit in job.units if unit.payload.get("open")}
+        self.again = {unit.name for unit in job.units if unit.payload.get("again")}
+        self.open_bytes = {
+            unit.name: max(1, _bytes(unit))
+            for unit in job.units
+            if unit.payload.get("open") and unit.name not in self.again
+        }
+        self.planned = int(job.facts.get("images_planned") or 0)  # where lists tell what archives hold
         self.finished: dict[str, Marker] = {}
         self.counts = Counts(0, 0, 0)
 
@@ -52,8 +62,8 @@ class Shortfall:
         return self.progress({})[1]
 
     def progress(self, under_way: Mapping[str, UnderWay]) -> tuple[int, int]:
-        """(inputs done, inputs in all, the latter estimated by the bytes that were read where it is not known)."""
-        running = {name: state for name, state in under_way.items() if name not in self.finished}
+        """(inputs done, inputs in all: estimated by the bytes that were read where not known, 0 while too few were)."""
+        running = self._running(under_way)
         done = self.done + sum(state.done for state in running.values())
         if not self.open_bytes:
             return done, self.closed
@@ -64,16 +74,28 @@ class Shortfall:
             elif name in running:
                 inputs, read = inputs + running[name].done, read + size * running[name].share
         whole = sum(self.open_bytes.values())
-        estimate = round(inputs * whole / read) if read else 0
-        return done, max(done, self.closed + estimate)
+        if self.planned:
+            return done, max(done, self.planned)
+        if read < SURE_SHARE * whole:
+            return done, 0
+        return done, max(done, self.closed + round(inputs * whole / read))
+
+    def _running(self, under_way: Mapping[str, UnderWay]) -> dict[str, UnderWay]:
+        return {
+            name: state for name, state in under_way.items() if name not in self.finished and name not in self.again
+        }
 
     def too_many(self, under_way: Mapping[str, UnderWay]) -> str:
         """Why the job is given up, or "" while no more failed than is allowed."""
         if self.limit is None:
             return ""
-        running = [state for name, state in under_way.items() if name not in self.finished]
+        if self.again - self.finished.keys():
+            return ""  # what they mend is not known yet
+        running = list(self._running(under_way).values())
         failed = self.counts.failed + sum(state.failed for state in running)
         done, total = self.progress(under_way)
+        if self.per_cent and not total:
+            return ""
         most = self.limit * total / 100 if self.per_cent else self.limit
         if failed <= most or (
             self.per_cent and self.open_bytes and len(self.finished) < len(self.open_bytes) and done < SURE_FROM
