@@ -8,9 +8,10 @@ for and are in no layer yet.
 from __future__ import annotations
 
 import io
+import json
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields, replace
 from itertools import islice
 from typing import Any
 
@@ -18,7 +19,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from pipelines.archive_images import ArchiveImages, Listed, archive_url
-from pipelines.commit import Attempt, Job, Unit, UnitWorker, require_manifest
+from pipelines.commit import Attempt, Job, Unit, UnitWorker, read_manifest, require_manifest
 from pipelines.describe import Describer, Item
 from pipelines.describe_units import local_row, read_rotation, write_locals
 from pipelines.describing import ISOLATE_FROM, batched, isolated
@@ -48,7 +49,18 @@ Wanted = dict[int, list[int]]  # part number -> rows, both ascending
 def run(options: dict[str, Any], settings: RunSettings) -> Manifest:
     """Make (or finish, or skip) the layer. Raises UserError and driver.JobFailed."""
     job = plan(options, settings)
-    return run_job(job, settings) if job else Store(options["out"]).manifest
+    if job is None:
+        return Store(options["out"]).manifest
+    if options["retry_failed"] and read_manifest(Place(job.output)) is not None:
+        settings = replace(settings, overwrite=True)  # finished, and yet none of these has locals: all of it failed
+    manifest = run_job(job, settings)
+    if manifest.counts.failed:
+        print(
+            f"{STAGE:<9}  {manifest.counts.failed:,} images failed (see {job.output}/failures); once they are as they "
+            "were, give --retry-failed too",
+            file=sys.stderr,
+        )
+    return manifest
 
 
 def plan(options: dict[str, Any], settings: RunSettings) -> Job | None:
@@ -57,11 +69,12 @@ def plan(options: dict[str, Any], settings: RunSettings) -> Job | None:
 
     store = Store(options["out"])
     extractor = create(options["extractor"], **options["extractor_option"])
-    if identity_of(extractor) != store.extractor:
+    if json.loads(canonical_json(identity_of(extractor))) != store.extractor:
         raise UserError(
             f"{store.place.url} was described by {store.extractor['name']} with other settings or weights; give the "
             "same --extractor and --extractor-option"
         )
+    _refuse_other_options(store, options, settings)
     named = _named(store, options)
     wanted = _not_there(store, named)
     images = sum(map(len, wanted.values()))
@@ -91,6 +104,26 @@ def plan(options: dict[str, Any], settings: RunSettings) -> Job | None:
     )
 
 
+def _refuse_other_options(store: Store, options: dict[str, Any], settings: RunSettings) -> None:
+    """Raise UserError for an option that is given and is not the store's: it would do nothing, or change bytes."""
+    from pipelines.extract import Options
+
+    usual = {field.name: field.default for field in fields(Options)}
+    recipe = store.manifest.recipe
+    for name in OF_THE_STORE:
+        if name not in recipe:
+            raise UserError(f"{store.place.url} was imported, so that its images are not known; describe them anew")
+        if options[name] not in (usual[name], recipe[name]):
+            raise UserError(
+                f"extract: {name} is {options[name]!r}; of {store.place.url} it is {recipe[name]!r}, so leave it out"
+            )
+    if settings.threads_per_worker != recipe["threads"]:
+        raise UserError(
+            f"{store.place.url} was described with {recipe['threads']} threads a worker, which change the bytes; give "
+            f"--threads-per-worker {recipe['threads']}"
+        )
+
+
 def _named(store: Store, options: dict[str, Any]) -> Wanted:
     """The rows that a run's shortlist reranks, or that a file of record ids names."""
     asked = str(options["locals_for"])
@@ -104,6 +137,8 @@ def _named(store: Store, options: dict[str, Any]) -> Wanted:
     except UnicodeDecodeError:
         raise UserError(f"{asked}: it is no text of record ids") from None
     ids = {line.rstrip("\r") for line in text.split("\n") if line.strip()}
+    if not ids:
+        raise UserError(f"{asked}: it names no record id")
     rows = _rows_of(store, ids)
     found = sum(map(len, rows.values()))
     if found < len(ids):
@@ -208,21 +243,27 @@ class DescribeLocals(UnitWorker):
         }
         kept: dict[int, list[LocalRow]] = {number: [] for number in wanted}
         lost: dict[int, list[FailureRow]] = {number: [] for number in wanted}
-        seen: set[str] = set()
-        for described in self._described(self._items(unit, expected), attempt):
-            number, row, _ = expected[described.row.record_id]
-            seen.add(described.row.record_id)
+        left = {number: len(rows) for number, rows in wanted.items()}
+        failed = 0
+        items = self._items(unit, dict(expected))
+        for done, described in enumerate(self._described(items, attempt), 1):
+            number, row, _ = expected.pop(described.row.record_id)
+            reason = ""
             if described.description:
                 kept[number].append(local_row(row, described.description, self.options, self.rotation))
             elif described.failure:
                 lost[number].append(described.failure)
-            attempt.tell(len(seen), sum(map(len, lost.values())))
-        for record_id in sorted(expected.keys() - seen):
+                failed, reason = failed + 1, f"{described.row.record_id}: {described.failure.reason}"
+            left[number] -= 1
+            if not left[number]:  # a part of an archive goes to the disk as soon as it is whole
+                self._write(attempt, number, kept.pop(number), lost.pop(number))
+            attempt.tell(done, failed, reason=reason)
+        for record_id, (number, _, _) in sorted(expected.items()):
             reason = "its archive does not hold it any more"
-            lost[expected[record_id][0]].append(FailureRow(record_id, STAGE, reason, "changed"))
-        for number in wanted:
-            self._write(attempt, number, sorted(kept[number], key=lambda one: one.row), lost[number])
-        failed = sum(map(len, lost.values()))
+            lost[number].append(FailureRow(record_id, STAGE, reason, "changed"))
+            failed += 1
+        for number in sorted(kept):
+            self._write(attempt, number, kept[number], lost[number])
         return Counts(unit.inputs, unit.inputs - failed, failed)
 
     def _rows(self, number: int, rows: Sequence[int]) -> Iterable[tuple[int, dict[str, Any]]]:
@@ -251,6 +292,7 @@ class DescribeLocals(UnitWorker):
         return batched(self.describer, items)
 
     def _write(self, attempt: Attempt, number: int, kept: list[LocalRow], lost: list[FailureRow]) -> None:
+        kept.sort(key=lambda one: one.row)
         path = attempt.path(f"part-{number:05}.h5")
         layout = write_locals(path, kept, self.describer.extractor.local_dim, self.options, self.rotation)
         attempt.add(path, f"local/part-{number:05}.h5", len(kept), layout)
