@@ -49,10 +49,11 @@ class Entry:
 
 def is_archive(url: str) -> bool:
     """Whether a path, URL, glob or brace range names archives."""
-    return _path_of(url).lower().endswith(ARCHIVE_SUFFIXES)
+    return path_of(url).lower().endswith(ARCHIVE_SUFFIXES)
 
 
-def _path_of(url: str) -> str:
+def path_of(url: str) -> str:
+    """A URL without what stands behind its path (a signature, for one), as http(s) URLs have it."""
     return re.split(r"[?#]", url)[0] if is_http(url) else url
 
 
@@ -162,7 +163,7 @@ def entries(
 
 
 def _members(url: str, file: BlockFile) -> Iterator[Member]:
-    if not _path_of(url).lower().endswith(".zip"):
+    if not path_of(url).lower().endswith(".zip"):
         return tar_members(file)
     if not file.seekable() or file.source.size is None:
         raise UserError(f"{url}: the server sends no byte ranges, which a zip file needs; fetch it to a local disk")

@@ -84,13 +84,19 @@ class Options:
 def run(options: Options, settings: RunSettings) -> Manifest:
     """Make (or finish, or skip) the store, or add to it. Raises UserError and driver.JobFailed."""
     if options.locals_for:
+        _refuse_sources(options)
         return layers.run(asdict(options), settings)
+    if options.retry_failed and settings.overwrite:
+        raise UserError("extract: --retry-failed keeps what --overwrite would remove; give one of them")
     job, plan_files = plan(options, settings)
     if options.retry_failed:
         return retry.run(job, settings, plan_files)
     if plan_files:  # the first time
         _say_disk(job)
-    return run_job(job, settings, plan_files)
+    manifest = run_job(job, settings, plan_files)
+    if not manifest.counts.inputs:
+        raise UserError(f"{_where(options)}: the archives hold no images; give others, and --overwrite")
+    return manifest
 
 
 def _say_disk(job: Job) -> None:
@@ -132,8 +138,9 @@ def plan(options: Options, settings: RunSettings) -> tuple[Job, dict[str, bytes]
         "threads": settings.threads_per_worker,
     }
     if options.local_dtype == "binary":
-        rotation = make_rotation(place, planned, files, asdict(options), settings)
-        files = {**files, ROTATION_NAME: rotation}
+        rotation, new = make_rotation(place, planned, files, asdict(options), settings)
+        if new:
+            files = {**files, ROTATION_NAME: rotation}
         recipe["rotation"] = sha256(rotation).hexdigest()
     units = _units(planned, rows, options.rows_per_part or min(most, ARCHIVE_ROWS))
     there = () if settings.overwrite else planned_units(place)
@@ -166,6 +173,8 @@ def _specs(options: Options) -> list[SourceSpec]:
             raise UserError(f"extract: --{name} is {value}; it must be at least {least}")
     if not options.image_seconds > 0:
         raise UserError(f"extract: --image-seconds is {options.image_seconds}; it must be above 0")
+    if options.take and not options.ground_truth and not options.sources:
+        raise UserError("extract: --take without --ground-truth; name the ground truth")
     if options.ground_truth and not options.take:
         raise UserError("extract: --ground-truth needs --take gallery or --take queries")
     single = SourceSpec(options.images, options.list, options.ground_truth, options.take, options.source)
@@ -180,6 +189,16 @@ def _specs(options: Options) -> list[SourceSpec]:
         specs = [single]
     check_sources(specs)
     return specs
+
+
+def _refuse_sources(options: Options) -> None:
+    """Raise UserError where --locals-for is given images: it describes those of the store's plan."""
+    given = [name for name in ("images", "list", "sources", "source", "take") if getattr(options, name)]
+    if given:
+        raise UserError(
+            f"extract: --locals-for takes the images of the store, so leave out --{given[0]}; where they lie elsewhere "
+            "now, give the store's own command with the new place first"
+        )
 
 
 def _where(options: Options) -> str:

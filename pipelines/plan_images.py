@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from pipelines.archive_bytes import BlockFile, open_bytes
 from pipelines.archive_images import ARCHIVES, ARCHIVES_NAME, LISTED, LISTED_NAME
-from pipelines.archives import ARCHIVE_SUFFIXES, archive_size, find_archives
+from pipelines.archives import ARCHIVE_SUFFIXES, archive_size, find_archives, path_of
 from pipelines.commit import Unit
 from pipelines.sources import SourceSpec, list_images, listed_names
 from pipelines.storage import Place
@@ -74,10 +74,11 @@ def read_planned(place: Place, specs: Sequence[SourceSpec]) -> Planned | None:
         for name, expected in told["files"].items():
             if sha256(place.read(name)).hexdigest() != expected:
                 return None
+        named = int(told["names"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
     ids = pq.read_table(io.BytesIO(images), columns=["record_id"]).column("record_id").to_pylist()
-    return Planned(ids, archives, told["listed"], int(told["names"]))
+    return Planned(ids, archives, told["listed"], named)
 
 
 def list_sources(specs: Sequence[SourceSpec]) -> tuple[Planned, dict[str, bytes]]:
@@ -150,7 +151,7 @@ def _parquet(table: pa.Table) -> bytes:
 
 
 def _name(url: str) -> str:
-    return url.rstrip("/").rpartition("/")[2]
+    return path_of(url).rstrip("/").rpartition("/")[2]
 
 
 def _stem(url: str) -> str:

@@ -36,8 +36,6 @@ def run(job: Job, settings: RunSettings, plan_files: Mapping[str, bytes]) -> Man
     Raises UserError where the store is not finished, and driver.JobFailed.
     """
     place = Place(job.output)
-    if settings.overwrite:
-        raise UserError("extract: --retry-failed keeps what --overwrite would remove; give one of them")
     manifest = read_manifest(place)
     if manifest is None:
         raise UserError(f"{place.url} is not finished; give the command without --retry-failed first")

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from pipelines.archives import is_archive
+from pipelines.archives import ARCHIVE_SUFFIXES, is_archive, path_of
 from pipelines.storage import Place
 from schemas.errors import UserError
 from schemas.ground_truth import GroundTruth, load_ground_truth
@@ -41,7 +41,7 @@ class SourceSpec:
         """The source's name: the folder's that holds the images, or the archives."""
         if self.source:
             return self.source
-        folder = self.images.rpartition("/")[0] if self.in_archives else _folder_of(self.images)
+        folder = path_of(self.images).rpartition("/")[0] if self.in_archives else _folder_of(self.images)
         return Place(folder).root.rstrip("/").rsplit("/", 1)[-1] or "images"
 
     @property
@@ -85,6 +85,12 @@ def check_sources(specs: list[SourceSpec]) -> None:
             raise UserError(f"extract: --source is {spec.source!r}; the name of a source has no '/'")
         if spec.ground_truth and not spec.take:
             raise UserError(f"extract: the ground truth {spec.ground_truth} needs take: gallery or queries")
+        if spec.take and not spec.ground_truth:
+            raise UserError(f"extract: {spec.images}: take: {spec.take} needs a ground truth")
+        if spec.list and spec.ground_truth:
+            raise UserError(f"extract: {spec.images}: --list and --ground-truth both name the images; give one of them")
+        if spec.list and not spec.in_archives and _folder_of(spec.images) != spec.images:
+            raise UserError(f"extract: {spec.images}: a list names images of a folder, not of a glob; give the folder")
         if spec.ground_truth and spec.in_archives:
             raise UserError(f"extract: {spec.images} are archives; a ground truth takes images from a folder")
         if names.count(spec.name) > 1:
@@ -106,6 +112,9 @@ def list_images(spec: SourceSpec) -> list[ImageReference]:
     else:
         references = sorted(_from_folder(spec, place), key=lambda reference: reference.record_id.encode())
     if not references:
+        if not (spec.list or spec.ground_truth) and any(map(is_archive, place.names(""))):
+            suffix = next(suffix for name in place.names("") for suffix in ARCHIVE_SUFFIXES if name.endswith(suffix))
+            raise UserError(f"{spec.images}: no images are here, but archives lie here; give {place.url}/*{suffix}")
         raise UserError(f"{spec.list or spec.ground_truth or spec.images}: no images are named here")
     return references
 
