@@ -19,7 +19,7 @@ from pipelines.driver import RunSettings
 from pipelines.estimate import Estimate, Probe, elsewhere, free_bytes
 from pipelines.estimate_archives import Counted, count_images
 from pipelines.estimate_disk import StoreDisk, bookkeeping, store_disk
-from pipelines.estimate_probe import WISHED, Probed, Round, probe, probe_folder, rounds, seconds_an_input, spread
+from pipelines.estimate_probe import WISHED, Probed, Round, probe, probe_folder, rounds, spread
 from pipelines.estimate_sample import SEED, ArchiveSample, ListSample, images_a_unit
 from pipelines.estimate_schedule import wall_seconds
 from pipelines.plan import read_plan, refuse_other_recipe
@@ -187,7 +187,7 @@ def _probe(
     listing, packed = _samples(left, of_archives, files, place, folder)
     shared = {name: _planned(files, place, name) for name in (LISTED_NAME,) if of_archives and work.listed}
     if job.settings["local_dtype"] == "binary":
-        shared[ROTATION_NAME] = files[ROTATION_NAME]
+        shared[ROTATION_NAME] = _planned(files, place, ROTATION_NAME)
     parts = iter(range(1_000_000))
 
     def units(count: int, images: int) -> Round:
@@ -267,13 +267,9 @@ def _tell(
     before: float,
 ) -> None:
     """Fill in time, disk and memory from what the probe found."""
-    each = {
-        kind: seconds_an_input(units) if units else seconds_an_input(probed.measured)
-        for kind, units in (
-            (True, [one for one in probed.measured if "archive" in one[0].payload]),
-            (False, [one for one in probed.measured if "archive" not in one[0].payload]),
-        )
-    }
+    packed = [one for one in probed.measured if "archive" in one[0].payload]
+    listed = [one for one in probed.measured if "archive" not in one[0].payload]
+    each = {True: probed.each_of(packed), False: probed.each_of(listed)}
     slowest = _fetching(work, told)
     lengths = [
         images * max(each["archive" in unit.payload], slowest if "archive" in unit.payload else 0.0)
@@ -297,10 +293,7 @@ def _tell(
     told.memory_worker = probed.peaks.worker + growth
     told.memory_total = probed.peaks.total + workers * growth
     told.workers = workers
-    inputs = sum(marker.counts.inputs for _, marker in probed.measured)
-    told.probe = Probe(
-        inputs, seconds_an_input(probed.measured), spread(probed.measured), probed.start, workers, 0.0
-    )
+    told.probe = Probe(probed.inputs, probed.each, spread(probed.measured), probed.start, workers, 0.0)
     lost = sum(marker.counts.failed for _, marker in probed.units)
     if lost:
         seen = sum(marker.counts.inputs for _, marker in probed.units)
