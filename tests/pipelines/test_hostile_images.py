@@ -15,9 +15,9 @@ import pytest
 from PIL import Image
 
 from pipelines import pool
+from pipelines.describe import Item
 from pipelines.driver import RunSettings
 from pipelines.extract import Options, failure_rows, run
-from pipelines.describe import Item
 from pipelines.isolation import Crashed, Isolated
 from pipelines.locals_reader import LocalsReader
 from pipelines.storage import Place
