@@ -14,7 +14,7 @@ from pipelines.commit import Job, Unit, as_input, read_entries, read_manifest
 from pipelines.driver import RunSettings, run_job
 from pipelines.estimate import Estimate, Probe, elsewhere, free_bytes
 from pipelines.estimate_memory import MemoryWatch, Peaks
-from pipelines.estimate_probe import Round, probe, probe_folder, seconds_an_input, spread
+from pipelines.estimate_probe import Round, probe, probe_folder, spread
 from pipelines.estimate_schedule import wall_seconds
 from pipelines.storage import Place
 from rrt_core import index as indexes
@@ -103,7 +103,7 @@ def _estimate(folder: Path, options: index.Options, settings: RunSettings, befor
     entries = {marker.files[0].rows: marker.files[0].bytes for _, marker in probed.units}
     shape = shape_of(key, dimension)
     shape = Shape(shape.row, max(0.0, float(np.mean([size - shape.row * n for n, size in entries.items()]))))
-    each = seconds_an_input(probed.measured)
+    each = probed.each
     several = len(shards) > 1
     sizes = [count * shape.row + shape.fixed for _, count in files]
     merging = _merge_seconds(probed.place) if several else 0.0
@@ -129,8 +129,7 @@ def _estimate(folder: Path, options: index.Options, settings: RunSettings, befor
     peaks = probed.peaks | peaks
     told.memory_worker = peaks.worker + grown
     told.memory_total = peaks.total + min(workers, len(files)) * grown
-    inputs = sum(marker.counts.inputs for _, marker in probed.measured)
-    told.probe = Probe(inputs, each, spread(probed.measured), probed.start, workers, time.monotonic() - began)
+    told.probe = Probe(probed.inputs, each, spread(probed.measured), probed.start, workers, time.monotonic() - began)
     if train_seconds:
         told.notes.append(f"{train_seconds:,.0f} s of it are training, reckoned from a small one")
     return told

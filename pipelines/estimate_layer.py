@@ -12,7 +12,7 @@ from pipelines.commit import Job, Unit, read_manifest, read_marker
 from pipelines.driver import RunSettings
 from pipelines.estimate import Estimate, Probe, elsewhere, free_bytes
 from pipelines.estimate_disk import Kind, bookkeeping, local_files
-from pipelines.estimate_probe import WISHED, Round, probe, rounds, seconds_an_input, spread
+from pipelines.estimate_probe import WISHED, Round, probe, rounds, spread
 from pipelines.estimate_sample import images_a_unit
 from pipelines.estimate_schedule import wall_seconds
 from pipelines.plan import refuse_other_recipe
@@ -55,7 +55,7 @@ def estimate(folder: Path, options: extract.Options, settings: RunSettings, befo
     first = units(workers, batch)
     named = ([replace(unit, name=f"{unit.name}-first") for unit in first[0]], first[1])
     probed = probe(job, settings, folder / "probe", workers, named, second)
-    each = seconds_an_input(probed.measured)
+    each = probed.each
 
     def seconds(count: int) -> float:
         return before + wall_seconds([each * unit.inputs for unit in left], count, probed.start, probed.share)
@@ -69,8 +69,7 @@ def estimate(folder: Path, options: extract.Options, settings: RunSettings, befo
     held = max(unit.inputs for unit in left) - max(marker.counts.inputs for _, marker in probed.units)
     growth = round(max(0, held) * 2 * kinds["locals"].each)
     told.memory_worker, told.memory_total = probed.peaks.worker + growth, probed.peaks.total + workers * growth
-    inputs = sum(marker.counts.inputs for _, marker in probed.measured)
-    told.probe = Probe(inputs, each, spread(probed.measured), probed.start, workers, time.monotonic() - began)
+    told.probe = Probe(probed.inputs, each, spread(probed.measured), probed.start, workers, time.monotonic() - began)
     return told
 
 

@@ -37,9 +37,10 @@ class Probed:
     """What a probe found.
 
     place    where its output lies, while the probe's folder stands
-    start    seconds from the order until a worker begins its first unit, what only the first unit takes included
-    share    seconds that a share of units costs beside them
+    start    seconds until a worker is ready for a share of units, what only its first unit takes included
+    share    seconds that a share costs beside its units
     first    units of the first round with their markers;  measured  those of the second
+    busy     seconds that the workers spent on the measured units, summed
     peaks    memory
     """
 
@@ -48,7 +49,25 @@ class Probed:
     share: float
     first: list[tuple[Unit, Marker]]
     measured: list[tuple[Unit, Marker]]
+    busy: float
     peaks: Peaks
+
+    @property
+    def inputs(self) -> int:
+        """Inputs of the measured units."""
+        return sum(marker.counts.inputs for _, marker in self.measured)
+
+    @property
+    def each(self) -> float:
+        """Seconds of a worker for one input, with all workers busy."""
+        return self.busy / max(1, self.inputs)
+
+    def each_of(self, units: Sequence[tuple[Unit, Marker]]) -> float:
+        """The same of some of the measured units; of all where there are none."""
+        inputs = sum(marker.counts.inputs for _, marker in units)
+        worked = sum(marker.seconds for _, marker in self.measured)
+        share = sum(marker.seconds for _, marker in units) / worked if worked > 0 else 0.0
+        return self.busy * share / inputs if inputs else self.each
 
     @property
     def units(self) -> list[tuple[Unit, Marker]]:
@@ -102,15 +121,18 @@ def probe(
         run_job(job, settings, files)
         over = time.time()
     begins, ends, measured = _read(place, job)
+    busy = busy_seconds(begins, ends, workers)
     retired = watch.peaks.worker > LARGE  # the pool ended them after the first round: others started
     if retired and len(measured) > workers:
         by_begin = sorted(range(len(measured)), key=begins.__getitem__)
         measured = [measured[index] for index in sorted(by_begin[workers:])]
-    share = 0.1 if retired else max(0.0, over - ordered - (max(ends) - min(begins)))
-    each = seconds_an_input(measured)
+        busy = sum(marker.seconds for _, marker in measured)
+    until = 0.1 if retired else max(0.0, min(begins) - ordered)  # from an order until its first unit begins
+    share = until + max(0.0, over - max(ends))
+    each = busy / max(1, sum(marker.counts.inputs for _, marker in measured))
     extra = statistics.mean(max(0.0, marker.seconds - each * marker.counts.inputs) for _, marker in warm)
-    start = statistics.mean(started) - begun + extra
-    return Probed(place, start, share, warm, measured, watch.peaks)
+    start = max(0.0, statistics.mean(started) - begun - until) + extra
+    return Probed(place, start, share, warm, measured, busy, watch.peaks)
 
 
 def rounds(least: float) -> int:
@@ -118,10 +140,18 @@ def rounds(least: float) -> int:
     return ROUNDS if ROUNDS * least <= LONG else 1
 
 
-def seconds_an_input(measured: Sequence[tuple[Unit, Marker]]) -> float:
-    """Seconds of a worker for one input, with all workers busy."""
-    inputs = sum(marker.counts.inputs for _, marker in measured)
-    return sum(marker.seconds for _, marker in measured) / max(1, inputs)
+def busy_seconds(begins: Sequence[float], ends: Sequence[float], workers: int) -> float:
+    """Seconds of workers between the begins and ends of units.
+
+    A unit is committed while the worker is at the next: where more are under way than there are workers, those that
+    are only being committed do not count.
+    """
+    turns = sorted([*((time, 1) for time in begins), *((time, -1) for time in ends)])
+    active, busy, before = 0, 0.0, turns[0][0] if turns else 0.0
+    for moment, change in turns:
+        busy += min(active, workers) * (moment - before)
+        active, before = active + change, moment
+    return busy
 
 
 def spread(measured: Sequence[tuple[Unit, Marker]]) -> float:

@@ -71,7 +71,7 @@ def estimate_in(folder: Path, options: rerank.Options, settings: RunSettings, be
     workers = min(settings.worker_count, len(left))
     probed = _probe(job, left, of_unit, settings, workers, folder)
     measured = sum(int(marker.summary["pairs"]) for _, marker in probed.measured)
-    each = sum(marker.seconds for _, marker in probed.measured) / max(1, measured)
+    each = probed.busy / max(1, measured)
     lengths = [each * sum(len(query.row_ids) for query in of_unit[unit.name]) for unit in left]
     ranking_bytes, ranking_seconds = _rankings(job, options, folder)
     replays = len(shortlist_files(options.out)) * len(rerank.rankings_of(options))
