@@ -44,6 +44,7 @@ class Work:
     there: int = 0  # bytes of data files that are in place
     counted: Counted | None = None
     listed: int = 0  # names of image lists that archives hold
+    urls: list[str] = field(default_factory=list)  # of archives
 
     @property
     def left(self) -> list[tuple[Unit, float]]:
@@ -98,6 +99,8 @@ def estimate_in(folder: Path, options: extract.Options, settings: RunSettings, b
     told = Estimate("extract", place.url, "images", work.total, work.known)
     told.done, told.disk_there = round(sum(work.done.values())), work.there
     told.free, told.workers = free_bytes(options.out), settings.worker_count
+    if not work.left and not work.done:
+        raise UserError(f"{extract._where(options)}: no image was found, so that nothing can be estimated")
     if not work.left:
         told.disk = {"in place": work.there}
         told.elsewhere = elsewhere(settings, lambda _: before)
@@ -137,7 +140,7 @@ def _work(job: Job, files: Mapping[str, bytes], place: Place, settings: RunSetti
     archives = [unit for unit in job.units if "archive" in unit.payload]
     if not archives:
         return work
-    urls = _urls(files, place)
+    work.urls = urls = _urls(files, place)
     listed = _listed(archives, files, place, folder)
     names = pq.read_table(io.BytesIO(_planned(files, place, LISTED_NAME))) if any(listed) else ()
     work.listed = len(names)
@@ -306,18 +309,13 @@ def _tell(
 
 def _fetching(work: Work, told: Estimate) -> float:
     """Seconds an image that reading remote archives takes in one stream; 0 where they are on this machine."""
-    if work.counted is None or not any("://" in str(name) for name in _remote(work)):
+    if work.counted is None or not any("://" in url for url in work.urls):
         return 0.0
     images, size = 0.0, 0
     for unit, count in zip(_archive_units(work), work.counted.images, strict=True):
         images, size = images + count, size + int(unit.payload["bytes"])
     told.notes.append(f"the archives were read at {work.counted.rate / 1e6:,.1f} MB/s, in one stream")
     return size / max(1.0, images) / max(1.0, work.counted.rate)
-
-
-def _remote(work: Work) -> list[str]:
-    sources = work.job.settings
-    return [str(sources["images"])]
 
 
 def _archive_units(work: Work) -> list[Unit]:
