@@ -56,8 +56,9 @@ PACKAGES = ("apache-beam", "torch", "numpy", "pyarrow", "h5py", "pillow", "openc
 class Unit:
     """A piece of work: its name (also of its marker), what it must know (small JSON), how many inputs.
 
-    Three keys of a payload speak to the driver: "open" (inputs are not known before; "bytes" tells how large it is),
-    "last" (it waits for all other units) and "again" (its inputs failed in an earlier unit and are not counted twice).
+    Some keys of a payload speak to the driver: "open" (inputs are not known before; "bytes" tells how large it is,
+    "rows" how many inputs a piece has), "last" (it waits for all other units) and "again" (its inputs failed in an
+    earlier unit and are not counted twice).
     """
 
     name: str

@@ -93,6 +93,7 @@ class DescribeUnit(UnitWorker):
                 attempt.take_piece(done)
                 counts, ended = counts + done.counts, bool(done.summary["end"])
                 unlisted = int(done.summary["unlisted"])
+                attempt.tell(counts.inputs, counts.failed, images.position)
             else:
                 rows = self._rows(islice(images, size), attempt, counts, images)
                 ended = len(rows.rows) < size

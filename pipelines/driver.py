@@ -91,9 +91,7 @@ def run_job(
         raise refused from error
 
 
-def _run_job(
-    job: Job, place: Place, settings: RunSettings, plan_files: Mapping[str, bytes], again: bool
-) -> Manifest:
+def _run_job(job: Job, place: Place, settings: RunSettings, plan_files: Mapping[str, bytes], again: bool) -> Manifest:
     title = f"{job.stage:<9}"
     loop = Loop(job, place, settings, title)  # refuses what is wrong with the settings before anything is emptied
     try:
@@ -160,7 +158,8 @@ class Loop:
         """Work until nothing is missing; gives the markers in the order of the units. Raises UserError or JobFailed."""
         try:
             self._collect(self.job.units)
-            progress = Progress(self.title, self.shortfall.total, self.job.noun, self.shortfall.done)
+            first = self.shortfall.done + self._in_pieces()
+            progress = Progress(self.title, self.shortfall.total, self.job.noun, first)
             if self.waiting or self.last:
                 for name in self.place.names("errors"):
                     self.place.remove(f"errors/{name}")
@@ -168,7 +167,8 @@ class Loop:
                 self._work(self.pool, progress)
                 self.pool.retire_large()
             self._end_at_many_failures(progress, {})
-            progress.finish(self.shortfall.done)
+            failed = self.shortfall.counts.failed
+            progress.finish(self.shortfall.done, f", {failed:,} failed" if failed else "")
         except BaseException as error:
             killed = close_pool(keep_log=isinstance(error, JobFailed))
             if not isinstance(error, Unreachable):  # else it would be waited for once more
@@ -218,6 +218,14 @@ class Loop:
         self.waiting.extend(unit for unit in missing if not unit.payload.get("last"))
         self.last.extend(unit for unit in missing if unit.payload.get("last"))
         return missing
+
+    def _in_pieces(self) -> int:
+        """Inputs that earlier commands did of units which are not done yet, rather more than less: this one's rate is
+        without them.
+        """
+        pieces = Counter(name.partition(".")[0] for name in self.place.names(PIECES))
+        waiting = [unit for unit in self.waiting if not unit.payload.get("again")]
+        return sum(pieces[unit.name] * int(unit.payload.get("rows", 0)) for unit in waiting)
 
     def _deal(self, pool: Pool) -> None:
         """Give each idle worker a share of what waits; start workers while there is more than they can take."""

@@ -68,7 +68,7 @@ class Progress:
         """The last line: what was done and how long it took."""
         self.clear()
         passed = time.monotonic() - self.started
-        fresh = done - self.first
+        fresh = max(0, done - self.first)
         rate = f", {fresh / passed:,.1f}/s" if fresh and passed > 0 else ""
         self.stream.write(f"{self.title}  {done:,} {self.noun} in {duration(passed)}{rate}{remark}\n")
         self.stream.flush()

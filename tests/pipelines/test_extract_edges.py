@@ -249,6 +249,18 @@ def test_too_many_failures_are_too_many_the_second_time_too(tmp_path: Path) -> N
     assert (again.counts.inputs, again.counts.failed) == (8, 3)
 
 
+def test_what_failed_and_what_was_there_is_told(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """The rate of a command is without the pieces that an earlier one made."""
+    archive = write_tar(tmp_path / "a.tar", members(0, 9, (1,)))
+    first = make(tmp_path / "store", archive)
+    assert ", 1 failed" in capfd.readouterr().err
+    for name in ("manifest.json", "done/archive-00000.json"):
+        (tmp_path / "store" / name).unlink()
+    assert make(tmp_path / "store", archive).content == first.content
+    told = capfd.readouterr().err
+    assert "9 images in" in told and "/s" not in told and ", 1 failed" in told
+
+
 def test_archives_without_images_are_told(tmp_path: Path) -> None:
     write_tar(tmp_path / "a.tar", [("readme.txt", b"nothing")])
     write_tar(tmp_path / "b.tar", [])
