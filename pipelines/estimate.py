@@ -104,7 +104,7 @@ def run(name: str, options: Any, settings: RunSettings) -> list[Estimate]:
         _check_file(settings.json)
     if name in PLAIN:
         print(f"{name}: {PLAIN[name]}; no probe is made.")
-        return []
+        return _written([], settings)
     if name == "estimate":
         raise UserError(f"estimate: name a stage first ({', '.join(PROBED)}), and then its own options")
     refuse_unknown(name)
@@ -116,6 +116,11 @@ def run(name: str, options: Any, settings: RunSettings) -> list[Estimate]:
     for estimate in estimates:
         print(f"\n{table(estimate)}")
     print("\nNothing was made.")
+    return _written(estimates, settings)
+
+
+def _written(estimates: list[Estimate], settings: RunSettings) -> list[Estimate]:
+    """The estimates, in the file that --json names, too."""
     if settings.json:
         content = json.dumps([estimate.to_json() for estimate in estimates], indent=1) + "\n"
         Path(settings.json).write_text(content)

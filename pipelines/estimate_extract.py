@@ -74,8 +74,8 @@ class Work:
             return "counted"
         told, archives = self.counted, len(self.counted.images)
         if told.whole == archives:
-            return f"counted in {archives:,} archive{'s' if archives > 1 else ''}"
-        return f"estimated from the bytes of {archives:,} archives, of which {told.looked:,} were looked into"
+            return f"counted, also in {archives:,} archive{'s' if archives > 1 else ''}"
+        return f"estimated by bytes: {told.looked:,} of {archives:,} archives were looked into"
 
 
 def estimate(options: extract.Options, settings: RunSettings, before: float) -> list[Estimate]:

@@ -104,7 +104,7 @@ def test_what_is_done_is_not_counted_again(pictures: Path, tmp_path: Path) -> No
 def test_archives(archives: Path, tmp_path: Path) -> None:  # noqa: F811
     options = asked(tmp_path / "store", archives / "images.{1..3}.tar.gz", rows_per_part=8)
     (told,) = ask("extract", options)
-    assert (told.inputs, told.known) == (60, "counted in 3 archives")
+    assert (told.inputs, told.known) == (60, "counted, also in 3 archives")
     extract.run(options, SETTINGS)
     assert told.disk_total == pytest.approx(size_of(tmp_path / "store"), rel=0.05)
 
@@ -117,6 +117,16 @@ def test_archives_and_a_list(archives: Path, tmp_path: Path) -> None:  # noqa: F
     assert (told.inputs, told.known) == (10, "counted")
     manifest = extract.run(options, SETTINGS)
     assert manifest.counts.inputs == 10
+
+
+def test_several_sources(archives: Path, pictures: Path, tmp_path: Path) -> None:  # noqa: F811
+    sources = tmp_path / "sources.yaml"
+    sources.write_text(f"- images: {pictures}\n- images: {archives}/images.{{1..3}}.tar.gz\n")
+    options = asked(tmp_path / "store", "", sources=str(sources))
+    (told,) = ask("extract", options)
+    assert (told.inputs, told.known) == (180, "counted, also in 3 archives")
+    extract.run(options, SETTINGS)
+    assert told.disk_total == pytest.approx(size_of(tmp_path / "store"), rel=0.05)
 
 
 def test_images_are_reckoned_by_bytes_where_time_is_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
