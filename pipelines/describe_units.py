@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -15,7 +16,7 @@ import pyarrow.parquet as pq
 
 from pipelines.archive_images import ArchiveImages, Listed, archive_url
 from pipelines.commit import Attempt, Job, Unit, UnitWorker
-from pipelines.describe import Describer, Item, failed
+from pipelines.describe import Described, Describer, Item, failed
 from pipelines.describing import ISOLATE_FROM, batched, isolated
 from pipelines.missing import missing_images
 from pipelines.plan_images import read_slice
@@ -26,6 +27,7 @@ from schemas import failures, global_descriptors, local_descriptors
 from schemas.errors import UserError
 from schemas.failures import FailureRow
 from schemas.global_descriptors import GlobalRow
+from schemas.image_list import ImageReference
 from schemas.local_descriptors import LocalRow
 from schemas.manifest import Counts, canonical_json, sha256_text
 from schemas.shortlist import ROWS_A_PART
@@ -123,12 +125,15 @@ class DescribeUnit(UnitWorker):
 
     def _rows(self, items: Iterable[Item], attempt: Attempt, before: Counts, images: ArchiveImages | None) -> Rows:
         """Describe a run of images; tells how far it is, counted from what the unit did `before`."""
+        later = _taken_over(attempt.place, str(attempt.unit.payload.get("again") or ""))
         if attempt.number >= ISOLATE_FROM:
             stream = isolated(self.options, self.job.recipe["threads"], items)
         else:
             stream = batched(self.describer, items)
         found, reason = Rows(), ""
         for described in stream:
+            if described.failure is None and described.row.record_id in later:
+                described = _left_to_retry(described.row)
             found.rows.append(described.row)
             if described.failure:
                 found.lost.append(described.failure)
@@ -175,6 +180,21 @@ def read_rotation(store: Place, options: dict[str, Any], dimension: int) -> np.n
     if options["local_dtype"] != "binary":
         return None
     return np.frombuffer(store.read(ROTATION_NAME), "<f4").reshape(dimension, dimension)
+
+
+def _taken_over(place: Place, own: str) -> frozenset[str]:
+    """Record ids that retries have taken over from a unit of the first round, or from the retry with the images `own`.
+
+    Where such a unit is done again, they must not come to life in two parts.
+    """
+    names = (f"plan/{name}" for name in place.names("plan") if re.fullmatch(r"retry-\d+\.parquet", name))
+    return frozenset[str]().union(*(_ids(place, name) for name in names if name > own))
+
+
+def _left_to_retry(row: GlobalRow) -> Described:
+    reference = ImageReference(row.record_id, row.source, b"", row.box)
+    reason = "it failed before, and was left to --retry-failed"
+    return failed(reference, reason, "retried", row.bytes, row.sha256)
 
 
 def _digest(item: Item) -> str:

@@ -124,6 +124,31 @@ def test_members_of_archives_are_retried_twice(tmp_path: Path) -> None:
     assert make(tmp_path / "store", pattern, source="s", retry_failed=True).content == last.content
 
 
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_part_done_again_after_a_retry_gives_no_image_twice(tmp_path: Path, packed: bool) -> None:
+    """What was mended is alive in the retry's part alone; so is what a later retry mended."""
+    folder = tmp_path / "folder"
+    folder.mkdir()
+
+    def images(*broken: int) -> Path:
+        for name, data in members(0, 9, broken):
+            (folder / name).write_bytes(data)
+        return write_tar(tmp_path / "a.tar", members(0, 9, broken)) if packed else folder
+
+    make(tmp_path / "store", images(1, 2, 7), source="s")
+    for broken in ((2, 7), (7,)):
+        done = make(tmp_path / "store", images(*broken), source="s", retry_failed=True)
+    before = living(tmp_path / "store")
+    images()
+    for part in Store(str(tmp_path / "store")).parts:
+        (tmp_path / "store" / part.globals.name).unlink()
+    again = make(tmp_path / "store", tmp_path / "a.tar" if packed else folder, source="s")
+    assert again.counts.inputs == 9 and again.counts.failed in (0, 1)
+    assert before.items() <= living(tmp_path / "store").items() and done.counts.failed == 1
+    last = make(tmp_path / "store", tmp_path / "a.tar" if packed else folder, source="s", retry_failed=True)
+    assert last.counts.failed == 0 and len(living(tmp_path / "store")) == 9
+
+
 def test_retry_where_archives_have_moved_or_lost_members(tmp_path: Path) -> None:
     (tmp_path / "old").mkdir()
     (tmp_path / "new").mkdir()
