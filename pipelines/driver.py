@@ -224,7 +224,7 @@ class Loop:
         without them.
         """
         pieces = Counter(name.partition(".")[0] for name in self.place.names(PIECES))
-        waiting = [unit for unit in self.waiting if not unit.payload.get("again")]
+        waiting = [unit for unit in self.waiting if unit.payload.get("open") and not unit.payload.get("again")]
         return sum(pieces[unit.name] * int(unit.payload.get("rows", 0)) for unit in waiting)
 
     def _deal(self, pool: Pool) -> None:

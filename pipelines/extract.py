@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from typing import Any
 
@@ -84,7 +84,7 @@ class Options:
 def run(options: Options, settings: RunSettings) -> Manifest:
     """Make (or finish, or skip) the store, or add to it. Raises UserError and driver.JobFailed."""
     if options.locals_for:
-        _refuse_sources(options)
+        _refuse_other_sources(options)
         return layers.run(asdict(options), settings)
     if options.retry_failed and settings.overwrite:
         raise UserError("extract: --retry-failed keeps what --overwrite would remove; give one of them")
@@ -191,13 +191,16 @@ def _specs(options: Options) -> list[SourceSpec]:
     return specs
 
 
-def _refuse_sources(options: Options) -> None:
-    """Raise UserError where --locals-for is given images: it describes those of the store's plan."""
+def _refuse_other_sources(options: Options) -> None:
+    """Raise UserError where --locals-for is given images that are not those of the store's plan."""
     given = [name for name in ("images", "list", "sources", "source", "take") if getattr(options, name)]
-    if given:
+    if not given:
+        return
+    single = replace(options, ground_truth=options.ground_truth if options.take else "")
+    if read_planned(Place(options.out), _specs(single)) is None:
         raise UserError(
-            f"extract: --locals-for takes the images of the store, so leave out --{given[0]}; where they lie elsewhere "
-            "now, give the store's own command with the new place first"
+            f"extract: --locals-for takes the images of the store, and --{given[0]} names others; leave it out, or, "
+            "where they lie elsewhere now, give the store's own command with the new place first"
         )
 
 

@@ -227,9 +227,10 @@ def test_options_that_contradict_each_other(tmp_path: Path) -> None:
     folder = tmp_path / "folder"
     folder.mkdir()
     truth = str(tmp_path / "truth.json")
+    assert make(tmp_path / "store", archive, **asked).counts.inputs == 1  # the same images
     for message, given in (
         ("--retry-failed keeps what --overwrite would remove", {"retry_failed": True, "overwrite": True}),
-        ("--locals-for takes the images of the store", {**asked, "images": archive}),
+        ("--locals-for takes the images of the store", {**asked, "images": folder}),
         ("local_dtype is 'int8'.*'float16'", {**asked, "local_dtype": "int8"}),
         ("max_locals is 3.*is 0", {**asked, "max_locals": 3}),
         ("--list and --ground-truth both", {"images": folder, "list": truth, "ground_truth": truth, "take": "gallery"}),
@@ -237,7 +238,7 @@ def test_options_that_contradict_each_other(tmp_path: Path) -> None:
         ("a list names images of a folder, not of a glob", {"images": folder / "*.jpg", "list": truth}),
         ("--max-failures is 'many'", {"images": archive, "max_failures": "many", "overwrite": True, "locals": "none"}),
     ):
-        options: dict[str, Any] = {"images": "" if "locals_for" in given else archive, "locals": "none", **given}
+        options: dict[str, Any] = {"images": archive, "locals": "none", **given}
         settings = RunSettings(workers=1, overwrite=bool(options.pop("overwrite", False)))
         with pytest.raises(UserError, match=message):
             make(tmp_path / "store", options.pop("images"), settings, **options)
