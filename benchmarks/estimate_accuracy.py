@@ -11,6 +11,7 @@ the sum of its files' sizes, memory the largest PSS of its process tree. The bar
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import subprocess
@@ -20,7 +21,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipelines.estimate_memory import MemoryWatch
+from pipelines.estimate_memory import MemoryWatch, Peaks
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = Path(os.environ.get("RRT_TEST_DATA", ROOT.parent / "shared"))
@@ -70,8 +71,8 @@ def cases(scratch: Path, archives: Path | None, queries: int) -> list[Case]:
     return found
 
 
-def run(arguments: tuple[str, ...]) -> tuple[float, int, int]:
-    """Run a command: (seconds, largest bytes of a worker, of the tree)."""
+def run(arguments: tuple[str, ...], *, watched: bool) -> tuple[float, Peaks]:
+    """Run a command: (seconds, its memory where it is watched: a probe watches itself)."""
     begun = time.monotonic()
     process = subprocess.Popen(
         [sys.executable, "-m", "pipelines", *arguments],
@@ -80,11 +81,12 @@ def run(arguments: tuple[str, ...]) -> tuple[float, int, int]:
         stderr=subprocess.PIPE,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
-    with MemoryWatch(process.pid) as watch:
+    watch = MemoryWatch(process.pid)
+    with watch if watched else contextlib.nullcontext():
         _, errors = process.communicate()
     if process.returncode:
         raise SystemExit(f"{' '.join(arguments)} ended with {process.returncode}:\n{errors.decode()}")
-    return time.monotonic() - begun, watch.peaks.worker, watch.peaks.total
+    return time.monotonic() - begun, watch.peaks
 
 
 def main() -> None:
@@ -110,16 +112,16 @@ def main() -> None:
 def compare(case: Case, scratch: Path) -> None:
     """A dry run, the run, and their lines of the table."""
     told = scratch / "estimate.json"
-    probing, _, _ = run((*case.arguments, "--dry-run", "--json", str(told)))
+    probing, _ = run((*case.arguments, "--dry-run", "--json", str(told)), watched=False)
     estimate = json.loads(told.read_text())[0]
-    seconds, worker, total = run(case.arguments)
+    seconds, peaks = run(case.arguments, watched=True)
     files = [path for folder in case.made for path in folder.rglob("*") if path.is_file()]
     size = sum(path.stat().st_size for path in files)
     rows = [
         ("time, s", estimate["seconds"], seconds, 1.0),
         ("disk, MB", estimate["disk_total"], size, 1e6),
-        ("worker, MB", estimate["memory_worker"], worker, 1e6),
-        ("memory, MB", estimate["memory_total"], total, 1e6),
+        ("worker, MB", estimate["memory_worker"], peaks.worker, 1e6),
+        ("memory, MB", estimate["memory_total"], peaks.total, 1e6),
         ("dry run, s", None, probing, 1.0),
     ]
     for number, (what, predicted, measured, unit) in enumerate(rows):
