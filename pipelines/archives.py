@@ -75,6 +75,10 @@ def find_archives(pattern: str) -> list[str]:
         matches = _matches(url) if glob.has_magic(url) else []
         if not matches:
             what = "no archive is there" if glob.has_magic(url) else "there is no such archive"
+            if "://" not in url and os.path.isdir(url):
+                what = "it is a folder, not an archive"
+            elif "{" in url:
+                what += "; a range is written as in name.{1..100}.tar"
             raise UserError(f"{url}: {what}")
         found += matches
     return found

@@ -72,6 +72,9 @@ def read_sources(path: str) -> list[SourceSpec]:
         unknown = sorted(set(map(str, entry)) - set(known))
         if unknown:
             raise UserError(f"{path}: source {number} has an entry {unknown[0]!r}; known are {', '.join(known)}")
+        wrong = next((key for key in known if not isinstance(entry.get(key), str | int | float | None)), None)
+        if wrong:
+            raise UserError(f"{path}: source {number}: {wrong} is a {type(entry[wrong]).__name__}; it must be one text")
         images, names, truth, take, name = (str(entry.get(key) or "") for key in ("images", *known[2:], "name"))
         specs.append(SourceSpec(images, names, truth, take, name))
     return specs

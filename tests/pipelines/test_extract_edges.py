@@ -297,8 +297,13 @@ def test_archives_without_images_are_told(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no images .* archives lie here.*folder/\*\.tar"):
         make(tmp_path / "other", tmp_path / "folder")
     (tmp_path / "d.tar").mkdir()
-    with pytest.raises(UserError, match="d.tar"):
+    with pytest.raises(UserError, match=r"d\.tar: it is a folder, not an archive"):
         make(tmp_path / "other", tmp_path / "d.tar")
+    with pytest.raises(UserError, match=r"no such archive; a range is written as in name\.\{1\.\.100\}\.tar"):
+        make(tmp_path / "other", tmp_path / "{1-2}.tar")
+    (tmp_path / "sources.yaml").write_text("- images: [a.tar, b.tar]\n")
+    with pytest.raises(UserError, match="source 1: images is a list; it must be one text"):
+        make(tmp_path / "other", sources=str(tmp_path / "sources.yaml"))
 
 
 def test_a_binary_store_is_planned_although_an_image_kills(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
