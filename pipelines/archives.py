@@ -123,7 +123,9 @@ def _expanded(pattern: str) -> list[str]:
         total *= abs(high - low) + 1
         if total > MOST_ARCHIVES:
             raise UserError(f"{pattern}: it names more than {MOST_ARCHIVES:,} archives; give the range in smaller ones")
-        width = max(len(first), len(last)) if first.startswith("0") or last.startswith("0") else 0
+        # As in a shell: a 0 alone is no leading zero.
+        padded = any(len(end) > 1 and end.startswith("0") for end in (first, last))
+        width = max(len(first), len(last)) if padded else 0
         step = 1 if high >= low else -1
         ranges.append([str(number).zfill(width) for number in range(low, high + step, step)])
     plain = pieces[::3]

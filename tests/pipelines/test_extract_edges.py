@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from pipelines import extract
+from pipelines.archives import find_archives
 from pipelines.commit import Job, Unit
 from pipelines.describe import Describer, Item
 from pipelines.describing import batched
@@ -285,6 +286,15 @@ def test_what_failed_and_what_was_there_is_told(tmp_path: Path, capfd: pytest.Ca
     assert make(tmp_path / "store", archive).content == first.content
     told = capfd.readouterr().err
     assert "9 images in" in told and "/s" not in told and ", 1 failed" in told
+
+
+def test_ranges_are_a_shells(tmp_path: Path) -> None:
+    for name in ("a.0", "a.9", "a.10", "b.08", "b.09", "b.10"):
+        write_tar(tmp_path / f"{name}.tar", members(0, 1))
+    for pattern, names in (("a.{9..10}", ["a.9", "a.10"]), ("b.{08..10}", ["b.08", "b.09", "b.10"])):
+        assert find_archives(f"{tmp_path}/{pattern}.tar") == [f"{tmp_path}/{name}.tar" for name in names]
+    with pytest.raises(UserError, match=r"a\.1\.tar: there is no such archive"):
+        find_archives(f"{tmp_path}/a.{{0..10}}.tar")
 
 
 def test_archives_without_images_are_told(tmp_path: Path) -> None:
