@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Collection, Iterator
+from itertools import islice
 
 from pipelines.archive_images import ArchiveImages, Listed, archive_url
+from pipelines.archives import ArchiveDamaged
 from pipelines.commit import Unit
 from pipelines.plan import planned_units
 from pipelines.stores import Store
@@ -25,12 +28,10 @@ def archived_pictures(store: Store, record_ids: Collection[str]) -> Iterator[tup
         source = str(unit.payload["source"])
         listed = Listed(store.place, source) if unit.payload["listed"] else None
         images = iter(ArchiveImages(url, source, str(unit.payload["prefix"]), listed, wanted))
-        for _ in wanted:
-            item = next(images, None)
-            if item is None:
-                break
-            if item.data is not None:
-                yield item.reference.record_id, item.data
+        with contextlib.suppress(ArchiveDamaged):  # since it was described: what comes behind is not shown
+            for item in islice(images, len(wanted)):
+                if item.data is not None:
+                    yield item.reference.record_id, item.data
 
 
 def _by_archive(store: Store, units: list[Unit], record_ids: Collection[str]) -> Iterator[tuple[Unit, frozenset[str]]]:

@@ -9,7 +9,6 @@ rubbish; what they name is done. The driver writes the manifest when every unit 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import importlib
 import json
 import os
@@ -23,27 +22,17 @@ import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from functools import cache
 from importlib import metadata
-from io import BytesIO
 from typing import Any
-
-import pyarrow.parquet as pq
 
 from pipelines.storage import Place, full_disk, sha256_file
 from schemas.errors import UserError
 from schemas.manifest import (
-    MANIFEST_NAME,
-    PARTS_NAME,
     Counts,
     FileEntry,
-    Manifest,
     Marker,
     canonical_json,
-    content_hash,
-    entries_of,
-    parts_table,
     recipe_hash,
     sha256_text,
 )
@@ -352,83 +341,3 @@ def software_versions() -> dict[str, str]:
         with contextlib.suppress(metadata.PackageNotFoundError):
             versions[package] = metadata.version(package)
     return versions
-
-
-def write_manifest(place: Place, job: Job, markers: Sequence[Marker], wall_seconds: float) -> Manifest:
-    """Write parts.parquet and, last, manifest.json."""
-    files = [entry for marker in markers for entry in marker.files]
-    buffer = BytesIO()
-    pq.write_table(parts_table(markers), buffer, compression="none")
-    place.write(PARTS_NAME, buffer.getvalue())
-    counts = sum(map(counted, job.units, markers), Counts(0, 0, 0))
-    summaries = {marker.unit: marker.summary for marker in markers if marker.summary}
-    manifest = Manifest(
-        stage=job.stage,
-        recipe=job.identity,
-        recipe_hash=job.recipe_hash,
-        content=content_hash(files, summaries),
-        inputs=job.inputs,
-        counts=counts,
-        facts={**job.facts, **({"units": summaries} if summaries else {})},
-        parts={
-            "name": PARTS_NAME,
-            "sha256": hashlib.sha256(buffer.getvalue()).hexdigest(),
-            "files": len(files),
-            "bytes": sum(entry.bytes for entry in files),
-        },
-        versions=software_versions(),
-        made_at=datetime.now(UTC).isoformat(timespec="seconds"),
-        wall_seconds=round(wall_seconds, 3),
-        work_seconds=round(sum(marker.seconds for marker in markers), 3),
-    )
-    place.write(MANIFEST_NAME, manifest.to_bytes())
-    return manifest
-
-
-def counted(unit: Unit, marker: Marker) -> Counts:
-    """What a unit adds to its job's counts; one done "again" turns inputs that failed before into succeeded ones."""
-    if unit.payload.get("again"):
-        return Counts(0, marker.counts.succeeded, -marker.counts.succeeded)
-    return marker.counts
-
-
-def read_manifest(place: Place) -> Manifest | None:
-    """The folder's manifest, or None where there is none. Raises UserError where it is damaged."""
-    try:
-        return Manifest.from_bytes(place.read(MANIFEST_NAME))
-    except FileNotFoundError:
-        return None
-    except ValueError as error:
-        raise UserError(f"{place.url}/{MANIFEST_NAME} cannot be used: {error}; make it again") from error
-
-
-def is_whole(place: Place, manifest: Manifest) -> bool:
-    """Whether all files that the manifest counts are there with their sizes. Their bytes are not read."""
-    try:
-        data = place.read(PARTS_NAME)
-    except FileNotFoundError:
-        return False
-    if hashlib.sha256(data).hexdigest() != manifest.parts["sha256"]:
-        return False
-    entries = entries_of(pq.read_table(BytesIO(data)))
-    return place.sizes([entry.name for entry in entries]) == [entry.bytes for entry in entries]
-
-
-def require_manifest(url: str, what: str, command: str) -> Manifest:
-    """The manifest of an input. Raises UserError where the folder is absent or unfinished."""
-    place = Place(url)
-    manifest = read_manifest(place)
-    if manifest is None:
-        state = "is not finished" if place.exists("plan/plan.json") else "is not there"
-        raise UserError(f"{place.url}: the {what} {state}; make it with '{command}'")
-    return manifest
-
-
-def read_entries(url: str) -> list[FileEntry]:
-    """The files of a finished output."""
-    return entries_of(pq.read_table(BytesIO(Place(url).read(PARTS_NAME))))
-
-
-def as_input(url: str, manifest: Manifest) -> dict[str, str]:
-    """What a job records of an input."""
-    return {"url": Place(url).url, "content": manifest.content}

@@ -19,17 +19,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from pipelines import stopping
-from pipelines.commit import (
-    PIECES,
-    Job,
-    Unit,
-    is_whole,
-    marker_name,
-    read_manifest,
-    read_marker,
-    write_manifest,
-)
+from pipelines.commit import PIECES, Job, Unit, marker_name, read_marker
 from pipelines.options import option
+from pipelines.outputs import is_whole, read_manifest, write_manifest
 from pipelines.plan import refuse_other_recipe, refuse_to_empty, write_plan
 from pipelines.pool import Ended, Pool, close_pool, shared_pool
 from pipelines.progress import Progress

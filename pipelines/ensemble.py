@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.commit import read_entries, read_manifest, require_manifest
+from pipelines.outputs import read_entries, read_manifest, require_manifest
 from pipelines.plan import differences
 from pipelines.rerank import NO_SCORES, StoredScores, read_scores
 from pipelines.search import read_shortlist_part, shortlist_files

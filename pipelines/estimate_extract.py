@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from pipelines import estimate_layer, extract
 from pipelines.archive_images import ARCHIVES_NAME, LISTED_NAME, Listed
-from pipelines.commit import PIECES, Job, Unit, read_manifest, read_marker
+from pipelines.commit import PIECES, Job, Unit, read_marker
 from pipelines.describe_units import ROTATION_NAME
 from pipelines.driver import RunSettings
 from pipelines.estimate import Estimate, Probe, elsewhere, free_bytes
@@ -22,6 +22,7 @@ from pipelines.estimate_disk import StoreDisk, bookkeeping, store_disk
 from pipelines.estimate_probe import WISHED, Probed, Round, probe, probe_folder, rounds, spread
 from pipelines.estimate_sample import SEED, ArchiveSample, ListSample, images_a_unit
 from pipelines.estimate_schedule import wall_seconds
+from pipelines.outputs import read_manifest
 from pipelines.plan import read_plan, refuse_other_recipe
 from pipelines.plan_images import IMAGES_NAME
 from pipelines.storage import Place

@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 
 from pipelines import index
-from pipelines.commit import Job, Unit, as_input, read_entries, read_manifest
+from pipelines.commit import Job, Unit
 from pipelines.driver import RunSettings, run_job
 from pipelines.estimate import Estimate, Probe, elsewhere, free_bytes
 from pipelines.estimate_memory import MemoryWatch, Peaks
 from pipelines.estimate_probe import Round, probe, probe_folder, spread
 from pipelines.estimate_schedule import wall_seconds
+from pipelines.outputs import as_input, read_entries, read_manifest
 from pipelines.storage import Place
 from rrt_core import index as indexes
 from schemas.errors import UserError

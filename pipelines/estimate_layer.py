@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from pipelines import extract, layers, retry
-from pipelines.commit import Job, Unit, read_manifest, read_marker
+from pipelines.commit import Job, Unit, read_marker
 from pipelines.driver import RunSettings
 from pipelines.estimate import Estimate, Probe, elsewhere, free_bytes
 from pipelines.estimate_disk import Kind, bookkeeping, local_files
 from pipelines.estimate_probe import WISHED, Round, probe, rounds, spread
 from pipelines.estimate_sample import images_a_unit
 from pipelines.estimate_schedule import wall_seconds
+from pipelines.outputs import read_manifest
 from pipelines.plan import refuse_other_recipe
 from pipelines.storage import Place
 from pipelines.stores import Store

@@ -10,13 +10,14 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from pipelines import search
-from pipelines.commit import Unit, read_entries, read_manifest, read_marker
+from pipelines.commit import Unit, read_marker
 from pipelines.driver import RunSettings, run_job
 from pipelines.estimate import Estimate, Probe, elsewhere, free_bytes
 from pipelines.estimate_disk import bookkeeping
 from pipelines.estimate_probe import probe, probe_folder
 from pipelines.estimate_sample import SEED
 from pipelines.estimate_schedule import wall_seconds
+from pipelines.outputs import read_entries, read_manifest
 from pipelines.storage import Place
 from schemas.manifest import Manifest
 

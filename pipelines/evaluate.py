@@ -14,10 +14,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.commit import Attempt, Job, Unit, UnitWorker, as_input, require_manifest
+from pipelines.commit import Attempt, Job, Unit, UnitWorker
 from pipelines.driver import RunSettings, run_job
 from pipelines.ensemble import Asked, read_asked, read_scored, refuse_other_truth, refuse_where_tuned, require_scores
 from pipelines.options import option
+from pipelines.outputs import as_input, require_manifest
 from pipelines.rerank import read_ranking
 from pipelines.search import read_shortlist_part, shortlist_files
 from pipelines.storage import Place

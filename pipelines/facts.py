@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pipelines.commit import read_manifest
+from pipelines.outputs import read_manifest
 from pipelines.report_page import FactGroup
 from pipelines.storage import Place
 from schemas.manifest import Manifest

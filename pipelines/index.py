@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.commit import Attempt, Job, Unit, UnitWorker, as_input, read_entries
+from pipelines.commit import Attempt, Job, Unit, UnitWorker
 from pipelines.driver import RunSettings, run_job
 from pipelines.options import option
+from pipelines.outputs import as_input, read_entries
 from pipelines.storage import Place
 from pipelines.stores import PartFiles, Store, open_stores
 from rrt_core import index as indexes
@@ -239,7 +240,7 @@ class Merge(_IndexWorker):
 
 def open_search(url: str) -> tuple[Manifest, list[str]]:
     """The manifest of an index and the names of its search files. Raises UserError."""
-    from pipelines.commit import require_manifest
+    from pipelines.outputs import require_manifest
 
     manifest = require_manifest(f"{url}/search", "index", "index")
     return manifest, [entry.name for entry in read_entries(f"{url}/search")]

@@ -19,12 +19,13 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from pipelines.archive_images import ArchiveImages, Listed, archive_url
-from pipelines.commit import Attempt, Job, Unit, UnitWorker, read_manifest, require_manifest
+from pipelines.commit import Attempt, Job, Unit, UnitWorker
 from pipelines.describe import Describer, Item
 from pipelines.describe_units import local_row, read_rotation, write_locals
 from pipelines.describing import ISOLATE_FROM, batched, isolated
 from pipelines.driver import RunSettings, run_job
 from pipelines.locals_reader import LocalsFile
+from pipelines.outputs import read_manifest, require_manifest
 from pipelines.plan import planned_units
 from pipelines.plan_images import read_slice
 from pipelines.rerank import reranked_rows, truth_of

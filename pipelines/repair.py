@@ -18,10 +18,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.commit import PIECES, Job, read_manifest, software_versions
+from pipelines.commit import PIECES, Job, software_versions
 from pipelines.driver import JobFailed, RunSettings, run_job
 from pipelines.findings import COMMAND, REDO, Findings
 from pipelines.options import option
+from pipelines.outputs import read_manifest
 from pipelines.plan import JOB_NAME, PLAN_NAME, differences, planned_units
 from pipelines.storage import Place
 from pipelines.stores import LAYERS

@@ -13,12 +13,13 @@ import pyarrow.parquet as pq
 from PIL import Image as PillowImage
 
 from pipelines.archived_pictures import archived_pictures
-from pipelines.commit import Attempt, Job, Unit, UnitWorker, as_input, read_manifest, require_manifest
+from pipelines.commit import Attempt, Job, Unit, UnitWorker
 from pipelines.describe import read_location
 from pipelines.driver import RunSettings, run_job
 from pipelines.evaluate import TITLES, evaluation_place, read_metrics
 from pipelines.facts import fact_groups
 from pipelines.options import option
+from pipelines.outputs import as_input, read_manifest, require_manifest
 from pipelines.report_page import (
     Label,
     MetricsRow,

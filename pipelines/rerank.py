@@ -16,10 +16,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.commit import Attempt, Job, Unit, UnitWorker, as_input, read_entries, require_manifest
+from pipelines.commit import Attempt, Job, Unit, UnitWorker
 from pipelines.driver import RunSettings, run_job
 from pipelines.locals_reader import LocalsReader
 from pipelines.options import option
+from pipelines.outputs import as_input, read_entries, require_manifest
 from pipelines.search import queries_in, read_shortlist_part, shortlist_files, split_by_query
 from pipelines.storage import Place
 from pipelines.stores import Gallery, Store, open_stores

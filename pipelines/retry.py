@@ -16,8 +16,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipelines.commit import Job, Unit, read_manifest, read_marker
+from pipelines.commit import Job, Unit, read_marker
 from pipelines.driver import RunSettings, run_job
+from pipelines.outputs import read_manifest
 from pipelines.plan import refuse_other_recipe
 from pipelines.plan_images import IMAGES_NAME, images_file
 from pipelines.storage import Place

@@ -15,10 +15,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.commit import Attempt, Job, Unit, UnitWorker, as_input, read_entries, require_manifest
+from pipelines.commit import Attempt, Job, Unit, UnitWorker
 from pipelines.driver import RunSettings, run_job
 from pipelines.index import open_search, read_search_file
 from pipelines.options import option
+from pipelines.outputs import as_input, read_entries, require_manifest
 from pipelines.storage import Place
 from pipelines.stores import Gallery, Store, open_stores
 from rrt_core import index as indexes

@@ -6,7 +6,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from pipelines.commit import Job, Unit, counted
+from pipelines.commit import Job, Unit
+from pipelines.outputs import counted
 from schemas.errors import UserError
 from schemas.manifest import Counts, Marker
 

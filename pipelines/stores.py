@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipelines.commit import as_input, read_manifest, require_manifest
+from pipelines.outputs import as_input, read_manifest, require_manifest
 from pipelines.storage import Place
 from schemas import global_descriptors
 from schemas.errors import UserError

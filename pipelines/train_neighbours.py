@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipelines.commit import require_manifest
+from pipelines.outputs import require_manifest
 from pipelines.search import read_shortlist_part, shortlist_files
 from pipelines.train_records import Records, save_rows
 from rrt_core.mining import NONE, nearest

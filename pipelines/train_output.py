@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from pipelines.commit import Job, write_manifest
+from pipelines.commit import Job
+from pipelines.outputs import write_manifest
 from pipelines.progress import Progress
 from pipelines.storage import Place, sha256_file
 from pipelines.train import STAGE

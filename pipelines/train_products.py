@@ -21,9 +21,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipelines.commit import Job, Unit, is_whole, read_manifest, software_versions, write_manifest
+from pipelines.commit import Job, Unit, software_versions
 from pipelines.driver import RunSettings
 from pipelines.options import option
+from pipelines.outputs import is_whole, read_manifest, write_manifest
 from pipelines.progress import Progress, duration
 from pipelines.storage import Place, sha256_file
 from rrt_core.checkpoints import PRODUCTS, load_checkpoint, save_checkpoint

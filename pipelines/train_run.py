@@ -18,7 +18,8 @@ import numpy as np
 import torch
 
 from pipelines import stopping
-from pipelines.commit import Job, as_input, is_whole, read_manifest
+from pipelines.commit import Job
+from pipelines.outputs import as_input, is_whole, read_manifest
 from pipelines.plan import refuse_other_recipe, refuse_to_empty, write_plan
 from pipelines.processes import limit_threads
 from pipelines.progress import Progress

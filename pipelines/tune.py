@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.commit import Job, as_input, require_manifest
+from pipelines.commit import Job
 from pipelines.driver import RunSettings
 from pipelines.ensemble import ScoredList, extractor_of, read_scored, refuse_other_truth, require_scores
 from pipelines.options import option
+from pipelines.outputs import as_input, require_manifest
 from pipelines.plan import refuse_other_recipe
 from pipelines.storage import Place
 from pipelines.truth import Truth, truth_input

@@ -17,9 +17,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.commit import PIECES, Unit, counted
+from pipelines.commit import PIECES, Unit
 from pipelines.describe_units import LAYER, ROTATION_NAME
 from pipelines.findings import COMMAND, REWRITE, Findings, Leftover, Problem
+from pipelines.outputs import counted
 from pipelines.plan import JOB_NAME, PLAN_NAME
 from pipelines.plan_images import IMAGES_NAME, SOURCE_NAME
 from pipelines.storage import Place

@@ -28,6 +28,7 @@ IMAGE_LIST = pa.schema(
 _RASTER = ("jpg", "jpeg", "jpe", "jfif", "png", "webp", "gif", "bmp", "dib", "tif", "tiff", "ppm", "pgm", "pbm", "jp2")
 SUFFIXES = frozenset(f".{name}" for name in (*_RASTER, "avif"))  # of names that are taken for images, lower case
 
+_TO_ENCODE = re.compile("[%#\x00-\x1f\x7f-\x9f\udc80-\udcff]")
 _ENCODED = re.compile(rb"%([0-9A-F]{2})")
 _BOX = re.compile(r"#(-?[0-9.e+-]+),(-?[0-9.e+-]+),(-?[0-9.e+-]+),(-?[0-9.e+-]+)$")
 
@@ -36,6 +37,8 @@ def encode_name(name: str | bytes) -> str:
     """A file name as id text: ``%``, ``#``, control characters and undecodable bytes percent-encoded."""
     raw = os.fsencode(name) if isinstance(name, str) else name
     text = raw.decode("utf-8", "surrogateescape")
+    if not _TO_ENCODE.search(text):  # nearly all names
+        return text
     pieces = []
     for character in text:
         code = ord(character)

@@ -15,8 +15,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines import extract
-from pipelines.commit import Job, write_manifest
+from pipelines.commit import Job
 from pipelines.driver import RunSettings
+from pipelines.outputs import write_manifest
 from pipelines.plan import planned_units
 from pipelines.storage import Place
 from rrt_core.extractors import Description

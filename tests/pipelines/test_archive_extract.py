@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines import extract, index, rerank, search
-from pipelines.commit import read_manifest
 from pipelines.driver import JobFailed, RunSettings
+from pipelines.outputs import read_manifest
 from pipelines.run import run_config
 from pipelines.storage import Place
 from pipelines.stores import Store

@@ -11,10 +11,10 @@ import pytest
 from PIL import Image
 
 from pipelines import extract, index, rerank, search
-from pipelines.commit import read_entries
 from pipelines.driver import RunSettings
 from pipelines.locals_reader import LocalsReader
 from pipelines.options import build
+from pipelines.outputs import read_entries
 from pipelines.storage import Place
 from pipelines.stores import Gallery, Store
 from schemas.errors import UserError

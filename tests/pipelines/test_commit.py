@@ -12,19 +12,9 @@ from typing import Any
 
 import pytest
 
-from pipelines.commit import (
-    Attempt,
-    Job,
-    Unit,
-    do_unit,
-    is_whole,
-    marker_name,
-    read_manifest,
-    read_marker,
-    require_manifest,
-    write_manifest,
-)
+from pipelines.commit import Attempt, Job, Unit, do_unit, marker_name, read_marker
 from pipelines.driver import RunSettings, run_job
+from pipelines.outputs import is_whole, read_manifest, require_manifest, write_manifest
 from pipelines.plan import write_plan
 from pipelines.storage import Place
 from schemas.errors import UserError

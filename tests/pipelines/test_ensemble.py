@@ -17,10 +17,10 @@ import pytest
 
 from pipelines import evaluate, report, rerank, tune
 from pipelines.cli import main
-from pipelines.commit import read_entries
 from pipelines.driver import RunSettings
 from pipelines.ensemble import read_asked, read_scored
 from pipelines.options import build
+from pipelines.outputs import read_entries
 from pipelines.rerank import read_ranking
 from pipelines.run import run_config
 from pipelines.search import read_shortlist_part, shortlist_files

@@ -17,11 +17,11 @@ from scipy.io import savemat
 
 from pipelines import evaluate, import_store, index, report, rerank, search
 from pipelines.cli import main
-from pipelines.commit import read_entries
 from pipelines.driver import RunSettings
 from pipelines.extract import failure_rows
 from pipelines.locals_reader import LocalsReader
 from pipelines.options import build
+from pipelines.outputs import read_entries
 from pipelines.sources import SourceSpec, list_images
 from pipelines.storage import Place
 from pipelines.stores import Gallery, Store

@@ -12,10 +12,10 @@ import pytest
 from PIL import Image
 
 from pipelines import evaluate, extract, index, report, rerank, search
-from pipelines.commit import read_entries
 from pipelines.driver import RunSettings
 from pipelines.locals_reader import LocalsReader
 from pipelines.options import build
+from pipelines.outputs import read_entries
 from pipelines.run import run_config
 from pipelines.storage import Place
 from pipelines.stores import Gallery, Store

@@ -452,7 +452,7 @@ def test_remote_places(made: Path) -> None:
 
 def test_a_training_output_has_no_units(tmp_path: Path) -> None:
     """Weights have a manifest and a parts table, but neither plan nor markers."""
-    from pipelines.commit import write_manifest
+    from pipelines.outputs import write_manifest
     from pipelines.storage import Place
     from schemas.manifest import FileEntry
 
