@@ -6,7 +6,6 @@ import io
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from hashlib import sha256
 from itertools import islice
 from typing import Any
@@ -57,6 +56,7 @@ class DescribeUnit(UnitWorker):
         super().__init__(job)
         self.options = job.settings
         self.describer = Describer(self.options)
+        self.lists: dict[str, Listed] = {}
         self.rotation = read_rotation(Place(job.settings["out"]), self.options, self.describer.extractor.local_dim)
 
     def do(self, unit: Unit, attempt: Attempt) -> Counts:
@@ -80,7 +80,7 @@ class DescribeUnit(UnitWorker):
         """Stream an archive once; what an earlier attempt committed of it is passed over without decoding."""
         payload = unit.payload
         source, size = str(payload["source"]), int(payload["rows"])
-        listed = _listed(attempt.place.url, source) if payload["listed"] else None
+        listed = self._listed(attempt.place, source) if payload["listed"] else None
         only = _ids(attempt.place, payload["again"]) if payload.get("again") else None
         url = archive_url(attempt.place, int(payload["archive"]))
         images = ArchiveImages(url, source, payload["prefix"], listed, only)
@@ -111,6 +111,11 @@ class DescribeUnit(UnitWorker):
         if listed:
             attempt.summary = {"unlisted": unlisted}
         return counts
+
+    def _listed(self, place: Place, source: str) -> Listed:
+        if source not in self.lists:
+            self.lists[source] = Listed(place, source)
+        return self.lists[source]
 
     def _missing(self, unit: Unit, attempt: Attempt) -> Counts:
         """A failed row for each image that a list names and no archive held."""
@@ -204,11 +209,6 @@ def _digest(item: Item) -> str:
 def _fingerprint(rows: Iterable[tuple[str, str]]) -> str:
     """One hash of record ids and SHA-256 of their files."""
     return sha256_text(canonical_json(list(rows)))
-
-
-@cache
-def _listed(url: str, source: str) -> Listed:
-    return Listed(Place(url), source)
 
 
 def _ids(place: Place, name: str) -> frozenset[str]:
