@@ -11,6 +11,7 @@ import time
 
 PARENT_VARIABLE = "RRT_PARENT_PID"
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+PRIMITIVES = "64"  # oneDNN's compiled layers kept: at its 1,024, one per layer and picture shape, a worker grows by half
 
 
 def die_with_parent(parent: int | None = None) -> None:
@@ -35,7 +36,9 @@ def _watch(parent: int) -> None:
 
 def thread_environment(threads: int) -> dict[str, str]:
     """Environment for a process that shall compute with this many threads; to be set before its imports."""
-    return {name: str(threads) for name in THREAD_VARIABLES}
+    variables = {name: str(threads) for name in THREAD_VARIABLES}
+    primitives = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
+    return {**variables, primitives: os.environ.get(primitives, PRIMITIVES)}
 
 
 def limit_threads(threads: int) -> None:
