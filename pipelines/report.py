@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import posixpath
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -84,7 +85,7 @@ def run(options: Options, settings: RunSettings) -> Manifest:
     return run_job(
         Job(
             stage=STAGE,
-            output=f"{options.out}/report",
+            output=report_place(options.out, options.ensemble),
             worker="pipelines.report:MakeReport",
             recipe=recipe,
             inputs=inputs,
@@ -95,6 +96,13 @@ def run(options: Options, settings: RunSettings) -> Manifest:
         ),
         settings,
     )
+
+
+def report_place(url: str, ensemble: Sequence[str]) -> str:
+    """Where a run's page lies, that of an ensemble beside the plain one. Raises UserError."""
+    if not ensemble:
+        return f"{url}/report"
+    return f"{url}/ensemble-report/{posixpath.basename(evaluation_place(url, ensemble))}"
 
 
 Lists = dict[str, pa.Table]  # query id -> its ranking
@@ -311,6 +319,6 @@ class Pictures:
 
 def summarise(options: Options, _: Manifest) -> None:
     """Say where the page lies."""
-    place = Place(f"{options.out}/report")
+    place = Place(report_place(options.out, options.ensemble))
     if read_manifest(place) is not None:
         print(f"Report: {place.url}/report.html")

@@ -148,7 +148,8 @@ def run_config(config: dict[str, Any], where: str, settings: RunSettings) -> dic
         evaluate.run(stages.evaluate, settings)
         results["metrics"] = evaluate.read_metrics(stages.evaluate.out, stages.evaluate.ensemble)
     report.run(stages.report, settings)
-    results["report"] = os.path.join(Place(f"{stages.report.out}/report").url, "report.html")
+    place = report.report_place(stages.report.out, stages.report.ensemble)
+    results["report"] = os.path.join(Place(place).url, "report.html")
     return results
 
 

@@ -423,6 +423,11 @@ def test_a_configuration_asks_for_an_ensemble_and_the_report_shows_it(
     assert "0.5 · global + 0.5 · sigmoid(0.3 · logit)" in page
     table = evaluate.metrics_table(results["metrics"])
     assert "\nensemble  " in table and table.endswith("ensemble: lambda 0.5, gamma 0.3, k 6")
+    other = run_config({**config, "evaluate": {"ensemble": [0.2, 0.3]}}, "test", SETTINGS)["report"]
+    plain = run_config({**config, "evaluate": {}}, "test", SETTINGS)["report"]
+    assert "Ensemble (λ 0.2" in Path(other).read_text().replace("\u00a0", " ")
+    assert "Ensemble" not in Path(plain).read_text()
+    assert len({results["report"], other, plain}) == 3 and Path(results["report"]).read_text() == page
 
 
 def test_the_report_of_an_ensemble_that_is_not_there_names_the_command(runs: Path) -> None:
