@@ -10,7 +10,9 @@ products of the other two folds and on 200 of photos/, and tested on the fold's 
 photographs of all products and photos/. Queries of all folds are pooled. `--inner` knows the products of folds
 1 and 2 alone: trained on those of fold 1, tested with the `val` photographs of those of fold 2.
 
-DIR keeps what is done; the same command goes on after a kill. Results: results.json and results.csv in DIR.
+DIR keeps what is done; the same command goes on after a kill. `--folds 0` and `--folds 1 2` can run side by side once
+the early maps are there; the command without it then tells the table of all.
+Results: results.json and results.csv in DIR.
 """
 
 from __future__ import annotations
@@ -140,6 +142,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--data", type=Path, default=DATA)
     parser.add_argument("--inner", action="store_true")
+    parser.add_argument("--folds", type=int, nargs="*", choices=(0, 1, 2), help="train and test these only; no table")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=JSON", help="such as joint.lr=0.0002")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default="bfloat16")
@@ -164,6 +167,7 @@ class Experiment:
     def __init__(self, arguments: argparse.Namespace, settings: dict[str, Any]) -> None:
         self.out, self.inner, self.precision = arguments.out, arguments.inner, arguments.precision
         self.settings = settings
+        self.folds = arguments.folds
         self.images = collection(arguments.data)
         self.seconds: dict[str, float] = {}
         self._logits: dict[str, dict[tuple[int, int], float]] = {}
@@ -172,10 +176,13 @@ class Experiment:
     def run(self) -> None:
         early = self.early()
         found: dict[str, list[dict[str, Any]]] = {}
-        for split in splits(self.images, self.inner, self.settings["photos"]):
+        for number, split in enumerate(splits(self.images, self.inner, self.settings["photos"])):
+            if self.folds and number not in self.folds:
+                continue
             for row in self.fold(split, early):
                 found.setdefault(row["name"], []).append(row)
-        self.report(found)
+        if not self.folds:
+            self.report(found)
 
     def early(self) -> Both:
         """The early part's output for all images: the same for all folds, since it is trained by none."""
