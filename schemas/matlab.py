@@ -6,7 +6,6 @@ import io
 from typing import Any
 
 import numpy as np
-from scipy.io import loadmat
 
 from schemas.errors import UserError
 
@@ -19,6 +18,8 @@ def load_matlab(data: bytes, place: str) -> Any:
     MATLAB counts positions from 1, its boxes from 0 (revisitop's crop_qim.m): positions are made to start at 0.
     Nothing in the file is run. Raises UserError where it is no such file.
     """
+    from scipy.io import loadmat  # a sixth of a second of every start, for what few have
+
     try:
         content = loadmat(io.BytesIO(data), simplify_cells=True, variable_names=["imlist", "qimlist", "gnd"])
         queries = content["gnd"]
