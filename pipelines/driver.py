@@ -226,10 +226,10 @@ class Loop:
             self.waiting.extend(self.last)
             self.last.clear()
         while self.waiting:
-            idle = [member for member in pool.members if not member.share]
-            if len(pool.members) - len(idle) >= wished:
+            if sum(bool(member.share) for member in pool.members) >= wished:
                 return
             stopping.pass_or_wait()
+            idle = pool.idle()
             member = idle[0] if idle else pool.start()
             left = len(self.waiting)
             size = min(MOST_A_SHARE, -(-left // (wished * SHARES_A_WORKER))) if self.local else left

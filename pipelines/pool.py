@@ -111,10 +111,7 @@ class Pool:
             member: Member = key.data
             data = os.read(key.fd, 65_536)
             if not data:
-                self.selector.unregister(key.fileobj)
-                self.members.remove(member)
-                words = _exit_words(member.process.wait())
-                _close(member)
+                words = self._part_with(member)
                 problem = "a worker process stood still" if member.stalled else f"a worker process ended with {words}"
                 ended.append(Ended(member, member.share, problem, True))
                 continue
@@ -140,13 +137,18 @@ class Pool:
     def kill(self) -> set[int]:
         """Kill all workers with their groups; gives the process ids of those that lived."""
         killed = self.signal_all()
-        for member in self.members:
-            with contextlib.suppress(KeyError, ValueError):
-                self.selector.unregister(member.process.stdout)  # type: ignore[arg-type]
-            member.process.wait()
-            _close(member)
-        self.members.clear()
+        for member in list(self.members):
+            self._part_with(member)
         return killed
+
+    def _part_with(self, member: Member) -> str:
+        """Take out a worker that ended or was killed; gives how it ended."""
+        with contextlib.suppress(KeyError, ValueError):
+            self.selector.unregister(member.process.stdout)  # type: ignore[arg-type]
+        self.members.remove(member)
+        words = _exit_words(member.process.wait())
+        _close(member)
+        return words
 
     def signal_all(self) -> set[int]:
         """SIGKILL to all groups, without waiting: fit for another thread than the pool's own."""
@@ -159,10 +161,15 @@ class Pool:
 
     def retire_large(self) -> None:
         """End idle workers that hold much memory."""
-        for member in list(self.members):
-            with contextlib.suppress(psutil.Error):
+        for member in self.idle():
+            with contextlib.suppress(psutil.Error, ProcessLookupError):
                 if psutil.Process(member.pid).memory_info().rss > LARGE:
                     os.killpg(member.pid, signal.SIGKILL)
+                    self._part_with(member)
+
+    def idle(self) -> list[Member]:
+        """Living workers without a share; one that died is no longer among them, though `wait` has yet to tell."""
+        return [member for member in self.members if not member.share and member.process.poll() is None]
 
     def remove_folder(self) -> None:
         """Remove the log and what workers left in their temporary folder."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -74,6 +75,22 @@ def test_a_users_mistake_ends_the_job_at_once(tmp_path: Path) -> None:
         made(tmp_path, "wait", "user_error")
     assert time.monotonic() - started < 30, "the unit that waits an hour is not waited for"
     assert list((tmp_path / "out/attempts").iterdir()) == [], "nothing speaks against the unit that was killed"
+
+
+@pytest.mark.parametrize("ended_by", ["retired as too large", "killed while idle"])
+def test_workers_that_ended_between_two_jobs_are_not_given_shares(
+    ended_by: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = RunSettings(workers=4)
+    monkeypatch.setattr(pool, "LARGE", 1 if ended_by.startswith("retired") else pool.LARGE)
+    run_job(faulty_job(f"{tmp_path}/first", *["ok"] * 12), settings)
+    assert pool._pool is not None
+    if ended_by.startswith("retired"):
+        assert pool._pool.members == []
+    for member in pool._pool.members:
+        os.kill(member.pid, signal.SIGKILL)
+        member.process.wait()
+    assert run_job(faulty_job(f"{tmp_path}/second", *["ok"] * 12), settings).counts.succeeded == 36
 
 
 def test_a_worker_that_stands_still_is_replaced(tmp_path: Path) -> None:
