@@ -7,6 +7,7 @@ SavedModel gives is not written. TensorFlow (extra `convert`) is needed here alo
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -111,12 +112,13 @@ def summarise(options: Options, converted: Converted) -> None:
 def threshold_of(options: Options) -> float:
     """The threshold given, or that of the published model named or told by the folder's name. Raises UserError."""
     if options.threshold is not None:
+        if not math.isfinite(options.threshold):
+            raise UserError(f"convert-delg: --threshold is {options.threshold}; it must be a number.")
         return options.threshold
     if options.published:
         return THRESHOLDS[options.published]
     name = Path(options.model).resolve().name
-    # longest first: r50delg_gld begins r50delg_gldv2clean
-    told = [known for known in sorted(THRESHOLDS, key=len, reverse=True) if name.startswith(known)]
+    told = [known for known in THRESHOLDS if name == known or name.startswith(f"{known}_")]  # a date follows
     if not told:
         raise UserError(
             f"The folder {options.model} is not named as a published model, so the threshold of its attention is "

@@ -6,6 +6,7 @@ is written last: a folder without it is not whole, and a second command with the
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -25,6 +26,7 @@ from schemas.exporters.arrays import GrowingArray
 
 NAME, SCHEMA = "export.json", "rrt-export/1"
 IMAGES_READ = 256  # whose local descriptors are in memory
+LOCAL_ARRAYS = ("descriptor", "xy", "scale", "strength", "offset")
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,7 @@ def _made(place: Place) -> dict[str, Any] | None:
 def _ours(place: Place) -> bool:
     """Whether nothing but what a killed export leaves is there."""
     names = {name.removesuffix(".tmp") for name in os.listdir(place.root) if not name.startswith(".")}
+    names = {name for name in names if not name.startswith(f"{NAME}.")}  # its temporary name
     return names <= {"globals.npy", "record_ids.txt", "locals"}
 
 
@@ -88,6 +91,11 @@ def _export(store: Store, place: Place, options: Options, asked: dict[str, Any])
     rows = store.manifest.counts.succeeded
     globals_ = GrowingArray(root / "globals.npy", (rows, store.dimension), "<f4")
     ids = root / "record_ids.txt"
+    for name in LOCAL_ARRAYS:  # those of an export that is made again must not stand beside other globals
+        (root / "locals" / f"{name}.npy").unlink(missing_ok=True)
+    if not options.locals:
+        with contextlib.suppress(OSError):  # it is not there, or holds files of something else
+            (root / "locals").rmdir()
     flat = _open_locals(store, root / "locals") if options.locals else {}
     end = 0
     with open(f"{ids}.tmp", "w", encoding="utf-8", newline="\n") as names:

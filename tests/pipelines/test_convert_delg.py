@@ -226,6 +226,11 @@ def test_thresholds_are_told_by_name() -> None:
     assert threshold_of(_options(model="r101delg_gld_20200814", threshold=3.0)) == 3.0
     with pytest.raises(UserError, match="give --published"):
         threshold_of(_options())
+    for other in ("r50delg_gldv2full_2021", "r101delg_gldv2"):
+        with pytest.raises(UserError, match="give --published"):
+            threshold_of(_options(model=other))
+    with pytest.raises(UserError, match="must be a number"):
+        threshold_of(_options(threshold=float("nan")))
 
 
 # Files -------------------------------------------------------------------------------------------

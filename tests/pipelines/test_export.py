@@ -95,6 +95,17 @@ def test_what_a_killed_export_leaves_is_written_anew(store: Path, tmp_path: Path
     exported(store, tmp_path / "e")
     assert (tmp_path / "e" / "globals.npy").read_bytes() == whole
     assert json.loads((tmp_path / "e" / "export.json").read_text())["rows"] == 31
+    (tmp_path / "e" / "export.json").rename(tmp_path / "e" / "export.json.0123abcd.tmp")  # killed while it was written
+    exported(store, tmp_path / "e")
+    assert (tmp_path / "e" / "globals.npy").read_bytes() == whole
+
+
+def test_locals_of_an_export_made_again_without_them_are_removed(store: Path, tmp_path: Path) -> None:
+    exported(store, tmp_path / "e", locals=True)
+    (tmp_path / "e" / "locals" / "notes.txt").write_text("mine")
+    given = build(export.Options, {"store": str(store), "out": str(tmp_path / "e")}, "test")
+    export.run(given, export.Settings(overwrite=True))
+    assert [path.name for path in (tmp_path / "e" / "locals").iterdir()] == ["notes.txt"]
 
 
 def test_locals_that_are_not_there(tmp_path: Path) -> None:
