@@ -18,7 +18,14 @@ from pipelines.estimate import free_bytes
 from pipelines.estimate_table import byte_text
 from pipelines.options import option
 from pipelines.plan import planned_units
-from pipelines.plan_images import Planned, list_sources, read_planned
+from pipelines.plan_images import (
+    Planned,
+    list_sources,
+    read_planned,
+    repeated_places,
+    rows_per_part,
+    rows_that_fit,
+)
 from pipelines.rotation import make_rotation
 from pipelines.sources import SourceSpec, check_sources, read_sources
 from pipelines.storage import Place
@@ -29,9 +36,8 @@ from schemas.failures import FailureRow
 from schemas.manifest import Manifest, sha256_text
 from schemas.shortlist import ROWS_A_PART
 
-PART_BYTES = 256_000_000
 WORTH_SAYING = 1_000_000_000  # bytes
-PARTS_WISHED = 16  # small stores are cut finer, so that workers share them and little is lost on a kill
+MOST_SECONDS = 86_400.0  # for an image
 ARCHIVE_ROWS = 512  # images a part of an archive: as much is lost on a kill
 
 
@@ -75,7 +81,10 @@ class Options:
     rows_per_part: int = option("images a part; 0 chooses (at most 4,096 and 256 MB)", 0)
     max_pixels: int = option("images with more pixels are refused, as failed rows", 100_000_000)
     min_side: int = option("images with a shorter side are refused, as failed rows", 10)
-    image_seconds: float = option("an image that takes longer is given up, as a failed row", 300.0)
+    image_seconds: float = option(
+        "an image that takes longer to decode, or to describe, is given up, as a failed row; below --stall-minutes",
+        300.0,
+    )
     decoders: int = option("threads of a worker that read and decode ahead of the model", 2)
     max_failures: str = option("end when more images fail: a number, or per cent of all such as 5%", "")
     retry_failed: bool = option("describe the failed images of the finished store once more", False)
@@ -83,6 +92,7 @@ class Options:
 
 def run(options: Options, settings: RunSettings) -> Manifest:
     """Make (or finish, or skip) the store, or add to it. Raises UserError and driver.JobFailed."""
+    check_seconds(options, settings)
     if options.locals_for:
         _refuse_other_sources(options)
         return layers.run(asdict(options), settings)
@@ -116,6 +126,7 @@ def _say_disk(job: Job) -> None:
 
 def plan(options: Options, settings: RunSettings) -> tuple[Job, dict[str, bytes]]:
     """The job, and its plan's files where the images were listed just now: lists once, cuts them into parts."""
+    check_seconds(options, settings)
     specs = _specs(options)
     extractor = create(options.extractor, **options.extractor_option)
     place = Place(options.out)
@@ -166,13 +177,21 @@ def plan(options: Options, settings: RunSettings) -> tuple[Job, dict[str, bytes]
     return job, files
 
 
+def check_seconds(options: Options, settings: RunSettings) -> None:
+    """Raise UserError where a worker that waits for an image would be taken for one that stands still."""
+    most = min(60 * settings.stall_minutes, MOST_SECONDS)
+    if not 0 < options.image_seconds < most:
+        raise UserError(
+            f"extract: --image-seconds is {options.image_seconds:g}; it must be above 0 and below {most:g}, the "
+            f"seconds of --stall-minutes {settings.stall_minutes:g} (a day at most)"
+        )
+
+
 def _specs(options: Options) -> list[SourceSpec]:
     """The sources that the options name. Raises UserError."""
     for name, value, least in (("decoders", options.decoders, 1), ("max-locals", options.max_locals, 0)):
         if value < least:
             raise UserError(f"extract: --{name} is {value}; it must be at least {least}")
-    if not options.image_seconds > 0:
-        raise UserError(f"extract: --image-seconds is {options.image_seconds}; it must be above 0")
     if options.take and not options.ground_truth and not options.sources:
         raise UserError("extract: --take without --ground-truth; name the ground truth")
     if options.ground_truth and not options.take:
@@ -217,7 +236,7 @@ def _units(planned: Planned, rows: int, archive_rows: int) -> list[Unit]:
     stride = len(planned.archives) + 1
     number = len(planned.archives)
     units = []
-    repeated = _repeated(planned.ids)
+    repeated = repeated_places(planned.ids)
     for start in range(0, len(planned.ids), rows):
         ids = planned.ids[start : start + rows]
         again = [row for row in range(len(ids)) if start + row in repeated]
@@ -253,12 +272,6 @@ def identity_of(extractor: Extractor) -> dict[str, Any]:
     }
 
 
-def _repeated(names: Sequence[str]) -> set[int]:
-    """Places of the ids that stand earlier in the source already."""
-    first: dict[str, int] = {}
-    return {place for place, name in enumerate(names) if first.setdefault(name, place) != place}
-
-
 def _bytes_an_image(options: Options, extractor: Extractor) -> int:
     """Bytes on disk of an image's descriptors, at most."""
     kind = global_descriptors.DTYPES[options.global_dtype].itemsize
@@ -270,13 +283,12 @@ def _bytes_an_image(options: Options, extractor: Extractor) -> int:
 
 
 def _rows_per_part(options: Options, an_image: int, images: int) -> tuple[int, int]:
-    """(images a part, the most that fit): at most 4,096 rows and 256 MB; a small source is cut into about 16 parts."""
+    """(images a part of the listing, the most that fit into a part)."""
     if options.rows_per_part:
         if not 1 <= options.rows_per_part <= ROWS_A_PART:
             raise UserError(f"extract: --rows-per-part is {options.rows_per_part}; it must lie in 1 .. {ROWS_A_PART}")
         return options.rows_per_part, options.rows_per_part
-    most = max(1, min(ROWS_A_PART, PART_BYTES // an_image))
-    return max(1, min(most, max(32, -(-images // PARTS_WISHED)))), most
+    return rows_per_part(an_image, images), rows_that_fit(an_image)
 
 
 def failure_rows(store: Place, names: Sequence[str]) -> list[FailureRow]:

@@ -6,7 +6,6 @@ and writes the part. What cannot be taken is a failed row with its reason (docs/
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -14,19 +13,28 @@ from functools import partial
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipelines.commit import Attempt, Job, Unit, UnitWorker
+from pipelines.describe_units import LAYER
 from pipelines.driver import RunSettings, run_job
 from pipelines.import_inputs import Inputs, describe_inputs
 from pipelines.import_readers import ImportedImage, Reader, open_reader
 from pipelines.options import option
+from pipelines.plan_images import (
+    IMAGES_NAME,
+    images_file,
+    read_rows,
+    read_slice,
+    repeated_places,
+    rows_per_part,
+    table_file,
+)
 from pipelines.storage import Place
 from schemas import failures, global_descriptors, local_descriptors
 from schemas.errors import UserError
 from schemas.failures import FailureRow
 from schemas.global_descriptors import GlobalRow
-from schemas.image_list import ImageReference, image_table, references_of
+from schemas.image_list import ImageReference
 from schemas.importers import Unusable, arrays, delg
 from schemas.local_descriptors import LocalRow
 from schemas.manifest import Counts, Manifest, sha256_text
@@ -35,9 +43,6 @@ from schemas.shortlist import ROWS_A_PART
 STAGE = "import"
 FORMATS = ("delg", "ames", "npy", "npz", "mat", "clip")
 ENTRIES = "plan/entries.parquet"
-LAYER = "full"  # this and the sizes are those of `extract`
-PART_BYTES = 256_000_000
-PARTS_WISHED = 16
 
 
 @dataclass(frozen=True)
@@ -88,7 +93,7 @@ def plan(options: Options) -> tuple[Job, dict[str, bytes]]:
     names = [reference.record_id for reference in inputs.references]
     rows = _rows_per_part(options, inputs)
     units = []
-    repeated = _repeated(names)
+    repeated = repeated_places(names)
     for part, start in enumerate(range(0, len(names), rows)):
         ids = names[start : start + rows]
         again = [row for row in range(len(ids)) if start + row in repeated]
@@ -173,33 +178,21 @@ def _extractor(options: Options, inputs: Inputs) -> dict[str, Any]:
     }
 
 
-def _repeated(names: Sequence[str]) -> set[int]:
-    """Places of the ids that stand earlier already."""
-    first: dict[str, int] = {}
-    return {place for place, name in enumerate(names) if first.setdefault(name, place) != place}
-
-
 def _rows_per_part(options: Options, inputs: Inputs) -> int:
-    """As `extract`: at most 4,096 rows and 256 MB a part; a small input in about 16 parts of 32 images or more."""
+    """Images a part: as many as are asked for, else as `extract` has them."""
     if options.rows_per_part:
         return options.rows_per_part
     a_local = local_descriptors.bytes_a_local(inputs.local_dim, options.local_dtype) if inputs.local_dim else 0
-    most = max(1, min(ROWS_A_PART, PART_BYTES // (4 * inputs.global_dim + options.max_locals * a_local)))
-    return max(1, min(most, max(32, -(-len(inputs.references) // PARTS_WISHED))))
+    return rows_per_part(4 * inputs.global_dim + options.max_locals * a_local, len(inputs.references))
 
 
 def _plan_files(inputs: Inputs) -> dict[str, bytes]:
     """The table of images, and for DELG the stem of each one's files; null where there is none."""
-    files = {"plan/images.parquet": image_table(inputs.references)}
+    files = {IMAGES_NAME: images_file(inputs.references)}
     if inputs.stems is not None:
         stems = [None if stem is None else os.fsencode(stem) for stem in inputs.stems]
-        files[ENTRIES] = pa.table({"stem": pa.array(stems, pa.binary())})
-    written = {}
-    for name, table in files.items():
-        buffer = io.BytesIO()
-        pq.write_table(table, buffer, row_group_size=ROWS_A_PART)
-        written[name] = buffer.getvalue()
-    return written
+        files[ENTRIES] = table_file(pa.table({"stem": pa.array(stems, pa.binary())}))
+    return files
 
 
 class ImportPart(UnitWorker):
@@ -220,12 +213,10 @@ class ImportPart(UnitWorker):
     def do(self, unit: Unit, attempt: Attempt) -> Counts:
         """Import the part and hand over its files."""
         start, count = unit.payload["start"], unit.inputs
-        references = references_of(_rows_of(attempt.place, "plan/images.parquet", start, count))
-        if sha256_text("\n".join(reference.record_id for reference in references)) != unit.payload["ids"]:
-            raise UserError(f"{attempt.place.url}/plan/images.parquet is not what the plan says; give --overwrite")
+        references = read_slice(attempt.place, unit)
         stems: list[bytes | None] = []
         if self.options["format"] == "delg":
-            stems = _rows_of(attempt.place, ENTRIES, start, count).column("stem").to_pylist()
+            stems = read_rows(attempt.place, ENTRIES, start, count).column("stem").to_pylist()
         repeated = set(unit.payload["repeated"])
         rows: list[GlobalRow] = []
         kept: list[LocalRow] = []
@@ -274,14 +265,6 @@ class ImportPart(UnitWorker):
         path = attempt.path("failures.parquet")
         failures.write_part(path, lost)
         attempt.add(path, f"failures/{unit.name}.parquet", len(lost))
-
-
-def _rows_of(place: Place, name: str, start: int, count: int) -> pa.Table:
-    """A slice of a plan's table; reads only the row groups that hold it."""
-    with place.fs.open(place.path(name), "rb") as stream:
-        first, last = start // ROWS_A_PART, (start + count - 1) // ROWS_A_PART
-        table = pq.ParquetFile(stream).read_row_groups(list(range(first, last + 1)))
-    return table.slice(start - first * ROWS_A_PART, count)
 
 
 def _global_row(reference: ImageReference, image: ImportedImage | None) -> GlobalRow:

@@ -1,4 +1,7 @@
-"""The plan of what a store describes: listed images and archives, written once, read by reruns and workers."""
+"""The plan of what a store describes: listed images and archives, written once, read by reruns and workers.
+
+`extract` and `import` cut it into parts alike.
+"""
 
 from __future__ import annotations
 
@@ -27,6 +30,8 @@ from schemas.shortlist import ROWS_A_PART
 
 IMAGES_NAME = "plan/images.parquet"
 SOURCE_NAME = "plan/source.json"
+PART_BYTES = 256_000_000
+PARTS_WISHED = 16  # small stores are cut finer, so that workers share them and little is lost on a kill
 
 
 @dataclass(frozen=True)
@@ -102,12 +107,12 @@ def list_sources(specs: Sequence[SourceSpec]) -> tuple[Planned, dict[str, bytes]
         urls += [url if "://" in url else os.path.abspath(os.path.expanduser(url)) for url in found]
         if spec.list:
             listed += [(spec.name, encode_name(name)) for name in listed_names(spec)]
-    files = {IMAGES_NAME: _parquet(image_table(references))}
+    files = {IMAGES_NAME: images_file(references)}
     if archives:
-        files[ARCHIVES_NAME] = _parquet(pa.table({"url": urls}, schema=ARCHIVES))
+        files[ARCHIVES_NAME] = table_file(pa.table({"url": urls}, schema=ARCHIVES))
     if listed:
         columns = {"source": [source for source, _ in listed], "name": [name for _, name in listed]}
-        files[LISTED_NAME] = _parquet(pa.table(columns, schema=LISTED))
+        files[LISTED_NAME] = table_file(pa.table(columns, schema=LISTED))
     ids = [reference.record_id for reference in references]
     hashed = sha256_text("\n".join(f"{source}\0{name}" for source, name in listed)) if listed else ""
     planned = Planned(ids, tuple(archives), hashed, len(listed))
@@ -124,30 +129,52 @@ def list_sources(specs: Sequence[SourceSpec]) -> tuple[Planned, dict[str, bytes]
 
 def read_slice(place: Place, unit: Unit) -> Sequence[ImageReference]:
     """The unit's slice of the plan; reads only the row groups that hold it."""
-    name, start, rows = unit.payload.get("again") or IMAGES_NAME, unit.payload["start"], unit.inputs
-    with contextlib.closing(BlockFile(open_bytes(f"{place.url}/{name}"))) as stream:
-        file = pq.ParquetFile(pa.PythonFile(stream, "r"))
-        first, last = start // ROWS_A_PART, (start + rows - 1) // ROWS_A_PART
-        table = file.read_row_groups(list(range(first, last + 1)))
-    references = references_of(table.slice(start - first * ROWS_A_PART, rows))
+    name = unit.payload.get("again") or IMAGES_NAME
+    references = references_of(read_rows(place, name, unit.payload["start"], unit.inputs))
     if sha256_text("\n".join(reference.record_id for reference in references)) != unit.payload["ids"]:
         raise UserError(f"{place.url}/{name} is not what the plan says; give --overwrite")
     return references
 
 
+def read_rows(place: Place, name: str, start: int, rows: int) -> pa.Table:
+    """Rows of a plan's table; reads only the row groups that hold them."""
+    with contextlib.closing(BlockFile(open_bytes(f"{place.url}/{name}"))) as stream:
+        file = pq.ParquetFile(pa.PythonFile(stream, "r"))
+        first, last = start // ROWS_A_PART, (start + rows - 1) // ROWS_A_PART
+        table = file.read_row_groups(list(range(first, last + 1)))
+    return table.slice(start - first * ROWS_A_PART, rows)
+
+
+def rows_that_fit(bytes_an_image: int) -> int:
+    """Images that a part may have: at most 4,096, and 256 MB."""
+    return max(1, min(ROWS_A_PART, PART_BYTES // bytes_an_image))
+
+
+def rows_per_part(bytes_an_image: int, images: int) -> int:
+    """Images a part of a listing: as many as fit, but a small one is cut into about 16 parts of 32 or more."""
+    return min(rows_that_fit(bytes_an_image), max(32, -(-images // PARTS_WISHED)))
+
+
+def repeated_places(names: Sequence[str]) -> set[int]:
+    """Places of the ids that stand earlier already."""
+    first: dict[str, int] = {}
+    return {place for place, name in enumerate(names) if first.setdefault(name, place) != place}
+
+
+def table_file(table: pa.Table) -> bytes:
+    """A plan's table as `read_rows` reads it."""
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, row_group_size=ROWS_A_PART)
+    return buffer.getvalue()
+
+
 def images_file(references: Sequence[ImageReference]) -> bytes:
     """A plan's table of images."""
-    return _parquet(image_table(references))
+    return table_file(image_table(references))
 
 
 def _spec(specs: Sequence[SourceSpec]) -> str:
     return canonical_json([asdict(spec) for spec in specs])
-
-
-def _parquet(table: pa.Table) -> bytes:
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer, row_group_size=ROWS_A_PART)
-    return buffer.getvalue()
 
 
 def _name(url: str) -> str:
