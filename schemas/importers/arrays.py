@@ -11,14 +11,17 @@ Object arrays are refused: reading one would run what the file says.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import zipfile
+import zlib
 from collections.abc import Sequence
-from typing import Any
+from typing import IO, Any
 
 import h5py
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from schemas.errors import UserError
@@ -44,6 +47,8 @@ class Matrix:
         if len(sizes) != 1:
             raise UserError(f"{path}: its files have different dimensions, {sorted(sizes)}")
         self.dimension = sizes.pop()
+        if not self.dimension:
+            raise UserError(f"{path}: it holds {list(self._pieces[0].shape)}: vectors without a dimension")
         self._ends = np.cumsum([piece.shape[1 if columns else 0] for piece in self._pieces])
         self.rows = int(self._ends[-1])
 
@@ -91,7 +96,7 @@ def _npy(path: str) -> np.ndarray:
         array: Any = np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError:
         raise UserError(f"{path}: there is no such file") from None
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, OverflowError) as error:
         raise UserError(f"{path}: it cannot be read as .npy: {error}") from None
     if not isinstance(array, np.ndarray):
         raise UserError(f"{path}: it is no single array; is it .npz?")
@@ -101,16 +106,29 @@ def _npy(path: str) -> np.ndarray:
 def _npz(path: str, variable: str) -> np.ndarray:
     try:
         with zipfile.ZipFile(path) as archive:
-            sizes = {info.filename.removesuffix(".npy"): info.file_size for info in archive.infolist()}
-        name = _choose(path, variable, list(sizes))
-        _bounded(path, sizes[name])
+            members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+            name = _choose(path, variable, list(members))
+            _bounded(path, members[name].file_size)
+            with archive.open(members[name]) as member:
+                _check_header(member, members[name].file_size)
         with np.load(path, allow_pickle=False) as arrays:
             array: np.ndarray = arrays[name]
     except FileNotFoundError:
         raise UserError(f"{path}: there is no such file") from None
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, EOFError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(f"{path}: it cannot be read as .npz: {error}") from None
     return array
+
+
+def _check_header(member: IO[bytes], size: int) -> None:
+    """Raise ValueError where the header of an .npy of `size` bytes claims more: NumPy would take the memory for it."""
+    version = np.lib.format.read_magic(member)
+    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    if version not in readers:
+        raise ValueError(f"version {version[0]}.{version[1]} of .npy is that of structures, not of a matrix of numbers")
+    shape, _, kind = readers[version](member)
+    if math.prod(shape) * kind.itemsize > size:
+        raise ValueError(f"its header tells of {kind} {list(shape)}, but its data are {size:,} bytes")
 
 
 def _mat(path: str, variable: str) -> Any:
@@ -162,35 +180,50 @@ def _bounded(path: str, size: int) -> None:
 def clip_files(folder: str) -> tuple[list[str], list[str]]:
     """Files of embeddings and of metadata of a clip-retrieval folder, in the order of their numbers.
 
-    Raises UserError where there are none, or not as many of both.
+    Raises UserError where there are no embeddings, or metadata of other numbers: each N has its own of both.
     """
 
-    def numbered(below: str, pattern: str) -> list[str]:
+    def numbered(below: str, pattern: str) -> dict[int, str]:
         where = os.path.join(folder, below)
         where = where if os.path.isdir(where) else folder
         if not os.path.isdir(where):
             raise UserError(f"{folder}: there is no such folder")
         found = {name: re.fullmatch(pattern, name) for name in os.listdir(where)}
         chosen = sorted((int(match[1]), name) for name, match in found.items() if match)
-        return [os.path.join(where, name) for _, name in chosen]
+        return {number: os.path.join(where, name) for number, name in chosen}
 
     vectors = numbered("img_emb", r"img_emb_(\d+)\.npy")
     metadata = numbered("metadata", r"metadata_(\d+)\.parquet")
-    if not vectors or len(metadata) not in (0, len(vectors)):
+    alone = sorted(vectors.keys() ^ metadata.keys()) if metadata else []
+    if not vectors or alone:
+        first = f"; only one of the two is there for N = {alone[0]}" if vectors else ""
         raise UserError(
-            f"{folder}: it holds {len(vectors)} files img_emb_N.npy and {len(metadata)} metadata_N.parquet; "
+            f"{folder}: it holds {len(vectors)} files img_emb_N.npy and {len(metadata)} metadata_N.parquet{first}; "
             "clip-retrieval makes one of each for each N"
         )
-    return vectors, metadata
+    return list(vectors.values()), list(metadata.values())
 
 
 def clip_names(folder: str) -> list[str] | None:
-    """The `image_path` of each row, without a leading slash; None where the metadata has no such column."""
+    """The `image_path` of each row, without a leading slash; None where the metadata has no such column.
+
+    Raises UserError where a file is no Parquet, has not as many rows as its embeddings, or a row without a path.
+    """
     names: list[str] = []
-    for path in clip_files(folder)[1]:
-        if "image_path" not in pq.read_schema(path).names:
-            return None
-        names += pq.read_table(path, columns=["image_path"]).column("image_path").to_pylist()
+    for vectors, path in zip(*clip_files(folder), strict=False):  # strict=False: there may be no metadata
+        try:
+            file = pq.ParquetFile(path)
+            if "image_path" not in file.schema_arrow.names:
+                return None
+            told = file.read(columns=["image_path"]).column("image_path").to_pylist()
+        except (OSError, ValueError, pa.ArrowException) as error:
+            raise UserError(f"{path}: it cannot be read as Parquet: {error}") from None
+        rows = _npy(vectors).shape[:1]
+        if rows != (len(told),):
+            raise UserError(f"{path}: it has {len(told):,} rows, but {vectors} has {rows[0] if rows else 0:,}")
+        if None in told:
+            raise UserError(f"{path}: row {told.index(None)} has no image_path; give the names with --list")
+        names += told
     return [str(name).lstrip("/") for name in names] or None
 
 
@@ -209,7 +242,7 @@ class FlatLocals:
         for name, shape in shapes.items():
             if self.arrays[name].shape != shape:
                 raise UserError(f"{folder}/{name}.npy: its shape is {list(self.arrays[name].shape)}, not {list(shape)}")
-        if described.ndim != 2 or described.dtype.kind != "f":
+        if described.ndim != 2 or not described.shape[1] or described.dtype.kind != "f":
             raise UserError(f"{folder}/descriptor.npy: it must be a matrix of floating-point numbers")
         whole = offset.ndim == 1 and len(offset) and offset.dtype.kind in "iu"
         if not whole or offset[0] != 0 or offset[-1] != total or (offset[1:] < offset[:-1]).any():
