@@ -27,7 +27,7 @@ from pipelines.pool import Ended, Pool, close_pool, shared_pool
 from pipelines.progress import Progress
 from pipelines.retrying import Unreachable
 from pipelines.shortfall import Shortfall, UnderWay
-from pipelines.storage import Place, full_disk
+from pipelines.storage import Place, full_disk, is_temporary
 from schemas.errors import UserError
 from schemas.manifest import Manifest, Marker
 
@@ -50,6 +50,14 @@ class RunSettings:
     on: tuple[int, ...] = option("with --dry-run: worker processes elsewhere to tell the time for, such as 8,64", ())
     json: str = option("with --dry-run: a file that the estimate is written to, too", "")
     beam_options: tuple[str, ...] = option("", ())  # set from the flags that are not known here
+
+    def __post_init__(self) -> None:
+        for name, least in (("workers", 0), ("threads_per_worker", 1)):
+            if getattr(self, name) < least:
+                flag = name.replace("_", "-")
+                raise UserError(f"--{flag} is {getattr(self, name)}; it must be {least} or more")
+        if not self.stall_minutes > 0:
+            raise UserError(f"--stall-minutes is {self.stall_minutes:g}; it must be above 0")
 
     @property
     def worker_count(self) -> int:
@@ -121,9 +129,9 @@ def _sweep(place: Place) -> None:
     """Remove what killed attempts left behind, now that none is under way."""
     for folder in ("scratch", "attempts", "errors"):
         place.remove_folder(folder)
-    for folder in ("", "plan", "done"):
+    for folder in ("", "plan", "done", PIECES):
         for name in place.names(folder):
-            if name.endswith(".tmp"):
+            if is_temporary(name):  # others' files, of whatever suffix, are their own
                 place.remove(f"{folder}/{name}" if folder else name)
 
 

@@ -31,12 +31,11 @@ from pipelines.plan_images import read_slice
 from pipelines.rerank import reranked_rows, truth_of
 from pipelines.search import read_shortlist_part, shortlist_files
 from pipelines.storage import Place
-from pipelines.stores import LAYERS, PartFiles, Store
+from pipelines.stores import LAYERS, PartFiles, Store, part_columns
 from rrt_core.extractors import create
 from schemas import failures
 from schemas.errors import UserError
 from schemas.failures import FailureRow
-from schemas.global_descriptors import read_columns
 from schemas.local_descriptors import LocalRow, bytes_a_local
 from schemas.manifest import Counts, Manifest, canonical_json, sha256_text
 from schemas.shortlist import ROWS_A_PART
@@ -143,7 +142,10 @@ def _named(store: Store, options: dict[str, Any]) -> Wanted:
     rows = _rows_of(store, ids)
     found = sum(map(len, rows.values()))
     if found < len(ids):
-        there = {store.read_global(store.part(n)).record_ids[row] for n, listed in rows.items() for row in listed}
+        there: set[str] = set()
+        for number, listed in rows.items():
+            held = store.read_ids(store.part(number)).record_ids
+            there.update(held[row] for row in listed)
         raise UserError(f"{asked}: {sorted(ids - there)[0]!r} is no described image of {store.place.url}")
     return rows
 
@@ -151,7 +153,7 @@ def _named(store: Store, options: dict[str, Any]) -> Wanted:
 def _rows_of(store: Store, ids: set[str]) -> Wanted:
     rows: Wanted = {}
     for part in store.parts:
-        read = store.read_global(part)
+        read = store.read_ids(part)
         found = [int(row) for row in np.flatnonzero(read.ok) if read.record_ids[row] in ids]
         if found:
             rows[part.number] = found
@@ -268,9 +270,8 @@ class DescribeLocals(UnitWorker):
         return Counts(unit.inputs, unit.inputs - failed, failed)
 
     def _rows(self, number: int, rows: Sequence[int]) -> Iterable[tuple[int, dict[str, Any]]]:
-        data = self.store.place.read(self.store.part(number).globals.name)
-        columns = read_columns(io.BytesIO(data), ["record_id", "sha256"])
-        return ((row, columns[row]) for row in rows)
+        table = part_columns(self.store.place, self.store.part(number).globals.name, ["record_id", "sha256"])
+        return zip(rows, table.take(list(rows)).to_pylist(), strict=True)
 
     def _items(self, unit: Unit, expected: dict[str, tuple[int, int, str]]) -> Iterable[Item]:
         """The images in the order in which the store's unit had them."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 from collections.abc import Iterator
 
 import numpy as np
@@ -15,6 +14,7 @@ from pipelines.archive_images import LISTED_NAME, hashes, holds, short_hash
 from pipelines.commit import marker_name
 from pipelines.plan import planned_units
 from pipelines.storage import Place
+from pipelines.stores import part_columns
 from schemas.errors import UserError
 from schemas.image_list import ImageReference, decode_name, make_record_id
 from schemas.manifest import Marker
@@ -55,8 +55,7 @@ def _ids_of_archives(place: Place) -> Iterator[set[str]]:
         ids: set[str] = set()
         for entry in marker.files if marker else ():
             if entry.name.startswith("global/"):
-                table = pq.read_table(io.BytesIO(place.read(entry.name)), columns=["record_id"])
-                ids.update(table.column("record_id").to_pylist())
+                ids.update(part_columns(place, entry.name, ["record_id"]).column("record_id").to_pylist())
         yield ids
 
 

@@ -6,10 +6,13 @@ one goes on with it.
 
 from __future__ import annotations
 
+import contextlib
 import io
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from hashlib import sha256
 
 import numpy as np
 import pyarrow as pa
@@ -18,14 +21,14 @@ import pyarrow.parquet as pq
 
 from pipelines.commit import Job, Unit, read_marker
 from pipelines.driver import RunSettings, run_job
-from pipelines.outputs import read_manifest
+from pipelines.outputs import is_whole, read_manifest
 from pipelines.plan import refuse_other_recipe
 from pipelines.plan_images import IMAGES_NAME, images_file
 from pipelines.storage import Place
 from pipelines.stores import Store
 from schemas import failures
 from schemas.errors import UserError
-from schemas.image_list import ImageReference, references_of, split_record_id
+from schemas.image_list import ImageReference, decode_name, references_of, split_record_id
 from schemas.manifest import PARTS_NAME, Manifest, sha256_text
 
 NOT_AGAIN = frozenset({"duplicate", "missing"})  # classes that no second look mends
@@ -41,8 +44,10 @@ def run(job: Job, settings: RunSettings, plan_files: Mapping[str, bytes]) -> Man
     if manifest is None:
         raise UserError(f"{place.url} is not finished; give the command without --retry-failed first")
     refuse_other_recipe(place, job, manifest.recipe)
-    if _under_way(place, job):
+    if _under_way(place, job, manifest):
         return run_job(job, settings, plan_files, again=True)
+    if not is_whole(place, manifest):  # files were lost since
+        manifest = run_job(job, settings, plan_files, again=True)
     store = Store(job.output)
     archives = [unit for unit in job.units if "archive" in unit.payload and not unit.payload.get("again")]
     listed, of_archives = failed_images(store, len(archives) + 1)
@@ -58,9 +63,16 @@ def run(job: Job, settings: RunSettings, plan_files: Mapping[str, bytes]) -> Man
     return run_job(replace(job, units=(*job.units, *units)), settings, files, again=True)
 
 
-def _under_way(place: Place, job: Job) -> bool:
-    """Whether an earlier retry was not brought to its end: a unit's files are not among the store's."""
-    made = set(pq.read_table(io.BytesIO(place.read(PARTS_NAME)), columns=["unit"]).column("unit").to_pylist())
+def _under_way(place: Place, job: Job, manifest: Manifest) -> bool:
+    """Whether an earlier retry was not brought to its end: a unit's files are not among those that the manifest counts.
+
+    Of what the manifest counts nothing is known where parts.parquet is not its own: it is written first.
+    """
+    made: set[str] = set()
+    with contextlib.suppress(FileNotFoundError):
+        data = place.read(PARTS_NAME)
+        if sha256(data).hexdigest() == manifest.parts["sha256"]:
+            made = set(pq.read_table(io.BytesIO(data), columns=["unit"]).column("unit").to_pylist())
     for unit in job.units:
         if unit.payload.get("again") and unit.name not in made:
             marker = read_marker(place, job, unit)
@@ -88,7 +100,7 @@ def failed_images(store: Store, stride: int) -> tuple[list[str], dict[int, list[
                 if residue != stride - 1 or row.record_id not in lost:  # an archive's own part, before a retry's
                     lost[row.record_id] = residue
     for part in store.parts if lost else ():
-        read = store.read_global(part)
+        read = store.read_ids(part)
         alive |= {read.record_ids[row] for row in np.flatnonzero(read.ok)} & lost.keys()
     listed: list[str] = []
     of_archives: dict[int, list[str]] = {}
@@ -108,7 +120,7 @@ def _references(images: bytes, ids: Sequence[str]) -> list[ImageReference]:
 
 
 def _reference(record_id: str) -> ImageReference:
-    return ImageReference(record_id, split_record_id(record_id)[0], b"")
+    return ImageReference(record_id, os.fsdecode(decode_name(split_record_id(record_id)[0])), b"")
 
 
 def _units(

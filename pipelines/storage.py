@@ -23,7 +23,10 @@ from fsspec.implementations.local import LocalFileSystem
 
 from pipelines.remote import ABSENT, RemoteFiles, TooLarge, file_system
 from schemas.errors import UserError
+from schemas.manifest import MANIFEST_NAME
 
+PLAN_FOLDER = "plan"  # it tells that a folder is an output of this software
+_TEMPORARY = re.compile(r".+\.[0-9a-f]{12}\.tmp", re.DOTALL)  # what Place writes before it renames
 _URL = re.compile(r"([a-z0-9]+::)*[A-Za-z][A-Za-z0-9+.-]*://")
 _CHAIN = re.compile(r"^[a-z0-9]+::|::[a-z0-9]+://")  # fsspec's URL chains; any other "::" belongs to a name
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcp", "gcs": "gcp"}  # protocol -> the extra that brings its package
@@ -48,6 +51,11 @@ def full_disk(error: OSError, where: str) -> UserError | None:
     """The sentence for an error that can only come from a disk that takes no more; None for any other."""
     why = _FULL.get(error.errno or 0)
     return UserError(f"{where} cannot be written: {why}; mend it, the same command goes on from there") if why else None
+
+
+def is_temporary(name: str) -> bool:
+    """Whether a file's name is one that `Place` gives to what it has not finished writing."""
+    return _TEMPORARY.fullmatch(name.rpartition("/")[2]) is not None
 
 
 def open_file_system(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
@@ -91,6 +99,12 @@ def fsync_folder(path: str | Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _when_emptied(path: str) -> tuple[int, str]:
+    """Order in which the entries of a folder are removed."""
+    name = path.rpartition("/")[2]
+    return {MANIFEST_NAME: 0, PLAN_FOLDER: 2}.get(name, 1), name
 
 
 class Place:
@@ -248,16 +262,25 @@ class Place:
                 self.remote.remove_below(self.path(name))
 
     def empty(self) -> None:
-        """Remove all that is in the folder; the folder stays."""
+        """Remove all that is in the folder; the folder stays.
+
+        The manifest goes first, so that nobody takes what is left for whole where this is killed, and plan/ last: by
+        it the next command knows that the rest is its own to remove.
+        """
         if not self.local:
+            paths = [entry["name"].strip("/") for entry in self.remote.listed(self.root)]
+            below = [path for path in paths if path != self.root.strip("/")]  # a marker of the folder itself
+            for path in sorted(below, key=_when_emptied):
+                self.remote.remove_below(self.path(path.rpartition("/")[2]))
             self.remote.remove_below(self.root)
             return
         with self._writing(""), contextlib.suppress(FileNotFoundError):
-            for entry in os.scandir(self.root):
-                if entry.is_dir(follow_symlinks=False):
-                    shutil.rmtree(entry.path)
+            for name in sorted(os.listdir(self.root), key=_when_emptied):
+                path = self.path(name)
+                if os.path.isdir(path) and not os.path.islink(path):
+                    shutil.rmtree(path)
                 else:
-                    os.remove(entry.path)
+                    os.remove(path)
 
     def has_others(self, known: str) -> bool:
         """Whether the folder holds anything, hidden files aside, but no entry of the name `known`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import re
 from collections.abc import Iterable, Sequence
@@ -14,25 +15,44 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipelines.archive_bytes import LOCAL_BLOCK, BlockFile, open_bytes
 from pipelines.outputs import as_input, read_manifest, require_manifest
 from pipelines.storage import Place
 from schemas import global_descriptors
 from schemas.errors import UserError
 from schemas.global_descriptors import GlobalPart
 from schemas.image_list import ImageReference, references_of
-from schemas.manifest import PARTS_NAME, FileEntry, entries_of
+from schemas.manifest import PARTS_NAME, FileEntry, Manifest, entries_of
 from schemas.shortlist import ROWS_A_PART
 
 LAYERS = "layers"  # folder of a store's further layers of local descriptors
 _PART = re.compile(r"part-(\d+)\.")
 
 
-def part_number(name: str) -> int:
-    """The number in a part's file name."""
+def part_number(name: str) -> int | None:
+    """The number of the part of a store that a file belongs to by its name; None of other files."""
     match = _PART.search(name.rpartition("/")[2])
-    if not match:
-        raise UserError(f"{name} is no part of a store")
-    return int(match[1])
+    return int(match[1]) if match else None
+
+
+def part_columns(place: Place, name: str, columns: Sequence[str]) -> pa.Table:
+    """Some columns of a part's Parquet file: of a remote one only the blocks that hold them are fetched.
+
+    Of a part of 4,096 globals that is 2 MB, not the whole file. Raises FileNotFoundError, of a remote one UserError.
+    """
+    if place.local:
+        with open(place.path(name), "rb") as file:
+            return pq.ParquetFile(file).read(list(columns), use_threads=False)
+    with contextlib.closing(BlockFile(open_bytes(f"{place.url}/{name}"), LOCAL_BLOCK)) as stream:
+        return pq.ParquetFile(pa.PythonFile(stream, "r")).read(list(columns), use_threads=False)
+
+
+@dataclass(frozen=True)
+class PartIds:
+    """Which images a part holds: record ids, and which rows are ok, bool [rows]."""
+
+    record_ids: list[str]
+    ok: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -77,12 +97,15 @@ class Store:
 
     def _parts(self) -> list[PartFiles]:
         """Raises UserError where the list of files is not the manifest's: the store is being made again."""
-        data = self.place.read(PARTS_NAME)
-        if sha256(data).hexdigest() != self.manifest.parts["sha256"]:
+        entries = _entries(self.place, self.manifest)
+        if entries is None:
             raise UserError(f"{self.place.url} is not finished: give the command that makes it once more")
         files: dict[int, dict[str, FileEntry]] = {}
-        for entry in entries_of(pq.read_table(io.BytesIO(data))):
-            files.setdefault(part_number(entry.name), {})[entry.name.split("/")[0]] = entry
+        for entry in entries:
+            number = part_number(entry.name)
+            if number is None:
+                raise UserError(f"{self.place.url}/{entry.name} is no part of a store")
+            files.setdefault(number, {})[entry.name.split("/")[0]] = entry
         layers = self._layers()
         return [
             PartFiles(
@@ -94,15 +117,19 @@ class Store:
     def _layers(self) -> dict[str, tuple[tuple[Place, FileEntry], ...]]:
         """Name of a file of globals -> local descriptors of some of its rows, from finished layers.
 
-        A layer counts for the parts whose globals are still those that it was made for.
+        A layer counts for the parts whose globals are still those that it was made for. One whose manifest or list of
+        files is absent or damaged is being made again: it is not finished.
         """
         found: dict[str, tuple[tuple[Place, FileEntry], ...]] = {}
         for name in sorted(self.place.folders(LAYERS)):
             place = self.place.below(f"{LAYERS}/{name}")
-            manifest = read_manifest(place)
+            try:
+                manifest = read_manifest(place)
+            except UserError:
+                continue
             if manifest is None or manifest.facts.get("kind") != "layer":
                 continue
-            for entry in entries_of(pq.read_table(io.BytesIO(place.read(PARTS_NAME)))):
+            for entry in _entries(place, manifest) or ():
                 if entry.name.startswith("local/"):
                     globals_name = manifest.facts["globals"][str(part_number(entry.name))]
                     found[globals_name] = (*found.get(globals_name, ()), (place, entry))
@@ -111,6 +138,12 @@ class Store:
     def read_global(self, part: PartFiles) -> GlobalPart:
         """A part's ids, statuses and descriptors."""
         return global_descriptors.read_part(io.BytesIO(self.place.read(part.globals.name)))
+
+    def read_ids(self, part: PartFiles) -> PartIds:
+        """A part's ids and statuses; the descriptors are not read."""
+        table = part_columns(self.place, part.globals.name, ["record_id", "status"])
+        ok = pc.equal(table.column("status"), "ok").to_numpy(zero_copy_only=False)
+        return PartIds(table.column("record_id").to_pylist(), np.asarray(ok, bool))
 
     def row_ids(self, part: PartFiles, rows: np.ndarray) -> np.ndarray:
         """int64 row ids of rows of a part."""
@@ -125,6 +158,17 @@ class Store:
         wanted = pa.array(sorted(record_ids), pa.string())
         found = references_of(table.filter(pc.is_in(table.column("record_id"), wanted)))
         return {reference.record_id: reference for reference in found}
+
+
+def _entries(place: Place, manifest: Manifest) -> list[FileEntry] | None:
+    """The files that a manifest counts; None where their list is absent or another one."""
+    try:
+        data = place.read(PARTS_NAME)
+    except FileNotFoundError:
+        return None
+    if sha256(data).hexdigest() != manifest.parts["sha256"]:
+        return None
+    return entries_of(pq.read_table(io.BytesIO(data)))
 
 
 def open_stores(inputs: Sequence[dict[str, Any]]) -> list[Store]:

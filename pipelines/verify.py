@@ -72,7 +72,8 @@ def verify(url: str, threads: int = 2, *, quick: bool = False) -> list[Findings]
 def examine(url: str, threads: int = 2, *, quick: bool = False) -> list[tuple[Output, Findings]]:
     """All outputs at or below a place, each with what is found; writes nothing.
 
-    A file of 256 MB at most, or a piece of 8 MB, is in memory for each thread, and 26 bytes for each ok row of a store.
+    A file of 256 MB at most, or a piece of 8 MB, is in memory for each thread, and 18 bytes for each ok row of a store,
+    42 while their record ids are compared.
     Raises UserError where there is no output.
     """
     place = Place(url)

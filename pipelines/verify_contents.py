@@ -25,6 +25,7 @@ from schemas.manifest import FileEntry, Manifest
 NORM_TOLERANCE = {"float32": 1e-3, "float16": 3e-3}  # float16 rounds a component by 2^-11 of it at most
 PIXELS_OUTSIDE = 0.01  # rounding of a place to float32
 BLOCK = 32_768  # local descriptors in memory at a time
+ROWS = ["record_id", "status", "width", "height"]  # columns of a part's globals that the other checks need
 _PLAIN = re.compile(r"[A-Za-z0-9_.-]+(/[A-Za-z0-9_. ()+,-]+)+")  # ids that need no encoding, nor a closer look
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -67,6 +68,16 @@ class PartRows:
     width: np.ndarray  # int [rows], 0 where unknown
     height: np.ndarray
 
+    @staticmethod
+    def of(table: pa.Table) -> PartRows:
+        """The rows of a table with the columns ROWS."""
+        return PartRows(
+            table.column("record_id").to_pylist(),
+            np.array([status == "ok" for status in table.column("status").to_pylist()], bool),
+            table.column("width").to_numpy(),
+            table.column("height").to_numpy(),
+        )
+
     @property
     def digests(self) -> np.ndarray:
         """Hashes of the ok rows' record ids, uint64 [n, 2]: 16 bytes an id."""
@@ -80,13 +91,7 @@ class PartRows:
 
 def read_rows(file: IO[bytes]) -> PartRows:
     """Ids, statuses and picture sizes of a part's globals."""
-    table = pq.read_table(file, columns=["record_id", "status", "width", "height"])
-    return PartRows(
-        table.column("record_id").to_pylist(),
-        np.array([status == "ok" for status in table.column("status").to_pylist()], bool),
-        table.column("width").to_numpy(),
-        table.column("height").to_numpy(),
-    )
+    return PartRows.of(pq.read_table(file, columns=ROWS))
 
 
 def check_globals(file: IO[bytes], entry: FileEntry, shape: StoreShape, report: Report) -> PartRows | None:
@@ -116,12 +121,7 @@ def check_globals(file: IO[bytes], entry: FileEntry, shape: StoreShape, report: 
     statuses = table.column("status").to_pylist()
     strange = [row for row, status in enumerate(statuses) if status not in ("ok", "failed")]
     report.rows(entry.name, strange, lambda row: f"status is {statuses[row]!r}, neither 'ok' nor 'failed'")
-    rows = PartRows(
-        table.column("record_id").to_pylist(),
-        np.array([status == "ok" for status in statuses], bool),
-        table.column("width").to_numpy(),
-        table.column("height").to_numpy(),
-    )
+    rows = PartRows.of(table)
     _check_ids(table, entry, report)
     _check_hashes(table, rows, entry, shape, report)
     _check_descriptors(global_descriptors.descriptor_matrix(table), rows.ok, entry, shape, report)
@@ -362,20 +362,28 @@ def _wrong_descriptors(values: np.ndarray, dtype: str) -> Iterator[tuple[str, np
 def repeated_rows(digests: Sequence[np.ndarray]) -> list[tuple[int, int, int, int]]:
     """Equal ids among the ok rows of all parts: (part, place, part and place of the first), in order.
 
-    `digests` are `PartRows.digests` of each part; a place counts ok rows. 24 bytes an id are held while sorting.
+    `digests` are `PartRows.digests` of each part; a place counts ok rows. Another 24 bytes an id are held while the
+    first words are sorted; the second ones are looked at where these are equal.
     """
     if not digests:
         return []
     starts = np.concatenate([[0], np.cumsum([len(one) for one in digests])])
-    flat = np.concatenate(digests)
-    order = np.lexsort((flat[:, 1], flat[:, 0]))  # stable: equal ids stay in order
-    same = (flat[order[1:]] == flat[order[:-1]]).all(axis=1)
+    words = np.concatenate([one[:, 0] for one in digests])
+    order = np.argsort(words, kind="stable")  # equal words stay in order
+    words = words[order]
+    equal = np.flatnonzero(words[1:] == words[:-1])
     found = []
-    first = -1
-    for place in np.flatnonzero(same):
-        if place == 0 or not same[place - 1]:
-            first = int(order[place])
-        later = int(order[place + 1])
-        parts = np.searchsorted(starts, [later, first], side="right") - 1
-        found.append((int(parts[0]), later - int(starts[parts[0]]), int(parts[1]), first - int(starts[parts[1]])))
+    first: dict[tuple[int, ...], tuple[int, int]] = {}  # id -> part and place; of one run of equal words
+    last = -2
+    for at in equal.tolist():
+        new = [at + 1]
+        if at != last + 1:
+            first, new = {}, [at, at + 1]
+        last = at
+        for flat in order[new].tolist():
+            part = int(np.searchsorted(starts, flat, side="right")) - 1
+            place = flat - int(starts[part])
+            before = first.setdefault(tuple(digests[part][place].tolist()), (part, place))
+            if before != (part, place):
+                found.append((part, place, *before))
     return sorted(found)

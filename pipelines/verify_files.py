@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ import numpy as np
 
 from pipelines.findings import Problem, Report
 from pipelines.storage import Place
-from pipelines.stores import LAYERS
+from pipelines.stores import LAYERS, part_number
 from pipelines.verify_contents import (
     PartRows,
     StoreShape,
@@ -27,14 +26,6 @@ from pipelines.verify_contents import (
 )
 from pipelines.verify_output import FULL, PIECE_BYTES, UNREADABLE, Output, pieces_of
 from schemas.manifest import FileEntry, sha256_text
-
-_PART = re.compile(r"part-(\d+)\.")
-
-
-def part_number(name: str) -> int | None:
-    """The number of the part that a file of a store belongs to, or None."""
-    found = _PART.search(name)
-    return int(found.group(1)) if found else None
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +24,7 @@ from pipelines.findings import COMMAND, REWRITE, Findings, Leftover, Problem
 from pipelines.outputs import counted
 from pipelines.plan import JOB_NAME, PLAN_NAME
 from pipelines.plan_images import IMAGES_NAME, SOURCE_NAME
-from pipelines.storage import Place
+from pipelines.storage import Place, is_temporary
 from schemas.manifest import (
     MANIFEST_NAME,
     PARTS_NAME,
@@ -39,7 +40,10 @@ from schemas.manifest import (
 FULL = f"local/{LAYER}/"  # locals of all ok rows
 PIECE_BYTES = 8_000_000  # read at a time where only a hash is wanted
 RECORD_NAME = "repair/record.json"  # of a repair under way
-OUR_FOLDERS = frozenset({"done", PIECES, "scratch", "attempts", "errors", "repair"})
+ATTEMPTS = ("scratch", "attempts", "errors", "repair")  # folders of what is under way
+WRITTEN_INTO = frozenset({"", "plan", "done", PIECES})  # folders in which a write that was killed leaves its file
+_HASHED = r"\.[0-9a-f]{12}\."
+_DATA = re.compile(rf"(.+){_HASHED}(\w+)")
 UNREADABLE = (OSError, ValueError, KeyError, TypeError, IndexError, RuntimeError, pa.ArrowException)
 
 
@@ -357,18 +361,36 @@ def leftovers(output: Output) -> list[Leftover]:
     expected = output.expected
     known = {MANIFEST_NAME, PARTS_NAME, *expected, *output.pieces, *(f"done/{unit}.json" for unit in units)}
     known |= {problem.file for problem in output.problems}
-    ours = OUR_FOLDERS | {name.partition("/")[0] for name in expected if "/" in name}
+    ours = _our_names(units, expected)
     now = time.time()
     return [
         Leftover(
             name,
             listed.bytes,
             None if listed.written is None else now - listed.written,
-            name.partition("/")[0] in ours or name.endswith(".tmp"),
+            ours.fullmatch(name) is not None or (is_temporary(name) and name.rpartition("/")[0] in WRITTEN_INTO),
         )
         for name, listed in sorted(output.listing.items())
         if name not in known and (not name.startswith("plan/") or name.endswith(".tmp"))
     ]
+
+
+def _our_names(units: Iterable[str], files: Iterable[str]) -> re.Pattern[str]:
+    """What this software calls markers and data files of these units and kinds, whatever their numbers and hashes.
+
+    All else in the same folders is somebody's own. What lies in the folders of attempts is ours whatever its name.
+    """
+    done = "|".join(sorted({_any_number(unit) for unit in units}))
+    data = {f"{_any_number(found[1])}{_HASHED}{found[2]}" for name in files if (found := _DATA.fullmatch(name))}
+    attempts = "|".join(ATTEMPTS)
+    return re.compile(
+        "|".join([f"(?:{attempts})/.+", rf"done/(?:{done})\.json", rf"{PIECES}/(?:{done})\.\d+\.json", *sorted(data)]),
+        re.DOTALL,
+    )
+
+
+def _any_number(name: str) -> str:
+    return re.sub(r"\d+", r"\\d+", re.escape(name))
 
 
 def findings_of(output: Output) -> Findings:

@@ -48,6 +48,22 @@ def test_all_units_are_done_once_and_nothing_is_left(tmp_path: Path, capsys: pyt
     assert pool._pool is not None and len(pool._pool.members) == 2 and not any(m.share for m in pool._pool.members)
 
 
+def test_only_files_of_ours_are_swept(tmp_path: Path) -> None:
+    job = faulty_job(f"{tmp_path}/out", "ok")
+    run_job(job, SETTINGS)
+    out = tmp_path / "out"
+    for folder in ("pieces", "scratch/part-00000.0123456789ab"):
+        (out / folder).mkdir(parents=True)
+    left = ["manifest.json", "plan/plan.json", "done/part-00000.json", "pieces/part-00000.00000.json"]
+    for name in (*(f"{name}.0123456789ab.tmp" for name in left), "scratch/part-00000.0123456789ab/x", "draft.tmp"):
+        (out / name).write_text("")
+    os.remove(out / "done/part-00000.json")
+    run_job(job, SETTINGS, again=True)
+    there = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
+    assert "draft.tmp" in there and [name for name in there if name.endswith(".tmp")] == ["draft.tmp"]
+    assert not (out / "scratch").exists()
+
+
 def test_an_exception_and_a_death_are_tried_again(tmp_path: Path) -> None:
     _, manifest = made(tmp_path, "ok", "raise_once", "ok", "die_once", "die_once", "ok")
     assert manifest.counts.succeeded == 18

@@ -259,24 +259,28 @@ def test_several_outputs_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 
 def test_only_old_files_of_ours_are_removed_and_only_when_asked(store: Path, whole: Path) -> None:
-    old, young, others = (
-        store / "global/part-00001.00.parquet",
-        store / "global/part-00001.01.parquet",
-        store / "my.txt",
-    )
+    old = store / "global/part-00001.000000000000.parquet"
+    young = store / "global/part-00001.000000000001.parquet"
+    others = [
+        store / name for name in ("my.txt", "draft.tmp", "global/notes.txt", "done/notes.json", "local/full/x.h5")
+    ]
     tried = store / "scratch/part-00001.ab/local.h5"
     tried.parent.mkdir(parents=True)
-    for path in (old, young, others, tried):
+    for path in (old, young, *others, tried):
         path.write_bytes(b"left over")
-    for path in (old, others, tried):
+    for path in (old, *others, tried):
         os.utime(path, (time.time() - 25 * 3600,) * 2)
     mended(store)
     assert old.exists() and tried.exists()
     flip(one(store, "global/part-00002.*"))
+    tried.parent.mkdir(parents=True, exist_ok=True)
+    tried.write_bytes(b"left over by a killed attempt")
+    os.utime(tried, (time.time() - 25 * 3600,) * 2)
     mended(store, gc=True)
-    assert not old.exists() and not tried.exists() and young.exists() and others.exists()
+    assert not old.exists() and not tried.exists() and young.exists() and all(path.exists() for path in others)
     young.unlink()
-    others.unlink()
+    for path in others:
+        path.unlink()
     assert contents(store) == contents(whole / "store")
 
 

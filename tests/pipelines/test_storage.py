@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import secrets
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from pipelines import retrying
-from pipelines.storage import Place, full_disk, open_file_system, read_url
+from pipelines.storage import Place, full_disk, is_temporary, open_file_system, read_url
 from schemas.errors import UserError
 from tests.pipelines.s3_server import BUCKET
 
@@ -76,6 +77,36 @@ def test_emptying_and_removing(place: Place) -> None:
     place.empty()
     place.empty()
     assert place.names("data") == [] and not place.has_others("plan")
+
+
+def test_emptying_ends_with_the_plan(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever it is killed, what is left has no manifest, and is known to be an output of ours."""
+    for name in ("plan/plan.json", "a/x", "z/x", "parts.parquet", "manifest.json", ".hidden", "zz"):
+        place.write(name, b"x")
+    gone: list[str] = []
+
+    def noting(remove: Any) -> Any:
+        def noted(path: str, *args: Any) -> None:
+            gone.append(str(path).rpartition("/")[2])
+            remove(path, *args)
+
+        return noted
+
+    if place.local:
+        monkeypatch.setattr("pipelines.storage.shutil.rmtree", noting(shutil.rmtree))
+        monkeypatch.setattr("pipelines.storage.os.remove", noting(os.remove))
+    else:
+        monkeypatch.setattr(place.remote, "remove_below", noting(place.remote.remove_below))
+    place.empty()
+    assert gone[0] == "manifest.json" and gone.index("plan") == 6 and place.names("") == []
+
+
+def test_names_of_temporary_files(tmp_path: Path) -> None:
+    place, seen = Place(str(tmp_path)), []
+    with place._temporary("done/part-00001.json") as path:
+        seen.append(path)
+    assert is_temporary(seen[0]) and is_temporary("a\nb.0123456789ab.tmp")
+    assert not any(map(is_temporary, ("x.tmp", "draft.aa.tmp", ".0123456789ab.tmp", "x.0123456789ab.tmp.txt")))
 
 
 def test_the_url_leads_back(place: Place) -> None:
