@@ -10,11 +10,11 @@ from hashlib import sha256
 from typing import TYPE_CHECKING
 
 from pipelines.import_readers import matrix_of
-from pipelines.sources import SourceSpec, list_images
+from pipelines.sources import SourceSpec, list_images, read_input, refuse_unreadable_name, truth_entries
 from pipelines.storage import Place
 from schemas.errors import UserError
 from schemas.ground_truth import load_ground_truth
-from schemas.image_list import SUFFIXES, Box, ImageReference, decode_name, make_record_id, split_record_id
+from schemas.image_list import SUFFIXES, ImageReference, decode_name, make_record_id, split_record_id
 from schemas.importers import Unusable, delg
 from schemas.importers.ames import AmesFile
 from schemas.importers.arrays import LOCAL_ARRAYS, FlatLocals, clip_files, clip_names
@@ -110,7 +110,7 @@ def fingerprint(path: str) -> list[int | str]:
 
 def _delg(options: Options) -> Inputs:
     place = Place(options.input)
-    if not place.fs.isdir(place.root):
+    if not place.is_folder():
         raise UserError(f"{options.input}: there is no such folder")
     found = _pairs(place)
     if not found:
@@ -150,8 +150,10 @@ def _pairs(place: Place) -> dict[str, list[int]]:
             found.setdefault(stem, [-1, -1])[suffixes.index(suffix)] = size
 
     if not place.local:
-        for path, about in place.fs.find(place.root, detail=True).items():
-            note(path[len(place.root) :].lstrip("/"), int(about["size"]))
+        names = [path[len(place.root) :].lstrip("/") for path in place.remote.found(place.root)]
+        names = [name for name in names if os.path.splitext(name)[1] in suffixes]
+        for name, size in zip(names, place.sizes(names), strict=True):
+            note(name, size or 0)  # 0: the place tells none
         return found
     folders = [""]
     while folders:
@@ -202,6 +204,7 @@ def _source_name(options: Options) -> str:
     name = options.source or Place(options.input).root.rstrip("/").rsplit("/", 1)[-1]
     if "/" in name:
         raise UserError(f"import: --source is {options.source!r}; the name of a source has no '/'")
+    refuse_unreadable_name("import", name)
     return name if options.source or options.format in ("delg", "clip") else os.path.splitext(name)[0]
 
 
@@ -229,9 +232,7 @@ def _of_truth(options: Options, source: str) -> list[ImageReference]:
     truth = load_ground_truth(options.ground_truth)
     bare = not all(os.path.splitext(name)[1].lower() in SUFFIXES for name in truth.gallery[:100])
     suffix = ".jpg" if bare else ""
-    entries: list[tuple[str, Box | None]] = [(name, None) for name in truth.gallery]
-    if options.take == "queries":
-        entries = [(query.name, query.box) for query in truth.queries]
+    entries = truth_entries(truth, options.take, options.ground_truth)
     return [ImageReference(make_record_id(source, name + suffix, box), source, b"", box) for name, box in entries]
 
 
@@ -254,18 +255,21 @@ def _named(options: Options) -> list[ImageReference] | None:
 
 def _lines(path: str) -> list[str]:
     try:
-        text = Place(path).read("").decode()
-    except FileNotFoundError:
-        raise UserError(f"{path}: there is no such file") from None
+        text = read_input(path, "file of record ids").decode("utf-8-sig")
     except UnicodeDecodeError:
         raise UserError(f"{path}: it is not UTF-8") from None
     return text.removesuffix("\n").split("\n")
 
 
 def _of_record_id(path: str, row: int, text: str) -> ImageReference:
-    source, name, box = split_record_id(text)
-    if not source or not name or make_record_id(os.fsdecode(decode_name(source)), decode_name(name), box) != text:
+    encoded, name, box = split_record_id(text)
+    source = os.fsdecode(decode_name(encoded))
+    if not source or not name or make_record_id(source, decode_name(name), box) != text:
         raise UserError(f"{path}: line {row}: {text!r} is no record id (source/name, percent-encoded, with #x,y,w,h)")
+    try:
+        source.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{path}: line {row}: the source of {text!r} is no UTF-8; no record can hold it") from None
     return ImageReference(text, source, b"", box)
 
 

@@ -119,6 +119,13 @@ class RemoteFiles:
         except ABSENT:
             return []
 
+    def glob(self, pattern: str) -> list[str]:
+        """Paths that a glob matches, sorted; empty where there are none."""
+        try:
+            return sorted(self._do(lambda: self.fs.glob(pattern), "listed", pattern))
+        except ABSENT:
+            return []
+
     def write(self, path: str, data: bytes) -> None:
         """Write or replace a whole object."""
         self._do(lambda: self.fs.pipe_file(path, data), "written", path, final=())

@@ -21,9 +21,10 @@ from pipelines.archives import ARCHIVE_SUFFIXES, is_archive, path_of
 from pipelines.storage import Place
 from schemas.errors import UserError
 from schemas.ground_truth import GroundTruth, load_ground_truth
-from schemas.image_list import SUFFIXES, Box, ImageReference, encode_name, make_record_id
+from schemas.image_list import SUFFIXES, Box, ImageReference, encode_name, make_record_id, relative_name
 
 NAME_COLUMNS = ("path", "name", "image", "file", "filename")
+_RELATIVE = "must be a name relative to the folder of images, without '..'"
 
 
 @dataclass(frozen=True)
@@ -50,15 +51,25 @@ class SourceSpec:
         return is_archive(self.images)
 
 
+def read_input(path: str, what: str) -> bytes:
+    """The whole file that an option names. Raises UserError where none can be read there."""
+    try:
+        return Place(path).read("")
+    except FileNotFoundError:
+        raise UserError(f"{path}: there is no such {what}") from None
+    except IsADirectoryError:
+        raise UserError(f"{path}: it is a folder; give the {what} itself") from None
+    except (OSError, ValueError) as error:  # below a file, not allowed, no path at all
+        raise UserError(f"{path}: no {what} can be read there: {getattr(error, 'strerror', None) or error}") from None
+
+
 def read_sources(path: str) -> list[SourceSpec]:
     """The sources of a YAML file: a list of mappings with images, and name, list, ground_truth, take where wanted.
 
     Raises UserError.
     """
     try:
-        content = yaml.safe_load(Place(path).read(""))
-    except FileNotFoundError:
-        raise UserError(f"{path}: there is no such file of sources") from None
+        content = yaml.safe_load(read_input(path, "file of sources"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: it is no valid YAML: {' '.join(str(error).split())}") from None
     listed = content.get("sources") if isinstance(content, dict) else content
@@ -86,6 +97,7 @@ def check_sources(specs: list[SourceSpec]) -> None:
     for spec in specs:
         if "/" in spec.source:
             raise UserError(f"extract: --source is {spec.source!r}; the name of a source has no '/'")
+        refuse_unreadable_name("extract", spec.name)
         if spec.ground_truth and not spec.take:
             raise UserError(f"extract: the ground truth {spec.ground_truth} needs take: gallery or queries")
         if spec.take and not spec.ground_truth:
@@ -98,6 +110,14 @@ def check_sources(specs: list[SourceSpec]) -> None:
             raise UserError(f"extract: {spec.images} are archives; a ground truth takes images from a folder")
         if names.count(spec.name) > 1:
             raise UserError(f"extract: two sources are called {spec.name!r}; give each a name of its own")
+
+
+def refuse_unreadable_name(stage: str, name: str) -> None:
+    """Raise UserError for the name of a source that no record can hold: a folder's need not be text."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{stage}: the source's name {name!r} is no UTF-8; give it another with --source") from None
 
 
 def list_images(spec: SourceSpec) -> list[ImageReference]:
@@ -146,7 +166,8 @@ def _from_folder(spec: SourceSpec, place: Place) -> Iterator[ImageReference]:
     Of a glob, those that it matches.
     """
     if _folder_of(spec.images) != spec.images:
-        for path in place.fs.glob(Place(spec.images).root):
+        pattern = Place(spec.images).root
+        for path in place.fs.glob(pattern) if place.local else place.remote.glob(pattern):
             if os.path.splitext(path)[1].lower() in SUFFIXES:
                 yield _reference(spec, place, path[len(place.root) :].lstrip("/"))
         return
@@ -191,25 +212,21 @@ def _from_list(spec: SourceSpec, place: Place) -> Iterator[ImageReference]:
 def listed_names(spec: SourceSpec) -> Iterator[str]:
     """The names of an image list. Raises UserError.
 
-    CSV or text (the paper's ``path,label,width,height``, or a name a line), or Parquet with a column of names.
+    CSV or text (the paper's ``path,label,width,height``, or a name a line), or Parquet with a column of names. A name
+    comes without `./` (as `find .` writes it) and doubled slashes.
     """
-    folder, _, file = spec.list.rpartition("/")
-    try:
-        data = Place(folder or ("/" if spec.list.startswith("/") else ".")).read(file)
-    except FileNotFoundError:
-        raise UserError(f"{spec.list}: there is no such image list") from None
+    data = read_input(spec.list, "image list")
     try:
         names = _parquet_names(data) if spec.list.endswith(".parquet") else _csv_names(data)
-    except (csv.Error, pa.ArrowInvalid) as error:
+    except (csv.Error, pa.ArrowException, OSError) as error:
         raise UserError(f"{spec.list}: it cannot be read as an image list: {error}") from None
     if names is None:
         raise UserError(f"{spec.list}: it has no column of names (one of {', '.join(NAME_COLUMNS)})")
     for number, name in enumerate(names, 1):
-        if not isinstance(name, str) or name.startswith("/") or ".." in name.split("/"):
-            raise UserError(
-                f"{spec.list}: row {number}: {name!r} must be a name relative to the folder of images, without '..'"
-            )
-        yield name
+        relative = relative_name(name) if isinstance(name, str) else None
+        if relative is None:
+            raise UserError(f"{spec.list}: row {number}: {name!r} {_RELATIVE}")
+        yield relative
 
 
 def _parquet_names(data: bytes) -> list[str] | None:
@@ -219,7 +236,7 @@ def _parquet_names(data: bytes) -> list[str] | None:
 
 
 def _csv_names(data: bytes) -> list[str]:
-    rows = csv.reader(io.StringIO(data.decode("utf-8", "surrogateescape"), newline=""))
+    rows = csv.reader(io.StringIO(data.decode("utf-8-sig", "surrogateescape"), newline=""))  # -sig: a BOM is no name
     names = [row[0].strip() for row in rows if row and row[0].strip()]
     return names[1:] if names and names[0].lower() in NAME_COLUMNS else names
 
@@ -228,12 +245,20 @@ def _from_ground_truth(spec: SourceSpec, place: Place) -> Iterator[ImageReferenc
     """The gallery or the queries (with their boxes) that a ground-truth file names."""
     truth = load_ground_truth(spec.ground_truth)
     complete = _complete_names(truth, place, spec)
-    if spec.take == "queries":
-        for query in truth.queries:
-            yield _reference(spec, place, complete(query.name), query.box)
-    else:
-        for name in truth.gallery:
-            yield _reference(spec, place, complete(name))
+    for name, box in truth_entries(truth, spec.take, spec.ground_truth):
+        yield _reference(spec, place, complete(name), box)
+
+
+def truth_entries(truth: GroundTruth, take: str, url: str) -> list[tuple[str, Box | None]]:
+    """The names of a gallery, or of queries with their boxes. Raises UserError for one that leads out of the folder."""
+    entries: list[tuple[str, Box | None]] = [(name, None) for name in truth.gallery]
+    if take == "queries":
+        entries = [(query.name, query.box) for query in truth.queries]
+    kind = "query" if take == "queries" else "gallery image"
+    for number, (name, _) in enumerate(entries):
+        if relative_name(name) is None:
+            raise UserError(f"{url}: {kind} {number}: {name!r} {_RELATIVE}")
+    return entries
 
 
 def _complete_names(truth: GroundTruth, place: Place, spec: SourceSpec) -> Callable[[str], str | bytes]:

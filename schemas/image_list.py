@@ -30,7 +30,8 @@ SUFFIXES = frozenset(f".{name}" for name in (*_RASTER, "avif"))  # of names that
 
 _TO_ENCODE = re.compile("[%#\x00-\x1f\x7f-\x9f\udc80-\udcff]")
 _ENCODED = re.compile(rb"%([0-9A-F]{2})")
-_BOX = re.compile(r"#(-?[0-9.e+-]+),(-?[0-9.e+-]+),(-?[0-9.e+-]+),(-?[0-9.e+-]+)$")
+_NUMBER = r"(-?[0-9]+(?:\.[0-9]+)?(?:e[+-]?[0-9]+)?)"  # as `format_box` writes one
+_BOX = re.compile(f"#{','.join([_NUMBER] * 4)}\\Z")
 
 
 def encode_name(name: str | bytes) -> str:
@@ -54,6 +55,15 @@ def encode_name(name: str | bytes) -> str:
 def decode_name(text: str) -> bytes:
     """The bytes of the file name that `encode_name` made the text from."""
     return _ENCODED.sub(lambda match: bytes([int(match.group(1), 16)]), text.encode())
+
+
+def relative_name(name: str) -> str | None:
+    """A name of a list without `./` and doubled slashes: one file has one name.
+
+    None where it names no file below the folder of images: absolute, with `..`, or empty.
+    """
+    pieces = [piece for piece in name.split("/") if piece not in ("", ".")]
+    return None if not pieces or name.startswith("/") or ".." in pieces else "/".join(pieces)
 
 
 def format_box(box: Box) -> str:

@@ -93,7 +93,8 @@ def open_matrix(path: str, kind: str, variable: str = "", layout: str = "auto", 
 
 def _npy(path: str) -> np.ndarray:
     try:
-        array: Any = np.load(path, mmap_mode="r", allow_pickle=False)
+        with np.errstate(over="ignore"):  # of a header that claims too much
+            array: Any = np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError:
         raise UserError(f"{path}: there is no such file") from None
     except (OSError, ValueError, EOFError, OverflowError) as error:

@@ -151,7 +151,8 @@ def test_a_damaged_archive_ends_the_job_after_the_others(archives: Path, tmp_pat
 
 def test_a_list_chooses_names_and_misses(archives: Path, tmp_path: Path) -> None:
     names = [f"{archive}/{number:03}.jpg" for archive in range(3) for number in range(0, 20, 4)]
-    (tmp_path / "names.txt").write_text("\n".join([*names, "9/nowhere.jpg"]))
+    written = "\n".join(f"./{name}" for name in [*names, "9//nowhere.jpg"])  # as `find .` and some editors write it
+    (tmp_path / "names.txt").write_text(written, encoding="utf-8-sig")
     listed = {"list": str(tmp_path / "names.txt"), "source": "r1m"}
     manifest = make(tmp_path / "store", archives / "images.{1..3}.tar.gz", **listed)
     assert (manifest.counts.inputs, manifest.counts.failed) == (16, 1)

@@ -27,6 +27,7 @@ from pipelines.storage import Place
 from pipelines.stores import Gallery, Store
 from schemas.errors import UserError
 from schemas.ground_truth import GroundTruth, QueryTruth, save_ground_truth
+from schemas.image_list import make_record_id
 from schemas.importers import delg
 from schemas.manifest import Manifest
 
@@ -331,6 +332,22 @@ def test_clip_retrieval_by_the_names_of_its_metadata(tmp_path: Path) -> None:
     read = store.read_global(store.parts[0])
     assert read.record_ids[4] == "laion/data/4 100%25.jpg"
     np.testing.assert_array_equal(read.descriptors, wanted.astype(np.float32))
+
+
+def test_record_ids_of_awkward_sources_pass_verify(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ids = [make_record_id("50% #1\n", f"{row}.jpg") for row in range(3)]
+    ids.append(make_record_id("50% #1\n", b"\xff#.jpg", (1.0, 2.5, 3.0, 1e-7)))
+    (tmp_path / "ids.txt").write_text("".join(f"{name}\n" for name in ids), encoding="utf-8-sig")
+    np.save(tmp_path / "v.npy", unit(np.random.default_rng(0), 4, 8))
+    given = {"format": "npy", "input": str(tmp_path / "v.npy"), "record_ids": str(tmp_path / "ids.txt")}
+    assert imported(tmp_path / "store", **given).counts.succeeded == 4
+    store = Store(str(tmp_path / "store"))
+    assert list(store.read_global(store.parts[0]).record_ids) == ids
+    assert main(["verify", str(tmp_path / "store")]) == 0, capsys.readouterr().out
+    for line, told in (("a/b#1,2,3,e", "is no record id"), ("a%FF/b", "no record can hold it")):
+        (tmp_path / "ids.txt").write_text("\n".join([*ids[:3], line]))
+        with pytest.raises(UserError, match=f"line 4: .*{told}"):
+            imported(tmp_path / "x", **given)
 
 
 def test_imported_stores_pass_verify(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

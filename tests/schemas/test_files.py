@@ -20,6 +20,7 @@ from schemas.image_list import (
     image_table,
     make_record_id,
     references_of,
+    relative_name,
     split_record_id,
 )
 from schemas.local_descriptors import LocalRow
@@ -56,6 +57,16 @@ def test_encoded_names_are_distinct() -> None:
 def test_record_ids_split_again(box: tuple[float, float, float, float] | None) -> None:
     record = make_record_id("db", b"a#b/c%.jpg", box)
     assert split_record_id(record) == ("db", encode_name(b"a#b/c%.jpg"), box)
+
+
+@pytest.mark.parametrize("last", ["e", "-", ".", "4e", "+", "1-1", "4.", "4\n", "4,5"])
+def test_what_is_no_box_belongs_to_the_name(last: str) -> None:
+    assert split_record_id(f"a/b#1,2,3,{last}") == ("a", f"b#1,2,3,{last}", None)
+
+
+def test_names_relative_to_a_folder() -> None:
+    names = ("./a", "a//./b", "..a/b..", "a/..", "/a", "", "./.")
+    assert [relative_name(name) for name in names] == ["a", "a/b", "..a/b..", None, None, None, None]
 
 
 def test_image_list_round_trip() -> None:

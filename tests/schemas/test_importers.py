@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -301,6 +303,7 @@ def test_mistakes_of_arrays_name_the_file(tmp_path: Path) -> None:
     (tmp_path / "text.npy").write_text("no array")
     np.save(tmp_path / "flat.npy", np.zeros(4))
     np.save(tmp_path / "words.npy", np.array([["a", "b"]]))
+    np.save(tmp_path / "empty.npy", np.zeros((3, 0)))
     np.savez(tmp_path / "two.npz", a=np.zeros((2, 2)), b=np.zeros((2, 2)))
     (tmp_path / "text.mat").write_text("no matrix")
     for name, kind, why in (
@@ -308,6 +311,7 @@ def test_mistakes_of_arrays_name_the_file(tmp_path: Path) -> None:
         ("text.npy", "npy", "cannot be read as .npy"),
         ("flat.npy", "npy", "must be a matrix"),
         ("words.npy", "npy", "matrix of numbers"),
+        ("empty.npy", "npy", "without a dimension"),
         ("two.npz", "npz", "--variable"),
         ("text.mat", "mat", "cannot be read as a MATLAB file"),
         ("absent.mat", "mat", "no such file"),
@@ -323,6 +327,75 @@ def test_what_cannot_be_mapped_is_bounded(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(arrays, "MOST_BYTES", 50_000)
     with pytest.raises(UserError, match="save it as .npy"):
         open_matrix(str(tmp_path / "m.npz"), "npz")
+
+
+@pytest.mark.parametrize("shape", [(10**7, 10**6), (10**10, 10**10), (2**62, 4), (5, 4)])
+def test_headers_that_claim_too_much_are_told(tmp_path: Path, shape: tuple[int, int]) -> None:
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": shape})
+    (tmp_path / "m.npy").write_bytes(header.getvalue() + bytes(64))
+    with zipfile.ZipFile(tmp_path / "m.npz", "w") as archive:
+        archive.write(tmp_path / "m.npy", "m.npy")
+    for kind in ("npy", "npz"):
+        with pytest.raises(UserError, match=f"m.{kind}: it cannot be read as .{kind}"):
+            open_matrix(str(tmp_path / f"m.{kind}"), kind)
+
+
+def test_every_damage_of_an_npz_is_told(tmp_path: Path) -> None:
+    np.savez_compressed(tmp_path / "m.npz", X=np.random.default_rng(0).standard_normal((9, 7)))
+    whole = (tmp_path / "m.npz").read_bytes()
+    rng = np.random.default_rng(1)
+    for _ in range(400):
+        damaged = bytearray(whole)
+        damaged[rng.integers(len(whole))] = rng.integers(256)
+        (tmp_path / "d.npz").write_bytes(damaged)
+        try:
+            assert open_matrix(str(tmp_path / "d.npz"), "npz").dimension
+        except UserError as error:
+            assert "d.npz" in str(error)
+
+
+def clip_folder(folder: Path, vectors: dict[int, int], metadata: dict[int, int]) -> str:
+    """Files of so many rows each."""
+    for number, rows in vectors.items():
+        np.save(folder / f"img_emb_{number}.npy", np.ones((rows, 4), np.float16))
+    for number, rows in metadata.items():
+        names = pa.table({"image_path": [f"{number}/{row}.jpg" for row in range(rows)]})
+        pq.write_table(names, folder / f"metadata_{number}.parquet")
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    ("vectors", "metadata", "told"),
+    [
+        ({0: 2, 1: 2}, {0: 2, 2: 2}, "only one of the two is there for N = 1"),
+        ({0: 2, 1: 2}, {0: 1, 1: 3}, r"metadata_0.parquet: it has 1 rows, but .*img_emb_0.npy has 2"),
+        ({0: 2, 1: 2}, {0: 2, 1: 2}, ""),
+    ],
+)
+def test_clip_names_belong_to_their_own_vectors(
+    tmp_path: Path, vectors: dict[int, int], metadata: dict[int, int], told: str
+) -> None:
+    folder = clip_folder(tmp_path, vectors, metadata)
+    if not told:
+        assert clip_names(folder) == ["0/0.jpg", "0/1.jpg", "1/0.jpg", "1/1.jpg"]
+        return
+    with pytest.raises(UserError, match=told):
+        clip_names(folder)
+
+
+def test_clip_metadata_that_is_none(tmp_path: Path) -> None:
+    folder = clip_folder(tmp_path, {0: 2}, {})
+    assert clip_names(folder) is None
+    path = tmp_path / "metadata_0.parquet"
+    path.write_bytes(b"junk")
+    with pytest.raises(UserError, match="metadata_0.parquet: it cannot be read as Parquet"):
+        clip_names(folder)
+    pq.write_table(pa.table({"image_path": ["a.jpg", None]}), path)
+    with pytest.raises(UserError, match="row 1 has no image_path"):
+        clip_names(folder)
+    pq.write_table(pa.table({"url": ["a", "b"]}), path)
+    assert clip_names(folder) is None
 
 
 def test_clip_retrieval(tmp_path: Path) -> None:

@@ -1,0 +1,125 @@
+"""What lists, ground truths and globs name, and the sentences for those that cannot be read."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+
+from pipelines import retrying
+from pipelines.import_inputs import describe_inputs
+from pipelines.import_store import Options
+from pipelines.sources import SourceSpec, check_sources, list_images, listed_names, read_sources
+from schemas.errors import UserError
+from schemas.ground_truth import GroundTruth, QueryTruth, load_ground_truth, save_ground_truth
+
+
+@pytest.mark.parametrize("head", ["", "path,label\n", "\ufeff", "\ufeffpath,label\n"])
+def test_a_file_has_one_name_in_a_list(tmp_path: Path, head: str) -> None:
+    (tmp_path / "list.csv").write_text(f"{head}./0.png,1\n0.png\n.//a/./b//c.png,2\n", encoding="utf-8")
+    spec = SourceSpec(str(tmp_path), list=str(tmp_path / "list.csv"), source="s")
+    references = list_images(spec)
+    assert [reference.record_id for reference in references] == ["s/0.png", "s/0.png", "s/a/b/c.png"]
+    assert references[0].location == references[1].location == os.fsencode(tmp_path / "0.png")
+
+
+@pytest.mark.parametrize("name", ["../a.jpg", "a/../b.jpg", "/a.jpg", ".", "", "./", None, 7])
+def test_a_list_names_files_below_the_folder(tmp_path: Path, name: Any) -> None:
+    pq.write_table(pa.table({"path": ["a..b.jpg", "c/..d.jpg"]}), tmp_path / "good.parquet")
+    pq.write_table(pa.table({"path": [name]}), tmp_path / "list.parquet")
+    spec = SourceSpec(str(tmp_path), list=str(tmp_path / "good.parquet"))
+    assert list(listed_names(spec)) == ["a..b.jpg", "c/..d.jpg"]
+    with pytest.raises(UserError, match=r"list.parquet: row 1: .* must be a name relative to the folder"):
+        list(listed_names(SourceSpec(str(tmp_path), list=str(tmp_path / "list.parquet"))))
+
+
+def test_lists_and_sources_that_are_no_files(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "junk.parquet").write_bytes(b"PAR1junkPAR1")
+    for url, sentence in (
+        (str(tmp_path), "it is a folder; give the"),
+        (f"{tmp_path}/", "it is a folder; give the"),
+        (str(tmp_path / "file" / "x"), "can be read there: Not a directory"),
+        (str(tmp_path / "absent"), "there is no such"),
+        ("no\0file", "can be read there"),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            list(listed_names(SourceSpec(str(tmp_path), list=url)))
+        with pytest.raises(UserError, match=sentence):
+            read_sources(url)
+        np_import = Options("npy", str(tmp_path / "v.npy"), str(tmp_path / "out"), record_ids=url)
+        with pytest.raises(UserError, match=sentence):
+            describe_inputs(np_import)
+    with pytest.raises(UserError, match="cannot be read as an image list"):
+        list(listed_names(SourceSpec(str(tmp_path), list=str(tmp_path / "junk.parquet"))))
+
+
+@pytest.mark.parametrize("name", ["../secret.jpg", "a/../../b.jpg", "/etc/x.jpg"])
+def test_a_ground_truth_names_images_of_the_folder(tmp_path: Path, name: str) -> None:
+    url = str(tmp_path / "truth.json")
+    save_ground_truth(GroundTruth("t", ("a/b..c.jpg", name), (QueryTruth(name, None, (0,), (), ()),)), url)
+    (tmp_path / "v.npy").write_bytes(b"")
+    for take, what in (("gallery", "gallery image 1"), ("queries", "query 0")):
+        with pytest.raises(UserError, match=rf"truth.json: {what}: '{name}' must be a name relative to the folder"):
+            list_images(SourceSpec(str(tmp_path), ground_truth=url, take=take))
+        with pytest.raises(UserError, match=what):
+            describe_inputs(Options("npy", str(tmp_path / "v.npy"), "out", ground_truth=url, take=take))
+    assert load_ground_truth(url).gallery[1] == name, "to evaluate a store that has such ids, it is read as ever"
+
+
+def test_the_name_of_a_source_is_text(tmp_path: Path) -> None:
+    folder = os.fsencode(tmp_path) + b"/caf\xe9"
+    os.mkdir(folder)
+    with pytest.raises(UserError, match="is no UTF-8; give it another with --source"):
+        check_sources([SourceSpec(os.fsdecode(folder))])
+    check_sources([SourceSpec(os.fsdecode(folder), source="café")])
+
+
+class Failing(MemoryFileSystem):
+    """Memory whose listings fail as `trouble` says for the next calls."""
+
+    protocol = "failing"
+    trouble: ClassVar[list[Exception]] = []
+
+    def glob(self, path: str, **more: Any) -> Any:
+        return self._next() or super().glob(path, **more)
+
+    def find(self, path: str, **more: Any) -> Any:
+        return self._next() or super().find(path, **more)
+
+    def _next(self) -> None:
+        if Failing.trouble:
+            raise Failing.trouble.pop(0)
+
+
+@pytest.fixture
+def failing(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    fsspec.register_implementation("failing", Failing, clobber=True)
+    monkeypatch.setattr(retrying, "FIRST_WAIT", 0.001)
+    Failing.trouble = []
+    yield f"failing://bucket-{secrets.token_hex(4)}"
+    Failing.trouble = []
+
+
+def test_remote_listings_are_tried_again_and_told(failing: str) -> None:
+    for name in ("a/0.png", "a/1.png", "b/2.png", "d/0.delg_local"):
+        fsspec.filesystem("failing").pipe_file(f"{failing}/{name}", b"0123")
+    images, delg = SourceSpec(f"{failing}/*/[01].png", source="s"), Options("delg", f"{failing}/d", "out", locals=False)
+    for listed in (lambda: list_images(images), lambda: describe_inputs(delg)):
+        Failing.trouble = [PermissionError(13, "not allowed")]
+        with pytest.raises(UserError, match=r"cannot be listed: .*not allowed"):
+            listed()
+    Failing.trouble = [ConnectionResetError(104, "reset")]
+    assert [reference.record_id for reference in list_images(images)] == ["s/a/0.png", "s/a/1.png"]
+    Failing.trouble = [ConnectionResetError(104, "reset")]
+    with pytest.raises(UserError, match="no global descriptors can be read"):  # the folder itself was listed
+        describe_inputs(delg)
+    assert not Failing.trouble
