@@ -132,6 +132,8 @@ def _check_file(path: str) -> None:
     folder = Path(path).absolute().parent
     if not folder.is_dir():
         raise UserError(f"--json: there is no folder {folder}")
+    if Path(path).is_dir():
+        raise UserError(f"--json: {path} is a folder; give a file")
 
 
 def _age() -> float:

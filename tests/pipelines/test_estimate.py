@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -117,6 +118,23 @@ def test_archives_and_a_list(archives: Path, tmp_path: Path) -> None:  # noqa: F
     assert (told.inputs, told.known) == (10, "counted")
     manifest = extract.run(options, SETTINGS)
     assert manifest.counts.inputs == 10
+
+
+def test_a_zip_whose_names_are_no_utf8(tmp_path: Path) -> None:
+    """As old packers write them, in the code page of a DOS."""
+    with zipfile.ZipFile(tmp_path / "old.zip", "w") as packed:
+        for number in range(20):
+            packed.writestr(f"caf_{number}.jpg", jpeg(number))
+    named = (tmp_path / "old.zip").read_bytes().replace(b"caf_", b"caf\x82")
+    (tmp_path / "old.zip").write_bytes(named)
+    (tmp_path / "list.txt").write_bytes(b"\n".join(b"caf\x82%d.jpg" % n for n in range(10)))
+    for more, inputs in (({}, 20), ({"list": str(tmp_path / "list.txt")}, 10)):
+        options = asked(tmp_path / f"store-{inputs}", tmp_path / "old.zip", **more)
+        (told,) = ask("extract", options)
+        assert told.inputs == inputs
+        manifest = extract.run(options, SETTINGS)
+        assert (manifest.counts.inputs, manifest.counts.failed) == (inputs, 0)
+        assert told.disk_total == pytest.approx(size_of(tmp_path / f"store-{inputs}"), rel=0.05)
 
 
 def test_several_sources(archives: Path, pictures: Path, tmp_path: Path) -> None:  # noqa: F811
@@ -236,6 +254,7 @@ def test_the_command_line(pictures: Path, tmp_path: Path, capsys: pytest.Capture
         (["estimate", "verify", "x"], "verify has no estimate"),
         (["extract", *options, "--dry-run", "--on", "0"], "1 or more"),
         (["extract", *options, "--dry-run", "--json", str(tmp_path / "no" / "x.json")], "there is no folder"),
+        (["extract", *options, "--dry-run", "--json", str(tmp_path)], "is a folder; give a file"),
     ):
         assert main(arguments) == 2
         assert sentence in capsys.readouterr().err
