@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
+import os
+import signal
 import sys
 import textwrap
 from dataclasses import dataclass
@@ -17,11 +20,18 @@ PROGRAM = "run_pipeline.sh"
 
 @dataclass(frozen=True)
 class Command:
-    """A command: where its Options and run are, what it does, and examples."""
+    """A command: where its Options and run are, what it does, and examples.
+
+    refused: settings that it refuses with a sentence, and that its --help leaves out.
+    """
 
     module: str
     summary: str
     examples: tuple[str, ...]
+    refused: tuple[str, ...] = ()
+
+
+OF_ESTIMATES = ("dry_run", "on", "json")
 
 
 COMMANDS = {
@@ -51,6 +61,7 @@ COMMANDS = {
             "import npy vectors.npy --list names.txt --out store/",
             "import mat roxford5k_gem.mat --ground-truth gnd_roxford5k.pkl --take gallery --out store/",
         ),
+        OF_ESTIMATES,
     ),
     "export": Command(
         "pipelines.export",
@@ -118,6 +129,7 @@ COMMANDS = {
             "train-products --images i/ --labels i.csv --out joint/ --mode joint --weights f/weights.safetensors",
             "train-products --images i/ --labels l --out g --mode global --backbone timm:resnet18 --backbone-weights w",
         ),
+        OF_ESTIMATES,
     ),
     "report": Command(
         "pipelines.report",
@@ -136,6 +148,7 @@ COMMANDS = {
         "pipelines.repair",
         "verify, then do just the damaged units again",
         ("repair store/", "repair store/ --gc", "repair old-store/ --remove-damaged"),
+        (*OF_ESTIMATES, "overwrite"),
     ),
     "estimate": Command(
         "pipelines.estimate",
@@ -198,15 +211,31 @@ def command_parser(name: str) -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     add_arguments(parser.add_argument_group("what to do"), module.Options)
-    add_arguments(parser.add_argument_group("how to run"), how)
+    add_arguments(parser.add_argument_group("how to run"), how, command.refused)
     return parser
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; gives the exit code: 0, 1 for a job that failed, 2 for a user's mistake."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        code = _run(arguments)
+        sys.stdout.flush()  # what cannot be written is noticed here and not at the interpreter's end
+        return code
+    except BrokenPipeError:  # the reader, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    except OSError as error:
+        if error.errno != errno.ENOSPC or error.filename is not None:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        print("Error: what is to be told cannot be written: the disk of the output is full", file=sys.stderr)
+        return 2
+
+
+def _run(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help", "help"):
-        main_parser().print_help()
+        print(main_parser().format_help(), end="")
         return 0
     name = arguments[0]
     if name not in COMMANDS:
@@ -264,6 +293,11 @@ def run_command(name: str, arguments: list[str]) -> int:
     elif beam_options:
         parser.error(f"unknown argument {beam_options[0]!r}")
     settings = build(kind, settings_given, name)
+    for_estimate = isinstance(settings, RunSettings) and bool(settings.on or settings.json)
+    if (
+        for_estimate and not settings.dry_run and name != "estimate"
+    ):  # else hours of work begin where a figure was wanted
+        parser.error("--on and --json belong to an estimate: give --dry-run too")
     values = {key: value for key, value in given.items() if key not in how}
     options = build(module.Options, module.complete(values) if hasattr(module, "complete") else values, name)
     if isinstance(settings, RunSettings) and (settings.dry_run or name == "estimate"):

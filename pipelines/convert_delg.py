@@ -71,9 +71,9 @@ def run(options: Options, settings: Settings) -> Converted:
         raise UserError(f"{options.out} is there already: name another file, or give --overwrite.")
     if options.local_stride not in (0, *STRIDES):
         raise UserError(f"convert-delg: --local-stride is {options.local_stride}; it must be 16 or 32.")
-    threshold = threshold_of(options)
     model = Path(options.model)
     _require_saved_model(model, options.check)
+    threshold = threshold_of(options)
     tensorflow = import_tensorflow()
     shapes, reader = _open_checkpoint(tensorflow, model)
     mapped = map_variables(shapes, options.model, _object_paths(reader, shapes))

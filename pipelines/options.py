@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import types
 import typing
+from collections.abc import Collection
 from typing import Any, TypeVar
 
 import yaml
@@ -28,8 +29,11 @@ def option(
     return dataclasses.field(default=default, metadata=metadata)
 
 
-def add_arguments(parser: argparse._ActionsContainer, options: type) -> None:
-    """Add a flag for each field: ``rows_per_part`` becomes ``--rows-per-part``; positional ones have none."""
+def add_arguments(parser: argparse._ActionsContainer, options: type, hidden: Collection[str] = ()) -> None:
+    """Add a flag for each field: ``rows_per_part`` becomes ``--rows-per-part``; positional ones have none.
+
+    hidden: fields that --help is silent about, since the command refuses them with a sentence.
+    """
     hints = typing.get_type_hints(options)
     for field in dataclasses.fields(options):
         if not field.metadata.get("help"):
@@ -53,7 +57,7 @@ def add_arguments(parser: argparse._ActionsContainer, options: type) -> None:
             keywords["help"] += " (required)"
         elif field.default not in (dataclasses.MISSING, "", (), None) and kind is not bool:
             keywords["help"] += f" (default: {field.default})"
-        keywords["help"] = keywords["help"].replace("%", "%%")
+        keywords["help"] = argparse.SUPPRESS if field.name in hidden else keywords["help"].replace("%", "%%")
         names = (flag,)
         if field.metadata.get("positional"):
             names, keywords["dest"] = (field.name,), None

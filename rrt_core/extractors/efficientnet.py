@@ -254,7 +254,8 @@ def check_copies(sizes: object, max_locals: object, enlarge: object, min_size: o
     """Raise UserError unless the options that say what is looked at lie within their ranges."""
     if not isinstance(sizes, (list, tuple)) or not 1 <= len(sizes) <= 255:
         raise UserError(
-            f"The extractor's option sizes must be a list of 1 to 255 longest sides in pixels, not {sizes!r}."
+            "The extractor's option sizes must be a list of 1 to 255 longest sides in pixels, such as [512, 256] or"
+            f" [518], not {sizes!r}."
         )
     for size in sizes:
         check_whole("sizes", size, 32, 4096)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -52,6 +53,10 @@ def test_without_a_command_all_are_listed(capsys: pytest.CaptureFixture[str]) ->
         (["evaluate", "--out", "r", "--ground-truth", "g.json", "--ensemble", "0.5"], "it must be lambda,gamma"),
         (["tune", "--out", "no-such-run", "--ground-truth", "g", "--result", "t.json"], "make it with 'search'"),
         (["run", "--config", "no-such.yaml"], "no such configuration"),
+        (["extract", "--images", str(ROOT), "--out", "x", "--on", "1,8"], "give --dry-run too"),
+        (["extract", "--images", str(ROOT), "--out", "x", "--json", "x.json"], "give --dry-run too"),
+        (["extract", "--images", str(ROOT), "--out", "x", "--workers", "-1"], "--workers is -1; it must be 0 or more"),
+        (["convert-delg", "no-such-model", "x.safetensors"], "no-such-model"),
     ],
 )
 def test_mistakes_get_one_sentence(
@@ -68,6 +73,30 @@ def test_the_module_runs_as_a_program() -> None:
     command = [sys.executable, "-m", "pipelines", "nothing"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 2 and done.stderr.startswith("There is no command")
+
+
+def test_what_a_command_always_refuses_is_not_in_its_help(capsys: pytest.CaptureFixture[str]) -> None:
+    for command, flags in (("repair", ("--dry-run", "--overwrite", "--json")), ("import", ("--dry-run", "--on"))):
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
+        printed = capsys.readouterr().out
+        assert not any(f" {flag} " in printed for flag in flags) and "--workers" in printed
+
+
+@pytest.mark.parametrize("reader", ["gone", "/dev/full"])
+def test_output_that_nobody_takes_is_no_traceback(reader: str) -> None:
+    command = [sys.executable, "-m", "pipelines", "--help"]
+    if reader == "gone":
+        read, write = os.pipe()
+        os.close(read)
+    elif os.path.exists(reader):
+        write = os.open(reader, os.O_WRONLY)
+    else:
+        pytest.skip("there is no /dev/full")
+    done = subprocess.run(command, cwd=ROOT, stdout=write, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(write)
+    assert "Traceback" not in done.stderr
+    assert (done.returncode, done.stderr.count("\n")) == ((141, 0) if reader == "gone" else (2, 1))
 
 
 @dataclass(frozen=True)
