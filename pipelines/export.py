@@ -86,6 +86,8 @@ def _ours(place: Place) -> bool:
 
 
 def _export(store: Store, place: Place, options: Options, asked: dict[str, Any]) -> dict[str, Any]:
+    if options.locals:
+        _require_locals(store)
     place.remove(NAME)
     root = Path(place.root)
     rows = store.manifest.counts.succeeded
@@ -127,13 +129,22 @@ def _export(store: Store, place: Place, options: Options, asked: dict[str, Any])
     return told
 
 
+def _require_locals(store: Store) -> None:
+    """Raise UserError where a part has no local descriptors of its own."""
+    for part in store.parts:
+        if part.locals is None or part.locals.layout is None:
+            raise UserError(
+                f"{store.place.url}: part {part.number} holds no local descriptors (those of a layer are of some "
+                "images only, and are not exported); leave --locals out"
+            )
+
+
 def _open_locals(store: Store, folder: Path) -> dict[str, GrowingArray]:
-    """The files of the locals, empty. Raises UserError where a part has none."""
+    """The files of the locals, empty."""
     total, kind = 0, "<f2"
     for part in store.parts:
-        layout = part.locals.layout if part.locals else None
-        if layout is None:
-            raise UserError(f"{store.place.url}: part {part.number} holds no local descriptors; leave --locals out")
+        assert part.locals is not None and part.locals.layout is not None
+        layout = part.locals.layout
         total += int(layout["descriptor"]["shape"][0])
         if layout["descriptor"]["dtype"] != kind:
             kind = "<f4"  # int8 and binary are read as lengths of 1
