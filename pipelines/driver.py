@@ -9,6 +9,7 @@ The manifest is written here, last.
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import socket
@@ -17,6 +18,8 @@ import time
 from collections import Counter, deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+
+import pyarrow as pa
 
 from pipelines import stopping
 from pipelines.commit import PIECES, Job, Unit, marker_name, read_marker
@@ -28,6 +31,7 @@ from pipelines.progress import Progress
 from pipelines.retrying import Unreachable
 from pipelines.shortfall import Shortfall, UnderWay
 from pipelines.storage import Place, full_disk, is_temporary
+from schemas import failures
 from schemas.errors import UserError
 from schemas.manifest import Manifest, Marker
 
@@ -304,7 +308,18 @@ class Loop:
         why = self.shortfall.too_many(under_way)
         if why:
             progress.clear()
-            raise JobFailed(f"{self.job.stage}: {why} ({self._in_place(len(self.markers))})")
+            reason = self.shortfall.last_reason(under_way) or self._reason_on_disk()
+            last = f"; the last: {reason}" if reason else ""
+            raise JobFailed(f"{self.job.stage}: {why}{last} ({self._in_place(len(self.markers))})")
+
+    def _reason_on_disk(self) -> str:
+        """Why an input of a finished unit failed, or ""."""
+        for marker in reversed(self.shortfall.finished.values()):
+            for entry in reversed(marker.files):
+                if entry.name.startswith("failures/") and entry.rows:
+                    with contextlib.suppress(OSError, pa.ArrowInvalid):
+                        return failures.read_part(io.BytesIO(self.place.read(entry.name)))[-1].reason
+        return ""
 
     def _under_way(self, pool: Pool) -> dict[str, UnderWay]:
         """How far the units of the shares under way are: by markers, and as attempts tell (local places only)."""

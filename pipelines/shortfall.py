@@ -102,8 +102,11 @@ class Shortfall:
             self.per_cent and self.open_bytes and len(self.finished) < len(self.open_bytes) and done < SURE_FROM
         ):
             return ""
-        last = next((f"; the last: {state.reason}" for state in running if state.reason), "")
-        return f"{failed:,} of {done:,} {self.noun} failed, more than --max-failures {self.text} allows{last}"
+        return f"{failed:,} of {done:,} {self.noun} failed, more than --max-failures {self.text} allows"
+
+    def last_reason(self, under_way: Mapping[str, UnderWay]) -> str:
+        """Why an input failed that is not of a finished unit, or ""."""
+        return next((state.reason for state in self._running(under_way).values() if state.reason), "")
 
 
 def _bytes(unit: Unit) -> int:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import tarfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from pipelines.describing import batched
 from pipelines.driver import JobFailed, RunSettings
 from pipelines.shortfall import Shortfall, UnderWay
 from pipelines.stores import Store
-from rrt_core.extractors import Description
+from rrt_core.extractors import Description, Failure
 from rrt_core.images import Image
 from schemas.errors import UserError
 from schemas.image_list import ImageReference
@@ -237,6 +238,10 @@ def test_options_that_contradict_each_other(tmp_path: Path) -> None:
         ("--list and --ground-truth both", {"images": folder, "list": truth, "ground_truth": truth, "take": "gallery"}),
         ("--take without --ground-truth", {"images": folder, "take": "gallery"}),
         ("a list names images of a folder, not of a glob", {"images": folder / "*.jpg", "list": truth}),
+        ("--image-seconds is inf; it must be above 0 and below 600", {"images": folder, "image_seconds": float("inf")}),
+        ("--image-seconds is nan", {"images": folder, "image_seconds": float("nan")}),
+        ("--image-seconds is 600;.* --stall-minutes 10", {**asked, "image_seconds": 600.0}),
+        ("--image-seconds is -1", {"images": folder, "image_seconds": -1.0}),
         ("--max-failures is 'many'", {"images": archive, "max_failures": "many", "overwrite": True, "locals": "none"}),
     ):
         options: dict[str, Any] = {"images": archive, "locals": "none", **given}
@@ -269,7 +274,7 @@ def test_a_layer_that_failed_is_made_again(tmp_path: Path) -> None:
 def test_too_many_failures_are_too_many_the_second_time_too(tmp_path: Path) -> None:
     archive = write_tar(tmp_path / "a.tar", members(0, 8, (1, 2, 6)))
     for _ in range(2):
-        with pytest.raises(JobFailed, match="more than --max-failures 2 allows"):
+        with pytest.raises(JobFailed, match="more than --max-failures 2 allows; the last: "):
             make(tmp_path / "store", archive, max_failures="2")
     assert make(tmp_path / "store", archive, max_failures="3").counts.failed == 3
     again = make(tmp_path / "store", archive, max_failures="3", retry_failed=True)  # those three fail again
@@ -322,6 +327,46 @@ def test_a_binary_store_is_planned_although_an_image_kills(tmp_path: Path, monke
     monkeypatch.setenv("RRT_TEST_CRASH_ON", "bad-")
     manifest = make(tmp_path / "store", archive, local_dtype="binary", source="s")
     assert (manifest.counts.inputs, manifest.counts.failed) == (5, 1)
+
+
+class Raising(TinyExtractor):
+    """One whose code is wrong."""
+
+    def describe(self, images: Sequence[Image]) -> list[Description | Failure]:
+        raise RuntimeError("boom")
+
+
+def test_a_binary_store_of_an_extractor_that_fails_is_a_sentence(tmp_path: Path) -> None:
+    archive = write_tar(tmp_path / "a.tar", members(0, 3))
+    with pytest.raises(UserError, match="learns from a sample .*:Raising fails on it: RuntimeError: boom; mend"):
+        make(tmp_path / "store", archive, local_dtype="binary", extractor=f"{__name__}:Raising")
+
+
+class Narrow(TinyExtractor):
+    """Locals of half the width."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.name, self.local_dim = "narrow", 64
+
+    def describe(self, images: Sequence[Image]) -> list[Description | Failure]:
+        found = super().describe(images)
+        return [replace(one, descriptors=one.descriptors[:, :64]) for one in found if isinstance(one, Description)]
+
+
+def test_a_rotation_that_another_extractor_left_is_made_anew(tmp_path: Path) -> None:
+    """It was written, and the command killed before its plan was."""
+    archive = write_tar(tmp_path / "a.tar", members(0, 3))
+    make(tmp_path / "killed", archive, local_dtype="binary")
+    for name in ("plan.json", "job.json"):
+        (tmp_path / "killed" / "plan" / name).unlink()
+    (tmp_path / "killed" / "manifest.json").unlink()
+    for name in ("done", "pieces", "global", "local", "failures"):
+        shutil.rmtree(tmp_path / "killed" / name)
+    (tmp_path / "killed" / "parts.parquet").unlink()
+    options = {"local_dtype": "binary", "extractor": f"{__name__}:Narrow"}
+    manifest = make(tmp_path / "killed", archive, **options)
+    assert manifest.content == make(tmp_path / "undisturbed", archive, **options).content
 
 
 def test_a_slow_stream_is_no_slow_image() -> None:
