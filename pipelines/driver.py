@@ -84,6 +84,8 @@ def run_job(
     finished folder too: where the plan grew, or markers were removed. Raises UserError (another recipe's output is
     there, bad input, a disk that takes no more) and JobFailed.
     """
+    if job.output.startswith(("http://", "https://")):
+        raise UserError(f"{job.output}: nothing can be written there; name a folder, or a place on S3 or GCS")
     place = Place(job.output)
     try:
         with place.alone():

@@ -148,6 +148,11 @@ def test_what_was_taken_from_a_finished_output_is_made_again(tamper: Callable[[s
     assert os.stat(sorted(Path(job.output).glob("data/*"))[2]).st_mtime_ns == kept
 
 
+def test_an_output_behind_http_is_refused_at_once() -> None:
+    with pytest.raises(UserError, match="nothing can be written there"):
+        run_job(faulty_job("http://127.0.0.1:9/out", "ok"), SETTINGS)
+
+
 def test_another_recipe_is_refused_or_made_over(tmp_path: Path) -> None:
     job, manifest = made(tmp_path, "ok")
     other = faulty_job(job.output, "ok", "ok", recipe={"colour": {"hue": 2}})
