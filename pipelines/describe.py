@@ -146,10 +146,14 @@ def read_location(location: bytes) -> bytes:
     """
     if not location.startswith(b"/"):
         return read_url(location.decode(), MOST_BYTES)
-    with open(os.open(location, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
-        about = os.fstat(file.fileno())
-        if not stat.S_ISREG(about.st_mode):
+    descriptor = os.open(location, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        about = os.fstat(descriptor)
+        if not stat.S_ISREG(about.st_mode):  # open() below would leave a folder's descriptor open
             raise OSError("it is no regular file")
         if about.st_size > MOST_BYTES:
             raise OSError(f"it has {about.st_size:,} bytes; at most {MOST_BYTES:,} are read")
-        return file.read()
+        with open(descriptor, "rb", closefd=False) as file:
+            return file.read()
+    finally:
+        os.close(descriptor)

@@ -6,9 +6,12 @@ import multiprocessing
 import os
 import signal
 import traceback
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pipelines.processes import PARENT_VARIABLE, die_with_parent, limit_threads, thread_environment
+from pipelines.retrying import Unreachable
+from schemas.errors import UserError
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
@@ -27,6 +30,20 @@ class DescribingFailed(Exception):
     """An exception in the child; the text names it."""
 
 
+@dataclass(frozen=True)
+class _Raised:
+    """What the child raised. A user's mistake, and a place that does not answer, stay what they are."""
+
+    words: str
+    kind: type[Exception] = DescribingFailed
+
+    @staticmethod
+    def of(error: Exception) -> _Raised:
+        if isinstance(error, UserError):
+            return _Raised(str(error), Unreachable if isinstance(error, Unreachable) else UserError)
+        return _Raised(f"{type(error).__name__}: {error}")
+
+
 class Isolated:
     """Describes images in a child that is started again after each crash."""
 
@@ -42,7 +59,11 @@ class Isolated:
         self._end()
 
     def describe(self, item: Item) -> Described:
-        """What became of the image. Raises Crashed where the child died, DescribingFailed where it raised."""
+        """What became of the image.
+
+        Raises Crashed where the child died, and what it raised as DescribingFailed; but a UserError, such as
+        retrying.Unreachable, as itself: it says nothing of the image.
+        """
         if self.process is None:
             self._start()
         try:
@@ -56,8 +77,8 @@ class Isolated:
             code = self.process.exitcode
             self._end()
             raise Crashed(signal.Signals(-code).name if code < 0 else f"exit code {code}") from None
-        if isinstance(answer, str):
-            raise DescribingFailed(answer)
+        if isinstance(answer, _Raised):
+            raise answer.kind(answer.words)
         described: Described = answer
         return described
 
@@ -70,12 +91,14 @@ class Isolated:
         self.process.start()
         far.close()
         try:
-            problem = self.pipe.recv()
+            problem: _Raised | None = self.pipe.recv()
         except EOFError:
-            problem = "it died while it started"
-        if problem:
+            problem = _Raised("it died while it started")
+        if problem is not None:
             self._end()
-            raise RuntimeError(f"the process that describes images one by one: {problem}")
+            if issubclass(problem.kind, UserError):
+                raise problem.kind(problem.words)
+            raise RuntimeError(f"the process that describes images one by one: {problem.words}")
 
     def _end(self) -> None:
         if self.process is not None:
@@ -93,21 +116,17 @@ def _serve(pipe: Connection, options: dict[str, Any], threads: int) -> None:
         describer = Describer(options)
         limit_threads(threads)
     except Exception as error:  # noqa: BLE001  whatever an extractor raises is told to the parent
-        pipe.send(_words(error))
+        pipe.send(_Raised.of(error))
         return
-    pipe.send("")
+    pipe.send(None)
     while True:
         try:
             item = pipe.recv()
         except EOFError:
             return
         try:
-            answer: Described | str = describer.describe_alone(item)
+            answer: Described | _Raised = describer.describe_alone(item)
         except Exception as error:  # noqa: BLE001
             traceback.print_exc()
-            answer = _words(error)
+            answer = _Raised.of(error)
         pipe.send(answer)
-
-
-def _words(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"
