@@ -5,9 +5,12 @@ from __future__ import annotations
 import contextlib
 import faulthandler
 import io
+import math
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -15,22 +18,23 @@ import PIL.Image
 
 from pipelines.describe import Decoded, Described, Describer, Item, failed_item
 from pipelines.isolation import Crashed, DescribingFailed, Isolated
-from rrt_core.images import Image
+from rrt_core.images import DecodeError, Image
 from schemas.image_list import ImageReference
 
 ISOLATE_FROM = 3  # from this attempt on, images are described one by one in a child process
-AHEAD_BYTES = 1_000_000_000  # of decoded images that wait for the model
+AHEAD_BYTES = 1_000_000_000  # of images that wait for the model, decoded or in work
 USUAL_BYTES = 12_000_000  # of a decoded image, until a larger one was seen
 
 
 def batched(describer: Describer, items: Iterable[Item]) -> Iterator[Described]:
     """Threads read and decode up to two batches ahead of the model, as far as memory allows.
 
-    Where an image takes longer than `image_seconds` the process ends, with a traceback in the log: the driver deals the
-    unit again, and from the third attempt on the image is found out one by one. The time that `items` takes to give
-    the next image, such as an archive's in which few are wanted, does not count.
+    Where reading and decoding an image takes longer than `image_seconds`, or the model longer than that for each image
+    of a batch, the process ends, with a traceback in the log: the driver deals the unit again, and from the third
+    attempt on the image is found out one by one. The time that `items` takes to give the next image, such as an
+    archive's in which few are wanted, does not count.
     """
-    seconds = describer.options["image_seconds"]
+    seconds = float(describer.options["image_seconds"])
     size = describer.extractor.batch
     with ThreadPoolExecutor(describer.options["decoders"]) as pool:
         ahead = _Ahead(describer, iter(items), pool, 2 * size)
@@ -38,9 +42,33 @@ def batched(describer: Describer, items: Iterable[Item]) -> Iterator[Described]:
             batch = ahead.take(size)
             if not batch:
                 return
-            with patience(seconds * size):
+            with patience(seconds * len(batch)):
                 described = list(describer.describe([item for item, _ in batch], [image for _, image in batch]))
             yield from described
+
+
+@dataclass
+class _Waiting:
+    """An image that is being decoded, or waits for the model. Its file's bytes go when it is decoded."""
+
+    item: Item
+    file_bytes: int
+    begun: float = math.inf  # when a thread took it up
+    future: Future[Decoded] = field(default_factory=Future)
+
+    def decoded(self, describer: Describer) -> Decoded:
+        """For a thread: the image, or why there is none."""
+        self.begun = time.monotonic()
+        decoded = describer.decoded(self.item)
+        self.item = replace(self.item, data=None)
+        if isinstance(decoded.image, DecodeError):
+            # A new one: the frames of a raised one's traceback hold the file's bytes.
+            decoded.image = DecodeError(decoded.image.reason, decoded.image.error_class)
+        return decoded
+
+    def held(self, largest: int) -> int:
+        """Bytes in memory; while it is in work, with an image as large as the largest seen."""
+        return _bytes(self.future.result()) if self.future.done() else self.file_bytes + largest
 
 
 class _Ahead:
@@ -48,8 +76,8 @@ class _Ahead:
 
     def __init__(self, describer: Describer, items: Iterator[Item], pool: ThreadPoolExecutor, most: int) -> None:
         self.describer, self.items, self.pool, self.most = describer, items, pool, most
-        self.seconds = float(describer.options["image_seconds"]) * most
-        self.queue: deque[tuple[Item, Future[Decoded]]] = deque()
+        self.seconds = float(describer.options["image_seconds"])
+        self.queue: deque[_Waiting] = deque()
         self.largest = USUAL_BYTES
         self.ended = False
 
@@ -61,31 +89,34 @@ class _Ahead:
             self._fill()
             if not self.queue:
                 break
-            item, future = self.queue[0]
-            if not future.done():
-                with patience(self.seconds):
-                    wait([one for _, one in self.queue if not one.done()], return_when=FIRST_COMPLETED)
+            first = self.queue[0]
+            working = [one for one in self.queue if not one.future.done()]
+            if not first.future.done():
+                left = min(one.begun for one in working) + self.seconds - time.monotonic()
+                with patience(min(max(left, 0.001), self.seconds)):
+                    wait([one.future for one in working], return_when=FIRST_COMPLETED)
                 continue
             self.queue.popleft()
-            decoded = future.result()
+            decoded = first.future.result()
             held += _bytes(decoded)
-            batch.append((item, decoded))
+            batch.append((first.item, decoded))
         self._fill()
         return batch
 
     def _fill(self) -> None:
-        """Submit what fits: done and still in work together, the latter taken to be as large as the largest seen."""
-        done = [_bytes(future.result()) for _, future in self.queue if future.done()]
+        """Submit what fits: files and images that wait or are in work, and room for one more image."""
+        done = [_bytes(one.future.result()) for one in self.queue if one.future.done()]
         self.largest = max([self.largest, *done])
         while not self.ended and len(self.queue) < self.most:
-            working = len(self.queue) - len(done)
-            if self.queue and sum(done) + (working + 1) * self.largest > AHEAD_BYTES:
+            if self.queue and sum(one.held(self.largest) for one in self.queue) + self.largest > AHEAD_BYTES:
                 return
             item = next(self.items, None)
             if item is None:
                 self.ended = True
                 return
-            self.queue.append((item, self.pool.submit(self.describer.decoded, item)))
+            waiting = _Waiting(item, len(item.data or b""))
+            waiting.future = self.pool.submit(waiting.decoded, self.describer)
+            self.queue.append(waiting)
 
 
 def _bytes(decoded: Decoded) -> int:
@@ -105,7 +136,8 @@ def patience(seconds: float) -> Iterator[None]:
 def isolated(options: dict[str, Any], threads: int, items: Iterable[Item]) -> Iterator[Described]:
     """One by one in a child process: an image that kills it, or on which it fails, becomes a failed row.
 
-    Raises the last failure where not one image went well, nor a picture of ours: then it is not the images.
+    Raises the last failure where not one image went well, nor a picture of ours: then it is not the images; and
+    UserError where a place does not answer: no image is failed for that.
     """
     trouble: Exception | None = None
     well = 0
