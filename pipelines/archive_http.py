@@ -106,7 +106,8 @@ class HttpBytes:
         if found is not None:
             size = None if found[3] == "*" else int(found[3])
         else:
-            size = int(response.headers["Content-Length"]) if "Content-Length" in response.headers else None
+            length = response.headers.get("Content-Length", "")
+            size = int(length) if re.fullmatch(r"[0-9]{1,18}", length) else None  # not known where it is no number
         tag = (size, response.headers.get("ETag") or response.headers.get("Last-Modified") or "")
         if self._tag is None:
             self._tag, self.size, self.seekable = tag, size, found is not None

@@ -31,6 +31,7 @@ class Site:
     content: bytes = b""
     ranges: bool = True
     tells_size: bool = True
+    length: str = ""  # what it calls the length, in place of the right one
     statuses: list[int] = field(default_factory=list)  # answers to the next requests; 200: as it should be
     cuts: list[int] = field(default_factory=list)  # the next bodies end after so many bytes
     tag: str = '"one"'
@@ -87,7 +88,9 @@ def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
             else:
                 self.send_response(200)
             if here.tells_size or here.ranges:
-                self.send_header("Content-Length", str(len(content)))
+                self.send_header("Content-Length", here.length or str(len(content)))
+                if here.length:
+                    self.send_header("Connection", "close")
             else:
                 self.send_header("Connection", "close")
             if here.encoding:
@@ -157,6 +160,13 @@ def test_a_server_that_does_not_tell_the_size(site: Site) -> None:
     site.cuts = [100_000]
     with pytest.raises(ArchiveDamaged, match="fetch it again"):
         found(site.url + ".tar.gz")
+
+
+@pytest.mark.parametrize("length", ["none", "-1", "1e3"])
+def test_a_length_that_is_no_number_is_none(site: Site, length: str) -> None:
+    site.content, site.ranges, site.length = packed(FILES, "tar.gz"), False, length
+    assert archive_size(site.url + ".tar.gz") == 0
+    assert found(site.url + ".tar.gz") == list(FILES.items())
 
 
 def test_a_server_that_calls_the_compression_an_encoding(site: Site) -> None:
