@@ -16,11 +16,13 @@ from pipelines.describe import Item
 from pipelines.describe_units import ROTATION_NAME
 from pipelines.describing import isolated
 from pipelines.driver import RunSettings
+from pipelines.isolation import DescribingFailed
 from pipelines.plan import PLAN_NAME
 from pipelines.plan_images import IMAGES_NAME, Planned
 from pipelines.storage import Place
 from rrt_core.extractors import create
 from rrt_core.rotation import learn_rotation
+from schemas.errors import UserError
 from schemas.image_list import references_of
 
 SAMPLE = 64  # images, evenly spaced in the listing
@@ -31,15 +33,24 @@ def make_rotation(
 ) -> tuple[bytes, bool]:
     """The rotation of the store's plan, or one learned from a sample of its images: float32 bytes [W, W], and if new.
 
-    The sample is described one by one in a child process: an image that kills it does not kill the driver.
+    The sample is described one by one in a child process: an image that kills it does not kill the driver. Raises
+    UserError where the extractor fails on all of it.
     """
-    if not settings.overwrite and (not files or place.exists(PLAN_NAME)):
-        with contextlib.suppress(FileNotFoundError):
-            return place.read(ROTATION_NAME), False
     dimension = create(options["extractor"], **options["extractor_option"]).local_dim
+    if not settings.overwrite and place.exists(PLAN_NAME):  # without a plan another extractor may have left it
+        with contextlib.suppress(FileNotFoundError):
+            there = place.read(ROTATION_NAME)
+            if len(there) == 4 * dimension * dimension:
+                return there, False
     items = _sample(place, planned, files)
     described = isolated({**options, "locals": "all"}, settings.threads_per_worker, items)
-    rows = [one.description.descriptors for one in described if one.description is not None]
+    try:
+        rows = [one.description.descriptors for one in described if one.description is not None]
+    except (DescribingFailed, RuntimeError) as error:
+        raise UserError(
+            f"extract: --local-dtype binary learns from a sample of the images, and the extractor "
+            f"{options['extractor']} fails on it: {error}; mend the extractor or its options"
+        ) from error
     samples = np.concatenate([np.zeros((0, dimension), np.float32), *rows])
     return np.ascontiguousarray(learn_rotation(samples), "<f4").tobytes(), True
 
