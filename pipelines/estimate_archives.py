@@ -109,15 +109,20 @@ def first_images(url: str, count: int, listed: Listed | None) -> list[tuple[byte
     return found
 
 
-def write_archive(path: Path, members: Sequence[tuple[bytes, bytes]]) -> None:
-    """An archive of the kind that its name tells, of these members."""
+def write_archive(path: Path, members: Sequence[tuple[bytes, bytes]]) -> Path:
+    """An archive of the kind that its name tells, of these members; gives where it lies.
+
+    A zip file whose names are no UTF-8 becomes a tar, which holds any bytes; the names stay what a list says.
+    """
     if path.name.lower().endswith(".zip"):
+        if not all(_is_text(name) for name, _ in members):
+            return write_archive(path.with_name(f"{path.name}.tar"), members)
         with zipfile.ZipFile(path, "w") as packed:
             for name, data in members:
-                packed.writestr(name.decode(errors="surrogateescape"), data)
-        return
+                packed.writestr(name.decode(), data)
+        return path
     buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as tar:
+    with tarfile.open(fileobj=buffer, mode="w", encoding="utf-8", errors="surrogateescape") as tar:
         for name, data in members:
             about = tarfile.TarInfo(name.decode(errors="surrogateescape"))
             about.size = len(data)
@@ -125,3 +130,12 @@ def write_archive(path: Path, members: Sequence[tuple[bytes, bytes]]) -> None:
     packers: dict[str, Callable[[bytes], bytes]] = {"gz": gzip.compress, "bz2": bz2.compress, "xz": lzma.compress}
     pack = packers.get(path.name.lower().rpartition(".")[2].replace("tgz", "gz"), bytes)
     path.write_bytes(pack(buffer.getvalue()))
+    return path
+
+
+def _is_text(name: bytes) -> bool:
+    try:
+        name.decode()
+    except UnicodeDecodeError:
+        return False
+    return True

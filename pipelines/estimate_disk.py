@@ -43,8 +43,8 @@ class StoreDisk:
     failures: Kind
 
 
-def store_disk(probed: Probed, dimension: int, dtype: str) -> StoreDisk:
-    """The sizes of the three kinds of files that the probe wrote for its parts."""
+def store_disk(probed: Probed) -> StoreDisk:
+    """The sizes of the kinds of files that the probe wrote for its parts: a store's three, or a layer's two."""
     entries: dict[str, list[FileEntry]] = {"global": [], "local": [], "failures": []}
     for _, marker in probed.units:
         for entry in marker.files:
@@ -54,24 +54,8 @@ def store_disk(probed: Probed, dimension: int, dtype: str) -> StoreDisk:
         path = os.path.join(folder, "empty")
         failures.write_part(path, [])
         lost = _kind(entries["failures"], images, os.path.getsize(path))
-        fixed = _fixed_globals(probed.place, entries["global"], dimension, dtype, path)
+        fixed = _fixed_globals(probed.place, entries["global"], path)
     return StoreDisk(_kind(entries["global"], images, fixed), _locals(entries["local"], images), lost)
-
-
-def local_files(probed: Probed) -> dict[str, Kind]:
-    """The sizes of the two kinds of files that a layer of local descriptors has."""
-    entries: dict[str, list[FileEntry]] = {"local": [], "failures": []}
-    for _, marker in probed.units:
-        for entry in marker.files:
-            entries[entry.name.split("/")[0]].append(entry)
-    images = sum(marker.counts.inputs for _, marker in probed.units)
-    with tempfile.TemporaryDirectory(dir=probed.place.root) as folder:
-        path = os.path.join(folder, "empty")
-        failures.write_part(path, [])
-        return {
-            "locals": _locals(entries["local"], images),
-            "failures": _kind(entries["failures"], images, os.path.getsize(path)),
-        }
 
 
 def _kind(entries: Sequence[FileEntry], images: int, fixed: float) -> Kind:
@@ -80,16 +64,17 @@ def _kind(entries: Sequence[FileEntry], images: int, fixed: float) -> Kind:
     return Kind(fixed, max(0.0, sum(entry.bytes for entry in entries) - fixed * len(entries)) / max(1, images))
 
 
-def _fixed_globals(place: Place, entries: Sequence[FileEntry], dimension: int, dtype: str, path: str) -> float:
+def _fixed_globals(place: Place, entries: Sequence[FileEntry], path: str) -> float:
     """Bytes of a file beside its rows: by how much a file is smaller than its two halves."""
     if not entries:
         return 0.0
     table = pq.read_table(io.BytesIO(place.read(max(entries, key=lambda entry: entry.rows).name)))
+    told = table.schema.metadata
     kept = {field.name for field in fields(GlobalRow)} - {"descriptor"}
     rows = [GlobalRow(**{name: row[name] for name in kept}, descriptor=None) for row in table.to_pylist()]
     sizes = []
     for part in (rows[: len(rows) // 2], rows[len(rows) // 2 :], rows):
-        global_descriptors.write_part(path, part, dimension, dtype)
+        global_descriptors.write_part(path, part, int(told[b"dimension"]), told[b"dtype"].decode())
         sizes.append(os.path.getsize(path))
     return float(sizes[0] + sizes[1] - sizes[2]) if len(rows) > 1 else float(sizes[0])
 

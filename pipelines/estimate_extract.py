@@ -286,7 +286,7 @@ def _tell(
     told.seconds, told.elsewhere = seconds(settings.worker_count), elsewhere(settings, seconds)
     if any(count > len(lengths) for count in settings.on):
         told.notes.append(f"more than {len(lengths):,} workers have nothing to do: there are no more units of work")
-    sizes = store_disk(probed, extractor.global_dim, options.global_dtype)
+    sizes = store_disk(probed)
     told.disk = _disk(work, sizes, probed, files, folder, settings)
     rows = [_rows(unit, images) for unit, images in work.left]
     most = max(marker.counts.inputs for _, marker in probed.units)

@@ -11,7 +11,7 @@ from pipelines import extract, layers, retry
 from pipelines.commit import Job, Unit, read_marker
 from pipelines.driver import RunSettings
 from pipelines.estimate import Estimate, Probe, elsewhere, free_bytes
-from pipelines.estimate_disk import Kind, bookkeeping, local_files
+from pipelines.estimate_disk import bookkeeping, store_disk
 from pipelines.estimate_probe import WISHED, Round, probe, rounds, spread
 from pipelines.estimate_sample import images_a_unit
 from pipelines.estimate_schedule import wall_seconds
@@ -25,6 +25,7 @@ from schemas.errors import UserError
 
 def estimate(folder: Path, options: extract.Options, settings: RunSettings, before: float) -> Estimate:
     """The estimate of a layer of local descriptors. Raises UserError."""
+    extract.check_seconds(options, settings)
     begun = time.monotonic()
     job = layers.plan(asdict(options), settings)
     before += time.monotonic() - begun
@@ -63,12 +64,13 @@ def estimate(folder: Path, options: extract.Options, settings: RunSettings, befo
 
     told.seconds, told.elsewhere, told.workers = seconds(settings.worker_count), elsewhere(settings, seconds), workers
     parts = sum(len(unit.payload["parts"]) for unit in job.units)
-    kinds: dict[str, Kind] = local_files(probed)
+    sizes = store_disk(probed)
+    kinds = {"locals": sizes.locals, "failures": sizes.failures}
     told.disk = {name: round(kind.total(parts, told.inputs)) for name, kind in kinds.items()}
     told.disk["bookkeeping"] = round(bookkeeping(job, {}, probed, folder, len(job.units), 0))
     told.memory_worker = probed.peaks.worker
     held = max(unit.inputs for unit in left) - max(marker.counts.inputs for _, marker in probed.units)
-    growth = round(max(0, held) * 2 * kinds["locals"].each)
+    growth = round(max(0, held) * 2 * sizes.locals.each)
     told.memory_worker, told.memory_total = probed.peaks.worker + growth, probed.peaks.total + workers * growth
     told.probe = Probe(probed.inputs, each, spread(probed.measured), probed.start, workers, time.monotonic() - began)
     return told

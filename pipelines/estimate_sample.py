@@ -71,7 +71,7 @@ class ArchiveSample:
             archive = self.archives[ordinal]
             path = self.folder / f"{len(self.made):05}" / str(archive["name"])
             path.parent.mkdir(parents=True)
-            write_archive(path, members)
+            path = write_archive(path, members)
             payload = {**archive, "archive": len(self.made), "bytes": path.stat().st_size, "part": part, "stride": 1}
             units.append(Unit(f"archive-{part:05}", {**payload, "rows": ROWS_A_PART}, 0))
             self.made.append(str(path))
