@@ -22,20 +22,18 @@ from pipelines.commit import PIECES, Job, software_versions
 from pipelines.driver import JobFailed, RunSettings, run_job
 from pipelines.findings import COMMAND, REDO, Findings
 from pipelines.options import option
-from pipelines.outputs import read_manifest
 from pipelines.plan import JOB_NAME, PLAN_NAME, differences, planned_units
+from pipelines.repair_inputs import refuse_absent_inputs, refuse_other_inputs, refuse_other_software
 from pipelines.storage import Place
 from pipelines.stores import LAYERS
 from pipelines.verify import examine, print_lines, summary
 from pipelines.verify_files import FileChecks, groups_of
 from pipelines.verify_output import RECORD_NAME, UNREADABLE, Output, find_outputs, findings_of, read_output
-from rrt_core import extractors, rerankers
 from schemas.errors import UserError
-from schemas.manifest import MANIFEST_NAME, PARTS_NAME, FileEntry, Manifest, canonical_json, content_hash
+from schemas.manifest import MANIFEST_NAME, PARTS_NAME, FileEntry, Manifest, content_hash
 
 GC_SECONDS = 24 * 3600.0
 READERS = 2
-READ_NO_OUTPUTS = frozenset({"extract", "import", "locals"})  # stages whose inputs' contents are no manifest's
 MOST_NAMED = 20  # changed images that are named
 
 
@@ -83,9 +81,11 @@ def _redo(output: Output, findings: Findings, settings: RunSettings) -> None:
     """Do the damaged units of an output again and tell what came of it."""
     place = output.place
     job = _job(output, findings)
-    if findings.damaged_units or output.units.keys() - output.markers.keys():
-        _refuse_other_software(job, place)
-        _refuse_other_inputs(job, place)
+    units = {*findings.damaged_units, *(output.units.keys() - output.markers.keys())}
+    if units:
+        refuse_other_software(job, place)
+        refuse_other_inputs(job, place)
+        refuse_absent_inputs(job, output, units, {problem.file for problem in findings.problems})
     record = _prepare(output, findings)
     threads = int(
         job.recipe.get("threads", settings.threads_per_worker)
@@ -137,41 +137,6 @@ def _moved(above: str, old: str, new: str) -> str:
     below = old.removeprefix(above.rstrip("/"))
     holds = bool(above) and old.startswith(above.rstrip("/")) and below[:1] in ("", "/")
     return new.removesuffix(below) if holds and new.endswith(below) else above
-
-
-def _refuse_other_inputs(job: Job, place: Place) -> None:
-    """Raise UserError where an input is gone or was made again: nothing that is whole is given up for it."""
-    for name, entry in job.inputs.items():
-        url = entry["url"]
-        if not url or any(character in url for character in "*?[{,"):  # of several places
-            continue
-        if not Place(url).exists():
-            raise UserError(
-                f"{place.url} cannot be done again: {url}, of which it was made ({name}), is not there; bring it back"
-            )
-        if job.stage not in READ_NO_OUTPUTS and Place(url).exists(MANIFEST_NAME):
-            manifest = read_manifest(Place(url))
-            if manifest is not None and manifest.content != entry["content"]:
-                raise UserError(
-                    f"{place.url} cannot be done again: {url}, of which it was made ({name}), was made again since; "
-                    "give the command that made the output, with --overwrite"
-                )
-
-
-def _refuse_other_software(job: Job, place: Place) -> None:
-    """Raise UserError where the extractor or reranker of the recipe now is another one: its rows would not fit."""
-    for kind, create in (("extractor", extractors.create), ("reranker", rerankers.create)):
-        told, name = job.recipe.get(kind), job.settings.get(kind)
-        if not isinstance(told, dict) or not isinstance(name, str) or not name:
-            continue
-        made = create(name, **(job.settings.get(f"{kind}_option") or {}))
-        now = {key: json.loads(canonical_json(getattr(made, key, None))) for key in told}
-        changed = list(differences(told, now, kind))
-        if changed:
-            raise UserError(
-                f"{place.url} was made by another {kind} ({'; '.join(changed)}); what is damaged can only be repaired "
-                f"with that one: give the version of this software that made it, or make all again with --overwrite"
-            )
 
 
 def _prepare(output: Output, findings: Findings) -> dict[str, Any]:
