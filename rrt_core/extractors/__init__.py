@@ -65,7 +65,8 @@ class Extractor(ABC):
     local_dim      L of `Description.descriptors`
     scales         image scale of each ordinal in `Description.scale`, relative to the largest
     weights_sha256 of everything learned that goes into the bytes; "" where nothing is
-    config         every option that changes bytes, as JSON values; never paths, threads or batch sizes
+    config         every option that changes bytes, as JSON values; never paths or threads, nor batch sizes, but where
+                   bits depend on them (on a GPU)
     largest_side   longest side of the largest copy that it looks at, pixels, of a whole picture; JPEGs may then be
                    decoded at a half, a quarter or an eighth, never below twice this side. None: it must see every pixel
     batch          images that are best given to one call of `describe`

@@ -59,9 +59,9 @@ class Timm(Extractor):
     device      auto (a GPU where there is one), cpu, cuda or cuda:N
 
     On a CPU images are run one at a time and give the same bytes in any company. On a GPU those of equal size are run
-    together, and the last bits may differ with the company. Sides of copies are whole multiples of a transformer's
-    patches, and of the stride of networks that cut patches (ConvNeXt, Swin), which changes the aspect by half a patch
-    at most; others see the picture as it is.
+    together, and the last bits may differ with the company, so that device and group are part of the configuration
+    there. Sides of copies are whole multiples of a transformer's patches, and of the stride of networks that cut
+    patches (ConvNeXt, Swin), which changes the aspect by half a patch at most; others see the picture as it is.
     """
 
     revision = 1
@@ -116,6 +116,8 @@ class Timm(Extractor):
             "deviation": list(self.network.deviation),
             "projection": projection is not None,
         }
+        if self._batched:  # the last bits depend on them; the CPU, which runs one at a time, has neither
+            self.config.update({"device": "gpu", "group": _BATCH_ON_CUDA})
 
     def describe(self, images: Sequence[Image]) -> list[Description | Failure]:
         """See `Extractor.describe`. A Failure where the network gives values that are not finite."""

@@ -26,7 +26,9 @@ from rrt_core.images import Image, decode
 from schemas.errors import UserError
 
 timm = pytest.importorskip("timm", reason="needs the package timm (the extra of that name)")
+from rrt_core.extractors import timm as timm_extractor  # noqa: E402
 from rrt_core.extractors.timm import Timm  # noqa: E402
+from rrt_core.extractors.timm_network import TimmNetwork  # noqa: E402
 
 RESNET, CONVNEXT, VIT, SWIN = "resnet18", "convnext_atto", "vit_tiny_patch16_224", "swin_tiny_patch4_window7_224"
 ATOL = 2e-5  # of unit vectors: float32 on both sides, sums in another order
@@ -93,6 +95,22 @@ def normalised(pixels: np.ndarray, network: Any) -> torch.Tensor:
 
 def unit(vector: np.ndarray) -> np.ndarray:
     return vector / np.linalg.norm(vector)
+
+
+def test_device_and_group_are_in_the_recipe_on_a_gpu_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bits of a GPU depend on them. The network itself stays on the CPU here."""
+    plain = made(RESNET)
+    assert not {"device", "group"} & set(plain.config)
+    cpu = torch.device("cpu")
+    here = lambda name, **given: TimmNetwork(name, **{**given, "device": cpu})  # noqa: E731
+    monkeypatch.setattr(timm_extractor, "TimmNetwork", here)
+    monkeypatch.setattr(timm_extractor, "choose_device", torch.device)
+    grouped = made(RESNET, device="cuda")
+    assert grouped.config == {**plain.config, "device": "gpu", "group": grouped.batch}
+    images = [image(120, 90, seed) for seed in range(3)]
+    for one, other in zip(plain.describe(images), grouped.describe(images), strict=True):
+        assert isinstance(one, Description) and isinstance(other, Description)
+        np.testing.assert_allclose(other.global_descriptor, one.global_descriptor, atol=ATOL)
 
 
 # Globals and locals
