@@ -130,9 +130,9 @@ class _Looked:
             size, before = archive_size(url), int(maker.payload["bytes"])
         except UserError as error:
             raise self.refusal(str(error), "bring it back") from error
-        if size and before and size != before:
-            why = f"{url} has {size:,} bytes, and had {before:,} when it was described"
-            raise self.refusal(why, "bring that one back")
+        if 0 < size < before:  # a larger one may be the whole copy that came for a damaged one
+            why = f"{url} has {size:,} bytes, and had {before:,} when it was planned: it is cut off, or another one"
+            raise self.refusal(why, "bring the whole one back")
         self.archives.add(ordinal)
 
     def _images(self, unit: Unit, maker: Unit) -> None:
