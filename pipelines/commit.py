@@ -38,6 +38,7 @@ from schemas.manifest import (
 )
 
 PIECES = "pieces"  # folder of the markers of committed pieces
+REPAIR_RECORD = "repair/record.json"  # of a repair under way
 PACKAGES = ("apache-beam", "torch", "numpy", "pyarrow", "h5py", "pillow", "opencv-python-headless", "faiss-cpu")
 
 
@@ -188,6 +189,24 @@ class Attempt:
     def read_piece(self, number: int) -> Marker | None:
         """The marker of a piece of this unit that an earlier attempt committed, where it is valid."""
         return _valid_marker(self.place, self.job, self.unit, self._piece_name(number))
+
+    def pieces_from(self, first: int) -> dict[str, Marker | None]:
+        """Markers of this unit's committed pieces from the number `first` on, by name; None where one is not valid."""
+        found = {}
+        for name in self.place.names(PIECES):
+            unit, number, _ = [*name.split("."), "", ""][:3]
+            if unit == self.unit.name and number.isdecimal() and int(number) >= first:
+                found[f"{PIECES}/{name}"] = _valid_marker(self.place, self.job, self.unit, f"{PIECES}/{name}")
+        return found
+
+    def drop_pieces(self, first: int) -> None:
+        """Take back the committed pieces from the number `first` on: their markers, then their files."""
+        dropped = self.pieces_from(first)
+        for name in sorted(dropped, reverse=True):  # the last first: a kill leaves pieces without a gap
+            self.place.remove(name)
+        for marker in dropped.values():
+            for entry in marker.files if marker else ():
+                self.place.remove(entry.name)
 
     def take_piece(self, marker: Marker) -> None:
         """Count a committed piece's files among the unit's."""

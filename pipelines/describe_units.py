@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from pipelines.archive_images import ArchiveImages, Listed, archive_url
-from pipelines.commit import Attempt, Job, Unit, UnitWorker
+from pipelines.commit import REPAIR_RECORD, Attempt, Job, Unit, UnitWorker
 from pipelines.describe import Described, Describer, Item, failed
 from pipelines.describing import ISOLATE_FROM, batched, isolated
 from pipelines.missing import missing_images
@@ -49,6 +49,14 @@ class Rows:
         return Counts(len(self.rows), len(self.rows) - len(self.lost), len(self.lost))
 
 
+class _Differs(Exception):
+    """A committed piece is not of the images that the archive holds now."""
+
+    def __init__(self, piece: int) -> None:
+        super().__init__()
+        self.piece = piece
+
+
 class DescribeUnit(UnitWorker):
     """Does a unit: decodes ahead of the model, describes in batches, writes up to three files a part."""
 
@@ -77,6 +85,24 @@ class DescribeUnit(UnitWorker):
         return rows.counts
 
     def _archive(self, unit: Unit, attempt: Attempt) -> Counts:
+        """Stream an archive, once unless pieces of a damaged copy must be taken back.
+
+        The checksum of a compressed archive comes at its end: pieces were committed before the damage was known,
+        and may hold damaged images. With a whole copy in place those that differ are dropped and made again.
+        """
+        while True:
+            try:
+                return self._stream(unit, attempt)
+            except _Differs as differs:
+                later = attempt.pieces_from(differs.piece).values()
+                whole = any(marker is not None and marker.summary["end"] for marker in later)
+                if whole or attempt.place.exists(REPAIR_RECORD):  # they were read to the end: it is another archive
+                    sentence = "holds other images than before; give --overwrite, or another place"
+                    raise UserError(f"{archive_url(attempt.place, int(unit.payload['archive']))} {sentence}") from None
+                attempt.drop_pieces(differs.piece)
+                attempt.pieces.clear()
+
+    def _stream(self, unit: Unit, attempt: Attempt) -> Counts:
         """Stream an archive once; what an earlier attempt committed of it is passed over without decoding."""
         payload = unit.payload
         source, size = str(payload["source"]), int(payload["rows"])
@@ -91,7 +117,7 @@ class DescribeUnit(UnitWorker):
                 passed = islice(images, done.counts.inputs)
                 seen = _fingerprint((item.reference.record_id, _digest(item)) for item in passed)
                 if seen != done.summary["images"]:
-                    raise UserError(f"{url} holds other images than before; give --overwrite, or another place")
+                    raise _Differs(piece)
                 attempt.take_piece(done)
                 counts, ended = counts + done.counts, bool(done.summary["end"])
                 unlisted = int(done.summary["unlisted"])

@@ -11,7 +11,7 @@ import time
 
 PARENT_VARIABLE = "RRT_PARENT_PID"
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
-PRIMITIVES = "64"  # oneDNN's compiled layers kept: at its 1,024, one per layer and picture shape, a worker grows by half
+PRIMITIVES = "64"  # of oneDNN's compiled layers kept: at its 1,024, for each layer and shape, a worker grows by half
 
 
 def die_with_parent(parent: int | None = None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import shutil
@@ -147,6 +148,32 @@ def test_a_damaged_archive_ends_the_job_after_the_others(archives: Path, tmp_pat
     path.write_bytes(data)
     manifest = make(tmp_path / "store", archives / "images.{1..3}.tar.gz")
     assert manifest.counts.inputs == 60 and manifest.counts.failed == 0
+
+
+def test_pieces_of_a_damaged_archive_are_taken_back_when_a_whole_one_is_there(archives: Path, tmp_path: Path) -> None:
+    """A compressed archive tells at its end only that a byte was wrong: by then the images around it are described."""
+    members = [(f"jpg/1/{number:03}.jpg", jpeg(20 + number)) for number in range(20)]
+    plain = write_tar(tmp_path / "plain.tar", [*members, ("notes.bin", bytes(3_000_000))]).read_bytes()
+    stored = gzip.compress(plain, compresslevel=0, mtime=0)  # a flipped byte is a byte of an image
+    pattern, path, size = archives / "images.{1..3}.tar.gz", archives / "images.2.tar.gz", {"rows_per_part": 4}
+    path.write_bytes(stored)
+    undisturbed = make(tmp_path / "whole", pattern, **size)
+    flipped = bytearray(stored)
+    flipped[stored.index(members[9][1][-40:])] ^= 0x55
+    path.write_bytes(flipped)
+    with pytest.raises(UserError, match=r"images\.2\.tar\.gz: the archive is damaged.*; 20 images before were read"):
+        make(tmp_path / "store", pattern, **size)
+    before = {file.name: file.read_bytes() for file in (tmp_path / "store" / "pieces").glob("*.json")}
+    path.write_bytes(stored)
+    manifest = make(tmp_path / "store", pattern, **size)
+    assert manifest.content == undisturbed.content and manifest.counts.failed == 0
+    after = {file.name: file.read_bytes() for file in (tmp_path / "store" / "pieces").glob("*.json")}
+    kept = [name for name in before if name.startswith("archive-00001") and after[name] == before[name]]
+    made = [name for name in before if name.startswith("archive-00001") and after[name] != before[name]]
+    assert kept and made and max(kept) < min(made)
+    named = {entry["name"] for entry in pq.read_table(tmp_path / "store" / "parts.parquet").to_pylist()}
+    there = {str(file.relative_to(tmp_path / "store")) for file in (tmp_path / "store" / "global").iterdir()}
+    assert there <= named
 
 
 def test_a_list_chooses_names_and_misses(archives: Path, tmp_path: Path) -> None:
