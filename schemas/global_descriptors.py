@@ -107,12 +107,6 @@ def read_part(file: IO[bytes] | str) -> GlobalPart:
     )
 
 
-def read_columns(file: IO[bytes] | str, columns: Sequence[str]) -> list[dict[str, Any]]:
-    """Some columns of a part as dictionaries, in row order."""
-    rows: list[dict[str, Any]] = pq.read_table(file, columns=list(columns)).to_pylist()
-    return rows
-
-
 def descriptor_matrix(table: pa.Table) -> np.ndarray:
     """The descriptors of a part's table as [rows, D] in the stored dtype, without a copy where it can be."""
     metadata = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
