@@ -20,6 +20,7 @@ from pipelines.options import option
 from pipelines.plan import planned_units
 from pipelines.plan_images import (
     Planned,
+    changed_since,
     list_sources,
     read_planned,
     repeated_places,
@@ -103,10 +104,25 @@ def run(options: Options, settings: RunSettings) -> Manifest:
         return retry.run(job, settings, plan_files)
     if plan_files:  # the first time
         _say_disk(job)
+    else:
+        _say_changes(options)
     manifest = run_job(job, settings, plan_files)
     if not manifest.counts.inputs:
         raise UserError(f"{_where(options)}: the archives hold no images; give others, and --overwrite")
     return manifest
+
+
+def _say_changes(options: Options) -> None:
+    """Say where the sources are no longer what the store was planned from. The plan stands: parts were made of it."""
+    specs = _specs(options)
+    planned = read_planned(Place(options.out), specs)
+    changed = changed_since(specs, planned) if planned else ""
+    if changed:
+        print(
+            f"{STAGE:<9}  NOTE: {_where(options)} holds {changed}; the store stays with what it was planned for. "
+            "For what is there now give --overwrite, or another place",
+            file=sys.stderr,
+        )
 
 
 def _say_disk(job: Job) -> None:

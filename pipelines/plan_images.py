@@ -86,6 +86,25 @@ def read_planned(place: Place, specs: Sequence[SourceSpec]) -> Planned | None:
     return Planned(ids, archives, told["listed"], named)
 
 
+def changed_since(specs: Sequence[SourceSpec], planned: Planned) -> str:
+    """In what the sources differ now from the plan, in words; "" where in nothing, or where they are remote or gone."""
+    if any("://" in spec.images for spec in specs):
+        return ""  # to list a remote place may take minutes
+    try:
+        now, _ = list_sources(specs)
+    except UserError:
+        return ""
+    if now.fingerprint == planned.fingerprint:
+        return ""
+    before, after = set(planned.ids), set(now.ids)
+    found = [
+        f"{len(ids):,} image{'s' * (len(ids) > 1)} {there} (such as {min(ids)})"
+        for ids, there in ((after - before, "more"), (before - after, "fewer"))
+        if ids
+    ]
+    return " and ".join(found) or "archives, lists or an order that are not those of before"
+
+
 def list_sources(specs: Sequence[SourceSpec]) -> tuple[Planned, dict[str, bytes]]:
     """List all sources; gives what is planned and the plan's files. Raises UserError."""
     references: list[ImageReference] = []

@@ -293,6 +293,21 @@ def test_what_failed_and_what_was_there_is_told(tmp_path: Path, capfd: pytest.Ca
     assert "9 images in" in told and "/s" not in told and ", 1 failed" in told
 
 
+def test_sources_that_changed_since_the_plan_are_told(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for name, data in members(0, 3):
+        (folder / name).write_bytes(data)
+    content = make(tmp_path / "store", folder).content
+    make(tmp_path / "store", folder)
+    assert "NOTE" not in capfd.readouterr().err
+    (folder / "new.jpg").write_bytes(jpeg(5))
+    (folder / "000.jpg").unlink()
+    assert make(tmp_path / "store", folder).content == content
+    told = capfd.readouterr().err
+    assert "1 image more (such as folder/new.jpg) and 1 image fewer (such as folder/000.jpg); the store stays" in told
+
+
 def test_ranges_are_a_shells(tmp_path: Path) -> None:
     for name in ("a.0", "a.9", "a.10", "b.08", "b.09", "b.10"):
         write_tar(tmp_path / f"{name}.tar", members(0, 1))
