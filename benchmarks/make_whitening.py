@@ -22,7 +22,8 @@ import numpy as np
 import torch
 from safetensors.numpy import save
 
-from rrt_core.extractors.efficientnet import LOCAL_CHANNELS, WHITENING, EfficientNet, directions
+from rrt_core.extractors.efficientnet import LOCAL_CHANNELS, WHITENING, EfficientNet
+from rrt_core.extractors.projection import directions
 from rrt_core.images import decode
 
 ROOT = Path(__file__).resolve().parent.parent

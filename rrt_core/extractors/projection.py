@@ -1,10 +1,12 @@
 """Projections of local descriptors to fewer dimensions: PCA whitening, or any learned linear map, from a file.
 
 A file is safetensors with `mean` [C] and `projection` [C, L], float32. `benchmarks/make_projection.py` makes one
-from photographs.
+from photographs, and `benchmarks/make_whitening.py` the one of the extractor efficientnet.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -19,20 +21,44 @@ from schemas.errors import UserError
 Floats = npt.NDArray[np.float64]
 
 
+class Strongest(NamedTuple):
+    """What the maps of an image's copies hold, before projection; n <= max_locals, the strongest first."""
+
+    pooled: Tensor  # float32 [D], summed over the sizes, not normalised
+    cells: Tensor  # float32 [n, C], raw
+    xy: npt.NDArray[np.float32]  # [n, 2]
+    scale: npt.NDArray[np.uint8]  # [n]
+    strength: npt.NDArray[np.float32]  # [n], norms of the cells
+
+
 class Projection:
     """mean float32 [C] and matrix float32 [C, L], on any device."""
 
     def __init__(self, mean: Tensor, matrix: Tensor) -> None:
         self.mean, self.matrix = mean, matrix
 
+    @property
+    def dimension(self) -> int:
+        """L."""
+        return int(self.matrix.shape[1])
+
+    def to(self, device: torch.device) -> Projection:
+        """The same on another device."""
+        return Projection(self.mean.to(device), self.matrix.to(device))
+
     def __call__(self, cells: Tensor) -> Tensor:
         """Raw cells [n, C] -> normalised, centred, projected, normalised again [n, L]."""
-        return F.normalize((F.normalize(cells, dim=1) - self.mean) @ self.matrix, dim=1)
+        return F.normalize((directions(cells) - self.mean) @ self.matrix, dim=1)
 
 
-def read_projection(data: bytes, channels: int, where: str) -> tuple[Tensor, Tensor]:
-    """Mean and matrix of a file's bytes. Raises UserError for another content, or other channels."""
-    mend = "make one with benchmarks/make_projection.py"
+def directions(cells: Tensor) -> Tensor:
+    """Raw cells [n, C] -> what a projection is made from and applied to, [n, C]."""
+    return F.normalize(cells, dim=1)
+
+
+def read_projection(data: bytes, channels: int, where: str, maker: str = "make_projection.py") -> Projection:
+    """The projection in a file's bytes. Raises UserError for another content, or other channels."""
+    mend = f"make one with benchmarks/{maker}"
     try:
         arrays = load_safetensors(data)
         mean, matrix = torch.from_numpy(arrays["mean"]), torch.from_numpy(arrays["projection"])
@@ -45,7 +71,7 @@ def read_projection(data: bytes, channels: int, where: str) -> tuple[Tensor, Ten
         )
     if not bool(torch.isfinite(mean).all() and torch.isfinite(matrix).all()):
         raise UserError(f"The projection in {where} holds values that are not finite: {mend}.")
-    return mean.float(), matrix.float()
+    return Projection(mean.float(), matrix.float())
 
 
 class Whitening:

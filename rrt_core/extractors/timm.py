@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,25 +18,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rrt_core.extractors import Description, Extractor, Failure, global_only
-from rrt_core.extractors.copies import copy_of, largest_copy, places
+from rrt_core.extractors.copies import cell_places, copy_of, largest_copy
 from rrt_core.extractors.efficientnet import check_copies, read_option
-from rrt_core.extractors.projection import Projection, read_projection
+from rrt_core.extractors.projection import Projection, Strongest, read_projection
 from rrt_core.extractors.timm_network import TimmNetwork
 from rrt_core.images import Image
 from rrt_core.scorer import choose_device
 from schemas.errors import UserError
 
 _BATCH_ON_CUDA = 32
-
-
-class Strongest(NamedTuple):
-    """What an image's maps hold, before projection; n <= max_locals, the strongest first."""
-
-    pooled: Tensor  # float32 [D], summed over the sizes, not normalised
-    cells: Tensor  # float32 [n, C], raw
-    xy: npt.NDArray[np.float32]  # [n, 2]
-    scale: npt.NDArray[np.uint8]  # [n]
-    strength: npt.NDArray[np.float32]  # [n], norms of the cells
 
 
 class Timm(Extractor):
@@ -96,10 +86,9 @@ class Timm(Extractor):
         self.local_dim = self.network.channels
         if projection is not None:
             data = read_option(Path(projection), "projection")
-            mean, matrix = read_projection(data, self.network.channels, projection)
-            self._projection = Projection(mean.to(chosen), matrix.to(chosen))
+            self._projection = read_projection(data, self.network.channels, projection).to(chosen)
             self.weights_sha256 = hashlib.sha256(bytes.fromhex(self.weights_sha256) + data).hexdigest()
-            self.local_dim = int(matrix.shape[1])
+            self.local_dim = self._projection.dimension
         self._batched = chosen.type == "cuda"
         self.batch = _BATCH_ON_CUDA if self._batched else Extractor.batch
         self.global_dim = self.network.global_dim
@@ -196,8 +185,7 @@ class Timm(Extractor):
         """Centres of the cells, x, y in pixels of the upright original, float32 [cells, 2]."""
         rows, columns = cells.shape[1:]
         grid = self.network.grid
-        x, y = places(image, shape, grid.centres(shape[1], columns), grid.centres(shape[0], rows))
-        return np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2).astype(np.float32)
+        return cell_places(image, shape, grid.centres(shape[1], columns), grid.centres(shape[0], rows))
 
 
 def _not_finite() -> Failure:

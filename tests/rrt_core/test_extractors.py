@@ -21,7 +21,7 @@ from safetensors.numpy import save
 from rrt_core.extractors import Description, Extractor, create
 from rrt_core.extractors import efficientnet as module
 from rrt_core.extractors.copies import copy_of
-from rrt_core.extractors.efficientnet import EfficientNet, directions, gem, local_cells, whiten
+from rrt_core.extractors.efficientnet import EfficientNet, gem, local_cells
 from rrt_core.extractors.efficientnet_lite0 import (
     INPUT_DEVIATION,
     INPUT_MEAN,
@@ -30,6 +30,7 @@ from rrt_core.extractors.efficientnet_lite0 import (
     _SameConv,
     cell_centres,
 )
+from rrt_core.extractors.projection import directions
 from rrt_core.images import Box, Image, decode
 from schemas.errors import UserError
 
@@ -147,11 +148,12 @@ def test_gem_is_the_plain_formula() -> None:
 
 def test_whitening_is_the_plain_formula(efficientnet: EfficientNet) -> None:
     cells = torch.randn(50, module.LOCAL_CHANNELS, generator=torch.Generator().manual_seed(0))
-    mean, projection = (tensor.double().numpy() for tensor in (efficientnet._mean, efficientnet._projection))
+    whitening = efficientnet.whitening
+    mean, projection = (tensor.double().numpy() for tensor in (whitening.mean, whitening.matrix))
     unit = cells.double().numpy() / np.linalg.norm(cells.double().numpy(), axis=1, keepdims=True)
     expected = (unit - mean) @ projection
     expected /= np.linalg.norm(expected, axis=1, keepdims=True)
-    got = whiten(cells, efficientnet._mean, efficientnet._projection).numpy()
+    got = whitening(cells).numpy()
     np.testing.assert_allclose(got, expected, atol=1e-5)
 
 
@@ -166,7 +168,7 @@ def test_locals_and_global_come_from_the_maps(efficientnet: EfficientNet) -> Non
             assert max(copy.shape) == size
             maps = efficientnet._maps(copy)
             pooled += gem(maps)
-            white = whiten(local_cells(maps), efficientnet._mean, efficientnet._projection).numpy()
+            white = efficientnet.whitening(local_cells(maps)).numpy()
             norms = np.linalg.norm(local_cells(maps).numpy(), axis=1)
             columns = math.ceil(copy.shape[1] / 16)
             for cell, (norm, vector) in enumerate(zip(norms, white, strict=True)):
@@ -201,8 +203,8 @@ def test_the_whitening_whitens_photographs(efficientnet: EfficientNet) -> None:
             efficientnet.strongest(decode(path.read_bytes(), path.name)).cells
             for path in sorted(shared.glob("*.jpg"))[::40]
         ]
-        centred = directions(torch.cat(cells)) - efficientnet._mean
-        white = (centred @ efficientnet._projection).numpy()[:, : module.LOCAL_CHANNELS]
+        centred = directions(torch.cat(cells)) - efficientnet.whitening.mean
+        white = (centred @ efficientnet.whitening.matrix).numpy()[:, : module.LOCAL_CHANNELS]
     assert 0.7 < white.var(axis=0).mean() < 1.3
     correlation = np.corrcoef(white.T)
     assert np.abs(correlation - np.eye(len(correlation))).mean() < 0.08
