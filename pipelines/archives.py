@@ -18,7 +18,6 @@ from pipelines.archive_members import Broken, Member, Unreadable
 from pipelines.archive_tar import tar_members
 from pipelines.archive_zip import zip_members
 from pipelines.remote import RemoteFiles
-from pipelines.retrying import retried
 from pipelines.storage import open_file_system
 from schemas.errors import UserError
 from schemas.image_list import SUFFIXES
@@ -105,7 +104,7 @@ def _matches(url: str) -> list[str]:
     if isinstance(fs, LocalFileSystem):
         paths = [name for name in glob.glob(path, recursive=True) if os.path.isfile(name)]
     else:
-        listed = retried(lambda: fs.glob(path), f"{url} cannot be listed")
+        listed = RemoteFiles(fs).glob(path)
         paths = [str(fs.unstrip_protocol(name)) for name in listed]
     return sorted(filter(is_archive, paths), key=_natural)
 

@@ -78,15 +78,17 @@ def read_sources(path: str) -> list[SourceSpec]:
         raise UserError(f"{path}: it must be a list of sources, each a mapping with 'images'")
     specs = []
     for number, entry in enumerate(listed, 1):
-        if not isinstance(entry, dict) or not entry.get("images"):
-            raise UserError(f"{path}: source {number} must be a mapping with 'images'")
-        unknown = sorted(set(map(str, entry)) - set(known))
+        unknown = sorted(set(map(str, entry)) - set(known)) if isinstance(entry, dict) else []
         if unknown:
             raise UserError(f"{path}: source {number} has an entry {unknown[0]!r}; known are {', '.join(known)}")
+        if not isinstance(entry, dict) or not entry.get("images"):
+            raise UserError(f"{path}: source {number} must be a mapping with 'images'")
         wrong = next((key for key in known if not isinstance(entry.get(key), str | int | float | None)), None)
         if wrong:
             raise UserError(f"{path}: source {number}: {wrong} is a {type(entry[wrong]).__name__}; it must be one text")
         images, names, truth, take, name = (str(entry.get(key) or "") for key in ("images", *known[2:], "name"))
+        if "/" in name:
+            raise UserError(f"{path}: source {number}: its name is {name!r}; the name of a source has no '/'")
         specs.append(SourceSpec(images, names, truth, take, name))
     return specs
 
@@ -127,6 +129,8 @@ def list_images(spec: SourceSpec) -> list[ImageReference]:
     """
     place = Place(_folder_of(spec.images))
     if not place.is_folder():
+        if place.exists():
+            raise UserError(f"{spec.images}: it is a file; give its folder, and --list for some of the images there")
         raise UserError(f"{spec.images}: there is no such folder of images")
     if spec.ground_truth:
         references = list(_from_ground_truth(spec, place))
@@ -135,7 +139,8 @@ def list_images(spec: SourceSpec) -> list[ImageReference]:
     else:
         references = sorted(_from_folder(spec, place), key=lambda reference: reference.record_id.encode())
     if not references:
-        if not (spec.list or spec.ground_truth) and any(map(is_archive, place.names(""))):
+        whole_folder = not (spec.list or spec.ground_truth) and _folder_of(spec.images) == spec.images
+        if whole_folder and any(map(is_archive, place.names(""))):
             suffix = next(suffix for name in place.names("") for suffix in ARCHIVE_SUFFIXES if name.endswith(suffix))
             raise UserError(f"{spec.images}: no images are here, but archives lie here; give {place.url}/*{suffix}")
         raise UserError(f"{spec.list or spec.ground_truth or spec.images}: no images are named here")
@@ -143,11 +148,15 @@ def list_images(spec: SourceSpec) -> list[ImageReference]:
 
 
 def _folder_of(images: str) -> str:
-    """The folder itself, or the part of a glob above its first wildcard."""
+    """The folder itself, or the part of a glob above its first wildcard; a folder may have brackets in its name."""
     if not glob.has_magic(images) or Place(images).is_folder():
         return images
     pieces = images.split("/")
-    first = next(place for place, piece in enumerate(pieces) if glob.has_magic(piece))
+    first = 0
+    while not glob.has_magic(pieces[first]) or Place("/".join(pieces[: first + 1])).is_folder():
+        first += 1
+        if first == len(pieces):  # no wildcard is left: what it names is a file, or is not there
+            return images
     return "/".join(pieces[:first]) or ("/" if images.startswith("/") else ".")
 
 
@@ -165,8 +174,10 @@ def _from_folder(spec: SourceSpec, place: Place) -> Iterator[ImageReference]:
 
     Of a glob, those that it matches.
     """
-    if _folder_of(spec.images) != spec.images:
-        pattern = Place(spec.images).root
+    folder = _folder_of(spec.images)
+    if folder != spec.images:
+        below = spec.images.removeprefix(folder).lstrip("/")
+        pattern = f"{glob.escape(place.root)}/{below}"
         for path in place.fs.glob(pattern) if place.local else place.remote.glob(pattern):
             if os.path.splitext(path)[1].lower() in SUFFIXES:
                 yield _reference(spec, place, path[len(place.root) :].lstrip("/"))

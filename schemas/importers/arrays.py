@@ -98,7 +98,8 @@ def _npy(path: str) -> np.ndarray:
     except FileNotFoundError:
         raise UserError(f"{path}: there is no such file") from None
     except (OSError, ValueError, EOFError, OverflowError) as error:
-        raise UserError(f"{path}: it cannot be read as .npy: {error}") from None
+        reason = "it is no such file, or holds Python objects" if "pickle" in str(error) else str(error)
+        raise UserError(f"{path}: it cannot be read as .npy: {reason}") from None
     if not isinstance(array, np.ndarray):
         raise UserError(f"{path}: it is no single array; is it .npz?")
     return array

@@ -123,3 +123,27 @@ def test_remote_listings_are_tried_again_and_told(failing: str) -> None:
     with pytest.raises(UserError, match="no global descriptors can be read"):  # the folder itself was listed
         describe_inputs(delg)
     assert not Failing.trouble
+
+
+def test_a_folder_with_brackets_in_its_name_may_hold_a_glob(tmp_path: Path) -> None:
+    (tmp_path / "all[1]" / "sub").mkdir(parents=True)
+    for name in ("a.jpg", "b.png", "sub/c.jpg"):
+        (tmp_path / "all[1]" / name).write_bytes(b"")
+    found = [reference.record_id for reference in list_images(SourceSpec(f"{tmp_path}/all[1]/**/*.jpg"))]
+    assert found == ["all[1]/a.jpg", "all[1]/sub/c.jpg"]
+    (tmp_path / "all[1]" / "more.tar").write_bytes(b"")
+    with pytest.raises(UserError, match="no images are named here"):  # archives beside a glob of images are not meant
+        list_images(SourceSpec(f"{tmp_path}/all[1]/*.gif"))
+    with pytest.raises(UserError, match="it is a file; give its folder"):
+        list_images(SourceSpec(f"{tmp_path}/all[1]/a.jpg"))
+
+
+def test_what_is_wrong_in_a_file_of_sources_is_told_with_its_place(tmp_path: Path) -> None:
+    for text, told in (
+        ("- {name: a, image: x}", "source 1 has an entry 'image'"),
+        ("- images: x\n- {name: a/b, images: y}", "source 2: its name is 'a/b'"),
+        ("- {name: a}", "source 1 must be a mapping with 'images'"),
+    ):
+        (tmp_path / "sources.yaml").write_text(text)
+        with pytest.raises(UserError, match=told):
+            read_sources(str(tmp_path / "sources.yaml"))
