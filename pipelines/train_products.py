@@ -44,6 +44,7 @@ from schemas.manifest import Counts, FileEntry, Manifest, Marker, canonical_json
 
 STAGE = "train-products"
 WEIGHTS = "weights.safetensors"
+WORK = "work"  # folder of what a killed run goes on from
 IMAGES = (".jpg", ".jpeg", ".png", ".webp")
 SAMPLE = 400  # images whose maps the global descriptor's principal components are of
 START_TRIPLETS = 66  # that the matching start sees
@@ -173,9 +174,12 @@ def read_photographs(options: Options) -> Photographs:
 
 def _run(options: Options, settings: RunSettings, place: Place, photographs: Photographs) -> Manifest:
     job = _job(options, settings, photographs)
+    manifest = read_manifest(place)
+    if manifest is None and place.has_others(WORK):
+        raise UserError(f"{place.url} holds files of something else; give an empty or a new folder")
     if settings.overwrite:
         place.empty()
-    manifest = read_manifest(place)
+        manifest = None
     if manifest is not None:
         if manifest.recipe_hash != job.recipe_hash:
             changed = [key for key in job.identity if manifest.recipe.get(key) != job.identity[key]]
@@ -199,7 +203,7 @@ def _run(options: Options, settings: RunSettings, place: Place, photographs: Pho
         "training", job.recipe_hash, job.units[0].slice, entries, counts, facts, versions=software_versions()
     )
     manifest = write_manifest(place, job, [marker], time.monotonic() - started)
-    Place(f"{place.url}/work").empty()
+    place.below(WORK).empty()
     return manifest
 
 
@@ -224,7 +228,7 @@ class Training:
 
     def __init__(self, options: Options, photographs: Photographs, out: Path, identity: str) -> None:
         self.options, self.photographs, self.identity = options, photographs, identity
-        self.out, self.work = out, out / "work"
+        self.out, self.work = out, out / WORK
         self.work.mkdir(exist_ok=True)
         self.device = choose_device(options.device)
         self.options_of_mode = ProductsOptions(
