@@ -98,9 +98,10 @@ def test_mistakes_are_told_in_one_sentence(shop: Path, tmp_path: Path, capsys: p
         assert main(arguments) == 2, said
         printed = capsys.readouterr().err
         assert said.lower() in printed.lower() and "Traceback" not in printed
-    out.mkdir()
-    (out / "thesis.tex").write_text("mine")
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "thesis.tex").write_text("mine")
     for more in ((), ("--overwrite",)):
-        assert main(command(shop, out, "global", "--backbone-weights", "random", *more)) == 2
+        assert main(command(shop, mine, "global", "--backbone-weights", "random", *more)) == 2
         assert "holds files of something else" in capsys.readouterr().err
-    assert (out / "thesis.tex").read_text() == "mine"
+    assert (mine / "thesis.tex").read_text() == "mine"
