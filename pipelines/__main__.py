@@ -19,6 +19,8 @@ def main() -> int:
         code = command_line()
     except SystemExit as end:  # argparse's
         code = end.code if isinstance(end.code, int) else 1
+    finally:
+        stopping.pass_or_wait()  # a signal's own end is under way, and may be why this one came about
     # The interpreter's own end unloads libraries whose threads may still run, which now and then aborts the process
     # ("terminate called without an active exception") and with it a good exit code.
     atexit._run_exitfuncs()

@@ -12,6 +12,7 @@ import textwrap
 from dataclasses import dataclass
 from typing import NoReturn
 
+from pipelines import stopping
 from pipelines.options import add_arguments, build
 from schemas.errors import UserError
 
@@ -246,12 +247,10 @@ def _run(arguments: list[str]) -> int:
 
     try:
         return run_command(name, arguments[1:])
-    except UserError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        return 2
-    except JobFailed as error:
-        print(f"Failed: {error}", file=sys.stderr)
-        return 1
+    except (UserError, JobFailed) as error:
+        stopping.pass_or_wait()  # what a signal stopped and cleaned away is no failure
+        print(f"{'Error' if isinstance(error, UserError) else 'Failed'}: {error}", file=sys.stderr)
+        return 2 if isinstance(error, UserError) else 1
 
 
 def unknown_to_beam(arguments: list[str]) -> list[str]:

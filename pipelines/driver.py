@@ -25,7 +25,7 @@ from pipelines import stopping
 from pipelines.commit import PIECES, Job, Unit, marker_name, read_marker
 from pipelines.options import option
 from pipelines.outputs import is_whole, read_manifest, write_manifest
-from pipelines.plan import refuse_other_recipe, refuse_to_empty, write_plan
+from pipelines.plan import JOB_NAME, PLAN_NAME, refuse_other_recipe, refuse_to_empty, write_plan
 from pipelines.pool import Ended, Pool, close_pool, shared_pool
 from pipelines.progress import Progress
 from pipelines.retrying import Unreachable
@@ -112,7 +112,8 @@ def _run_job(job: Job, place: Place, settings: RunSettings, plan_files: Mapping[
         if again:
             pass
         elif is_whole(place, manifest):
-            if plan_files:  # listed anew, by another path: the same, but its files may have moved
+            # Listed anew by another path it is the same, but its files may have moved; a lost plan is written again.
+            if plan_files or not (place.exists(PLAN_NAME) and place.exists(JOB_NAME)):
                 write_plan(place, job, plan_files)
             made = manifest.made_at.replace("T", " ").replace("+00:00", " UTC")
             print(f"{title}  already made ({made}): {place.url}", file=sys.stderr)

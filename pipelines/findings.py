@@ -9,6 +9,7 @@ from typing import Any
 from schemas.manifest import Counts
 
 REDO = "redo"  # the unit is done again
+FINISH = "finish"  # the command goes on, or repair does
 REWRITE = "rewrite"  # manifest and parts table are written again from the markers
 COMMAND = "command"  # the plan is damaged: only the command that made the output can write it again
 MOST_ROWS = 5  # rows of a file that are named for one kind of problem
@@ -28,7 +29,12 @@ class Problem:
         """One line for a person; `folder` is the output's, below the one that was asked for."""
         name = f"{folder}/{self.file}" if folder else self.file
         where = name if self.row is None else f"{name}, row {self.row}"
-        do = {REDO: f"redo {self.unit}", REWRITE: "write the manifest again", COMMAND: "give its command again"}
+        do = {
+            REDO: f"redo {self.unit}",
+            FINISH: "finish it",
+            REWRITE: "write the manifest again",
+            COMMAND: "give its command again",
+        }
         return f"{where}: {self.what}; {do[self.mend]}"
 
 
@@ -70,6 +76,7 @@ class Findings:
     stage: str = ""
     finished: bool = False
     units: int = 0
+    missing: int = 0  # units that are not done yet, of an output that is not finished
     files: int = 0
     bytes: int = 0
     counts: Counts | None = None

@@ -293,7 +293,7 @@ class Pictures:
             if reference is None:
                 raise FileNotFoundError(record_id)
             return self._thumbnail(record_id, read_location(reference.location), reference.box)
-        except (OSError, DecodeError):
+        except (OSError, DecodeError, UserError):  # UserError: a place that does not answer
             return self._thumbnail(record_id, b"", None)
 
     def add(self, record_id: str, data: bytes) -> None:

@@ -12,6 +12,7 @@ import io
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -128,7 +129,8 @@ def list_images(spec: SourceSpec) -> list[ImageReference]:
     Raises UserError where nothing is found, or a list or ground truth cannot be read.
     """
     place = Place(_folder_of(spec.images))
-    if not place.is_folder():
+    listed_on_web = place.http and bool(spec.list)  # the server need not show its folders
+    if not listed_on_web and not place.is_folder():
         if place.exists():
             raise UserError(f"{spec.images}: it is a file; give its folder, and --list for some of the images there")
         raise UserError(f"{spec.images}: there is no such folder of images")
@@ -189,6 +191,7 @@ def _from_folder(spec: SourceSpec, place: Place) -> Iterator[ImageReference]:
         return
     for path in place.remote.found(place.root):
         relative = path[len(place.root) :].lstrip("/")
+        relative = unquote(relative) if place.http else relative  # links of a page
         hidden = any(piece.startswith(".") for piece in relative.split("/"))
         if not hidden and os.path.splitext(relative)[1].lower() in SUFFIXES:
             yield _reference(spec, place, relative)

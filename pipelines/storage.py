@@ -138,7 +138,14 @@ class Place:
         if self.local:
             return os.path.isdir(self.root)
         told = self.remote.info(self.root)
+        if told is not None and told["type"] != "directory" and self.http:  # which knows pages alone
+            return bool(self.remote.listed(self.root))
         return told is not None and told["type"] == "directory"
+
+    @property
+    def http(self) -> bool:
+        """Whether it is read over http(s), where a folder is a page of links, if the server makes one."""
+        return self.url.startswith(("http://", "https://"))
 
     def size(self, name: str) -> int | None:
         """Bytes of a file, or None where it is absent."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipelines.driver import JobFailed
-from pipelines.findings import Findings, Problem
+from pipelines.findings import COMMAND, Findings, Problem
 from pipelines.options import option
 from pipelines.progress import Progress
 from pipelines.storage import Place
@@ -55,8 +55,17 @@ def run(options: Options, settings: Settings) -> list[Findings]:
         _write_json(options, found)
     print_lines(found)
     if any(one.problems for one in found):
-        raise JobFailed(f"{summary(options.store, found)}; 'repair {options.store}' does just that again")
+        raise JobFailed(f"{summary(options.store, found)}; {_mend(options.store, found)}")
     return found
+
+
+def _mend(url: str, found: list[Findings]) -> str:
+    """What to do, in words."""
+    if any(problem.mend == COMMAND for one in found for problem in one.problems):
+        return "first give the command that made it again: a plan is damaged, which 'repair' cannot write"
+    if any(one.missing for one in found):
+        return f"the command that makes it goes on from there, as does 'repair {url}'"
+    return f"'repair {url}' does just that again"
 
 
 def summarise(options: Options, found: list[Findings]) -> None:
@@ -166,7 +175,10 @@ def summary(url: str, found: list[Findings]) -> str:
     units = [f"{one.folder}/{unit}".lstrip("/") for one in found for unit in one.damaged_units]
     total = sum(one.units for one in found)
     named = ", ".join(units[:NAMED]) + (f" and {len(units) - NAMED:,} more" if len(units) > NAMED else "")
+    missing = sum(one.missing for one in found)
     what = f"{len(units):,} of {total:,} units must be done again: {named}" if units else "no unit must be done again"
+    if missing:
+        what = f"{missing:,} of {total:,} units are not done yet" + (f"; {what}" if units else "")
     return f"{url} has {problems:,} problem{'s' if problems > 1 else ''}; {what}"
 
 

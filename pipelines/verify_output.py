@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from pipelines.commit import PIECES, REPAIR_RECORD, Unit
 from pipelines.describe_units import LAYER, ROTATION_NAME
-from pipelines.findings import COMMAND, REWRITE, Findings, Leftover, Problem
+from pipelines.findings import COMMAND, FINISH, REWRITE, Findings, Leftover, Problem
 from pipelines.outputs import counted
 from pipelines.plan import JOB_NAME, PLAN_NAME
 from pipelines.plan_images import IMAGES_NAME, SOURCE_NAME
@@ -72,12 +72,20 @@ class Output:
 
     @property
     def expected(self) -> dict[str, tuple[str, FileEntry]]:
-        """Each file that must be there, with its unit: of the markers, else of parts.parquet."""
+        """Each file that must be there, with its unit: of the markers, else of parts.parquet or the pieces."""
         named = {entry.name: (unit, entry) for unit, marker in self.markers.items() for entry in marker.files}
+        for marker in self.pieces.values():
+            if marker.unit not in self.markers:
+                named.update({entry.name: (marker.unit, entry) for entry in marker.files})
         for name, (unit, entry) in self.parts.items():
             if unit not in self.markers:
                 named.setdefault(name, (unit, entry))
         return named
+
+    @property
+    def missing(self) -> int:
+        """Units that are not done yet, of an output that is not finished."""
+        return sum(unit not in self.markers for unit in self.units) if self.manifest is None else 0
 
     def add(self, file: str, what: str, mend: str = REWRITE) -> None:
         """A problem that belongs to no unit."""
@@ -149,7 +157,7 @@ def read_output(output: Output, pool: ThreadPoolExecutor) -> None:
 
 def _read_manifest(output: Output) -> None:
     if MANIFEST_NAME not in output.listing:
-        output.add(MANIFEST_NAME, "it is missing: the output is not finished, or a repair was interrupted")
+        output.add(MANIFEST_NAME, "it is missing: the output is not finished, or a repair was interrupted", FINISH)
         return
     try:
         manifest = Manifest.from_bytes(output.place.read(MANIFEST_NAME))
@@ -402,6 +410,7 @@ def findings_of(output: Output) -> Findings:
         url=output.place.url,
         stage=str(recipe.get("stage", "")),
         finished=manifest is not None,
+        missing=output.missing,
         units=len(output.units) or len({unit for unit, _ in output.expected.values()}),
         counts=manifest.counts if manifest else None,
         problems=output.problems,

@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any, ClassVar
 
 import fsspec
@@ -15,6 +18,7 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from pipelines import retrying
+from pipelines.describe import read_location
 from pipelines.import_inputs import describe_inputs
 from pipelines.import_store import Options
 from pipelines.sources import SourceSpec, check_sources, list_images, listed_names, read_sources
@@ -147,3 +151,25 @@ def test_what_is_wrong_in_a_file_of_sources_is_told_with_its_place(tmp_path: Pat
         (tmp_path / "sources.yaml").write_text(text)
         with pytest.raises(UserError, match=told):
             read_sources(str(tmp_path / "sources.yaml"))
+
+
+def test_a_folder_of_a_web_server(tmp_path: Path) -> None:
+    pytest.importorskip("aiohttp")
+    (tmp_path / "all" / "sub dir").mkdir(parents=True)
+    for name in ("a.jpg", "sub dir/ä b.jpg", "notes.txt"):
+        (tmp_path / "all" / name).write_bytes(b"x")
+    (tmp_path / "list.csv").write_text("sub dir/ä b.jpg\n", encoding="utf-8")
+    handler = partial(SimpleHTTPRequestHandler, directory=str(tmp_path))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/all"
+        for spec, names in (
+            (SourceSpec(url), ["all/a.jpg", "all/sub dir/ä b.jpg"]),
+            (SourceSpec(f"{url}/", list=str(tmp_path / "list.csv"), source="all"), ["all/sub dir/ä b.jpg"]),
+        ):
+            found = list_images(spec)
+            assert [reference.record_id for reference in found] == names
+            assert all(read_location(reference.location) == b"x" for reference in found)
+        with pytest.raises(UserError, match="there is no such folder of images"):
+            list_images(SourceSpec(f"{url}/nowhere"))
+        server.shutdown()
