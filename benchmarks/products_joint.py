@@ -51,14 +51,14 @@ LAMBDA = 0.5  # of the ensembles with the global score, set beforehand
 SETTINGS: dict[str, Any] = {
     "backbone": "efficientnet_lite0+stride16",
     "crops": {"area": [0.3, 1.0], "degrees": 10.0, "jitter": 0.25},
-    "copies": 3,
+    "copies": 6,
     "photos": 200,
     "lone_share": 0.3,
     "near": 100,
     "seed": 0,
     "global": {"steps": 40, "batch": 48, "lr": 3e-4, "backbone_lr": 0.1, "warmup": 5},
-    "frozen": {"steps": 150, "batch": 72, "lr": 1e-4, "warmup": 10, "checkpoint_every": 10},
-    "joint": {"steps": 30, "batch": 72, "lr": 5e-5, "backbone_lr": 0.3, "warmup": 5, "checkpoint_every": 10},
+    "frozen": {"steps": 600, "batch": 72, "lr": 3e-5, "warmup": 10, "checkpoint_every": 10},
+    "joint": {"steps": 60, "batch": 72, "lr": 2e-5, "backbone_lr": 0.3, "warmup": 5, "checkpoint_every": 10},
 }
 
 
