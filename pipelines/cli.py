@@ -223,13 +223,13 @@ def main(arguments: list[str] | None = None) -> int:
         code = _run(arguments)
         sys.stdout.flush()  # what cannot be written is noticed here and not at the interpreter's end
         return code
-    except BrokenPipeError:  # the reader, such as head, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 128 + signal.SIGPIPE
     except OSError as error:
-        if error.errno != errno.ENOSPC or error.filename is not None:
+        closed = isinstance(error, BrokenPipeError)  # the reader, such as head, has seen enough
+        if not closed and (error.errno != errno.ENOSPC or error.filename is not None):
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if closed:
+            return 128 + signal.SIGPIPE
         print("Error: what is to be told cannot be written: the disk of the output is full", file=sys.stderr)
         return 2
 
@@ -292,14 +292,12 @@ def run_command(name: str, arguments: list[str]) -> int:
     elif beam_options:
         parser.error(f"unknown argument {beam_options[0]!r}")
     settings = build(kind, settings_given, name)
-    for_estimate = isinstance(settings, RunSettings) and bool(settings.on or settings.json)
-    if (
-        for_estimate and not settings.dry_run and name != "estimate"
-    ):  # else hours of work begin where a figure was wanted
-        parser.error("--on and --json belong to an estimate: give --dry-run too")
+    estimated = isinstance(settings, RunSettings) and (settings.dry_run or name == "estimate")
+    if isinstance(settings, RunSettings) and (settings.on or settings.json) and not estimated:
+        parser.error("--on and --json belong to an estimate: give --dry-run too")  # else hours of work begin
     values = {key: value for key, value in given.items() if key not in how}
     options = build(module.Options, module.complete(values) if hasattr(module, "complete") else values, name)
-    if isinstance(settings, RunSettings) and (settings.dry_run or name == "estimate"):
+    if estimated:
         from pipelines import estimate
 
         estimate.run(name, options, settings)

@@ -194,7 +194,7 @@ class Attempt:
         """Markers of this unit's committed pieces from the number `first` on, by name; None where one is not valid."""
         found = {}
         for name in self.place.names(PIECES):
-            unit, number, _ = [*name.split("."), "", ""][:3]
+            unit, _, number = name.removesuffix(".json").rpartition(".")
             if unit == self.unit.name and number.isdecimal() and int(number) >= first:
                 found[f"{PIECES}/{name}"] = _valid_marker(self.place, self.job, self.unit, f"{PIECES}/{name}")
         return found

@@ -30,7 +30,7 @@ from pipelines.pool import Ended, Pool, close_pool, shared_pool
 from pipelines.progress import Progress
 from pipelines.retrying import Unreachable
 from pipelines.shortfall import Shortfall, UnderWay
-from pipelines.storage import Place, full_disk, is_temporary
+from pipelines.storage import Place, full_disk, is_http, is_temporary
 from schemas import failures
 from schemas.errors import UserError
 from schemas.manifest import Manifest, Marker
@@ -84,7 +84,7 @@ def run_job(
     finished folder too: where the plan grew, or markers were removed. Raises UserError (another recipe's output is
     there, bad input, a disk that takes no more) and JobFailed.
     """
-    if job.output.startswith(("http://", "https://")):
+    if is_http(job.output):
         raise UserError(f"{job.output}: nothing can be written there; name a folder, or a place on S3 or GCS")
     place = Place(job.output)
     try:

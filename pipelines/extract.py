@@ -105,18 +105,16 @@ def run(options: Options, settings: RunSettings) -> Manifest:
     if plan_files:  # the first time
         _say_disk(job)
     else:
-        _say_changes(options)
+        _say_changes(options, job.inputs["images"]["content"])
     manifest = run_job(job, settings, plan_files)
     if not manifest.counts.inputs:
         raise UserError(f"{_where(options)}: the archives hold no images; give others, and --overwrite")
     return manifest
 
 
-def _say_changes(options: Options) -> None:
+def _say_changes(options: Options, fingerprint: str) -> None:
     """Say where the sources are no longer what the store was planned from. The plan stands: parts were made of it."""
-    specs = _specs(options)
-    planned = read_planned(Place(options.out), specs)
-    changed = changed_since(specs, planned) if planned else ""
+    changed = changed_since(Place(options.out), _specs(options), fingerprint)
     if changed:
         print(
             f"{STAGE:<9}  NOTE: {_where(options)} holds {changed}; the store stays with what it was planned for. "

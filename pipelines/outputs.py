@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from io import BytesIO
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.commit import Job, Unit, software_versions
@@ -75,14 +76,20 @@ def read_manifest(place: Place) -> Manifest | None:
 
 def is_whole(place: Place, manifest: Manifest) -> bool:
     """Whether all files that the manifest counts are there with their sizes. Their bytes are not read."""
+    parts = parts_of(place, manifest)
+    entries = entries_of(parts) if parts is not None else None
+    return entries is not None and place.sizes([entry.name for entry in entries]) == [entry.bytes for entry in entries]
+
+
+def parts_of(place: Place, manifest: Manifest) -> pa.Table | None:
+    """The table of the files that a manifest counts (schema PARTS); None where it is absent or another one."""
     try:
         data = place.read(PARTS_NAME)
     except FileNotFoundError:
-        return False
+        return None
     if hashlib.sha256(data).hexdigest() != manifest.parts["sha256"]:
-        return False
-    entries = entries_of(pq.read_table(BytesIO(data)))
-    return place.sizes([entry.name for entry in entries]) == [entry.bytes for entry in entries]
+        return None
+    return pq.read_table(BytesIO(data))
 
 
 def require_manifest(url: str, what: str, command: str) -> Manifest:

@@ -86,15 +86,19 @@ def read_planned(place: Place, specs: Sequence[SourceSpec]) -> Planned | None:
     return Planned(ids, archives, told["listed"], named)
 
 
-def changed_since(specs: Sequence[SourceSpec], planned: Planned) -> str:
-    """In what the sources differ now from the plan, in words; "" where in nothing, or where they are remote or gone."""
+def changed_since(place: Place, specs: Sequence[SourceSpec], fingerprint: str) -> str:
+    """In what the sources differ now from the store's plan, whose fingerprint is given, in words.
+
+    "" where in nothing, or where they are remote or gone.
+    """
     if any("://" in spec.images for spec in specs):
         return ""  # to list a remote place may take minutes
     try:
         now, _ = list_sources(specs)
     except UserError:
         return ""
-    if now.fingerprint == planned.fingerprint:
+    planned = read_planned(place, specs) if now.fingerprint != fingerprint else None
+    if planned is None:
         return ""
     before, after = set(planned.ids), set(now.ids)
     found = [

@@ -18,7 +18,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.commit import PIECES, Job, software_versions
+from pipelines.commit import PIECES, REPAIR_RECORD, Job, software_versions
 from pipelines.driver import JobFailed, RunSettings, run_job
 from pipelines.findings import COMMAND, REDO, Findings
 from pipelines.options import option
@@ -28,7 +28,7 @@ from pipelines.storage import Place
 from pipelines.stores import LAYERS
 from pipelines.verify import examine, print_lines, summary
 from pipelines.verify_files import FileChecks, groups_of
-from pipelines.verify_output import RECORD_NAME, UNREADABLE, Output, find_outputs, findings_of, read_output
+from pipelines.verify_output import UNREADABLE, Output, find_outputs, findings_of, read_output
 from schemas.errors import UserError
 from schemas.manifest import MANIFEST_NAME, PARTS_NAME, FileEntry, Manifest, content_hash
 
@@ -59,7 +59,7 @@ def run(options: Options, settings: RunSettings) -> None:
     print_lines([findings for _, findings in examined])
     examined.sort(key=_when_made)
     for output, findings in examined:
-        if not findings.problems and RECORD_NAME not in output.listing:
+        if not findings.problems and REPAIR_RECORD not in output.listing:
             continue
         if options.remove_damaged:
             _remove_damaged(output, findings)
@@ -95,7 +95,7 @@ def _redo(output: Output, findings: Findings, settings: RunSettings) -> None:
     problems = _look_again(again, set(record["units"]))
     if problems:
         with place.alone():
-            place.remove_folder(RECORD_NAME.partition("/")[0])
+            place.remove_folder(REPAIR_RECORD.partition("/")[0])
         lines = "; ".join(problem.line() for problem in problems[:3])
         raise JobFailed(
             f"{place.url} was done again and is as wrong as before ({lines}): its inputs or the software give just this"
@@ -106,7 +106,7 @@ def _redo(output: Output, findings: Findings, settings: RunSettings) -> None:
         for name in record["damaged"]:
             if name not in again.expected and name.partition("/")[0] not in ("plan", "done", PIECES):
                 place.remove(name)
-        place.remove_folder(RECORD_NAME.partition("/")[0])
+        place.remove_folder(REPAIR_RECORD.partition("/")[0])
 
 
 def _job(output: Output, findings: Findings) -> Job:
@@ -144,7 +144,7 @@ def _prepare(output: Output, findings: Findings) -> dict[str, Any]:
     place = output.place
     with place.alone():
         record = _record(output, findings)
-        place.write(RECORD_NAME, (json.dumps(record, sort_keys=True, indent=1) + "\n").encode())
+        place.write(REPAIR_RECORD, (json.dumps(record, sort_keys=True, indent=1) + "\n").encode())
         _remove_markers(output, findings)
         for name in (MANIFEST_NAME, PARTS_NAME):
             place.remove(name)  # so that nobody takes the output for whole
@@ -155,7 +155,7 @@ def _record(output: Output, findings: Findings) -> dict[str, Any]:
     """What was there: content, versions, the damaged units' files. What an interrupted repair wrote down is older."""
     old: dict[str, Any] = {}
     with contextlib.suppress(FileNotFoundError, ValueError):
-        old = json.loads(output.place.read(RECORD_NAME))
+        old = json.loads(output.place.read(REPAIR_RECORD))
     units: dict[str, dict[str, str]] = {unit: {} for unit in findings.damaged_units}
     for name, (unit, entry) in output.expected.items():
         if unit in units:

@@ -6,13 +6,11 @@ one goes on with it.
 
 from __future__ import annotations
 
-import contextlib
 import io
 import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from hashlib import sha256
 
 import numpy as np
 import pyarrow as pa
@@ -21,7 +19,7 @@ import pyarrow.parquet as pq
 
 from pipelines.commit import Job, Unit, read_marker
 from pipelines.driver import RunSettings, run_job
-from pipelines.outputs import is_whole, read_manifest
+from pipelines.outputs import is_whole, parts_of, read_manifest
 from pipelines.plan import refuse_other_recipe
 from pipelines.plan_images import IMAGES_NAME, images_file
 from pipelines.storage import Place
@@ -29,7 +27,7 @@ from pipelines.stores import Store
 from schemas import failures
 from schemas.errors import UserError
 from schemas.image_list import ImageReference, decode_name, references_of, split_record_id
-from schemas.manifest import PARTS_NAME, Manifest, sha256_text
+from schemas.manifest import Manifest, sha256_text
 
 NOT_AGAIN = frozenset({"duplicate", "missing"})  # classes that no second look mends
 
@@ -68,11 +66,8 @@ def _under_way(place: Place, job: Job, manifest: Manifest) -> bool:
 
     Of what the manifest counts nothing is known where parts.parquet is not its own: it is written first.
     """
-    made: set[str] = set()
-    with contextlib.suppress(FileNotFoundError):
-        data = place.read(PARTS_NAME)
-        if sha256(data).hexdigest() == manifest.parts["sha256"]:
-            made = set(pq.read_table(io.BytesIO(data), columns=["unit"]).column("unit").to_pylist())
+    parts = parts_of(place, manifest)
+    made = set(parts.column("unit").to_pylist()) if parts is not None else set()
     for unit in job.units:
         if unit.payload.get("again") and unit.name not in made:
             marker = read_marker(place, job, unit)

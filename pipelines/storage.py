@@ -53,6 +53,11 @@ def full_disk(error: OSError, where: str) -> UserError | None:
     return UserError(f"{where} cannot be written: {why}; mend it, the same command goes on from there") if why else None
 
 
+def is_http(url: str) -> bool:
+    """Whether a URL is a web server's, which is read and never written."""
+    return url.startswith(("http://", "https://"))
+
+
 def is_temporary(name: str) -> bool:
     """Whether a file's name is one that `Place` gives to what it has not finished writing."""
     return _TEMPORARY.fullmatch(name.rpartition("/")[2]) is not None
@@ -145,7 +150,7 @@ class Place:
     @property
     def http(self) -> bool:
         """Whether it is read over http(s), where a folder is a page of links, if the server makes one."""
-        return self.url.startswith(("http://", "https://"))
+        return is_http(self.url)
 
     def size(self, name: str) -> int | None:
         """Bytes of a file, or None where it is absent."""

@@ -7,7 +7,6 @@ import io
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from hashlib import sha256
 from typing import Any
 
 import numpy as np
@@ -16,13 +15,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipelines.archive_bytes import LOCAL_BLOCK, BlockFile, open_bytes
-from pipelines.outputs import as_input, read_manifest, require_manifest
+from pipelines.outputs import as_input, parts_of, read_manifest, require_manifest
 from pipelines.storage import Place
 from schemas import global_descriptors
 from schemas.errors import UserError
 from schemas.global_descriptors import GlobalPart
 from schemas.image_list import ImageReference, references_of
-from schemas.manifest import PARTS_NAME, FileEntry, Manifest, entries_of
+from schemas.manifest import FileEntry, entries_of
 from schemas.shortlist import ROWS_A_PART
 
 LAYERS = "layers"  # folder of a store's further layers of local descriptors
@@ -97,11 +96,11 @@ class Store:
 
     def _parts(self) -> list[PartFiles]:
         """Raises UserError where the list of files is not the manifest's: the store is being made again."""
-        entries = _entries(self.place, self.manifest)
-        if entries is None:
+        listed = parts_of(self.place, self.manifest)
+        if listed is None:
             raise UserError(f"{self.place.url} is not finished: give the command that makes it once more")
         files: dict[int, dict[str, FileEntry]] = {}
-        for entry in entries:
+        for entry in entries_of(listed):
             number = part_number(entry.name)
             if number is None:
                 raise UserError(f"{self.place.url}/{entry.name} is no part of a store")
@@ -129,7 +128,8 @@ class Store:
                 continue
             if manifest is None or manifest.facts.get("kind") != "layer":
                 continue
-            for entry in _entries(place, manifest) or ():
+            listed = parts_of(place, manifest)
+            for entry in entries_of(listed) if listed is not None else ():
                 if entry.name.startswith("local/"):
                     globals_name = manifest.facts["globals"][str(part_number(entry.name))]
                     found[globals_name] = (*found.get(globals_name, ()), (place, entry))
@@ -158,17 +158,6 @@ class Store:
         wanted = pa.array(sorted(record_ids), pa.string())
         found = references_of(table.filter(pc.is_in(table.column("record_id"), wanted)))
         return {reference.record_id: reference for reference in found}
-
-
-def _entries(place: Place, manifest: Manifest) -> list[FileEntry] | None:
-    """The files that a manifest counts; None where their list is absent or another one."""
-    try:
-        data = place.read(PARTS_NAME)
-    except FileNotFoundError:
-        return None
-    if sha256(data).hexdigest() != manifest.parts["sha256"]:
-        return None
-    return entries_of(pq.read_table(io.BytesIO(data)))
 
 
 def open_stores(inputs: Sequence[dict[str, Any]]) -> list[Store]:

@@ -18,7 +18,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.commit import PIECES, REPAIR_RECORD, Unit
+from pipelines.commit import PIECES, Unit
 from pipelines.describe_units import LAYER, ROTATION_NAME
 from pipelines.findings import COMMAND, FINISH, REWRITE, Findings, Leftover, Problem
 from pipelines.outputs import counted
@@ -39,7 +39,6 @@ from schemas.manifest import (
 
 FULL = f"local/{LAYER}/"  # locals of all ok rows
 PIECE_BYTES = 8_000_000  # read at a time where only a hash is wanted
-RECORD_NAME = REPAIR_RECORD
 ATTEMPTS = ("scratch", "attempts", "errors", "repair")  # folders of what is under way
 WRITTEN_INTO = frozenset({"", "plan", "done", PIECES})  # folders in which a write that was killed leaves its file
 _HASHED = r"\.[0-9a-f]{12}\."
