@@ -12,8 +12,6 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from pipelines import layers
 from pipelines.archive_images import archive_url
 from pipelines.archives import archive_size
@@ -24,7 +22,7 @@ from pipelines.import_store import ENTRIES
 from pipelines.import_store import STAGE as IMPORT
 from pipelines.outputs import read_manifest
 from pipelines.plan import differences
-from pipelines.plan_images import read_slice
+from pipelines.plan_images import read_rows, read_slice
 from pipelines.storage import Place
 from pipelines.verify_output import UNREADABLE, Output
 from rrt_core import extractors, rerankers
@@ -144,7 +142,8 @@ class _Looked:
         references = read_slice(self.plan, maker)
         wanted = [row for row in rows if row not in repeated and references[row].record_id not in failed]
         if self.job.stage == IMPORT:
-            stems, place = self._stems(maker), Place(str(self.job.settings["input"]))
+            stems = read_rows(self.plan, ENTRIES, maker.payload["start"], maker.inputs).column("stem").to_pylist()
+            place = Place(str(self.job.settings["input"]))
             files = [os.fsdecode(stem) + delg.GLOBAL_SUFFIX for row in wanted if (stem := stems[row]) is not None]
             self._refuse_all_unreadable(unit, "", files, place.local, lambda name: _found(place, name))
             return
@@ -164,11 +163,6 @@ class _Looked:
                 f"bring them back, or give 'repair {self.output.place.url} --remove-damaged', and then the command "
                 "that made it",
             )
-
-    def _stems(self, maker: Unit) -> Sequence[bytes | None]:
-        column = pq.read_table(io.BytesIO(self.plan.read(ENTRIES))).column("stem")
-        stems: list[bytes | None] = column.slice(maker.payload["start"], maker.inputs).to_pylist()
-        return stems
 
     def _succeeded(self, unit: Unit) -> bool:
         """Whether any of the unit's images may have been described."""
