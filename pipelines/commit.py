@@ -26,8 +26,10 @@ from functools import cache
 from importlib import metadata
 from typing import Any
 
+from pipelines.stages import worker_class
 from pipelines.storage import Place, full_disk, sha256_file
 from schemas.errors import UserError
+from schemas.inside import check_inside, check_unit_name
 from schemas.manifest import (
     Counts,
     FileEntry,
@@ -55,6 +57,11 @@ class Unit:
     payload: dict[str, Any]
     inputs: int
 
+    def __post_init__(self) -> None:
+        check_unit_name(self.name)
+        if again := self.payload.get("again"):  # the table of the images that are described once more
+            check_inside(again)
+
     @property
     def slice(self) -> str:
         """Identity of the unit's slice of the plan."""
@@ -66,7 +73,7 @@ class Job:
     """One output folder to be filled.
 
     `recipe` and the content of `inputs` decide skip or refuse; `settings` are all other options (they never
-    change bytes); `worker` is ``package.module:Class`` of a UnitWorker; `facts` go into the manifest.
+    change bytes); `worker` is the name of a UnitWorker (pipelines/stages.py); `facts` go into the manifest.
     """
 
     stage: str
@@ -117,8 +124,8 @@ class UnitWorker(ABC):
 
 
 def make_worker(job: Job) -> UnitWorker:
-    """The worker that the job names."""
-    module, _, name = job.worker.partition(":")
+    """The worker that the job names. Raises UserError for a name that is in no registry."""
+    module, _, name = worker_class(job.worker).partition(":")
     worker: UnitWorker = getattr(importlib.import_module(module), name)(job)
     return worker
 

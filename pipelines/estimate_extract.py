@@ -23,7 +23,7 @@ from pipelines.estimate_probe import WISHED, Probed, Round, probe, probe_folder,
 from pipelines.estimate_sample import SEED, ArchiveSample, ListSample, images_a_unit
 from pipelines.estimate_schedule import wall_seconds
 from pipelines.outputs import read_manifest
-from pipelines.plan import read_plan, refuse_other_recipe
+from pipelines.plan import is_ours, read_plan, refuse_other_recipe
 from pipelines.plan_images import IMAGES_NAME
 from pipelines.storage import Place
 from rrt_core.extractors import Extractor, create
@@ -124,7 +124,7 @@ def refuse_other(place: Place, job: Job, settings: RunSettings) -> None:
     planned = read_plan(place) if manifest is None else None
     if manifest is not None or planned is not None:
         refuse_other_recipe(place, job, manifest.recipe if manifest else planned["recipe"] if planned else None)
-    elif place.has_others("plan"):
+    elif place.has_files(besides="plan") and not is_ours(place):
         raise UserError(f"{place.url} holds files of something else; give an empty or a new folder")
 
 

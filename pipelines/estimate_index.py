@@ -94,7 +94,7 @@ def _estimate(folder: Path, options: index.Options, settings: RunSettings, befor
     groups = [(group, count) for group, count in shards]
     workers = min(settings.worker_count, len(groups))
     probed = probe(
-        replace(job, worker="pipelines.index:Fill"),
+        replace(job, worker="index/fill"),
         settings,
         folder / "filled",
         workers,
@@ -151,7 +151,7 @@ def _train(
     begun = time.monotonic()
     with MemoryWatch() as watch:
         manifest = run_job(
-            replace(job, stage="probe", output=output, worker="pipelines.index:Train", units=(unit,)), settings
+            replace(job, stage="probe", output=output, worker="index/train", units=(unit,)), settings
         )
     passed, worked = time.monotonic() - begun, manifest.work_seconds
     begun = time.monotonic()

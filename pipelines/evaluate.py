@@ -55,7 +55,7 @@ def run(options: Options, settings: RunSettings) -> Manifest:
     plain = Job(
         stage=STAGE,
         output=f"{options.out}/evaluation",
-        worker="pipelines.evaluate:Evaluate",
+        worker="evaluate/evaluate",
         recipe={"kappas": list(KAPPAS)},
         inputs={
             "shortlist": as_input(f"{options.out}/shortlist", shortlist),

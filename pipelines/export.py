@@ -58,7 +58,7 @@ def run(options: Options, settings: Settings) -> dict[str, Any]:
             print(f"export     already made: {place.url}", file=sys.stderr)
             return made
         raise UserError(f"{place.url} holds an export of another store or of other files; give --overwrite")
-    if made is None and place.has_others(NAME) and not _ours(place):
+    if made is None and not place.exists(NAME) and place.has_files() and not _ours(place):
         raise UserError(f"{place.url} holds files of something else; give an empty or a new folder")
     with place.alone():
         try:

@@ -172,7 +172,7 @@ def plan(options: Options, settings: RunSettings) -> tuple[Job, dict[str, bytes]
     job = Job(
         stage=STAGE,
         output=options.out,
-        worker="pipelines.describe_units:DescribeUnit",
+        worker="extract/describe",
         recipe=recipe,
         inputs={"images": {"url": _where(options), "content": planned.fingerprint}},
         units=(*units, *(unit for unit in there if unit.payload.get("again"))),

@@ -103,7 +103,7 @@ def plan(options: Options) -> tuple[Job, dict[str, bytes]]:
     job = Job(
         stage=STAGE,
         output=options.out,
-        worker="pipelines.import_store:ImportPart",
+        worker="import/part",
         recipe={
             "extractor": _extractor(options, inputs),
             "format": options.format,

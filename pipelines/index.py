@@ -56,7 +56,7 @@ def run(options: Options, settings: RunSettings) -> Manifest:
         return Job(
             stage=STAGE,
             output=f"{options.out}/{folder}",
-            worker=f"pipelines.index:{worker}",
+            worker=f"index/{worker.lower()}",
             recipe={**recipe, **more},
             inputs={**inputs, **extra},
             units=tuple(units),

@@ -89,7 +89,7 @@ def plan(options: dict[str, Any], settings: RunSettings) -> Job | None:
     return Job(
         stage=STAGE,
         output=f"{store.place.url}/{LAYERS}/{layer[:12]}",
-        worker="pipelines.layers:DescribeLocals",
+        worker="extract/locals",
         recipe={"extractor": store.extractor, **kept, "threads": settings.threads_per_worker},
         inputs={"globals": {"url": store.place.url, "content": content}},
         units=tuple(units),

@@ -68,7 +68,7 @@ def read_manifest(place: Place) -> Manifest | None:
     """The folder's manifest, or None where there is none. Raises UserError where it is damaged."""
     try:
         return Manifest.from_bytes(place.read(MANIFEST_NAME))
-    except FileNotFoundError:
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         return None
     except ValueError as error:
         raise UserError(f"{place.url}/{MANIFEST_NAME} cannot be used: {error}; make it again") from error

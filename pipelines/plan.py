@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pipelines.commit import Job, Unit
-from pipelines.storage import Place
+from pipelines.storage import PLAN_FOLDER, Place
 from schemas.errors import UserError
-from schemas.manifest import Manifest, canonical_json
+from schemas.manifest import MANIFEST_NAME, Manifest, Marker, canonical_json
 
 PLAN_NAME = "plan/plan.json"
 JOB_NAME = "plan/job.json"  # all of the job but its units: what 'repair' needs to run it again
@@ -25,7 +26,7 @@ def write_plan(place: Place, job: Job, files: Mapping[str, bytes]) -> None:
     data = (json.dumps(record, sort_keys=True, indent=1) + "\n").encode()
     planned = read_plan(place)
     if planned is None:
-        if place.has_others("plan"):
+        if place.has_files(besides=PLAN_FOLDER) and not is_ours(place):
             raise UserError(f"{place.url} holds files of something else; give an empty or a new folder")
         _write_files(place, files)
         place.write(JOB_NAME, job.to_json().encode())
@@ -52,7 +53,12 @@ def _write_files(place: Place, files: Mapping[str, bytes]) -> None:
 def planned_units(place: Place) -> tuple[Unit, ...]:
     """The units of the folder's plan; none where there is no plan. Raises UserError where it is damaged."""
     planned = read_plan(place)
-    return tuple(Unit(**unit) for unit in planned["units"]) if planned else ()
+    try:
+        return tuple(Unit(**unit) for unit in planned["units"]) if planned else ()
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{place.url}/{PLAN_NAME} is damaged ({error}); give --overwrite or another place"
+        ) from error
 
 
 def read_plan(place: Place) -> dict[str, Any] | None:
@@ -79,11 +85,27 @@ def refuse_other_recipe(place: Place, job: Job, made_by: Any) -> None:
 
 
 def refuse_to_empty(place: Place, manifest: Manifest | None) -> None:
-    """Raise UserError where --overwrite would remove what is no output of this software."""
-    if manifest is None and place.has_others("plan"):
+    """Raise UserError where --overwrite would remove what is no output of this software.
+
+    An output is known by a manifest or a plan that can be read: a folder of that name may be anybody's.
+    """
+    if manifest is None and place.has_files() and not is_ours(place):
         raise UserError(
             f"{place.url} is no output of this software, so that --overwrite does not empty it; give another place"
         )
+
+
+def is_ours(place: Place) -> bool:
+    """Whether a folder is an output of this software: it has a plan, a manifest or a marker that can be read.
+
+    Names alone prove nothing: anybody may have a folder "plan".
+    """
+    for name in (PLAN_NAME, JOB_NAME, MANIFEST_NAME):
+        with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+            if isinstance(json.loads(place.read(name))["recipe"], dict):
+                return True
+    markers = (name for name in place.names("done") if name.endswith(".json"))
+    return any(Marker.from_bytes(place.read(f"done/{name}")) is not None for name in markers)
 
 
 def differences(old: Any, new: Any, name: str = "") -> Iterable[str]:

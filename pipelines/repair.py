@@ -23,13 +23,19 @@ from pipelines.driver import JobFailed, RunSettings, run_job
 from pipelines.findings import COMMAND, REDO, Findings
 from pipelines.options import option
 from pipelines.plan import JOB_NAME, PLAN_NAME, differences, planned_units
-from pipelines.repair_inputs import refuse_absent_inputs, refuse_other_inputs, refuse_other_software
+from pipelines.repair_inputs import (
+    refuse_absent_inputs,
+    refuse_other_inputs,
+    refuse_other_software,
+    refuse_unnamed_code,
+)
 from pipelines.storage import Place
 from pipelines.stores import LAYERS
 from pipelines.verify import examine, print_lines, summary
 from pipelines.verify_files import FileChecks, groups_of
 from pipelines.verify_output import UNREADABLE, Output, find_outputs, findings_of, read_output
 from schemas.errors import UserError
+from schemas.inside import check_inside, check_unit_name
 from schemas.manifest import MANIFEST_NAME, PARTS_NAME, FileEntry, Manifest, content_hash
 
 GC_SECONDS = 24 * 3600.0
@@ -45,6 +51,11 @@ class Options:
     remove_damaged: bool = option(
         "only remove damaged files and their units' markers; the command that made the output then does them again",
         False,
+    )
+    own_class: tuple[str, ...] = option(
+        "package.module:Class of an extractor or reranker of yours that the output was made with: repair imports none "
+        "that the output alone names",
+        (),
     )
     gc: bool = option(
         "remove files that nothing names and that are older than 24 hours, where all else is whole", False
@@ -64,7 +75,7 @@ def run(options: Options, settings: RunSettings) -> None:
         if options.remove_damaged:
             _remove_damaged(output, findings)
         else:
-            _redo(output, findings, settings)
+            _redo(output, findings, options, settings)
     if not any(findings.problems for _, findings in examined):
         print(summary(options.store, [findings for _, findings in examined]))
     if options.gc:
@@ -77,10 +88,11 @@ def _when_made(item: tuple[Output, Findings]) -> tuple[bool, str]:
     return LAYERS in output.folder.split("/"), output.manifest.made_at if output.manifest else "9"
 
 
-def _redo(output: Output, findings: Findings, settings: RunSettings) -> None:
-    """Do the damaged units of an output again and tell what came of it."""
+def _redo(output: Output, findings: Findings, options: Options, settings: RunSettings) -> None:
+    """Do the damaged units of an output again and report what came of it."""
     place = output.place
     job = _job(output, findings)
+    refuse_unnamed_code(job, place, options.own_class)
     units = {*findings.damaged_units, *(output.units.keys() - output.markers.keys())}
     if units:
         refuse_other_software(job, place)
@@ -123,7 +135,13 @@ def _job(output: Output, findings: Findings) -> Job:
             f"{url} cannot be done again from here: {why}; give 'repair {url} --remove-damaged', "
             "and then the command that made it"
         )
-    job = Job.from_json(output.place.read(JOB_NAME).decode())
+    try:
+        job = Job.from_json(output.place.read(JOB_NAME).decode())
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(
+            f"{url}/{JOB_NAME} is damaged ({error}): give 'repair {url} --remove-damaged', "
+            "and then the command that made it"
+        ) from error
     folders = {key: str(job.settings[key] or "") for key in ("out", "store") if key in job.settings}
     moved: dict[str, Any] = {key: _moved(value, job.output, url) for key, value in folders.items()}
     inputs = {name: {**entry, "url": _moved(entry["url"], job.output, url)} for name, entry in job.inputs.items()}
@@ -154,8 +172,8 @@ def _prepare(output: Output, findings: Findings) -> dict[str, Any]:
 def _record(output: Output, findings: Findings) -> dict[str, Any]:
     """What was there: content, versions, the damaged units' files. What an interrupted repair wrote down is older."""
     old: dict[str, Any] = {}
-    with contextlib.suppress(FileNotFoundError, ValueError):
-        old = json.loads(output.place.read(REPAIR_RECORD))
+    with contextlib.suppress(FileNotFoundError, ValueError, TypeError, KeyError):  # damaged: absent
+        old = _checked_record(json.loads(output.place.read(REPAIR_RECORD)))
     units: dict[str, dict[str, str]] = {unit: {} for unit in findings.damaged_units}
     for name, (unit, entry) in output.expected.items():
         if unit in units:
@@ -169,6 +187,17 @@ def _record(output: Output, findings: Findings) -> dict[str, Any]:
         "units": {**units, **{unit: files for unit, files in old.get("units", {}).items() if files}},
         "damaged": sorted({*damaged, *old.get("damaged", ())}),
     }
+
+
+def _checked_record(record: dict[str, Any]) -> dict[str, Any]:
+    """The record as it is. Raises ValueError, TypeError or KeyError where it is none."""
+    for name in record["damaged"]:  # they are removed at the end
+        check_inside(name)
+    for unit, files in record["units"].items():
+        check_unit_name(unit)
+        for name in files:
+            check_inside(name)
+    return record
 
 
 def _content_before(output: Output, findings: Findings) -> str:

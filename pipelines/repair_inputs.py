@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +24,7 @@ from pipelines.import_store import STAGE as IMPORT
 from pipelines.outputs import read_manifest
 from pipelines.plan import differences
 from pipelines.plan_images import read_rows, read_slice
+from pipelines.stages import worker_class
 from pipelines.storage import Place
 from pipelines.verify_output import UNREADABLE, Output
 from rrt_core import extractors, rerankers
@@ -32,7 +34,32 @@ from schemas.importers import delg
 from schemas.manifest import MANIFEST_NAME, canonical_json
 
 READ_NO_OUTPUTS = frozenset({STAGE, IMPORT, layers.STAGE})  # stages whose inputs' contents are no manifest's
+_OWN_CLASS = re.compile(r"[\w.]+:[\w.]+")
 MOST_ASKED = 64  # of a unit's remote images, where none of these is there
+
+
+def refuse_unnamed_code(job: Job, place: Place, named: Collection[str]) -> None:
+    """Raise UserError where the job would import a module that this software does not hold and `named` does not name.
+
+    The output may come from a stranger: what it names as ``package.module:Class`` is code of whoever made it.
+    """
+    worker_class(job.worker)
+    options = [job.settings.get(key) for kind in ("extractor", "reranker") for key in (kind, f"{kind}_option")]
+    for text in _texts(options):
+        if _OWN_CLASS.fullmatch(text) and not extractors.is_known(text) and text not in named:
+            raise UserError(
+                f"{place.url} was made with {text}, which is no part of this software: where you trust that code, "
+                f"give --own-class {text}"
+            )
+
+
+def _texts(value: Any) -> Iterable[str]:
+    """All texts in a JSON value."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, (dict, list, tuple)):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from _texts(inner)
 
 
 def refuse_other_software(job: Job, place: Place) -> None:

@@ -86,7 +86,7 @@ def run(options: Options, settings: RunSettings) -> Manifest:
         Job(
             stage=STAGE,
             output=report_place(options.out, options.ensemble),
-            worker="pipelines.report:MakeReport",
+            worker="report/page",
             recipe=recipe,
             inputs=inputs,
             units=(Unit("report", {}, shortlist.counts.succeeded),),

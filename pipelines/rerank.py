@@ -63,7 +63,7 @@ def run(options: Options, settings: RunSettings) -> Manifest:
         Job(
             stage=STAGE,
             output=f"{options.out}/ranking",
-            worker="pipelines.rerank:Replay",
+            worker="rerank/replay",
             recipe={"shortlist": options.shortlist, "protocols": names},
             inputs={**job.inputs, "scores": as_input(f"{options.out}/scores", scores)},
             units=tuple(replays),
@@ -90,7 +90,7 @@ def plan_scores(options: Options, settings: RunSettings) -> Job:
     return Job(
         stage=STAGE,
         output=f"{options.out}/scores",
-        worker="pipelines.rerank:ScorePairs",
+        worker="rerank/score",
         recipe={
             "reranker": identity_of(reranker),
             "shortlist": options.shortlist,

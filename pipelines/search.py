@@ -89,7 +89,7 @@ def candidates_job(planned: Plan, out: str) -> Job:
     return Job(
         stage=STAGE,
         output=f"{out}/candidates",
-        worker="pipelines.search:FetchCandidates",
+        worker="search/candidates",
         recipe=planned.recipe,
         inputs=planned.inputs,
         units=tuple(units),
@@ -108,7 +108,7 @@ def shortlist_job(planned: Plan, out: str, candidates: Manifest | None) -> Job:
     return Job(
         stage=STAGE,
         output=f"{out}/shortlist",
-        worker="pipelines.search:MakeShortlist",
+        worker="search/shortlist",
         recipe=planned.recipe,
         inputs=inputs,
         units=tuple(units),

@@ -106,9 +106,8 @@ def fsync_folder(path: str | Path) -> None:
         os.close(descriptor)
 
 
-def _when_emptied(path: str) -> tuple[int, str]:
+def _when_emptied(name: str) -> tuple[int, str]:
     """Order in which the entries of a folder are removed."""
-    name = path.rpartition("/")[2]
     return {MANIFEST_NAME: 0, PLAN_FOLDER: 2}.get(name, 1), name
 
 
@@ -276,26 +275,33 @@ class Place:
     def empty(self) -> None:
         """Remove all that is in the folder; the folder stays.
 
-        The manifest goes first, so that nobody takes what is left for whole where this is killed, and plan/ last: by
-        it the next command knows that the rest is its own to remove.
+        The manifest goes first, so that nobody takes what is left for whole where this is killed, and plan/plan.json
+        last: by it the next command knows that the rest is its own to remove.
         """
         if not self.local:
             paths = [entry["name"].strip("/") for entry in self.remote.listed(self.root)]
-            below = [path for path in paths if path != self.root.strip("/")]  # a marker of the folder itself
-            for path in sorted(below, key=_when_emptied):
-                self.remote.remove_below(self.path(path.rpartition("/")[2]))
+            below = [path.rpartition("/")[2] for path in paths if path != self.root.strip("/")]  # not its own marker
+            for name in sorted(below, key=_when_emptied):
+                self._empty_plan(name)
+                self.remote.remove_below(self.path(name))
             self.remote.remove_below(self.root)
             return
         with self._writing(""), contextlib.suppress(FileNotFoundError):
             for name in sorted(os.listdir(self.root), key=_when_emptied):
+                self._empty_plan(name)
                 path = self.path(name)
                 if os.path.isdir(path) and not os.path.islink(path):
                     shutil.rmtree(path)
                 else:
                     os.remove(path)
 
-    def has_others(self, known: str) -> bool:
-        """Whether the folder holds anything, hidden files aside, but no entry of the name `known`."""
+    def _empty_plan(self, folder: str) -> None:
+        for name in self.names(folder) if folder == PLAN_FOLDER else ():
+            if name != "plan.json":
+                self.remove(f"{folder}/{name}")
+
+    def has_files(self, besides: str = "") -> bool:
+        """Whether the folder holds anything but hidden files and the entry `besides`."""
         if self.local:
             try:
                 paths = os.listdir(self.root)
@@ -304,7 +310,7 @@ class Place:
         else:
             paths = [entry["name"] for entry in self.remote.listed(self.root)]
         names = [path.rstrip("/").rpartition("/")[2] for path in paths]
-        return known not in names and any(not name.startswith(".") for name in names)
+        return any(not name.startswith(".") and name != besides for name in names)
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:

@@ -175,7 +175,7 @@ def read_photographs(options: Options) -> Photographs:
 def _run(options: Options, settings: RunSettings, place: Place, photographs: Photographs) -> Manifest:
     job = _job(options, settings, photographs)
     manifest = read_manifest(place)
-    if manifest is None and place.has_others(WORK):
+    if manifest is None and not place.exists(WORK) and place.has_files():
         raise UserError(f"{place.url} holds files of something else; give an empty or a new folder")
     if settings.overwrite:
         place.empty()

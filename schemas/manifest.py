@@ -16,6 +16,8 @@ from typing import Any
 
 import pyarrow as pa
 
+from schemas.inside import check_inside
+
 MANIFEST_SCHEMA = "rrt-manifest/1"
 MARKER_SCHEMA = "rrt-marker/1"
 MANIFEST_NAME = "manifest.json"
@@ -57,6 +59,9 @@ class FileEntry:
     bytes: int
     sha256: str
     layout: dict[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        check_inside(self.name)
 
 
 @dataclass(frozen=True)

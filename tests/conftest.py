@@ -1,12 +1,18 @@
 """What tests share: the folder of real photographs and annotations, which is no part of the project."""
 
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+
+# What an installed package would be: its entry points name the tests' own unit workers, for children too.
+PLUGINS = str(ROOT / "tests" / "support" / "plugins")
+sys.path.append(PLUGINS)
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), PLUGINS]))
 
 
 @pytest.fixture(scope="session")

@@ -114,6 +114,11 @@ def global_only(descriptor: npt.NDArray[np.float32], local_dim: int) -> Descript
     )
 
 
+def is_known(name: str) -> bool:
+    """Whether a name is of the registry, or of one of its families ("timm:NAME"): no user's own class."""
+    return name in _EXTRACTORS or name.partition(":")[0] in _FAMILIES
+
+
 def create(name: str, **options: Any) -> Extractor:
     """Make an extractor: "efficientnet", "rootsift", "timm:NAME", or a user's own "package.module:Class".
 

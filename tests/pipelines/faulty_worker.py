@@ -42,7 +42,7 @@ def faulty_job(output: str, *behaviours: str, recipe: dict[str, object] | None =
     return Job(
         stage="test",
         output=output,
-        worker="tests.pipelines.faulty_worker:FaultyWorker",
+        worker="tests/faulty",
         recipe={"colour": {"hue": 1}} if recipe is None else recipe,
         inputs={"images": {"url": "anywhere", "content": "abc"}},
         units=units,

@@ -151,7 +151,7 @@ def test_a_worker_that_stands_still_is_replaced(tmp_path: Path) -> None:
 def test_a_worker_that_cannot_be_made_ends_the_job(tmp_path: Path) -> None:
     job = faulty_job(f"{tmp_path}/out", "ok")
     with pytest.raises(JobFailed, match="3 times: AttributeError: .*NoSuchWorker"):
-        run_job(Job(**{**job.__dict__, "worker": "tests.pipelines.faulty_worker:NoSuchWorker"}), SETTINGS)
+        run_job(Job(**{**job.__dict__, "worker": "tests/absent"}), SETTINGS)
 
 
 def _first(folder: str, pattern: str) -> Path:

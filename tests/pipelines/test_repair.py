@@ -57,7 +57,7 @@ def store(whole: Path, tmp_path: Path) -> Path:
 
 def mended(store: Path | str, **options: Any) -> None:
     """Repair in this process."""
-    repair.run(repair.Options(str(store), **options), SETTINGS)
+    repair.run(repair.Options(str(store), **{"own_class": (EXTRACTOR, UNNORMALISED), **options}), SETTINGS)
 
 
 def content(store: Path) -> str:
@@ -150,7 +150,7 @@ def test_a_moved_store_whose_images_changed(tmp_path: Path, capsys: pytest.Captu
     picture(7).save(photographs / "07.png")
     picture(98).save(photographs / "19.png")  # in a unit that is whole
     flip(one(store, f"local/full/{UNIT}.*"))
-    assert cli.main(["repair", str(store), "--workers", "1"]) == 0
+    assert cli.main(["repair", str(store), "--workers", "1", "--own-class", EXTRACTOR]) == 0
     said = capsys.readouterr().out
     assert f"its content was {old[:12]}, is now {content(store)[:12]}" in said and "must be made again" in said
     assert "row 0, photographs/05.png: failed now, and was described before" in said
@@ -321,11 +321,11 @@ def test_kill_in_the_middle(start: Callable[..., Running], tmp_path: Path) -> No
     before, old = contents(store), content(store)
     for number in range(3):
         flip(one(store, f"global/part-0000{number}.*"))
-    running = start("repair", store, "--workers", 1)
+    running = start("repair", store, "--own-class", EXTRACTOR, "--workers", 1)
     running.until(functools.partial(_gone_and_there, store, "done/part-0000[012].json"), "the first unit done again")
     running.kill_all()
     assert _there(store, "repair/record.json") and not (store / "manifest.json").exists()
-    running = start("repair", store, "--workers", 2)
+    running = start("repair", store, "--own-class", EXTRACTOR, "--workers", 2)
     assert running.end() == 0, running.text
     assert "it is what it was, byte for byte" in running.text and "part-00000, part-00001, part-00002" in running.text
     assert contents(store) == before and content(store) == old
@@ -443,7 +443,7 @@ def test_a_store_on_s3(s3: S3Server, start: Callable[..., Running], whole: Path)
     s3.client.delete_object(Bucket=BUCKET, Key=victims[1])
     running = start("verify", url)
     assert running.end() == 1 and "1 of 4 units must be done again: part-00002" in running.text, running.text
-    running = start("repair", url, "--workers", 1)
+    running = start("repair", url, "--own-class", EXTRACTOR, "--workers", 1)
     assert running.end() == 0 and "it is what it was, byte for byte" in running.text, running.text
     assert {name: s3.content(name) for name in before} == before
     assert not [name for name in s3.objects("repaired/") if "/repair/" in name or "/scratch/" in name]

@@ -20,6 +20,7 @@ from pipelines.repair_inputs import MOST_ASKED, _all_unreadable
 from schemas.errors import UserError
 from tests.pipelines.damage import contents, flip, make_photographs, make_store, one
 from tests.pipelines.faulty_worker import faulty_job
+from tests.pipelines.watching import EXTRACTOR
 
 SETTINGS = RunSettings(workers=1)
 DAMAGED = "local/full/part-00001.*"
@@ -34,7 +35,7 @@ def end_of_the_workers() -> Iterator[None]:
 
 def mended(store: Path | str) -> None:
     """Repair in this process."""
-    repair.run(repair.Options(str(store)), SETTINGS)
+    repair.run(repair.Options(str(store), own_class=(EXTRACTOR,)), SETTINGS)
 
 
 def refused(store: Path, sentence: str) -> None:

@@ -16,6 +16,7 @@ from pipelines.options import build
 from pipelines.verify import verify
 from tests.pipelines.damage import flip, one
 from tests.pipelines.pictures import picture
+from tests.pipelines.watching import EXTRACTOR
 
 SETTINGS = RunSettings(workers=1)
 
@@ -68,7 +69,7 @@ def test_a_damaged_file_of_a_piece_is_found_and_made_again(store: Path, tmp_path
     (found,) = verify(str(store))
     assert found.damaged_units == ["archive-00001"]
     (tmp_path / "in" / "1.tar").write_bytes((tmp_path / "whole.tar").read_bytes())
-    assert main(["repair", str(store)]) == 0
+    assert main(["repair", str(store), "--own-class", EXTRACTOR]) == 0
     (found,) = verify(str(store))
     assert (found.problems, found.missing) == ([], 0)
     undisturbed: dict[str, Any] = {"images": f"{tmp_path}/in/*.tar", "out": f"{tmp_path}/other", "rows_per_part": 4}
