@@ -101,7 +101,7 @@ setup(
     package_dir={"": "."},
     packages=find_packages(include=[f"{name}{below}" for name in PACKAGES for below in ("", ".*")]),
     package_data={
-        "pipelines": ["templates/*", "templates/**/*"],
+        "pipelines.report": ["templates/*"],
         "rrt_core": ["weights/*", "py.typed"],
         "schemas": ["py.typed"],
     },

@@ -29,9 +29,9 @@ from PIL import Image as PillowImage
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.delg_reference import IMAGE_SCALES, Maps, Reference, import_sources, references
-from pipelines.convert_delg import Options, Settings, run, summarise
+from pipelines.exchange.convert_delg import Options, Settings, run, summarise
 from rrt_core.extractors import Description
-from rrt_core.extractors.delg import Delg, scaled
+from rrt_core.extractors.delg.extractor import Delg, scaled
 from rrt_core.images import Image, decode
 
 TOLERANCE = 1e-4

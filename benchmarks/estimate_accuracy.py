@@ -21,7 +21,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipelines.estimate_memory import MemoryWatch, Peaks
+from pipelines.estimate.memory import MemoryWatch, Peaks
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = Path(os.environ.get("RRT_TEST_DATA", ROOT.parent / "shared"))

@@ -24,7 +24,8 @@ from statistics import median
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from pipelines.sources import SourceSpec, list_images  # noqa: E402
+from pipelines.sources.listing import list_images
+from pipelines.sources.spec import SourceSpec
 
 
 def bare(names: list[str], sizes: list[int], threads: int, ready, go, out) -> None:  # type: ignore[no-untyped-def]

@@ -35,9 +35,9 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from pipelines.storage import Place  # noqa: E402
-from schemas.importers import delg, unit_global  # noqa: E402
-from schemas.local_descriptors import encoded  # noqa: E402
+from pipelines.storage.place import Place
+from schemas.importers import delg, unit_global
+from schemas.local_descriptors import encoded
 
 GLOBAL_DIM, LOCALS, LOCAL_DIM = 2048, 500, 128
 BLOCK = 250

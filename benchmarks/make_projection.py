@@ -25,12 +25,12 @@ from safetensors.numpy import save
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from pipelines.options import build, option  # noqa: E402
-from rrt_core.extractors import create  # noqa: E402
-from rrt_core.extractors.projection import Whitening  # noqa: E402
-from rrt_core.extractors.timm import Timm  # noqa: E402
-from rrt_core.images import DecodeError, decode  # noqa: E402
-from schemas.errors import UserError  # noqa: E402
+from pipelines.options import build, option
+from rrt_core.extractors import create
+from rrt_core.extractors.projection import Whitening
+from rrt_core.extractors.timm.extractor import Timm
+from rrt_core.images import DecodeError, decode
+from schemas.errors import UserError
 
 
 @dataclass(frozen=True)

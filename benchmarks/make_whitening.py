@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from safetensors.numpy import save
 
-from rrt_core.extractors.efficientnet import LOCAL_CHANNELS, WHITENING, EfficientNet
+from rrt_core.extractors.efficientnet.extractor import LOCAL_CHANNELS, WHITENING, EfficientNet
 from rrt_core.extractors.projection import directions
 from rrt_core.images import decode
 

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from rendered_views import Views, entangled
 
-from rrt_core.scorer import PairScorer, TokenSet
-from rrt_core.training import PairBatch, Side
-from rrt_core.transformer import RerankingTransformer
+from rrt_core.training.loop import PairBatch, Side
+from rrt_core.transformer.model import RerankingTransformer
+from rrt_core.transformer.scorer import PairScorer, TokenSet
 
 NEIGHBOURS = 50  # negatives are drawn from so many nearest of other instances
 

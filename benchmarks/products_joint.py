@@ -35,15 +35,15 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from rrt_core.products_backbone import create_backbone
-from rrt_core.products_crops import CropOptions, CropReader
-from rrt_core.products_evaluation import Described, average_precisions, figures, rank, reordered, score
-from rrt_core.products_initialisation import principal_components, start_from_triplets
-from rrt_core.products_inputs import CropInputs, Inputs, frozen_part, keep
-from rrt_core.products_sampling import Ints, Sampler, neighbours
-from rrt_core.products_training import ProductsNetwork, ProductsOptions, describe, train
-from rrt_core.products_transformer import ProductsConfig, ProductsTransformer
-from rrt_core.training_state import write_whole
+from rrt_core.products.backbone import create_backbone
+from rrt_core.products.crops import CropOptions, CropReader
+from rrt_core.products.evaluation import Described, average_precisions, figures, rank, reordered, score
+from rrt_core.products.initialisation import principal_components, start_from_triplets
+from rrt_core.products.inputs import CropInputs, Inputs, frozen_part, keep
+from rrt_core.products.model import ProductsConfig, ProductsTransformer
+from rrt_core.products.sampling import Ints, Sampler, neighbours
+from rrt_core.products.training import ProductsNetwork, ProductsOptions, describe, train
+from rrt_core.training.state import write_whole
 
 DATA = Path(os.environ.get("RRT_TEST_DATA", Path(__file__).resolve().parents[2] / "shared"))
 TOP = 100

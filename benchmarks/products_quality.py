@@ -48,8 +48,8 @@ from rrt_core.checkpoints import load_checkpoint, save_checkpoint
 from rrt_core.extractors import create as create_extractor
 from rrt_core.rerankers import Locals, create
 from rrt_core.rerankers.rrt import EMBEDDED_WEIGHTS
-from rrt_core.training import TrainingOptions, train
-from rrt_core.transformer import bin_scales
+from rrt_core.training.loop import TrainingOptions, train
+from rrt_core.transformer.model import bin_scales
 
 DATA = Path(os.environ.get("RRT_TEST_DATA", Path(__file__).resolve().parents[2] / "shared"))
 FOLDS = 3

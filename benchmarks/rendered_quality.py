@@ -29,11 +29,11 @@ from rendered_views import SPLITS, TASK_KINDS, Views, entangled
 from retrieval_tasks import Task, average_precisions, bootstrap, ensembled, make_task, perfect, scores
 
 from rrt_core.extractors import create as create_extractor
-from rrt_core.metrics import PROTOCOLS, average_precision, positions_of
+from rrt_core.metrics.revisited import PROTOCOLS, average_precision, positions_of
 from rrt_core.rerankers import Locals, Reranker, create
 from rrt_core.rerankers.rrt import EMBEDDED_WEIGHTS
-from rrt_core.view_levels import LEVELS
-from schemas.ground_truth import load_ground_truth
+from rrt_core.synthetic.levels import LEVELS
+from schemas.ground_truth.ground_truth import load_ground_truth
 
 QUERIES = 60  # a task
 QUERIES_SEED = 77

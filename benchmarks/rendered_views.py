@@ -27,8 +27,8 @@ import torch
 
 from rrt_core.extractors import Description, Extractor, create
 from rrt_core.images import decode
-from rrt_core.rendering import LEVELS, Level, cut_instances, render_view, view_rng
-from rrt_core.transformer import bin_scales
+from rrt_core.synthetic.rendering import LEVELS, Level, cut_instances, render_view, view_rng
+from rrt_core.transformer.model import bin_scales
 
 PHOTOS = Path(os.environ.get("RRT_TEST_DATA", Path(__file__).resolve().parents[2] / "shared")) / "photos"
 SPLITS = {"validation": range(80), "test": range(80, 160), "training": range(160, 800)}  # of the seeded order

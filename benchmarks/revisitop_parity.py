@@ -20,8 +20,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from rrt_core import metrics
-from schemas.ground_truth import GroundTruth, QueryTruth, load_ground_truth
+from rrt_core.metrics import revisited as metrics
+from schemas.ground_truth.ground_truth import GroundTruth, QueryTruth, load_ground_truth
 
 
 def reference(checkout: Path) -> ModuleType:

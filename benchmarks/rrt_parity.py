@@ -22,9 +22,9 @@ import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from rrt_core.products_transformer import MapMatcher, ProductsConfig
-from rrt_core.scorer import PairScorer, TokenSet
-from rrt_core.transformer import ModelConfig, RerankingTransformer
+from rrt_core.products.model import MapMatcher, ProductsConfig
+from rrt_core.transformer.model import ModelConfig, RerankingTransformer
+from rrt_core.transformer.scorer import PairScorer, TokenSet
 
 TOLERANCE = 1e-5
 SLOTS = 500

@@ -40,8 +40,8 @@ from rrt_parity import padded, random_image, reference_model
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from rrt_core.scorer import PairScorer, TokenSet
-from rrt_core.transformer import ModelConfig, RerankingTransformer
+from rrt_core.transformer.model import ModelConfig, RerankingTransformer
+from rrt_core.transformer.scorer import PairScorer, TokenSet
 
 CASES = ("full", "realistic", "128", "64")
 TOLERANCE = 1e-5

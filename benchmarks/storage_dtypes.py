@@ -36,8 +36,8 @@ import torch
 from products_quality import open_products, task_of
 from retrieval_tasks import SHORTLIST, Task, average_precisions, bootstrap, firsts, plain_average_precision
 
+from rrt_core.binary import learn_rotation
 from rrt_core.rerankers import Locals, Reranker, create
-from rrt_core.rotation import learn_rotation
 from schemas.local_descriptors import bytes_a_local, decoded, encoded
 
 DATA = Path(os.environ.get("RRT_TEST_DATA", Path(__file__).resolve().parents[2] / "shared"))

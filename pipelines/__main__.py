@@ -10,7 +10,7 @@ import sys
 
 def main() -> int:
     """The console script: signals are handled before anything heavy is imported. Ends the process."""
-    from pipelines import stopping
+    from pipelines.engines import signals as stopping
 
     stopping.install()
     from pipelines.cli import main as command_line

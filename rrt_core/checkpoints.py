@@ -22,8 +22,9 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from rrt_core.products_transformer import ProductsConfig, ProductsTransformer
-from rrt_core.transformer import ModelConfig, RerankingTransformer
+from rrt_core.products.model import ProductsConfig, ProductsTransformer
+from rrt_core.transformer.model import ModelConfig, RerankingTransformer
+from rrt_core.weight_files import sorted_header
 from schemas.errors import UserError
 
 FORMAT = "rrt-weights/1"
@@ -94,14 +95,6 @@ def save_checkpoint(
     with fsspec.open(path, "wb") as file:
         file.write(data)
     return hashlib.sha256(data).hexdigest()
-
-
-def sorted_header(data: bytes) -> bytes:
-    """The safetensors file with its header's keys sorted: the library writes metadata in another order every time."""
-    size = int.from_bytes(data[:8], "little")
-    header = json.dumps(json.loads(data[8 : 8 + size]), sort_keys=True, separators=(",", ":")).encode()
-    header += b" " * (-len(header) % 8)  # the format aligns what follows
-    return len(header).to_bytes(8, "little") + header + data[8 + size :]
 
 
 @overload

@@ -18,7 +18,7 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from rrt_core.metrics import FloatArray, IntArray, positive_places, replay
+from rrt_core.metrics.revisited import FloatArray, IntArray, positive_places, replay
 
 BoolArray = npt.NDArray[np.bool_]
 Candidates = tuple[npt.ArrayLike, npt.ArrayLike]  # of a query, in the global order: global scores [n], raw logits [n]

@@ -1,5 +1,7 @@
 """The one exception that a user's mistake raises."""
 
+from __future__ import annotations
+
 
 class UserError(Exception):
     """Bad input or settings: one clear sentence that names the file, the row and the mend.

@@ -26,5 +26,3 @@ CANDIDATES = pa.schema(
     ],
     metadata={"schema": "rrt-candidates/1"},
 )
-
-ROWS_A_PART = 4096  # a row id is (base of the store + part number) * ROWS_A_PART + row

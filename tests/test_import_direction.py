@@ -48,14 +48,14 @@ def test_relative_imports_and_constant_names_are_seen(tmp_path, monkeypatch):
     folder = tmp_path / "rrt_core" / "rerankers"
     folder.mkdir(parents=True)
     (folder / "some.py").write_text(
-        "from . import mutual_nn\nfrom ..scorer import PairScorer\ndef f():\n    import torch.nn\n"
-        "    importlib.import_module('pipelines.commit')\n"
+        "from . import mutual_nn\nfrom ..transformer.scorer import PairScorer\ndef f():\n    import torch.nn\n"
+        "    importlib.import_module('pipelines.jobs.attempt')\n"
     )
     assert sorted(imported(Path("rrt_core/rerankers/some.py"))) == [
         (1, "rrt_core.rerankers"),
-        (2, "rrt_core.scorer"),
+        (2, "rrt_core.transformer.scorer"),
         (4, "torch.nn"),
-        (5, "pipelines.commit"),
+        (5, "pipelines.jobs.attempt"),
     ]
 
 

@@ -20,13 +20,26 @@ import numpy.typing as npt
 from rrt_core.images import Image
 from schemas.errors import UserError
 
+
+def identity_of(extractor: Extractor) -> dict[str, Any]:
+    """What of an extractor goes into a recipe."""
+    return {
+        "name": extractor.name,
+        "revision": extractor.revision,
+        "weights_sha256": extractor.weights_sha256,
+        "global_dim": extractor.global_dim,
+        "local_dim": extractor.local_dim,
+        "scales": list(extractor.scales),
+        "config": extractor.config,
+    }
+
 _EXTRACTORS = {
-    "delg": "rrt_core.extractors.delg:Delg",
-    "efficientnet": "rrt_core.extractors.efficientnet:EfficientNet",
+    "delg": "rrt_core.extractors.delg.extractor:Delg",
+    "efficientnet": "rrt_core.extractors.efficientnet.extractor:EfficientNet",
     "rootsift": "rrt_core.extractors.rootsift:RootSift",
 }
 # Of many networks each, named "family:NAME"; the NAME is the option `model` of the class.
-_FAMILIES = {"timm": "rrt_core.extractors.timm:Timm"}
+_FAMILIES = {"timm": "rrt_core.extractors.timm.extractor:Timm"}
 
 
 @dataclass

@@ -14,7 +14,8 @@ import numpy.typing as npt
 
 from rrt_core.extractors import Description, Extractor, Failure, without_locals
 from rrt_core.extractors.copies import copy_of, largest_copy, places
-from rrt_core.extractors.efficientnet import EfficientNet, check_whole
+from rrt_core.extractors.efficientnet.extractor import EfficientNet
+from rrt_core.extractors.options import check_whole
 from rrt_core.images import Image
 
 _OCTAVES = 10  # SIFT halves an image of 2 x 4096 pixels ten times until nothing is left to look at

@@ -20,6 +20,16 @@ import numpy as np
 
 from schemas.errors import UserError
 
+
+def identity_of(reranker: Reranker) -> dict[str, Any]:
+    """What of a reranker goes into a recipe."""
+    return {
+        "name": reranker.name,
+        "revision": reranker.revision,
+        "weights_sha256": reranker.weights_sha256,
+        "config": reranker.config,
+    }
+
 # Modules are named, not imported: `mutual_nn` must not wait for torch.
 REGISTRY: dict[str, str] = {
     "rrt": "rrt_core.rerankers.rrt:RRTReranker",

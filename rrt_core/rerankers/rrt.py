@@ -10,8 +10,8 @@ import numpy as np
 
 from rrt_core.checkpoints import load_checkpoint
 from rrt_core.rerankers import Locals, Reranker, check_tokens
-from rrt_core.scorer import PairScorer, TokenSet
-from rrt_core.transformer import bin_scales
+from rrt_core.transformer.model import bin_scales
+from rrt_core.transformer.scorer import PairScorer, TokenSet
 
 # Trained by benchmarks/train_weights.py for the embedded extractor `efficientnet`; what made them is in the
 # JSON beside them.

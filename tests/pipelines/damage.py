@@ -14,16 +14,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines import extract
-from pipelines.commit import Job
-from pipelines.driver import RunSettings
-from pipelines.outputs import write_manifest
-from pipelines.plan import planned_units
-from pipelines.storage import Place
+from pipelines.engines.settings import RunSettings
+from pipelines.extract import options as extract_options
+from pipelines.extract import stage as extract
+from pipelines.jobs.manifests import write_manifest
+from pipelines.jobs.plan import planned_units
+from pipelines.storage.place import Place
 from rrt_core.extractors import Description
 from rrt_core.images import Image
 from schemas import local_descriptors
 from schemas.manifest import Marker
+from schemas.plan import Job
 from tests.pipelines.pictures import picture
 from tests.pipelines.watching import EXTRACTOR
 from tests.tiny_extractor import TinyExtractor
@@ -52,7 +53,7 @@ def make_photographs(folder: Path, count: int = 20) -> Path:
 def make_store(photographs: Path, out: Path, **options: Any) -> Path:
     """A store of four parts with five rows each."""
     given = {"extractor": EXTRACTOR, "rows_per_part": 5, **options}
-    extract.run(extract.Options(images=str(photographs), out=str(out), **given), RunSettings(workers=1))
+    extract.run(extract_options.Options(images=str(photographs), out=str(out), **given), RunSettings(workers=1))
     return out
 
 

@@ -7,9 +7,11 @@ import signal
 import time
 from pathlib import Path
 
-from pipelines.commit import Attempt, Job, Unit, UnitWorker
+from pipelines.jobs.attempt import Attempt
+from pipelines.jobs.unit_worker import UnitWorker
 from schemas.errors import UserError
 from schemas.manifest import Counts
+from schemas.plan import Job, Unit
 
 
 class FaultyWorker(UnitWorker):

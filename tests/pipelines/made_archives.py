@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.archives import ArchiveDamaged, Entry, entries
+from pipelines.sources.archives import ArchiveDamaged, Entry, entries
 
 CHANCE = random.Random(5)
 FILES = {f"jpg/{n % 3}/{n:03}.jpg": CHANCE.randbytes(CHANCE.choice((0, 1, 511, 512, 513, 40_000))) for n in range(40)}

@@ -15,12 +15,16 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines import extract, index, rerank, search
-from pipelines.driver import JobFailed, RunSettings
-from pipelines.outputs import read_manifest
-from pipelines.run import run_config
-from pipelines.storage import Place
-from pipelines.stores import Store
+from pipelines.engines.settings import JobFailed, RunSettings
+from pipelines.extract import options as extract_options
+from pipelines.extract import stage as extract
+from pipelines.index import stage as index
+from pipelines.jobs.manifests import read_manifest
+from pipelines.rerank import stage as rerank
+from pipelines.run.stage import run_config
+from pipelines.search import stage as search
+from pipelines.storage.place import Place
+from pipelines.stores.store import Store
 from schemas.errors import UserError
 from schemas.manifest import Manifest
 from tests.pipelines.pictures import picture
@@ -60,7 +64,7 @@ def archives(tmp_path: Path) -> Path:
 
 def make(out: Path, images: object = "", settings: RunSettings = SETTINGS, **more: Any) -> Manifest:
     return extract.run(
-        extract.Options(out=str(out), images=str(images), extractor=EXTRACTOR, **{"rows_per_part": 8, **more}), settings
+        extract_options.Options(out=str(out), images=str(images), extractor=EXTRACTOR, **{"rows_per_part": 8, **more}), settings
     )
 
 

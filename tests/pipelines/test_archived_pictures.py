@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import archived_pictures as module
-from pipelines import extract, pool
-from pipelines.archived_pictures import archived_pictures
-from pipelines.driver import RunSettings
-from pipelines.stores import Store
+from pipelines.engines import pool
+from pipelines.engines.settings import RunSettings
+from pipelines.extract import options as extract_options
+from pipelines.extract import stage as extract
+from pipelines.report import archived as module
+from pipelines.report.archived import archived_pictures
+from pipelines.stores.store import Store
 from tests.pipelines.test_extract_edges import members, write_tar
 from tests.pipelines.watching import EXTRACTOR
 
@@ -24,7 +26,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
     folder = tmp_path_factory.mktemp("archived")
     for first, name in ((0, "a"), (5, "b")):
         write_tar(folder / f"{name}.tar", members(first, 3))
-    options = extract.Options(out=str(folder / "store"), images=str(folder / "*.tar"), source="s", extractor=EXTRACTOR)
+    options = extract_options.Options(out=str(folder / "store"), images=str(folder / "*.tar"), source="s", extractor=EXTRACTOR)
     extract.run(options, RunSettings(workers=1))
     yield Store(options.out)
     pool.close_pool()

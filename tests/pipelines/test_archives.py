@@ -15,7 +15,7 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from pipelines.archives import Entry, archive_size, entries, find_archives, is_archive
+from pipelines.sources.archives import Entry, archive_size, entries, find_archives, is_archive
 from schemas.errors import UserError
 from tests.pipelines.made_archives import FILES, SUFFIXES, damaged, info, packed, tar
 
@@ -238,7 +238,7 @@ def test_overlapping_zip_members(read: Callable[..., list[Entry]]) -> None:
 
 CHILD = """
 import collections, resource, sys
-from pipelines.archives import entries
+from pipelines.sources.archives import entries
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 found = entries(sys.argv[1], most_bytes=10**8)
 print(*collections.Counter(f"{e.name.decode()}:{e.error_class or len(e.data)}" for e in found).items())

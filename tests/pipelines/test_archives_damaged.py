@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.archives import ArchiveDamaged, Entry, entries
+from pipelines.sources.archives import ArchiveDamaged, Entry, entries
 from tests.pipelines.made_archives import CHANCE, FILES, SUFFIXES, damaged, packed
 
 

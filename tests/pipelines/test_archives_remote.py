@@ -13,8 +13,9 @@ from email.message import Message
 import fsspec
 import pytest
 
-from pipelines import archive_bytes, retrying
-from pipelines.archives import ArchiveDamaged, archive_size, entries, find_archives
+from pipelines.sources.archives import ArchiveDamaged, archive_size, entries, find_archives
+from pipelines.storage import blocks as archive_bytes
+from pipelines.storage import retries as retrying
 from schemas.errors import UserError
 from tests.pipelines.made_archives import packed
 from tests.pipelines.s3_server import BUCKET, Cut, S3Server

@@ -10,15 +10,21 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pipelines import extract, index, rerank, search
-from pipelines.driver import RunSettings
-from pipelines.locals_reader import LocalsReader
+from pipelines.engines.settings import RunSettings
+from pipelines.extract import options as extract_options
+from pipelines.extract import stage as extract
+from pipelines.index import stage as index
+from pipelines.jobs.manifests import read_entries
 from pipelines.options import build
-from pipelines.outputs import read_entries
-from pipelines.storage import Place
-from pipelines.stores import Gallery, Store
+from pipelines.rerank import stage as rerank
+from pipelines.results import scores as results_scores
+from pipelines.search import stage as search
+from pipelines.storage.place import Place
+from pipelines.stores.gallery import Gallery
+from pipelines.stores.locals import LocalsReader
+from pipelines.stores.store import Store
 from schemas.errors import UserError
-from schemas.ground_truth import GroundTruth, QueryTruth, save_ground_truth
+from schemas.ground_truth.ground_truth import GroundTruth, QueryTruth, save_ground_truth
 from schemas.local_descriptors import decoded, read_part
 
 TINY = "tests.tiny_extractor:TinyExtractor"
@@ -53,7 +59,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for take in ("gallery", "queries"):
         described = {"images": str(root / "images"), "ground_truth": str(root / "gnd.json"), "take": take}
         described.update(out=str(root / take), extractor=TINY, local_dtype="int8")
-        extract.run(build(extract.Options, described, "test"), SETTINGS)
+        extract.run(build(extract_options.Options, described, "test"), SETTINGS)
     index.run(
         build(index.Options, {"stores": (str(root / "gallery"),), "out": str(root / "index")}, "test"), SETTINGS
     )
@@ -75,7 +81,7 @@ def test_each_protocol_reranks_its_own_best(made: Path) -> None:
     stored = {(row["query_id"], row["record_id"]): row for row in stored_rows(made / "labelled")}
     depth = set()
     for protocol in ("deploy", "medium", "hard"):
-        for query, rows in rerank.read_ranking(str(made / "labelled"), protocol):
+        for query, rows in results_scores.read_ranking(str(made / "labelled"), protocol):
             listed = [row for row in rows.to_pylist() if row["reranked"]]
             assert len(listed) == 10
             by_global = sorted(listed, key=lambda row: -row["global_score"])
@@ -91,8 +97,8 @@ def test_each_protocol_reranks_its_own_best(made: Path) -> None:
 
 
 def test_without_labels_the_ranking_is_the_same(made: Path) -> None:
-    with_labels = rerank.read_ranking(str(made / "labelled"), "deploy")
-    without = rerank.read_ranking(str(made / "unlabelled"), "deploy")
+    with_labels = results_scores.read_ranking(str(made / "labelled"), "deploy")
+    without = results_scores.read_ranking(str(made / "unlabelled"), "deploy")
     assert len(with_labels) == len(without) == 2
     for (query, rows), (same, expected) in zip(with_labels, without, strict=True):
         assert query == same and repr(rows.to_pylist()) == repr(expected.to_pylist())
@@ -117,4 +123,4 @@ def test_int8_is_another_recipe_and_refused(made: Path) -> None:
     described = {"images": str(made / "images"), "ground_truth": str(made / "gnd.json"), "take": "gallery"}
     described.update(out=str(made / "gallery"), extractor=TINY, local_dtype="float16")
     with pytest.raises(UserError, match='local_dtype was "int8", is now "float16"'):
-        extract.run(build(extract.Options, described, "test"), SETTINGS)
+        extract.run(build(extract_options.Options, described, "test"), SETTINGS)

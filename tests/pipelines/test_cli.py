@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
-from pipelines.cli import COMMANDS, main
+from pipelines.cli import main
 from pipelines.options import build, option
-from pipelines.run import read_config
+from pipelines.run.config import read_config
+from pipelines.stages import COMMANDS
 from schemas.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -150,7 +151,12 @@ def test_configurations_are_checked(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("config", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.name)
 def test_committed_configurations_are_valid(config: Path) -> None:
-    from pipelines import evaluate, extract, index, report, rerank, search
+    from pipelines.evaluate import stage as evaluate
+    from pipelines.extract import stage as extract
+    from pipelines.index import stage as index
+    from pipelines.report import stage as report
+    from pipelines.rerank import stage as rerank
+    from pipelines.search import stage as search
 
     read = read_config(str(config), {})
     for name, module in {

@@ -12,13 +12,17 @@ from typing import Any
 
 import pytest
 
-from pipelines.commit import Attempt, Job, Unit, do_unit, marker_name, read_marker
-from pipelines.driver import RunSettings, run_job
-from pipelines.outputs import is_whole, read_manifest, require_manifest, write_manifest
-from pipelines.plan import write_plan
-from pipelines.storage import Place
+from pipelines.engines.driver import run_job
+from pipelines.engines.settings import RunSettings
+from pipelines.jobs.attempt import Attempt
+from pipelines.jobs.do_unit import do_unit
+from pipelines.jobs.manifests import is_whole, read_manifest, require_manifest, write_manifest
+from pipelines.jobs.markers import marker_name, read_marker
+from pipelines.jobs.plan import write_plan
+from pipelines.storage.place import Place
 from schemas.errors import UserError
 from schemas.manifest import Counts, Marker
+from schemas.plan import Job, Unit
 from tests.pipelines.faulty_worker import FaultyWorker, faulty_job
 
 

@@ -10,13 +10,13 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from pipelines import convert_delg
 from pipelines.cli import main
-from pipelines.convert_delg import Options, Settings, candidates, import_tensorflow, threshold_of
-from pipelines.convert_delg_check import Agreement, SavedDelg, picture
+from pipelines.exchange import convert_delg
+from pipelines.exchange.convert_delg import Options, Settings, candidates, import_tensorflow, threshold_of
+from pipelines.exchange.convert_delg_check import Agreement, SavedDelg, picture
 from rrt_core.extractors import Description, create
-from rrt_core.extractors.delg import GLOBAL_SCALES, IMAGE_SCALES
-from rrt_core.extractors.delg_network import (
+from rrt_core.extractors.delg.extractor import GLOBAL_SCALES, IMAGE_SCALES
+from rrt_core.extractors.delg.network import (
     BLOCK3,
     EXPANDED,
     KERAS,
@@ -27,7 +27,7 @@ from rrt_core.extractors.delg_network import (
     tensor_shapes,
     weights_file,
 )
-from rrt_core.extractors.delg_variables import Mapped, map_variables, object_paths, tensors
+from rrt_core.extractors.delg.variables import Mapped, map_variables, object_paths, tensors
 from rrt_core.images import Image
 from schemas.errors import UserError
 

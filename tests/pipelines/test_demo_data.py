@@ -12,12 +12,12 @@ import cv2
 import numpy as np
 import pytest
 
-from pipelines import demo_photographs
-from pipelines.demo_data import DEMO_LEVELS, Counts, make_demo, plan_pictures, render_picture
-from pipelines.demo_photographs import STEREO_LEFT, Material, load_material, package_versions, stereo_source
-from rrt_core.instances import overlap
+from pipelines.demo import photographs as demo_photographs
+from pipelines.demo.data import DEMO_LEVELS, Counts, make_demo, plan_pictures, render_picture
+from pipelines.demo.photographs import STEREO_LEFT, Material, load_material, package_versions, stereo_source
+from rrt_core.synthetic.instances import overlap
 from schemas.errors import UserError
-from schemas.ground_truth import load_ground_truth
+from schemas.ground_truth.ground_truth import load_ground_truth
 
 pytest.importorskip("skimage")
 pytest.importorskip("sklearn")

@@ -16,11 +16,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipelines import describing
-from pipelines.describe import Describer, Item, read_location
-from pipelines.describing import batched, isolated
-from pipelines.isolation import Isolated
-from pipelines.retrying import Unreachable
+from pipelines.extract import batches as describing
+from pipelines.extract.batches import batched, isolated
+from pipelines.extract.describer import Describer
+from pipelines.extract.isolated import Isolated
+from pipelines.sources.item import Item, read_location
+from pipelines.storage.retries import Unreachable
 from rrt_core.images import Image
 from schemas.errors import UserError
 from schemas.image_list import ImageReference

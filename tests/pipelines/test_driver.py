@@ -15,12 +15,13 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import pool
-from pipelines.commit import Job
-from pipelines.driver import JobFailed, RunSettings, run_job
-from pipelines.storage import Place
+from pipelines.engines import pool
+from pipelines.engines.driver import run_job
+from pipelines.engines.settings import JobFailed, RunSettings
+from pipelines.storage.place import Place
 from schemas.errors import UserError
 from schemas.manifest import Manifest
+from schemas.plan import Job
 from tests.pipelines.faulty_worker import faulty_job
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -68,8 +69,8 @@ def test_killed_while_a_folder_is_emptied(
         return remove_or_die
 
     with monkeypatch.context() as patch:
-        patch.setattr("pipelines.storage.shutil.rmtree", dying(shutil.rmtree))
-        patch.setattr("pipelines.storage.os.remove", dying(os.remove))
+        patch.setattr("pipelines.storage.place.shutil.rmtree", dying(shutil.rmtree))
+        patch.setattr("pipelines.storage.place.os.remove", dying(os.remove))
         with pytest.raises(KeyboardInterrupt):
             run_job(job, replace(SETTINGS, overwrite=True))
     assert (tmp_path / "out/plan").is_dir() and (tmp_path / "out/manifest.json").exists() == (removed == 0)
@@ -202,7 +203,8 @@ def test_another_recipe_is_refused_or_made_over(tmp_path: Path) -> None:
 PROGRAM = """
 import resource, sys
 from tests.pipelines.faulty_worker import faulty_job
-from pipelines.driver import RunSettings, run_job
+from pipelines.engines.driver import run_job
+from pipelines.engines.settings import RunSettings
 from schemas.errors import UserError
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), int(sys.argv[2])))
 try:

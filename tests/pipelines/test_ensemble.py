@@ -15,21 +15,25 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines import evaluate, report, rerank, tune
 from pipelines.cli import main
-from pipelines.driver import RunSettings
-from pipelines.ensemble import read_asked, read_scored
+from pipelines.engines.settings import RunSettings
+from pipelines.evaluate import stage as evaluate
+from pipelines.evaluate import table as evaluate_table
+from pipelines.evaluate import tune
+from pipelines.evaluate.ensembles import read_asked, read_scored
+from pipelines.jobs.manifests import read_entries
 from pipelines.options import build
-from pipelines.outputs import read_entries
-from pipelines.rerank import read_ranking
-from pipelines.run import run_config
-from pipelines.search import read_shortlist_part, shortlist_files
-from pipelines.storage import Place
-from pipelines.truth import Truth
-from rrt_core import metrics
+from pipelines.report import stage as report
+from pipelines.rerank import stage as rerank
+from pipelines.results.scores import read_ranking
+from pipelines.results.shortlists import read_shortlist_part, shortlist_files
+from pipelines.results.truth import Truth
+from pipelines.run.stage import run_config
+from pipelines.storage.place import Place
 from rrt_core.ensemble import Ensemble, ensemble
+from rrt_core.metrics import revisited as metrics
 from schemas.errors import UserError
-from schemas.ground_truth import load_ground_truth
+from schemas.ground_truth.ground_truth import load_ground_truth
 from schemas.tuned import Tuned
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -369,8 +373,9 @@ def refuse(*_, **__):
     raise AssertionError("a reranker was made")
 rrt_core.rerankers.create = refuse
 from pipelines import evaluate, tune
-from pipelines.commit import do_unit, make_worker
-from pipelines.driver import RunSettings
+from pipelines.jobs.do_unit import do_unit
+from pipelines.jobs.unit_worker import make_worker
+from pipelines.engines.settings import RunSettings
 from pipelines.options import build
 from pathlib import Path
 root, result = sys.argv[1:]
@@ -421,7 +426,7 @@ def test_a_configuration_asks_for_an_ensemble_and_the_report_shows_it(
     assert "Ensemble (λ 0.5, γ 0.3, k 6)" in page.replace("\u00a0", " ")
     assert "Ensemble, no label knowledge (λ" in page
     assert "0.5 · global + 0.5 · sigmoid(0.3 · logit)" in page
-    table = evaluate.metrics_table(results["metrics"])
+    table = evaluate_table.metrics_table(results["metrics"])
     assert "\nensemble  " in table and table.endswith("ensemble: lambda 0.5, gamma 0.3, k 6")
     other = run_config({**config, "evaluate": {"ensemble": [0.2, 0.3]}}, "test", SETTINGS)["report"]
     plain = run_config({**config, "evaluate": {}}, "test", SETTINGS)["report"]

@@ -11,15 +11,21 @@ from typing import Any
 
 import pytest
 
-from pipelines import estimate as estimates
-from pipelines import estimate_archives, extract, index, rerank, run, search
 from pipelines.cli import main
-from pipelines.driver import RunSettings
-from pipelines.estimate import Estimate
-from pipelines.estimate_archives import count_images
-from pipelines.estimate_probe import busy_seconds
-from pipelines.estimate_schedule import wall_seconds
-from pipelines.estimate_table import byte_text
+from pipelines.engines.settings import RunSettings
+from pipelines.estimate import estimate as estimates
+from pipelines.estimate.model import Estimate
+from pipelines.estimate.probe import busy_seconds
+from pipelines.estimate.schedule import wall_seconds
+from pipelines.extract import options as extract_options
+from pipelines.extract import sample as estimate_archives
+from pipelines.extract import stage as extract
+from pipelines.extract.sample import count_images
+from pipelines.index import stage as index
+from pipelines.quantities import byte_text
+from pipelines.rerank import stage as rerank
+from pipelines.run import stage as run
+from pipelines.search import stage as search
 from schemas.errors import UserError
 from tests.pipelines.pictures import picture
 from tests.pipelines.test_archive_extract import archives, jpeg, write_tar  # noqa: F401  a fixture
@@ -57,8 +63,8 @@ def size_of(*folders: Path) -> int:
     return sum(path.stat().st_size for folder in folders for path in folder.rglob("*") if path.is_file())
 
 
-def asked(out: Path, images: object, **more: Any) -> extract.Options:
-    return extract.Options(out=str(out), images=str(images), extractor=EXTRACTOR, **more)
+def asked(out: Path, images: object, **more: Any) -> extract_options.Options:
+    return extract_options.Options(out=str(out), images=str(images), extractor=EXTRACTOR, **more)
 
 
 def test_a_folder(pictures: Path, tmp_path: Path) -> None:
@@ -277,7 +283,7 @@ def test_a_signal_leaves_nothing(start: Any, pictures: Path, tmp_path: Path, num
 
 def test_a_place_that_is_too_small_is_told(pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     told = Estimate("extract", "p", "images", 10, "counted", disk={"globals": 3_000}, free=1_000)
-    from pipelines.estimate_table import table
+    from pipelines.estimate.table import table
 
     assert "WARNING     it does not fit: 2.0 kB more must be free" in table(told)
 

@@ -9,11 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipelines import export, extract, import_store
-from pipelines.driver import RunSettings
-from pipelines.locals_reader import LocalsReader
+from pipelines.engines.settings import RunSettings
+from pipelines.exchange import export, import_store
+from pipelines.exchange import import_options as exchange_import_options
+from pipelines.extract import options as extract_options
+from pipelines.extract import stage as extract
 from pipelines.options import build
-from pipelines.stores import Gallery, Store
+from pipelines.stores.gallery import Gallery
+from pipelines.stores.locals import LocalsReader
+from pipelines.stores.store import Store
 from schemas.errors import UserError
 from schemas.exporters.arrays import GrowingArray
 
@@ -31,7 +35,7 @@ def store(tmp_path_factory: pytest.TempPathFactory, photographs: Path) -> Path:
     (root / "images" / "05_5 #1.png").write_bytes(b"no picture")
     (root / "images" / "06_9 größe #1.png").write_bytes((photographs / "06_0.png").read_bytes())
     given = {"images": str(root / "images"), "out": str(root / "store"), "extractor": TINY, "rows_per_part": 9}
-    extract.run(build(extract.Options, given, "test"), SETTINGS)
+    extract.run(build(extract_options.Options, given, "test"), SETTINGS)
     return root / "store"
 
 
@@ -63,7 +67,7 @@ def test_arrays_are_what_the_store_holds_and_make_the_same_store(store: Path, tm
     assert np.load(tmp_path / "e" / "locals" / "descriptor.npy").dtype == np.float16
     given = {"format": "npy", "input": str(tmp_path / "e" / "globals.npy"), "out": str(tmp_path / "again")}
     given |= {"record_ids": str(tmp_path / "e" / "record_ids.txt"), "local_arrays": str(tmp_path / "e" / "locals")}
-    import_store.run(build(import_store.Options, given, "import"), SETTINGS)
+    import_store.run(build(exchange_import_options.Options, given, "import"), SETTINGS)
     again = everything(str(tmp_path / "again"))
     assert again[0] == names
     np.testing.assert_array_equal(again[1], vectors)
@@ -111,7 +115,7 @@ def test_locals_of_an_export_made_again_without_them_are_removed(store: Path, tm
 def test_locals_that_are_not_there(tmp_path: Path) -> None:
     np.save(tmp_path / "v.npy", np.eye(4, 8, dtype=np.float32))
     given = {"format": "npy", "input": str(tmp_path / "v.npy"), "out": str(tmp_path / "s")}
-    import_store.run(build(import_store.Options, given, "import"), SETTINGS)
+    import_store.run(build(exchange_import_options.Options, given, "import"), SETTINGS)
     with pytest.raises(UserError, match="leave --locals out"):
         exported(tmp_path / "s", tmp_path / "e", locals=True)
     exported(tmp_path / "s", tmp_path / "f")

@@ -15,19 +15,21 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipelines import extract
-from pipelines.archives import find_archives
-from pipelines.commit import Job, Unit
-from pipelines.describe import Describer, Item
-from pipelines.describing import batched
-from pipelines.driver import JobFailed, RunSettings
-from pipelines.shortfall import Shortfall, UnderWay
-from pipelines.stores import Store
+from pipelines.engines.counts import Shortfall, UnderWay
+from pipelines.engines.settings import JobFailed, RunSettings
+from pipelines.extract import options as extract_options
+from pipelines.extract import stage as extract
+from pipelines.extract.batches import batched
+from pipelines.extract.describer import Describer
+from pipelines.sources.archives import find_archives
+from pipelines.sources.item import Item
+from pipelines.stores.store import Store
 from rrt_core.extractors import Description, Failure
 from rrt_core.images import Image
 from schemas.errors import UserError
 from schemas.image_list import ImageReference
 from schemas.manifest import Manifest
+from schemas.plan import Job, Unit
 from tests.pipelines.pictures import picture
 from tests.pipelines.watching import EXTRACTOR
 from tests.tiny_extractor import TinyExtractor
@@ -58,7 +60,7 @@ def members(first: int, count: int, broken: Iterable[int] = ()) -> list[tuple[st
 
 def make(out: Path, images: object = "", settings: RunSettings = ONE, **more: Any) -> Manifest:
     options = {"extractor": EXTRACTOR, "rows_per_part": 4, **more}
-    return extract.run(extract.Options(out=str(out), images=str(images), **options), settings)
+    return extract.run(extract_options.Options(out=str(out), images=str(images), **options), settings)
 
 
 def living(out: Path) -> dict[str, bytes]:

@@ -14,14 +14,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines import pool
-from pipelines.describe import Item
-from pipelines.driver import RunSettings
-from pipelines.extract import Options, failure_rows, run
-from pipelines.isolation import Crashed, Isolated
-from pipelines.locals_reader import LocalsReader
-from pipelines.storage import Place
-from pipelines.stores import Gallery, Store
+from pipelines.engines import pool
+from pipelines.engines.settings import RunSettings
+from pipelines.extract.isolated import Crashed, Isolated
+from pipelines.extract.options import Options
+from pipelines.extract.stage import failure_rows, run
+from pipelines.sources.item import Item
+from pipelines.storage.place import Place
+from pipelines.stores.gallery import Gallery
+from pipelines.stores.locals import LocalsReader
+from pipelines.stores.store import Store
 from rrt_core import images
 from rrt_core.extractors import Description
 from schemas.image_list import ImageReference, decode_name, split_record_id

@@ -15,18 +15,27 @@ import pyarrow.parquet as pq
 import pytest
 from scipy.io import savemat
 
-from pipelines import evaluate, import_store, index, report, rerank, search
 from pipelines.cli import main
-from pipelines.driver import RunSettings
-from pipelines.extract import failure_rows
-from pipelines.locals_reader import LocalsReader
+from pipelines.engines.settings import RunSettings
+from pipelines.evaluate import stage as evaluate
+from pipelines.exchange import import_options as exchange_import_options
+from pipelines.exchange import import_store
+from pipelines.extract.stage import failure_rows
+from pipelines.index import stage as index
+from pipelines.jobs.manifests import read_entries
 from pipelines.options import build
-from pipelines.outputs import read_entries
-from pipelines.sources import SourceSpec, list_images
-from pipelines.storage import Place
-from pipelines.stores import Gallery, Store
+from pipelines.report import stage as report
+from pipelines.rerank import stage as rerank
+from pipelines.results import shortlists as results_shortlists
+from pipelines.search import stage as search
+from pipelines.sources.listing import list_images
+from pipelines.sources.spec import SourceSpec
+from pipelines.storage.place import Place
+from pipelines.stores.gallery import Gallery
+from pipelines.stores.locals import LocalsReader
+from pipelines.stores.store import Store
 from schemas.errors import UserError
-from schemas.ground_truth import GroundTruth, QueryTruth, save_ground_truth
+from schemas.ground_truth.ground_truth import GroundTruth, QueryTruth, save_ground_truth
 from schemas.image_list import make_record_id
 from schemas.importers import delg
 from schemas.manifest import Manifest
@@ -36,7 +45,7 @@ GLOBAL_DIM, LOCAL_DIM = 48, 128
 
 
 def imported(out: Path, **options: Any) -> Manifest:
-    made = build(import_store.Options, {"out": str(out), **options}, "import")
+    made = build(exchange_import_options.Options, {"out": str(out), **options}, "import")
     return import_store.run(made, SETTINGS)
 
 
@@ -183,8 +192,8 @@ def run_search(tmp_path: Path, truth: str, shortlist: int = 12) -> dict[str, lis
     given = {**searched, "shortlist": shortlist, **({"ground_truth": truth} if truth else {})}
     search.run(build(search.Options, given, "test"), SETTINGS)
     found: dict[str, list[tuple[str, float]]] = {}
-    for entry in search.shortlist_files(str(tmp_path / "run")):
-        for name, rows in search.read_shortlist_part(str(tmp_path / "run"), entry.name):
+    for entry in results_shortlists.shortlist_files(str(tmp_path / "run")):
+        for name, rows in results_shortlists.read_shortlist_part(str(tmp_path / "run"), entry.name):
             found[name] = list(zip(rows.column("record_id").to_pylist(), rows.column("score").to_pylist(), strict=True))
     return found
 

@@ -67,7 +67,7 @@ def test_what_a_record_of_a_repair_names_outside_stays(store: Path) -> None:
     assert (store.parent / "victim.txt").read_text() == "mine"
 
 
-@pytest.mark.parametrize("worker", ["builtins:print", "os:system", "pipelines.plan:write_plan", "extract/none"])
+@pytest.mark.parametrize("worker", ["builtins:print", "os:system", "pipelines.jobs.plan:write_plan", "extract/none"])
 def test_repair_runs_no_worker_that_is_not_registered(
     store: Path, worker: str, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -16,8 +16,13 @@ from typing import Any
 import fsspec
 import pytest
 
-from pipelines import cli, extract, pool, repair, verify
-from pipelines.driver import JobFailed, RunSettings, run_job
+from pipelines import cli
+from pipelines.engines import pool
+from pipelines.engines.driver import run_job
+from pipelines.engines.settings import JobFailed, RunSettings
+from pipelines.extract import options as extract_options
+from pipelines.extract import stage as extract
+from pipelines.verify import repair, verify
 from schemas.errors import UserError
 from tests.pipelines.damage import (
     UNNORMALISED,
@@ -187,7 +192,7 @@ def test_a_damaged_plan_is_left_to_the_command(name: str, store: Path, whole: Pa
 
 
 def _extract_again(store: Path, whole: Path) -> None:
-    options = extract.Options(images=str(whole / "photographs"), out=str(store), extractor=EXTRACTOR, rows_per_part=5)
+    options = extract_options.Options(images=str(whole / "photographs"), out=str(store), extractor=EXTRACTOR, rows_per_part=5)
     extract.run(options, SETTINGS)
 
 

@@ -13,10 +13,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipelines import import_store, pool, repair, verify
-from pipelines.driver import RunSettings, run_job
+from pipelines.engines import pool
+from pipelines.engines.driver import run_job
+from pipelines.engines.settings import RunSettings
+from pipelines.exchange import import_options as exchange_import_options
+from pipelines.exchange import import_store
 from pipelines.options import build
-from pipelines.repair_inputs import MOST_ASKED, _all_unreadable
+from pipelines.verify import repair, verify
+from pipelines.verify.repair_inputs import MOST_ASKED, _all_unreadable
 from schemas.errors import UserError
 from tests.pipelines.damage import contents, flip, make_photographs, make_store, one
 from tests.pipelines.faulty_worker import faulty_job
@@ -160,7 +164,7 @@ def test_a_layer_whose_images_are_gone(tmp_path: Path) -> None:
 
 
 def _imported(out: Path, **options: Any) -> Path:
-    import_store.run(build(import_store.Options, {"out": str(out), "rows_per_part": 3, **options}, "import"), SETTINGS)
+    import_store.run(build(exchange_import_options.Options, {"out": str(out), "rows_per_part": 3, **options}, "import"), SETTINGS)
     return out
 
 

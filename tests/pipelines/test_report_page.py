@@ -18,7 +18,7 @@ import time
 import PIL.Image
 import pytest
 
-from pipelines.report_page import (
+from pipelines.report.page import (
     FactGroup,
     MetricsRow,
     QueryResult,

@@ -9,8 +9,9 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines import pool, verify
-from pipelines.retry import _reference
+from pipelines.engines import pool
+from pipelines.extract.retry_failed import _reference
+from pipelines.verify import verify
 from schemas.image_list import make_record_id
 from tests.pipelines.damage import contents, make_photographs, make_store, one
 from tests.pipelines.pictures import picture

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from pipelines.retrying import Unreachable
-from pipelines.storage import Place, read_url
+from pipelines.storage.place import Place, read_url
+from pipelines.storage.retries import Unreachable
 from schemas.errors import UserError
 from tests.pipelines.s3_server import BUCKET, Cut, S3Server
 from tests.pipelines.watching import Running
@@ -28,7 +28,7 @@ def place(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
     import s3fs
 
     monkeypatch.setattr(s3fs.S3FileSystem, "retries", 1)
-    monkeypatch.setattr("pipelines.retrying.FIRST_WAIT", 0.01)
+    monkeypatch.setattr("pipelines.storage.retries.FIRST_WAIT", 0.01)
     yield Place(f"s3://{BUCKET}/{secrets.token_hex(4)}/folder")
     s3.proxy.cut()
 

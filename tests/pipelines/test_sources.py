@@ -17,13 +17,14 @@ import pyarrow.parquet as pq
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from pipelines import retrying
-from pipelines.describe import read_location
-from pipelines.import_inputs import describe_inputs
-from pipelines.import_store import Options
-from pipelines.sources import SourceSpec, check_sources, list_images, listed_names, read_sources
+from pipelines.exchange.import_inputs import describe_inputs
+from pipelines.exchange.import_options import Options
+from pipelines.sources.item import read_location
+from pipelines.sources.listing import list_images, listed_names
+from pipelines.sources.spec import SourceSpec, check_sources, read_sources
+from pipelines.storage import retries as retrying
 from schemas.errors import UserError
-from schemas.ground_truth import GroundTruth, QueryTruth, load_ground_truth, save_ground_truth
+from schemas.ground_truth.ground_truth import GroundTruth, QueryTruth, load_ground_truth, save_ground_truth
 
 
 @pytest.mark.parametrize("head", ["", "path,label\n", "\ufeff", "\ufeffpath,label\n"])

@@ -11,17 +11,26 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pipelines import evaluate, extract, index, report, rerank, search
-from pipelines.driver import RunSettings
-from pipelines.locals_reader import LocalsReader
+from pipelines.engines.settings import RunSettings
+from pipelines.evaluate import stage as evaluate
+from pipelines.extract import options as extract_options
+from pipelines.extract import stage as extract
+from pipelines.index import stage as index
+from pipelines.jobs.manifests import read_entries
 from pipelines.options import build
-from pipelines.outputs import read_entries
-from pipelines.run import run_config
-from pipelines.storage import Place
-from pipelines.stores import Gallery, Store
-from rrt_core.metrics import PROTOCOLS, positions_of
+from pipelines.report import stage as report
+from pipelines.rerank import stage as rerank
+from pipelines.results import scores as results_scores
+from pipelines.results import shortlists as results_shortlists
+from pipelines.run.stage import run_config
+from pipelines.search import stage as search
+from pipelines.storage.place import Place
+from pipelines.stores.gallery import Gallery
+from pipelines.stores.locals import LocalsReader
+from pipelines.stores.store import Store
+from rrt_core.metrics.revisited import PROTOCOLS, positions_of
 from schemas.errors import UserError
-from schemas.ground_truth import GroundTruth, QueryTruth, load_ground_truth, save_ground_truth
+from schemas.ground_truth.ground_truth import GroundTruth, QueryTruth, load_ground_truth, save_ground_truth
 from schemas.local_descriptors import read_part
 
 TINY = "tests.tiny_extractor:TinyExtractor"
@@ -62,9 +71,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def store_options(root: Path, take: str) -> extract.Options:
+def store_options(root: Path, take: str) -> extract_options.Options:
     return build(
-        extract.Options,
+        extract_options.Options,
         {
             "images": str(root / "images"),
             "ground_truth": str(root / "gnd.json"),
@@ -100,8 +109,8 @@ def all_globals(root: Path, take: str) -> tuple[list[str], np.ndarray]:
 
 def shortlist(root: Path, run: str) -> dict[str, list[tuple[str, float]]]:
     found: dict[str, list[tuple[str, float]]] = {}
-    for entry in search.shortlist_files(str(root / run)):
-        for name, rows in search.read_shortlist_part(str(root / run), entry.name):
+    for entry in results_shortlists.shortlist_files(str(root / run)):
+        for name, rows in results_shortlists.read_shortlist_part(str(root / run), entry.name):
             pairs = zip(rows.column("record_id").to_pylist(), rows.column("score").to_pylist(), strict=True)
             found[name] = list(pairs)
     return found
@@ -168,7 +177,7 @@ def test_each_pair_is_scored_once_and_rankings_replay(made: Path) -> None:
     before = shortlist(made, "run")
     union = set()
     for protocol in ("deploy", "medium", "hard"):
-        rankings = dict(rerank.read_ranking(str(made / "run"), protocol))
+        rankings = dict(results_scores.read_ranking(str(made / "run"), protocol))
         for number, (query, listed) in enumerate(before.items()):
             order = [record for record, _ in listed]
             rule = () if protocol == "deploy" else positions_of(truth.queries[number], PROTOCOLS[protocol].junk)
@@ -226,7 +235,7 @@ def test_k_below_what_the_protocols_need_is_refused(made: Path) -> None:
 
 def test_a_mix_of_extractors_is_refused(made: Path) -> None:
     options = build(
-        extract.Options,
+        extract_options.Options,
         {
             "images": str(made / "images" / "queries"),
             "out": str(made / "others"),
@@ -267,7 +276,7 @@ def test_an_id_that_stands_twice_is_a_failed_row_wherever_it_stands(made: Path) 
     names = ["gallery/0-1.png", "gallery/1-1.png", "gallery/0-1.png", "gallery/2-1.png", "gallery/1-1.png"]
     listed.write_text("path,label\n" + "".join(f"{name},7\n" for name in names))
     options = {"images": str(made / "images"), "list": str(listed), "out": str(made / "twice"), "extractor": TINY}
-    manifest = extract.run(build(extract.Options, {**options, "rows_per_part": 2}, "test"), SETTINGS)
+    manifest = extract.run(build(extract_options.Options, {**options, "rows_per_part": 2}, "test"), SETTINGS)
     assert (manifest.counts.inputs, manifest.counts.succeeded, manifest.counts.failed) == (5, 3, 2)
     store = Store(str(made / "twice"))
     lost = extract.failure_rows(store.place, [part.failures.name for part in store.parts if part.failures])
@@ -289,7 +298,7 @@ def test_a_run_without_ground_truth_is_ranked_and_shown(made: Path) -> None:
     assert "metrics" not in results
     page = Path(results["report"]).read_text()
     assert "There is no ground truth" in page
-    rankings = dict(rerank.read_ranking(str(made / "plain" / "run"), "deploy"))
+    rankings = dict(results_scores.read_ranking(str(made / "plain" / "run"), "deploy"))
     assert len(rankings) == INSTANCES
     assert sum(rankings["queries/0.png"].column("reranked").to_pylist()) == 10
 

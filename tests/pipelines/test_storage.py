@@ -15,8 +15,9 @@ import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from pipelines import retrying
-from pipelines.storage import Place, full_disk, is_temporary, open_file_system, read_url
+from pipelines.storage import retries as retrying
+from pipelines.storage.local import full_disk
+from pipelines.storage.place import Place, is_temporary, open_file_system, read_url
 from schemas.errors import UserError
 from tests.pipelines.s3_server import BUCKET
 
@@ -94,8 +95,8 @@ def test_emptying_ends_with_the_plan(place: Place, monkeypatch: pytest.MonkeyPat
         return noted
 
     if place.local:
-        monkeypatch.setattr("pipelines.storage.shutil.rmtree", noting(shutil.rmtree))
-        monkeypatch.setattr("pipelines.storage.os.remove", noting(os.remove))
+        monkeypatch.setattr("pipelines.storage.place.shutil.rmtree", noting(shutil.rmtree))
+        monkeypatch.setattr("pipelines.storage.place.os.remove", noting(os.remove))
     else:
         monkeypatch.setattr(place.remote, "remove_below", noting(place.remote.remove_below))
     place.empty()
@@ -150,7 +151,7 @@ def test_what_cannot_be_opened_or_written_is_said(tmp_path: Path) -> None:
 @pytest.mark.skipif(sys.platform == "win32", reason="no limits of file sizes")
 def test_a_file_that_the_system_refuses_leaves_nothing(tmp_path: Path) -> None:
     program = (
-        "import resource, sys; from pipelines.storage import Place; from schemas.errors import UserError\n"
+        "import resource, sys; from pipelines.storage.place import Place; from schemas.errors import UserError\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
         "try: Place(sys.argv[1]).write('a', bytes(2000))\n"
         "except UserError as error: print(error)"

@@ -11,10 +11,11 @@ import fsspec
 import numpy as np
 import pytest
 
-from pipelines import layers, pool
-from pipelines.archive_bytes import FsspecBytes
-from pipelines.storage import Place
-from pipelines.stores import Store, part_columns, part_number
+from pipelines.engines import pool
+from pipelines.extract import lazy_locals as layers
+from pipelines.storage.blocks import FsspecBytes
+from pipelines.storage.place import Place
+from pipelines.stores.store import Store, part_columns, part_number
 from schemas import global_descriptors
 from schemas.errors import UserError
 from schemas.global_descriptors import GlobalRow

@@ -19,19 +19,25 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 
-from pipelines import extract, index, rerank, search, train
 from pipelines.cli import main
-from pipelines.driver import RunSettings
+from pipelines.engines.settings import RunSettings
+from pipelines.extract import options as extract_options
+from pipelines.extract import stage as extract
+from pipelines.index import stage as index
 from pipelines.options import build
-from pipelines.stores import Store
-from pipelines.train_batches import PairBatches, Prefetched, TokenCache, read_budget
-from pipelines.train_neighbours import exact_neighbours, shortlist_neighbours
-from pipelines.train_records import copy_globals, open_stores_of, read_records
+from pipelines.rerank import stage as rerank
+from pipelines.search import stage as search
+from pipelines.stores.store import Store
+from pipelines.train import options as train_options
+from pipelines.train import stage as train
+from pipelines.train.batches import PairBatches, Prefetched, TokenCache, read_budget
+from pipelines.train.neighbours import exact_neighbours, shortlist_neighbours
+from pipelines.train.records import copy_globals, open_stores_of, read_records
 from rrt_core.checkpoints import load_checkpoint
-from rrt_core.mining import NONE, TripletSampler, choose_anchors
-from rrt_core.parallel import Processes, choose_device
 from rrt_core.rerankers import create
-from rrt_core.training import PairBatch
+from rrt_core.training.loop import PairBatch
+from rrt_core.training.mining import NONE, TripletSampler, choose_anchors
+from rrt_core.training.processes import Processes, choose_device
 from schemas.errors import UserError
 from tests.pipelines.watching import EXTRACTOR, ROOT, Running, wait_for
 
@@ -63,18 +69,18 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for number in range(VIEWS):
             view(label, number).save(folder / f"{number}.png")
     given = {"images": str(root / "images"), "out": str(root / "store"), "extractor": EXTRACTOR, "rows_per_part": 40}
-    extract.run(build(extract.Options, given, "test"), SETTINGS)
+    extract.run(build(extract_options.Options, given, "test"), SETTINGS)
     return root / "store"
 
 
-def options(store: Path, out: Path, **more: Any) -> train.Options:
-    return build(train.Options, {"stores": (str(store),), "out": str(out), **SMALL, **more}, "test")
+def options(store: Path, out: Path, **more: Any) -> train_options.Options:
+    return build(train_options.Options, {"stores": (str(store),), "out": str(out), **SMALL, **more}, "test")
 
 
 def train_here(store: Path, out: Path, overwrite: bool = False, **more: Any) -> Any:
     before = torch.get_num_threads()
     try:
-        return train.run(options(store, out, **more), train.Settings(threads=1, overwrite=overwrite))
+        return train.run(options(store, out, **more), train_options.Settings(threads=1, overwrite=overwrite))
     finally:
         torch.set_num_threads(before)
 
@@ -242,8 +248,8 @@ def test_start_from_weights(store: Path, undisturbed: Path, tmp_path: Path) -> N
 
 
 def test_configuration_and_flags(store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert train.complete({"config": str(ROOT / "configs/train/landmarks.yaml"), "lr": 5.0})["lr"] == 5.0
-    paper = build(train.Options, train.complete({"config": str(ROOT / "configs/train/landmarks.yaml")}), "test")
+    assert train_options.complete({"config": str(ROOT / "configs/train/landmarks.yaml"), "lr": 5.0})["lr"] == 5.0
+    paper = build(train_options.Options, train_options.complete({"config": str(ROOT / "configs/train/landmarks.yaml")}), "test")
     assert (paper.lr, paper.clip, paper.epochs, paper.triplets, paper.schedule) == (1e-4, 0.1, 15.0, 12, "constant")
     (tmp_path / "my.yaml").write_text("train: {learning: 1}\n")
     assert main(["train", "--config", str(tmp_path / "my.yaml")]) == 2
@@ -274,7 +280,7 @@ def test_configuration_and_flags(store: Path, tmp_path: Path, capsys: pytest.Cap
 def test_mistakes_are_one_sentence(store: Path, tmp_path: Path, more: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError, match=said):
         given = {"out": str(tmp_path / "weights"), "steps": 2, **more}
-        train.run(build(train.Options, {"stores": (str(store),), **SMALL, **given}, "test"), train.Settings(threads=1))
+        train.run(build(train_options.Options, {"stores": (str(store),), **SMALL, **given}, "test"), train_options.Settings(threads=1))
 
 
 def test_a_loss_that_is_no_number(store: Path, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import torch
 
 from pipelines.cli import main
 from rrt_core.checkpoints import PRODUCTS, load_checkpoint
-from rrt_core.products_backbone import create_backbone, load_backbone_state
+from rrt_core.products.backbone import create_backbone, load_backbone_state
 
 
 @pytest.fixture(scope="module")

@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
-from pipelines import extract
 from pipelines.cli import main
-from pipelines.driver import RunSettings
+from pipelines.engines.settings import RunSettings
+from pipelines.extract import options as extract_options
+from pipelines.extract import stage as extract
 from pipelines.options import build
-from pipelines.verify import verify
+from pipelines.verify.verify import verify
 from tests.pipelines.damage import flip, one
 from tests.pipelines.pictures import picture
 from tests.pipelines.watching import EXTRACTOR
@@ -74,7 +75,7 @@ def test_a_damaged_file_of_a_piece_is_found_and_made_again(store: Path, tmp_path
     assert (found.problems, found.missing) == ([], 0)
     undisturbed: dict[str, Any] = {"images": f"{tmp_path}/in/*.tar", "out": f"{tmp_path}/other", "rows_per_part": 4}
     undisturbed["extractor"] = "tests.tiny_extractor:TinyExtractor"
-    manifest = extract.run(build(extract.Options, undisturbed, "test"), SETTINGS)
+    manifest = extract.run(build(extract_options.Options, undisturbed, "test"), SETTINGS)
     assert f'"content": "{manifest.content}"' in one(store, "manifest.json").read_text()
 
 

@@ -16,10 +16,13 @@ import fsspec
 import numpy as np
 import pytest
 
-from pipelines import cli, pool, verify
-from pipelines.driver import JobFailed, RunSettings, run_job
-from pipelines.findings import Findings
-from pipelines.verify_contents import repeated_rows
+from pipelines import cli
+from pipelines.engines import pool
+from pipelines.engines.driver import run_job
+from pipelines.engines.settings import JobFailed, RunSettings
+from pipelines.verify import verify
+from pipelines.verify.problems import Findings
+from pipelines.verify.rows import repeated_rows
 from schemas.errors import UserError
 from schemas.manifest import Counts, Manifest, Marker
 from tests.pipelines.damage import (
@@ -476,8 +479,8 @@ def test_remote_places(made: Path) -> None:
 
 def test_a_training_output_has_no_units(tmp_path: Path) -> None:
     """Weights have a manifest and a parts table, but neither plan nor markers."""
-    from pipelines.outputs import write_manifest
-    from pipelines.storage import Place
+    from pipelines.jobs.manifests import write_manifest
+    from pipelines.storage.place import Place
     from schemas.manifest import FileEntry
 
     (tmp_path / "weights.safetensors").write_bytes(b"weights")

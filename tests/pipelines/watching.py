@@ -59,7 +59,7 @@ class Running:
 
     def workers(self) -> list[psutil.Process]:
         """Worker processes of the driver."""
-        return [process for process in self.tree() if "pipelines.worker" in words(process)]
+        return [process for process in self.tree() if "pipelines.engines.worker" in words(process)]
 
     def orphans(self) -> list[psutil.Process]:
         """Processes that were seen below the command and live on."""

@@ -11,7 +11,7 @@ import torch
 from rrt_core.checkpoints import save_checkpoint
 from rrt_core.rerankers import Locals, Reranker, create
 from rrt_core.rerankers.cascade import CascadeReranker, best, combine
-from rrt_core.transformer import ModelConfig, RerankingTransformer
+from rrt_core.transformer.model import ModelConfig, RerankingTransformer
 from schemas.errors import UserError
 
 

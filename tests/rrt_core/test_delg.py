@@ -18,9 +18,9 @@ import torch
 import torch.nn.functional as F
 
 from rrt_core.extractors import Description, Failure, create
-from rrt_core.extractors import delg as module
-from rrt_core.extractors.delg import IMAGE_SCALES, THRESHOLDS, Delg, field_centres, resize, scaled, strongest
-from rrt_core.extractors.delg_network import (
+from rrt_core.extractors.delg import extractor as module
+from rrt_core.extractors.delg.extractor import IMAGE_SCALES, THRESHOLDS, Delg, field_centres, resize, scaled, strongest
+from rrt_core.extractors.delg.network import (
     BLOCK3,
     EPSILON,
     KERAS,

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from rrt_core import metrics
 from rrt_core.ensemble import (
     Ensemble,
     Grid,
@@ -19,7 +18,8 @@ from rrt_core.ensemble import (
     search,
     sigmoid,
 )
-from schemas.ground_truth import QueryTruth
+from rrt_core.metrics import revisited as metrics
+from schemas.ground_truth.ground_truth import QueryTruth
 
 
 def candidates(rng: np.random.Generator, size: int, spread: float = 3.0) -> tuple[np.ndarray, np.ndarray]:

@@ -19,10 +19,10 @@ from safetensors import safe_open
 from safetensors.numpy import save
 
 from rrt_core.extractors import Description, Extractor, create
-from rrt_core.extractors import efficientnet as module
 from rrt_core.extractors.copies import copy_of
-from rrt_core.extractors.efficientnet import EfficientNet, gem, local_cells
-from rrt_core.extractors.efficientnet_lite0 import (
+from rrt_core.extractors.efficientnet import extractor as module
+from rrt_core.extractors.efficientnet.extractor import EfficientNet, gem, local_cells
+from rrt_core.extractors.efficientnet.network import (
     INPUT_DEVIATION,
     INPUT_MEAN,
     EfficientNetLite0,

@@ -9,7 +9,7 @@ from scipy.spatial import cKDTree
 from skimage.measure import ransac
 from skimage.transform import AffineTransform
 
-from rrt_core.metrics import replay
+from rrt_core.metrics.revisited import replay
 from rrt_core.rerankers import Locals, create
 from rrt_core.rerankers.geometric import couples
 from schemas.errors import UserError

@@ -6,7 +6,7 @@ import faiss
 import numpy as np
 import pytest
 
-from rrt_core import index as indexes
+from rrt_core.indexes import faiss_index as indexes
 from schemas.errors import UserError
 
 

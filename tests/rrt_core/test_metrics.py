@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rrt_core import metrics
-from schemas.ground_truth import GroundTruth, QueryTruth, load_ground_truth
+from rrt_core.metrics import revisited as metrics
+from schemas.ground_truth.ground_truth import GroundTruth, QueryTruth, load_ground_truth
 
 BESIDE = Path(__file__).resolve().parents[3]
 DATA = Path(os.environ.get("RRT_TEST_DATA", BESIDE / "shared")) / "ground_truth"

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import log_loss, roc_auc_score
 
-from rrt_core.mining import NONE, TripletSampler, choose_anchors, nearest
-from rrt_core.validation import list_precision, pair_figures
+from rrt_core.training.figures import list_precision, pair_figures
+from rrt_core.training.mining import NONE, TripletSampler, choose_anchors, nearest
 from schemas.errors import UserError
 
 

@@ -10,12 +10,12 @@ import torch
 import torch.nn.functional as F
 from sklearn.metrics import average_precision_score
 
-from rrt_core.products_backbone import create_backbone
-from rrt_core.products_crops import CropOptions, CropReader, augmented_crop, plain_crop
-from rrt_core.products_evaluation import average_precisions, figures, rank, reordered, score
-from rrt_core.products_inputs import CropInputs, frozen_part, keep
-from rrt_core.products_sampling import Sampler, neighbours
-from rrt_core.products_transformer import MapMatcher, ProductsConfig
+from rrt_core.products.backbone import create_backbone
+from rrt_core.products.crops import CropOptions, CropReader, augmented_crop, plain_crop
+from rrt_core.products.evaluation import average_precisions, figures, rank, reordered, score
+from rrt_core.products.inputs import CropInputs, frozen_part, keep
+from rrt_core.products.model import MapMatcher, ProductsConfig
+from rrt_core.products.sampling import Sampler, neighbours
 from schemas.errors import UserError
 
 RNG = np.random.default_rng(0)

@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rrt_core.products_backbone import Backbone
-from rrt_core.products_initialisation import logistic_regression, principal_components, start_from_triplets
-from rrt_core.products_sampling import Sampler, neighbours
-from rrt_core.products_training import (
+from rrt_core.products.backbone import Backbone
+from rrt_core.products.initialisation import logistic_regression, principal_components, start_from_triplets
+from rrt_core.products.model import SEGMENT_G, SEGMENT_Q, ProductsConfig, ProductsTransformer, sine_positions
+from rrt_core.products.sampling import Sampler, neighbours
+from rrt_core.products.training import (
     ProductsNetwork,
     ProductsOptions,
     contrastive_loss,
@@ -20,7 +21,6 @@ from rrt_core.products_training import (
     train,
     triplet_loss,
 )
-from rrt_core.products_transformer import SEGMENT_G, SEGMENT_Q, ProductsConfig, ProductsTransformer, sine_positions
 from schemas.errors import UserError
 
 CONFIG = ProductsConfig(map_channels=6, global_dim=4, d_model=16, heads=2, feedforward=16, layers=2)

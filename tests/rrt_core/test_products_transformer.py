@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 from rrt_core.checkpoints import PRODUCTS, load_checkpoint, save_checkpoint
-from rrt_core.products_transformer import MapMatcher, ProductsConfig, ProductsTransformer, sine_positions
-from rrt_core.transformer import ModelConfig, RerankingTransformer
+from rrt_core.products.model import MapMatcher, ProductsConfig, ProductsTransformer, sine_positions
+from rrt_core.transformer.model import ModelConfig, RerankingTransformer
 from schemas.errors import UserError
 
 SMALL = ProductsConfig(map_channels=24, global_dim=12, d_model=16, heads=4, feedforward=32, layers=3)

@@ -8,8 +8,8 @@ import cv2
 import numpy as np
 import pytest
 
-from rrt_core.instances import SHAPES, Pixels, outline, overlap
-from rrt_core.rendering import (
+from rrt_core.synthetic.instances import SHAPES, Pixels, outline, overlap
+from rrt_core.synthetic.rendering import (
     LEVELS,
     Region,
     cut_instances,

@@ -12,7 +12,7 @@ import torch
 from rrt_core.checkpoints import save_checkpoint
 from rrt_core.rerankers import Locals, Reranker, create
 from rrt_core.rerankers.rrt import EMBEDDED_WEIGHTS
-from rrt_core.transformer import ModelConfig, RerankingTransformer
+from rrt_core.transformer.model import ModelConfig, RerankingTransformer
 from schemas.errors import UserError
 
 SCALES = (1.0, 0.70710677)

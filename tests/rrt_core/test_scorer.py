@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from rrt_core import pair_encoder
-from rrt_core.scorer import PairScorer, TokenSet, choose_device
-from rrt_core.transformer import ModelConfig, RerankingTransformer
+from rrt_core.devices import choose_device
+from rrt_core.transformer import pair_encoder
+from rrt_core.transformer.model import ModelConfig, RerankingTransformer
+from rrt_core.transformer.scorer import PairScorer, TokenSet
 from schemas.errors import UserError
 
 CONFIG = ModelConfig(global_dim=40, layers=3, scale_binning="fixed")

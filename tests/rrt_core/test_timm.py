@@ -20,15 +20,15 @@ from safetensors.torch import save_file
 from sklearn.decomposition import PCA
 
 from rrt_core.extractors import Description, Failure, create
-from rrt_core.extractors.cell_grid import CellGrid, grid_of, watch
 from rrt_core.extractors.projection import Projection, Whitening
+from rrt_core.extractors.timm.cell_grid import CellGrid, grid_of, watch
 from rrt_core.images import Image, decode
 from schemas.errors import UserError
 
 timm = pytest.importorskip("timm", reason="needs the package timm (the extra of that name)")
-from rrt_core.extractors import timm as timm_extractor  # noqa: E402
-from rrt_core.extractors.timm import Timm  # noqa: E402
-from rrt_core.extractors.timm_network import TimmNetwork  # noqa: E402
+from rrt_core.extractors.timm import extractor as timm_extractor
+from rrt_core.extractors.timm.extractor import Timm
+from rrt_core.extractors.timm.network import TimmNetwork
 
 RESNET, CONVNEXT, VIT, SWIN = "resnet18", "convnext_atto", "vit_tiny_patch16_224", "swin_tiny_patch4_window7_224"
 ATOL = 2e-5  # of unit vectors: float32 on both sides, sums in another order

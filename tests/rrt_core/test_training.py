@@ -8,9 +8,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from rrt_core import training_log
 from rrt_core.checkpoints import load_checkpoint, save_checkpoint
-from rrt_core.training import (
+from rrt_core.training import log as training_log
+from rrt_core.training.loop import (
     PairBatch,
     Side,
     TrainingOptions,
@@ -20,7 +20,7 @@ from rrt_core.training import (
     logits_of,
     train,
 )
-from rrt_core.transformer import ModelConfig, RerankingTransformer
+from rrt_core.transformer.model import ModelConfig, RerankingTransformer
 from schemas.errors import UserError
 
 CONFIG = ModelConfig(global_dim=8, d_model=32, heads=4, feedforward=32, layers=2, scale_binning="fixed")

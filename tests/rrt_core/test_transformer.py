@@ -10,12 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from rrt_core.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
-from rrt_core.transformer import (
-    DELG_SCALES,
-    ModelConfig,
-    RerankingTransformer,
-    bin_scales,
-)
+from rrt_core.transformer.model import DELG_SCALES, ModelConfig, RerankingTransformer, bin_scales
 from schemas.errors import UserError
 
 SMALL = ModelConfig(global_dim=24, d_model=16, heads=4, feedforward=32, layers=3, scale_binning="fixed")

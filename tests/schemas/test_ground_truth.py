@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 
 from schemas.errors import UserError
-from schemas.ground_truth import GroundTruth, QueryTruth, load_ground_truth, save_ground_truth
+from schemas.ground_truth.ground_truth import GroundTruth, QueryTruth, load_ground_truth, save_ground_truth
+from schemas.ground_truth.restricted_pickle import load_plain
 from schemas.image_list import make_record_id
-from schemas.restricted_pickle import load_plain
 
 BESIDE = Path(__file__).resolve().parents[3]
 DATA = Path(os.environ.get("RRT_TEST_DATA", BESIDE / "shared")) / "ground_truth"
@@ -236,7 +236,7 @@ def test_twisted_and_damaged_pickles_are_user_errors(tmp_path, data):
 
 def test_stand_ins_stay_as_they_are():
     """A build on a class would change it for all later files."""
-    from schemas import restricted_pickle
+    from schemas.ground_truth import restricted_pickle
 
     before = {name: dict(vars(kind)) for name, kind in restricted_pickle._ALLOWED.items()}
     for module, name in restricted_pickle._ALLOWED:

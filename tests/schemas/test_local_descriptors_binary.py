@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from scipy.stats import ortho_group
 
-from pipelines.locals_reader import LocalsFile
-from pipelines.storage import Place
-from rrt_core.rotation import learn_rotation
+from pipelines.storage.place import Place
+from pipelines.stores.locals import LocalsFile
+from rrt_core.binary import learn_rotation
 from schemas import local_descriptors
 from schemas.local_descriptors import LocalRow, decoded, encoded
 from schemas.manifest import FileEntry

@@ -12,8 +12,8 @@ import pytest
 from scipy.io import savemat
 
 from schemas.errors import UserError
-from schemas.ground_truth import load_ground_truth
-from schemas.restricted_pickle import load_plain
+from schemas.ground_truth.ground_truth import load_ground_truth
+from schemas.ground_truth.restricted_pickle import load_plain
 
 DATA = Path(os.environ.get("RRT_TEST_DATA", Path(__file__).resolve().parents[3] / "shared")) / "ground_truth"
 

@@ -1,0 +1,247 @@
+"""The driver's worker processes: started when needed, given shares of units, watched, killed.
+
+A process group a worker. A worker's end is seen at once as the end of its answers. Workers stay for the next job of
+the same command, since loading Beam takes longer than many a job.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import json
+import os
+import selectors
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from pipelines.engines.processes import PARENT_VARIABLE, thread_environment
+from schemas.plan import Unit
+
+FOLDER = "rrt-workers-"
+KEPT_SECONDS = 24 * 3600  # for what a killed driver left behind, and the logs of failed jobs
+STIR = 0.2  # seconds of processor time that count as a sign of life
+LARGE = 1_500_000_000  # an idle worker that holds more memory than this is not kept for the next job
+
+
+@dataclass(eq=False)
+class Member:
+    """A worker process and the units it is at."""
+
+    process: subprocess.Popen[bytes]
+    share: tuple[Unit, ...] = ()
+    heard: bytes = b""
+    computed: float = 0.0  # seconds of processor time, with its children, when it was last seen to use any
+    stirred: float = 0.0  # when that was
+    stalled: bool = False
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self.process.pid
+
+
+@dataclass
+class Ended:
+    """A share that came to its end. `problem` is empty where all went well; `died`: the worker is no more."""
+
+    member: Member
+    share: tuple[Unit, ...]
+    problem: str
+    died: bool
+
+
+@dataclass
+class Pool:
+    """Worker processes that compute with `threads` threads each."""
+
+    threads: int
+    environment: dict[str, str]
+    members: list[Member] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        _remove_old_folders()
+        self.folder = tempfile.mkdtemp(prefix=f"{FOLDER}{os.getpid()}-")
+        self.log = os.path.join(self.folder, "workers.log")
+        self.selector = selectors.DefaultSelector()
+        self.shares = 0
+
+    def start(self) -> Member:
+        """A further worker."""
+        with open(self.log, "ab") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "pipelines.engines.worker"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                bufsize=0,
+                start_new_session=True,
+                env={**self.environment, "TMPDIR": self.folder},  # what a killed worker leaves there goes with it
+            )
+        member = Member(process)
+        self.members.append(member)
+        assert process.stdout is not None
+        self.selector.register(process.stdout, selectors.EVENT_READ, member)
+        return member
+
+    def give(self, member: Member, units: Sequence[Unit], share: dict[str, Any]) -> None:
+        """Give a worker its next share."""
+        self.shares += 1
+        os.makedirs(self.folder, exist_ok=True)  # a long run may outlive a sweep of the temporary folder
+        path = os.path.join(self.folder, f"share-{self.shares}.json")
+        Path(path).write_text(json.dumps(share))
+        member.share, member.stirred = tuple(units), time.monotonic()
+        assert member.process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # it has died: `wait` tells
+            member.process.stdin.write(f"{path}\n".encode())
+
+    def wait(self, seconds: float) -> list[Ended]:
+        """The shares that came to an end, at the latest after this time."""
+        ended = []
+        for key, _ in self.selector.select(seconds):
+            member: Member = key.data
+            data = os.read(key.fd, 65_536)
+            if not data:
+                words = self._part_with(member)
+                problem = "a worker process stood still" if member.stalled else f"a worker process ended with {words}"
+                ended.append(Ended(member, member.share, problem, True))
+                continue
+            *lines, member.heard = (member.heard + data).split(b"\n")
+            for line in lines:
+                ended.append(Ended(member, member.share, str(json.loads(line)["problem"]), False))
+                member.share = ()
+        return ended
+
+    def kill_stalled(self, seconds: float) -> None:
+        """Kill workers at a share that have used no processor time for so long: they wait for what never comes."""
+        for member in self.members:
+            if not member.share or member.stalled:
+                continue
+            computed = _processor_time(member.pid)
+            if abs(computed - member.computed) > STIR:
+                member.computed, member.stirred = computed, time.monotonic()
+            elif time.monotonic() - member.stirred > seconds:
+                member.stalled = True
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.killpg(member.pid, signal.SIGKILL)
+
+    def kill(self) -> set[int]:
+        """Kill all workers with their groups; gives the process ids of those that lived."""
+        killed = self.signal_all()
+        for member in list(self.members):
+            self._part_with(member)
+        return killed
+
+    def _part_with(self, member: Member) -> str:
+        """Take out a worker that ended or was killed; gives how it ended."""
+        with contextlib.suppress(KeyError, ValueError):
+            self.selector.unregister(member.process.stdout)  # type: ignore[arg-type]
+        self.members.remove(member)
+        words = _exit_words(member.process.wait())
+        _close(member)
+        return words
+
+    def signal_all(self) -> set[int]:
+        """SIGKILL to all groups, without waiting: fit for another thread than the pool's own."""
+        killed = set()
+        for member in list(self.members):
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(member.pid, signal.SIGKILL)
+                killed.add(member.pid)
+        return killed
+
+    def retire_large(self) -> None:
+        """End idle workers that hold much memory."""
+        for member in self.idle():
+            with contextlib.suppress(psutil.Error, ProcessLookupError):
+                if psutil.Process(member.pid).memory_info().rss > LARGE:
+                    os.killpg(member.pid, signal.SIGKILL)
+                    self._part_with(member)
+
+    def idle(self) -> list[Member]:
+        """Living workers without a share; one that died is no longer among them, though `wait` has yet to tell."""
+        return [member for member in self.members if not member.share and member.process.poll() is None]
+
+    def remove_folder(self) -> None:
+        """Remove the log and what workers left in their temporary folder."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+_pool: Pool | None = None
+
+
+def shared_pool(threads: int) -> Pool:
+    """The process's pool; another one where threads or the environment have changed."""
+    global _pool
+    root = str(Path(__file__).resolve().parent.parent.parent)
+    environment = {
+        **os.environ,
+        **thread_environment(threads),
+        "PYTHONPATH": os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])]),
+        "GRPC_VERBOSITY": os.environ.get("GRPC_VERBOSITY", "ERROR"),
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+        PARENT_VARIABLE: str(os.getpid()),
+    }
+    environment.pop("PYTEST_CURRENT_TEST", None)  # another one in each test
+    if _pool is not None and (_pool.threads, _pool.environment) != (threads, environment):
+        close_pool()
+    if _pool is None:
+        _pool = Pool(threads, environment)
+    return _pool
+
+
+def close_pool(*, keep_log: bool = False) -> set[int]:
+    """Kill the pool's workers; gives the process ids of those that lived."""
+    global _pool
+    if _pool is None:
+        return set()
+    closed, _pool = _pool, None
+    killed = closed.kill()
+    if not keep_log:
+        closed.remove_folder()
+    return killed
+
+
+atexit.register(close_pool)
+
+
+def _remove_old_folders() -> None:
+    """Remove the folders of drivers that were killed, or failed, a day ago and are no more."""
+    for path in Path(tempfile.gettempdir()).glob(f"{FOLDER}*-*"):
+        with contextlib.suppress(OSError, ValueError):
+            about = path.stat()
+            gone = not psutil.pid_exists(int(path.name.removeprefix(FOLDER).partition("-")[0]))
+            if gone and about.st_uid == os.getuid() and time.time() - about.st_mtime > KEPT_SECONDS:
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def _processor_time(pid: int) -> float:
+    """Seconds of processor time of a process and its children; 0 where it is gone."""
+    total = 0.0
+    with contextlib.suppress(psutil.Error):
+        process = psutil.Process(pid)
+        for one in (process, *process.children(recursive=True)):
+            with contextlib.suppress(psutil.Error):
+                times = one.cpu_times()
+                total += times.user + times.system
+    return total
+
+
+def _close(member: Member) -> None:
+    for pipe in (member.process.stdin, member.process.stdout):
+        if pipe is not None:
+            with contextlib.suppress(OSError):
+                pipe.close()
+
+
+def _exit_words(code: int) -> str:
+    return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"

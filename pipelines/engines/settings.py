@@ -1,0 +1,46 @@
+"""TODO: say what this file is for."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass
+
+from pipelines.options import option
+from schemas.errors import UserError
+
+LOCAL = "local"
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """How to run, never what: none of these changes bytes."""
+
+    runner: str = option("local, or a Beam runner such as SparkRunner or DataflowRunner", LOCAL)
+    workers: int = option("worker processes of the local runner; 0: one a core", 0)
+    threads_per_worker: int = option("threads that torch, faiss and OpenCV get in a worker", 1)
+    overwrite: bool = option("make outputs again that another recipe made", False)
+    stall_minutes: float = option("a local worker that computes nothing for so long is killed and replaced", 10.0)
+    dry_run: bool = option("tell what it would cost, from a measured probe; make nothing", False)
+    on: tuple[int, ...] = option("with --dry-run: worker processes elsewhere to tell the time for, such as 8,64", ())
+    json: str = option("with --dry-run: a file that the estimate is written to, too", "")
+    beam_options: tuple[str, ...] = option("", ())  # set from the flags that are not known here
+
+    def __post_init__(self) -> None:
+        for name, least in (("workers", 0), ("threads_per_worker", 1)):
+            if getattr(self, name) < least:
+                flag = name.replace("_", "-")
+                raise UserError(f"--{flag} is {getattr(self, name)}; it must be {least} or more")
+        if not self.stall_minutes > 0:
+            raise UserError(f"--stall-minutes is {self.stall_minutes:g}; it must be above 0")
+
+    @property
+    def worker_count(self) -> int:
+        """Worker processes of the local runner."""
+        if self.workers > 0:
+            return self.workers
+        return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
+class JobFailed(Exception):
+    """A job could not be finished: one sentence. Exit code 1; finished units stay."""

@@ -1,0 +1,41 @@
+"""A worker process of the driver (``python -m pipelines.worker``): runs shares of units through Beam.
+
+It reads the path of a share's JSON file a line from its standard input, and answers a line on the standard output
+that it was started with. What libraries print goes to the log. It dies with its driver.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from pipelines.engines.processes import PARENT_VARIABLE, die_with_parent
+
+if __name__ == "__main__":
+    die_with_parent(int(os.environ.get(PARENT_VARIABLE, "0")) or None)
+    import faulthandler
+    import json
+    import traceback
+    from pathlib import Path
+
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    faulthandler.enable()
+    # Beam imports its MongoDB connector in any case; without it a worker starts by a fifth sooner.
+    sys.modules["pymongo"] = None  # type: ignore[assignment]
+    from pipelines.engines.beam import run_share
+    from schemas.plan import Job
+
+    del sys.modules["pymongo"]
+
+    for line in sys.stdin:
+        share = json.loads(Path(line.rstrip("\n")).read_text())
+        problem = ""
+        try:
+            run_share(Job.from_json(share["job"]), share["runner"], share["threads"], share["beam_options"])
+        except Exception as error:  # noqa: BLE001  the driver says it, and tries again
+            traceback.print_exc()
+            problem = f"{type(error).__name__}: {error}"
+        answers.write(json.dumps({"problem": problem}) + "\n")
+        answers.flush()
+    os._exit(0)  # Beam's threads have nothing left to say

@@ -1,0 +1,105 @@
+"""evaluate: rankings + ground truth -> metrics.json and per_query.parquet (ROxford / RParis protocols).
+
+The evaluation of an ensemble is a folder of its own beside the plain one; its rankings are replayed from the scores.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from pipelines.engines.driver import run_job
+from pipelines.engines.settings import RunSettings
+from pipelines.evaluate.ensembles import Asked, read_asked, refuse_other_truth, refuse_where_tuned, require_scores
+from pipelines.evaluate.table import metrics_table
+from pipelines.jobs.manifests import as_input, require_manifest
+from pipelines.options import option
+from pipelines.results.truth import truth_input
+from pipelines.storage.place import Place
+from rrt_core.metrics.revisited import KAPPAS
+from schemas.ground_truth.ground_truth import load_ground_truth
+from schemas.manifest import Manifest
+from schemas.plan import Job, Unit
+from schemas.ranking import DEPLOY
+
+STAGE = "evaluate"
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options of `evaluate`."""
+
+    out: str = option("run folder that holds shortlist and rankings; the evaluation is made below it")
+    ground_truth: str = option("ground-truth file (.json, revisitop's .pkl)")
+    ensemble: tuple[str, ...] = option(
+        "rows for lambda * global + (1 - lambda) * sigmoid(gamma * logit) over the first k, replayed from the scores: "
+        "lambda,gamma or lambda,gamma,k, or the file that tune wrote",
+        (),
+    )
+
+
+def run(options: Options, settings: RunSettings) -> Manifest:
+    """Make (or finish, or skip) the evaluation, and that of an ensemble. Raises UserError and driver.JobFailed."""
+    asked = read_asked(options.ensemble) if options.ensemble else None
+    shortlist = require_manifest(f"{options.out}/shortlist", "shortlist", "search")
+    ranking = require_manifest(f"{options.out}/ranking", "rankings", "rerank")
+    truth = load_ground_truth(options.ground_truth)
+    plain = Job(
+        stage=STAGE,
+        output=f"{options.out}/evaluation",
+        worker="evaluate/evaluate",
+        recipe={"kappas": list(KAPPAS)},
+        inputs={
+            "shortlist": as_input(f"{options.out}/shortlist", shortlist),
+            "ranking": as_input(f"{options.out}/ranking", ranking),
+            "ground_truth": truth_input(options.ground_truth),
+        },
+        units=(Unit("evaluation", {}, len(truth.queries)),),
+        settings={**asdict(options), "protocols": ranking.facts["protocols"], "ensemble": None},
+        facts={"kind": "evaluation", "truncated": shortlist.facts["truncated"], "k": shortlist.facts["k"]},
+        noun="queries",
+    )
+    ensembled = _with_ensemble(plain, asked, options.out, shortlist) if asked else None
+    manifest = run_job(plain, settings)
+    return run_job(ensembled, settings) if ensembled else manifest
+
+
+def _with_ensemble(plain: Job, asked: Asked, url: str, shortlist: Manifest) -> Job:
+    """The job that evaluates an ensemble beside the other rankings. Raises UserError where it must not be."""
+    scores = require_scores(url, shortlist)
+    depth = int(scores.recipe["shortlist"])
+    if plain.settings["protocols"] != [DEPLOY]:
+        refuse_other_truth(url, scores, plain.inputs["ground_truth"])
+    refuse_where_tuned(asked, url, shortlist, scores, plain.inputs["ground_truth"])
+    chosen = asked.at(depth, url)
+    values = {"lambda": chosen.lambda_, "gamma": chosen.gamma, "k": chosen.k}
+    inputs = {**plain.inputs, "scores": as_input(f"{url}/scores", scores)}
+    return replace(
+        plain,
+        output=f"{url}/{asked.folder(depth, url)}",
+        recipe={**plain.recipe, "ensemble": values},
+        inputs={**inputs, "tuned": asked.input} if asked.input else inputs,
+        settings={**plain.settings, "ensemble": {**values, "shortlist": depth}},
+        facts={**plain.facts, "ensemble": {**values, "tuned": asked.tuned.inputs if asked.tuned else None}},
+    )
+
+
+def evaluation_place(url: str, ensemble: Sequence[str]) -> str:
+    """Where a run's evaluation lies: the plain one's folder, or that of an ensemble. Raises UserError."""
+    if not ensemble:
+        return f"{url}/evaluation"
+    scores = require_manifest(f"{url}/scores", "scores", "rerank")
+    return f"{url}/{read_asked(ensemble).folder(int(scores.recipe['shortlist']), url)}"
+
+
+def read_metrics(url: str, ensemble: Sequence[str] = ()) -> dict[str, Any]:
+    """The metrics of a run; with `ensemble` (the option's pieces) those that hold that ensemble's rows too."""
+    record: dict[str, Any] = json.loads(Place(evaluation_place(url, ensemble)).read("metrics.json"))
+    return record
+
+
+def summarise(options: Options, _: Manifest) -> None:
+    """Print the mAP table."""
+    print(f"\n{metrics_table(read_metrics(options.out, options.ensemble))}")

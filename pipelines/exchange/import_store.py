@@ -1,0 +1,209 @@
+"""import: descriptors that other software made -> a store as `extract` makes it, for index, search and rerank.
+
+The driver lists what there is, once, and cuts it into parts; a worker reads its part's files, checks every descriptor
+and writes the part. What cannot be taken is a failed row with its reason (docs/importing.md).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from functools import partial
+from typing import Any
+
+import pyarrow as pa
+
+from pipelines.engines.driver import run_job
+from pipelines.engines.settings import RunSettings
+from pipelines.exchange.import_inputs import Inputs, describe_inputs
+from pipelines.exchange.import_options import STAGE, Options, refuse_mistakes
+from pipelines.exchange.import_readers import ImportedImage, Reader, open_reader
+from pipelines.jobs.attempt import Attempt
+from pipelines.jobs.unit_worker import UnitWorker
+from pipelines.storage.place import Place
+from pipelines.stores.image_plan import images_file, read_rows, read_slice, repeated_places, rows_per_part, table_file
+from schemas import failures, global_descriptors, local_descriptors
+from schemas.failures import FailureRow
+from schemas.global_descriptors import GlobalRow
+from schemas.image_list import ImageReference
+from schemas.importers import Unusable
+from schemas.layout import ENTRIES, IMAGES_NAME, LAYER
+from schemas.local_descriptors import LocalRow
+from schemas.manifest import Counts, Manifest, sha256_text
+from schemas.plan import Job, Unit
+
+
+def run(options: Options, settings: RunSettings) -> Manifest:
+    """Make (or finish, or skip) the store. Raises UserError and driver.JobFailed."""
+    job, plan_files = plan(options)
+    return run_job(job, settings, plan_files)
+
+
+def plan(options: Options) -> tuple[Job, dict[str, bytes]]:
+    """The job, and its plan's files. Raises UserError where input, names and options do not fit together."""
+    refuse_mistakes(options)
+    inputs = describe_inputs(options)
+    names = [reference.record_id for reference in inputs.references]
+    rows = _rows_per_part(options, inputs)
+    units = []
+    repeated = repeated_places(names)
+    for part, start in enumerate(range(0, len(names), rows)):
+        ids = names[start : start + rows]
+        again = [row for row in range(len(ids)) if start + row in repeated]
+        payload = {"part": part, "start": start, "ids": sha256_text("\n".join(ids)), "repeated": again}
+        units.append(Unit(f"part-{part:05}", payload, len(ids)))
+    has_locals = inputs.local_dim > 0
+    job = Job(
+        stage=STAGE,
+        output=options.out,
+        worker="import/part",
+        recipe={
+            "extractor": _extractor(options, inputs),
+            "format": options.format,
+            "variable": inputs.variable,
+            "layout": options.layout,
+            "scale_field": options.scale_field,
+            "queries_cropped": options.queries_cropped,
+            "locals": "full" if has_locals else "none",
+            "global_dtype": options.global_dtype,
+            "local_dtype": options.local_dtype,
+            "rows_per_part": rows,
+        },
+        inputs={"descriptors": {"url": Place(options.input).url, "content": inputs.content}},
+        units=tuple(units),
+        settings={
+            **asdict(options),
+            **{name: Place(given).url for name, given in _inputs_of(options).items() if given},
+            "variable": inputs.variable,
+            "scales": list(inputs.scales),
+            "rows": inputs.matrix_rows,
+            "global_dim": inputs.global_dim,
+            "local_dim": inputs.local_dim,
+        },
+        facts={
+            "kind": "store",
+            **({"layer": LAYER} if has_locals else {}),
+            "rows_per_part": rows,
+            "bytes_a_local": local_descriptors.bytes_a_local(inputs.local_dim, options.local_dtype)
+            if has_locals
+            else 0,
+            "unlisted": inputs.unlisted,
+        },
+        noun="images",
+    )
+    return job, _plan_files(inputs)
+
+
+def _inputs_of(options: Options) -> dict[str, str]:
+    """What workers open: by absolute paths, wherever they run."""
+    return {"input": options.input, "globals": options.globals, "local_arrays": options.local_arrays}
+
+
+def _extractor(options: Options, inputs: Inputs) -> dict[str, Any]:
+    """What a recipe says of the extractor; what is not known is left open."""
+    usual = {"delg": "delg", "ames": "ames", "clip": "clip"}.get(options.format, "imported")
+    return {
+        "name": options.extractor_name or usual,
+        "revision": 0,
+        "weights_sha256": options.weights_sha256.lower(),
+        "global_dim": inputs.global_dim,
+        "local_dim": inputs.local_dim,
+        "scales": list(inputs.scales),
+        "config": {"max_locals": options.max_locals} if inputs.local_dim else {},
+    }
+
+
+def _rows_per_part(options: Options, inputs: Inputs) -> int:
+    """Images a part: as many as are asked for, else as `extract` has them."""
+    if options.rows_per_part:
+        return options.rows_per_part
+    a_local = local_descriptors.bytes_a_local(inputs.local_dim, options.local_dtype) if inputs.local_dim else 0
+    return rows_per_part(4 * inputs.global_dim + options.max_locals * a_local, len(inputs.references))
+
+
+def _plan_files(inputs: Inputs) -> dict[str, bytes]:
+    """The table of images, and for DELG the stem of each one's files; null where there is none."""
+    files = {IMAGES_NAME: images_file(inputs.references)}
+    if inputs.stems is not None:
+        stems = [None if stem is None else os.fsencode(stem) for stem in inputs.stems]
+        files[ENTRIES] = table_file(pa.table({"stem": pa.array(stems, pa.binary())}))
+    return files
+
+
+class ImportPart(UnitWorker):
+    """Does a part: reads its images' descriptors, checks them, writes the part's files."""
+
+    def __init__(self, job: Job) -> None:
+        super().__init__(job)
+        self.options = job.settings
+        self._reader: Reader | None = None
+
+    @property
+    def reader(self) -> Reader:
+        """The input, opened when the first part needs it."""
+        if self._reader is None:
+            self._reader = open_reader(self.options)
+        return self._reader
+
+    def do(self, unit: Unit, attempt: Attempt) -> Counts:
+        """Import the part and hand over its files."""
+        start, count = unit.payload["start"], unit.inputs
+        references = read_slice(attempt.place, unit)
+        stems: list[bytes | None] = []
+        if self.options["format"] == "delg":
+            stems = read_rows(attempt.place, ENTRIES, start, count).column("stem").to_pylist()
+        repeated = set(unit.payload["repeated"])
+        rows: list[GlobalRow] = []
+        kept: list[LocalRow] = []
+        lost: list[FailureRow] = []
+        for row, image in enumerate(self._images(references, stems, start)):
+            if row in repeated:
+                image = Unusable("the record id stands twice in the input; only the first is taken", "duplicate")
+            if isinstance(image, Unusable):
+                lost.append(FailureRow(references[row].record_id, STAGE, image.reason, image.error_class))
+                rows.append(_global_row(references[row], None))
+            else:
+                rows.append(_global_row(references[row], image))
+                if image.locals is not None:
+                    found = image.locals
+                    descriptors = local_descriptors.encoded(found.descriptors, self.options["local_dtype"])
+                    kept.append(LocalRow(row, descriptors, found.xy, found.scale, found.strength))
+            attempt.tell(len(rows))
+        self._write(attempt, unit, rows, kept, lost)
+        return Counts(len(rows), len(rows) - len(lost), len(lost))
+
+    def _images(
+        self, references: Sequence[ImageReference], stems: Sequence[bytes | None], start: int
+    ) -> Iterator[ImportedImage | Unusable]:
+        """What the input holds of each image, in order; what cannot be taken with its reason."""
+        for take in self.reader.images(start, references, stems):
+            try:
+                yield take()
+            except Unusable as error:
+                yield error
+
+    def _write(
+        self,
+        attempt: Attempt,
+        unit: Unit,
+        rows: Sequence[GlobalRow],
+        kept: Sequence[LocalRow],
+        lost: Sequence[FailureRow],
+    ) -> None:
+        path = attempt.path("global.parquet")
+        global_descriptors.write_part(path, rows, self.options["global_dim"], self.options["global_dtype"])
+        attempt.add(path, f"global/{unit.name}.parquet", len(rows))
+        if self.options["local_dim"]:
+            path = attempt.path("local.h5")
+            layout = local_descriptors.write_part(path, kept, self.options["local_dim"], self.options["local_dtype"])
+            attempt.add(path, f"local/{LAYER}/{unit.name}.h5", len(kept), layout)
+        path = attempt.path("failures.parquet")
+        failures.write_part(path, lost)
+        attempt.add(path, f"failures/{unit.name}.parquet", len(lost))
+
+
+def _global_row(reference: ImageReference, image: ImportedImage | None) -> GlobalRow:
+    """The image's row; the picture itself was not seen: its size is 0 and it has no SHA-256."""
+    make = partial(GlobalRow, reference.record_id, reference.source, 0, 0, reference.box, 1.0)
+    return make(0, "", None) if image is None else make(image.bytes, "", image.global_descriptor)

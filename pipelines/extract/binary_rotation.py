@@ -1,0 +1,65 @@
+"""The rotation of a store's binary local descriptors: learned once, when the store is planned."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Iterable, Mapping
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from pipelines.engines.settings import RunSettings
+from pipelines.extract.batches import isolated
+from pipelines.extract.isolated import DescribingFailed
+from pipelines.sources.archive_images import ArchiveImages
+from pipelines.sources.item import Item
+from pipelines.storage.place import Place
+from pipelines.stores.image_plan import Planned
+from rrt_core.binary import learn_rotation
+from rrt_core.extractors import create
+from schemas.errors import UserError
+from schemas.image_list import references_of
+from schemas.layout import ARCHIVES_NAME, IMAGES_NAME, PLAN_NAME, ROTATION_NAME
+
+SAMPLE = 64  # images, evenly spaced in the listing
+
+
+def make_rotation(
+    place: Place, planned: Planned, files: Mapping[str, bytes], options: dict[str, Any], settings: RunSettings
+) -> tuple[bytes, bool]:
+    """The rotation of the store's plan, or one learned from a sample of its images: float32 bytes [W, W], and if new.
+
+    The sample is described one by one in a child process: an image that kills it does not kill the driver. Raises
+    UserError where the extractor fails on all of it.
+    """
+    dimension = create(options["extractor"], **options["extractor_option"]).local_dim
+    if not settings.overwrite and place.exists(PLAN_NAME):  # without a plan another extractor may have left it
+        with contextlib.suppress(FileNotFoundError):
+            there = place.read(ROTATION_NAME)
+            if len(there) == 4 * dimension * dimension:
+                return there, False
+    items = _sample(place, planned, files)
+    described = isolated({**options, "locals": "all"}, settings.threads_per_worker, items)
+    try:
+        rows = [one.description.descriptors for one in described if one.description is not None]
+    except (DescribingFailed, RuntimeError) as error:
+        raise UserError(
+            f"extract: --local-dtype binary learns from a sample of the images, and the extractor "
+            f"{options['extractor']} fails on it: {error}; mend the extractor or its options"
+        ) from error
+    samples = np.concatenate([np.zeros((0, dimension), np.float32), *rows])
+    return np.ascontiguousarray(learn_rotation(samples), "<f4").tobytes(), True
+
+
+def _sample(place: Place, planned: Planned, files: Mapping[str, bytes]) -> Iterable[Item]:
+    if planned.ids:
+        data = files.get(IMAGES_NAME) or place.read(IMAGES_NAME)
+        table = pq.read_table(io.BytesIO(data))
+        chosen = np.unique(np.linspace(0, len(table) - 1, SAMPLE).astype(int))
+        return [Item(reference) for reference in references_of(table.take(chosen))]
+    data = files.get(ARCHIVES_NAME) or place.read(ARCHIVES_NAME)
+    url = pq.read_table(io.BytesIO(data)).column("url")[0].as_py()
+    return islice(ArchiveImages(url, "sample", ""), SAMPLE)

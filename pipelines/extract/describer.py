@@ -1,0 +1,127 @@
+"""From an image's bytes to what became of it: read, decoded and described, or failed with a reason."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any
+
+from pipelines.sources.item import Item, read_location
+from rrt_core.extractors import Description, Extractor, Failure, create
+from rrt_core.images import DecodeError, Image, decode
+from schemas.failures import FailureRow
+from schemas.global_descriptors import GlobalRow
+from schemas.image_list import ImageReference
+
+STAGE = "extract"
+CRASH_VARIABLE = "RRT_TEST_CRASH_ON"  # a test hook: decoding an id that contains this text kills the process
+
+
+@dataclass
+class Described:
+    """What became of one image; the row of the failures table where it failed."""
+
+    row: GlobalRow
+    description: Description | None = None
+    failure: FailureRow | None = None
+
+
+@dataclass
+class Decoded:
+    """An image or why there is none; the file's bytes and SHA-256."""
+
+    image: Image | DecodeError
+    size: int = 0
+    digest: str = ""
+
+
+class Describer:
+    """Reads, decodes and describes images: in the worker, or alone in a child process.
+
+    Of `options` (those of the stage) it knows: extractor, extractor_option, max_pixels, min_side, decoding, locals.
+    """
+
+    def __init__(self, options: dict[str, Any]) -> None:
+        self.options = options
+        self.extractor: Extractor = create(options["extractor"], **options["extractor_option"])
+        reduced = options.get("decoding") == "draft" and self.extractor.largest_side
+        self.decoding: dict[str, Any] = {"largest_side": self.extractor.largest_side} if reduced else {}
+
+    def decoded(self, item: Item) -> Decoded:
+        """Read and decode an image; never raises for what its bytes hold."""
+        if item.refusal is not None:
+            return Decoded(item.refusal)
+        reference, data = item.reference, item.data
+        if data is None:
+            try:
+                data = read_location(reference.location)
+            except (OSError, ValueError) as error:  # ValueError: a name with a null character
+                reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+                return Decoded(DecodeError(f"the file cannot be read: {reason}", "unreadable"))
+        digest = sha256(data).hexdigest()
+        if item.expected and digest != item.expected:
+            reason = "the file is another one than when its global was described"
+            return Decoded(DecodeError(reason, "changed"), len(data), digest)
+        crash = os.environ.get(CRASH_VARIABLE)
+        if crash and crash in reference.record_id:
+            os.kill(os.getpid(), signal.SIGSEGV)
+        try:
+            image = decode(
+                data,
+                reference.record_id,
+                reference.box,
+                max_pixels=self.options["max_pixels"],
+                min_side=self.options["min_side"],
+                **self.decoding,
+            )
+        except DecodeError as error:
+            return Decoded(error, len(data), digest)
+        return Decoded(image, len(data), digest)
+
+    def describe(self, items: Sequence[Item], images: Sequence[Decoded]) -> Iterator[Described]:
+        """What became of a batch of decoded images, in order."""
+        good = [decoded.image for decoded in images if isinstance(decoded.image, Image)]
+        with_locals = self.options.get("locals") != "none"
+        work = self.extractor.describe if with_locals else self.extractor.describe_globals
+        answers = iter(work(good) if good else [])
+        for item, decoded in zip(items, images, strict=True):
+            image, size, digest = decoded.image, decoded.size, decoded.digest
+            if isinstance(image, DecodeError):
+                yield failed(item.reference, image.reason, image.error_class, size, digest)
+                continue
+            answer = next(answers)
+            if isinstance(answer, Failure):
+                yield failed(item.reference, answer.reason, answer.error_class, size, digest)
+                continue
+            row = GlobalRow(
+                item.reference.record_id,
+                item.reference.source,
+                image.width,
+                image.height,
+                item.reference.box,
+                image.resize_factor,
+                size,
+                digest,
+                answer.global_descriptor,
+            )
+            yield Described(row, answer)
+
+    def describe_alone(self, item: Item) -> Described:
+        """One image by itself: the same bytes as in any company."""
+        return next(self.describe([item], [self.decoded(item)]))
+
+
+def failed(reference: ImageReference, reason: str, error_class: str, size: int = 0, digest: str = "") -> Described:
+    """A failed image: its row with zeros for a descriptor, and its row of the failures table."""
+    row = GlobalRow(reference.record_id, reference.source, 0, 0, reference.box, 1.0, size, digest, None)
+    return Described(row, None, FailureRow(reference.record_id, STAGE, reason, error_class))
+
+
+def failed_item(item: Item, reason: str, error_class: str) -> Described:
+    """As `failed`, with size and SHA-256 of the bytes at hand: an archive's members are told apart by them later."""
+    data = item.data
+    known = (0, "") if data is None else (len(data), sha256(data).hexdigest())
+    return failed(item.reference, reason, error_class, *known)

@@ -1,0 +1,78 @@
+"""TODO: say what this file is for."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import traceback
+from collections.abc import Callable
+
+from pipelines.jobs.attempt import Attempt
+from pipelines.jobs.markers import read_marker
+from pipelines.jobs.unit_worker import UnitWorker
+from pipelines.storage.local import full_disk
+from pipelines.storage.place import Place
+from schemas.errors import UserError
+from schemas.plan import Unit
+
+
+def do_unit(worker: UnitWorker, unit: Unit) -> bool:
+    """Do a unit from attempt to marker; an exception is written to `errors/`, not raised. True if done."""
+    return begin_unit(worker, unit)()
+
+
+def begin_unit(worker: UnitWorker, unit: Unit) -> Callable[[], bool]:
+    """Do a unit's work; what is given back commits it, and may do so in a thread while the next one is begun.
+
+    Exceptions are written to `errors/`, here as there. The commit tells whether the unit is done.
+    """
+    place = Place(worker.job.output)
+    if read_marker(place, worker.job, unit) is not None:
+        return lambda: True
+    attempt: Attempt | None = None
+    try:
+        attempt = Attempt(place, worker.job, unit)
+        counts = worker.do(unit, attempt)
+    except Exception as error:  # noqa: BLE001  whatever a stage or an extractor raises is the driver's to judge
+        _fail(place, unit, attempt, error)
+        return lambda: False
+    begun = attempt
+
+    def commit() -> bool:
+        try:
+            begun.commit(counts)
+            begun.close()
+        except Exception as error:  # noqa: BLE001  as above
+            _fail(place, unit, begun, error)
+            return False
+        return True
+
+    return commit
+
+
+def _fail(place: Place, unit: Unit, attempt: Attempt | None, error: Exception) -> None:
+    if attempt is not None:
+        with contextlib.suppress(UserError):  # a place that does not answer: its first error is what counts
+            attempt.close(failed=not _final(error, place))
+    write_error(place, unit.name, error)
+
+
+def _final(error: Exception, place: Place) -> UserError | None:
+    """The user's mistake, or the disk's refusal, behind an error: no retry mends it."""
+    if isinstance(error, UserError):
+        return error
+    return full_disk(error, place.url) if isinstance(error, OSError) else None
+
+
+def write_error(place: Place, unit: str, error: Exception) -> None:
+    """Write a unit's exception down for the driver: a sentence, whether a retry is of use, the traceback."""
+    final = _final(error, place)
+    record = {
+        "unit": unit,
+        "sentence": str(final) if final else f"{type(error).__name__}: {error}",
+        "final": final is not None,
+        "later": final is not None and not final.at_once,
+        "traceback": "".join(traceback.format_exception(error)),
+    }
+    with contextlib.suppress(OSError, UserError):  # a full disk: the driver finds it out by itself
+        place.write(f"errors/{unit}.json", json.dumps(record).encode(), durable=False)

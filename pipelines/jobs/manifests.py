@@ -1,0 +1,113 @@
+"""Finished outputs: writing their manifest, reading it, and whether all that it counts is there."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from io import BytesIO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipelines.jobs.markers import software_versions
+from pipelines.storage.place import Place
+from schemas.errors import UserError
+from schemas.manifest import (
+    MANIFEST_NAME,
+    PARTS_NAME,
+    Counts,
+    FileEntry,
+    Manifest,
+    Marker,
+    content_hash,
+    entries_of,
+    parts_table,
+)
+from schemas.plan import Job, Unit
+
+
+def write_manifest(place: Place, job: Job, markers: Sequence[Marker], wall_seconds: float) -> Manifest:
+    """Write parts.parquet and, last, manifest.json."""
+    files = [entry for marker in markers for entry in marker.files]
+    buffer = BytesIO()
+    pq.write_table(parts_table(markers), buffer, compression="none")
+    place.write(PARTS_NAME, buffer.getvalue())
+    counts = sum(map(counted, job.units, markers), Counts(0, 0, 0))
+    summaries = {marker.unit: marker.summary for marker in markers if marker.summary}
+    manifest = Manifest(
+        stage=job.stage,
+        recipe=job.identity,
+        recipe_hash=job.recipe_hash,
+        content=content_hash(files, summaries),
+        inputs=job.inputs,
+        counts=counts,
+        facts={**job.facts, **({"units": summaries} if summaries else {})},
+        parts={
+            "name": PARTS_NAME,
+            "sha256": hashlib.sha256(buffer.getvalue()).hexdigest(),
+            "files": len(files),
+            "bytes": sum(entry.bytes for entry in files),
+        },
+        versions=software_versions(),
+        made_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        wall_seconds=round(wall_seconds, 3),
+        work_seconds=round(sum(marker.seconds for marker in markers), 3),
+    )
+    place.write(MANIFEST_NAME, manifest.to_bytes())
+    return manifest
+
+
+def counted(unit: Unit, marker: Marker) -> Counts:
+    """What a unit adds to its job's counts; one done "again" turns inputs that failed before into succeeded ones."""
+    if unit.payload.get("again"):
+        return Counts(0, marker.counts.succeeded, -marker.counts.succeeded)
+    return marker.counts
+
+
+def read_manifest(place: Place) -> Manifest | None:
+    """The folder's manifest, or None where there is none. Raises UserError where it is damaged."""
+    try:
+        return Manifest.from_bytes(place.read(MANIFEST_NAME))
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        return None
+    except ValueError as error:
+        raise UserError(f"{place.url}/{MANIFEST_NAME} cannot be used: {error}; make it again") from error
+
+
+def is_whole(place: Place, manifest: Manifest) -> bool:
+    """Whether all files that the manifest counts are there with their sizes. Their bytes are not read."""
+    parts = parts_of(place, manifest)
+    entries = entries_of(parts) if parts is not None else None
+    return entries is not None and place.sizes([entry.name for entry in entries]) == [entry.bytes for entry in entries]
+
+
+def parts_of(place: Place, manifest: Manifest) -> pa.Table | None:
+    """The table of the files that a manifest counts (schema PARTS); None where it is absent or another one."""
+    try:
+        data = place.read(PARTS_NAME)
+    except FileNotFoundError:
+        return None
+    if hashlib.sha256(data).hexdigest() != manifest.parts["sha256"]:
+        return None
+    return pq.read_table(BytesIO(data))
+
+
+def require_manifest(url: str, what: str, command: str) -> Manifest:
+    """The manifest of an input. Raises UserError where the folder is absent or unfinished."""
+    place = Place(url)
+    manifest = read_manifest(place)
+    if manifest is None:
+        state = "is not finished" if place.exists("plan/plan.json") else "is not there"
+        raise UserError(f"{place.url}: the {what} {state}; make it with '{command}'")
+    return manifest
+
+
+def read_entries(url: str) -> list[FileEntry]:
+    """The files of a finished output."""
+    return entries_of(pq.read_table(BytesIO(Place(url).read(PARTS_NAME))))
+
+
+def as_input(url: str, manifest: Manifest) -> dict[str, str]:
+    """What a job records of an input."""
+    return {"url": Place(url).url, "content": manifest.content}

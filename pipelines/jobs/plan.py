@@ -1,0 +1,121 @@
+"""A job's plan: written once; what was made by another recipe is refused, and the sentence says what differs."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from pipelines.storage.place import Place
+from schemas.errors import UserError
+from schemas.layout import JOB_NAME, PLAN_FOLDER, PLAN_NAME
+from schemas.manifest import MANIFEST_NAME, Manifest, Marker, canonical_json
+from schemas.plan import Job, Unit
+
+
+def write_plan(place: Place, job: Job, files: Mapping[str, bytes]) -> None:
+    """Write the job's plan, and first the `files` that belong to it, unless it stands there already.
+
+    A plan that only grew, by units that do failed inputs again, is written anew.
+    Raises UserError where the folder holds something else: another recipe's output, or files that are not ours.
+    """
+    record = {"recipe": job.identity, "recipe_hash": job.recipe_hash, "units": [unit.__dict__ for unit in job.units]}
+    data = (json.dumps(record, sort_keys=True, indent=1) + "\n").encode()
+    planned = read_plan(place)
+    if planned is None:
+        if place.has_files(besides=PLAN_FOLDER) and not is_ours(place):
+            raise UserError(f"{place.url} holds files of something else; give an empty or a new folder")
+        _write_files(place, files)
+        place.write(JOB_NAME, job.to_json().encode())
+        if place.create(PLAN_NAME, data):
+            return
+        planned = read_plan(place) or {}
+    refuse_other_recipe(place, job, planned.get("recipe"))
+    units, there = json.loads(data)["units"], planned.get("units") or []
+    if there != units[: len(there)] or not all(unit["payload"].get("again") for unit in units[len(there) :]):
+        raise UserError(
+            f"{place.url} was planned for other units by the same recipe; give --overwrite or another place"
+        )
+    _write_files(place, files)  # listed anew, with the same names: the files may have moved
+    place.write(JOB_NAME, job.to_json().encode())
+    if len(units) > len(there):
+        place.write(PLAN_NAME, data)
+
+
+def _write_files(place: Place, files: Mapping[str, bytes]) -> None:
+    for name, content in files.items():
+        place.write(name, content)
+
+
+def planned_units(place: Place) -> tuple[Unit, ...]:
+    """The units of the folder's plan; none where there is no plan. Raises UserError where it is damaged."""
+    planned = read_plan(place)
+    try:
+        return tuple(Unit(**unit) for unit in planned["units"]) if planned else ()
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{place.url}/{PLAN_NAME} is damaged ({error}); give --overwrite or another place"
+        ) from error
+
+
+def read_plan(place: Place) -> dict[str, Any] | None:
+    """The folder's plan, or None where there is none. Raises UserError where it is damaged."""
+    try:
+        planned = json.loads(place.read(PLAN_NAME))
+        if isinstance(planned["recipe"], dict):
+            return dict(planned)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (ValueError, KeyError, TypeError):
+        pass
+    raise UserError(f"{place.url}/{PLAN_NAME} is damaged; give --overwrite or another place")
+
+
+def refuse_other_recipe(place: Place, job: Job, made_by: Any) -> None:
+    """Raise UserError where `made_by`, the recipe of what is there, is not the job's."""
+    changed = list(differences(made_by, json.loads(canonical_json(job.identity))))
+    if changed:
+        raise UserError(
+            f"{place.url} was made by another recipe ({'; '.join(changed)}); give --overwrite to make it again, "
+            "or another place"
+        )
+
+
+def refuse_to_empty(place: Place, manifest: Manifest | None) -> None:
+    """Raise UserError where --overwrite would remove what is no output of this software.
+
+    An output is known by a manifest or a plan that can be read: a folder of that name may be anybody's.
+    """
+    if manifest is None and place.has_files() and not is_ours(place):
+        raise UserError(
+            f"{place.url} is no output of this software, so that --overwrite does not empty it; give another place"
+        )
+
+
+def is_ours(place: Place) -> bool:
+    """Whether a folder is an output of this software: it has a plan, a manifest or a marker that can be read.
+
+    Names alone prove nothing: anybody may have a folder "plan".
+    """
+    for name in (PLAN_NAME, JOB_NAME, MANIFEST_NAME):
+        with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+            if isinstance(json.loads(place.read(name))["recipe"], dict):
+                return True
+    markers = (name for name in place.names("done") if name.endswith(".json"))
+    return any(Marker.from_bytes(place.read(f"done/{name}")) is not None for name in markers)
+
+
+def differences(old: Any, new: Any, name: str = "") -> Iterable[str]:
+    """What differs between two recipes, a phrase an entry; inner mappings with dotted names below `name`."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        for key in sorted({*old, *new}):
+            inner = f"{name}.{key}" if name else str(key)
+            yield from differences(old.get(key), new.get(key), inner)
+    elif old != new:
+        yield f"{name} was {_short(old)}, is now {_short(new)}"
+
+
+def _short(value: Any) -> str:
+    text = canonical_json(value)
+    return text if len(text) <= 40 else text[:37] + "..."

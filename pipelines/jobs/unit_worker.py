@@ -1,0 +1,29 @@
+"""TODO: say what this file is for."""
+
+from __future__ import annotations
+
+import importlib
+from abc import ABC, abstractmethod
+
+from pipelines.jobs.attempt import Attempt
+from pipelines.stages import worker_class
+from schemas.manifest import Counts
+from schemas.plan import Job, Unit
+
+
+class UnitWorker(ABC):
+    """Does units of a job, one at a time. One lives in a process."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+
+    @abstractmethod
+    def do(self, unit: Unit, attempt: Attempt) -> Counts:
+        """Do the unit: hand finished files to `attempt.add` and give the counts."""
+
+
+def make_worker(job: Job) -> UnitWorker:
+    """The worker that the job names. Raises UserError for a name that is in no registry."""
+    module, _, name = worker_class(job.worker).partition(":")
+    worker: UnitWorker = getattr(importlib.import_module(module), name)(job)
+    return worker

@@ -1,0 +1,86 @@
+"""report: metrics, lists and images of a run -> one self-contained HTML page."""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+from pipelines.engines.driver import run_job
+from pipelines.engines.settings import RunSettings
+from pipelines.evaluate.stage import evaluation_place
+from pipelines.jobs.manifests import as_input, read_manifest, require_manifest
+from pipelines.options import option
+from pipelines.results.truth import truth_input
+from pipelines.storage.place import Place
+from schemas.errors import UserError
+from schemas.manifest import Manifest
+from schemas.plan import Job, Unit
+
+STAGE = "report"
+SHOWN = 10  # of each list
+MEASURES = ("mAP", "mP@1", "mP@5", "mP@10")
+LABELS_OF = "medium"  # the protocol whose labels frame the lists
+LISTS_NOTE = (
+    "Before: the order of the global descriptors. After: reranked as a user without labels would see it, so that junk "
+    "stands where it falls. Frames by the Medium protocol: easy and hard images are right, junk counts neither way."
+)
+LISTS_NOTE_WITHOUT_TRUTH = "Before: the order of the global descriptors. After: reranked. There is no ground truth."
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options of `report`."""
+
+    out: str = option("run folder that holds the rankings; the report is made below it")
+    ground_truth: str = option("ground-truth file, where known", "")
+    ensemble: tuple[str, ...] = option("show the rows of this ensemble too, as given to evaluate", ())
+    title: str = option("title of the page", "Retrieval report")
+    thumbnail: int = option("longest side of the pictures, pixels", 180)
+    max_queries: int = option("queries shown; of more, those whose average precision changed most", 150)
+
+
+def run(options: Options, settings: RunSettings) -> Manifest:
+    """Make (or finish, or skip) the page. Raises UserError and driver.JobFailed."""
+    shortlist = require_manifest(f"{options.out}/shortlist", "shortlist", "search")
+    ranking = require_manifest(f"{options.out}/ranking", "rankings", "rerank")
+    inputs = {
+        "shortlist": as_input(f"{options.out}/shortlist", shortlist),
+        "ranking": as_input(f"{options.out}/ranking", ranking),
+    }
+    if options.ground_truth:
+        place = evaluation_place(options.out, options.ensemble)
+        command = f"evaluate --ensemble {','.join(options.ensemble)}" if options.ensemble else "evaluate"
+        inputs["evaluation"] = as_input(place, require_manifest(place, "evaluation", command))
+        inputs["ground_truth"] = truth_input(options.ground_truth)
+    elif options.ensemble:
+        raise UserError("report: --ensemble shows rows of an evaluation; give --ground-truth too")
+    recipe = {"thumbnail": options.thumbnail, "max_queries": options.max_queries, "title": options.title, "page": 1}
+    return run_job(
+        Job(
+            stage=STAGE,
+            output=report_place(options.out, options.ensemble),
+            worker="report/page",
+            recipe=recipe,
+            inputs=inputs,
+            units=(Unit("report", {}, shortlist.counts.succeeded),),
+            settings={**asdict(options), "queries": shortlist.inputs["queries"]["url"]},
+            facts={"kind": "report"},
+            noun="queries",
+        ),
+        settings,
+    )
+
+
+def report_place(url: str, ensemble: Sequence[str]) -> str:
+    """Where a run's page lies, that of an ensemble beside the plain one. Raises UserError."""
+    if not ensemble:
+        return f"{url}/report"
+    return f"{url}/ensemble-report/{posixpath.basename(evaluation_place(url, ensemble))}"
+
+
+def summarise(options: Options, _: Manifest) -> None:
+    """Say where the page lies."""
+    place = Place(report_place(options.out, options.ensemble))
+    if read_manifest(place) is not None:
+        print(f"Report: {place.url}/report.html")

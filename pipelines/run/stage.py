@@ -1,0 +1,59 @@
+"""run: all stages from one YAML configuration; a stage whose output is there by the same recipe is skipped."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+from pipelines.engines.settings import RunSettings
+from pipelines.evaluate import stage as evaluate
+from pipelines.evaluate import table as evaluate_table
+from pipelines.extract import stage as extract
+from pipelines.index import stage as index
+from pipelines.options import option
+from pipelines.report import stage as report
+from pipelines.rerank import stage as rerank
+from pipelines.run.config import read_config, stages_of
+from pipelines.search import stage as search
+from pipelines.storage.place import Place
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options of `run`."""
+
+    config: str = option("YAML configuration of all stages (see configs/)")
+    set: dict[str, Any] = option("a value in place of the configuration's, such as out=RUN or rerank.shortlist=200", {})
+
+
+def run(options: Options, settings: RunSettings) -> dict[str, Any]:
+    """Run all stages; gives the places of the results. Raises UserError and driver.JobFailed."""
+    return run_config(read_config(options.config, options.set), options.config, settings)
+
+
+def run_config(config: dict[str, Any], where: str, settings: RunSettings) -> dict[str, Any]:
+    """Run all stages of a configuration."""
+    stages = stages_of(config, where)
+    extract.run(stages.gallery, settings)
+    extract.run(stages.queries, settings)
+    index.run(stages.index, settings)
+    search.run(stages.search, settings)
+    if stages.lazy:
+        extract.run(stages.lazy, settings)
+    rerank.run(stages.rerank, settings)
+    results: dict[str, Any] = {"run": stages.report.out}
+    if stages.evaluate:
+        evaluate.run(stages.evaluate, settings)
+        results["metrics"] = evaluate.read_metrics(stages.evaluate.out, stages.evaluate.ensemble)
+    report.run(stages.report, settings)
+    place = report.report_place(stages.report.out, stages.report.ensemble)
+    results["report"] = os.path.join(Place(place).url, "report.html")
+    return results
+
+
+def summarise(options: Options, results: dict[str, Any]) -> None:
+    """Print the mAP table, where there is a ground truth, and where the report lies."""
+    if "metrics" in results:
+        print(f"\n{evaluate_table.metrics_table(results['metrics'])}\n")
+    print(f"Report: {results['report']}")

@@ -1,0 +1,108 @@
+"""The images of an archive as items to describe, in the order of its stream, each with its record id."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Collection, Iterable, Iterator
+from hashlib import blake2b
+
+import numpy as np
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipelines.sources.archives import entries
+from pipelines.sources.item import MOST_BYTES, Item
+from pipelines.storage.place import Place
+from rrt_core.images import DecodeError
+from schemas.image_list import ImageReference, decode_name, encode_name, make_record_id
+from schemas.layout import ARCHIVES_NAME, LISTED_NAME
+
+
+def short_hash(text: str) -> int:
+    """64 bits that stand for a text, where a million of them must be held in memory."""
+    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little")
+
+
+def hashes(texts: Iterable[str]) -> np.ndarray:
+    """uint64 [n], sorted."""
+    return np.sort(np.fromiter((short_hash(text) for text in texts), np.uint64))
+
+
+def holds(sorted_hashes: np.ndarray, text: str) -> bool:
+    """Whether the text's hash is among them."""
+    place = int(np.searchsorted(sorted_hashes, np.uint64(short_hash(text))))
+    return place < len(sorted_hashes) and int(sorted_hashes[place]) == short_hash(text)
+
+
+class Listed:
+    """The names (as id text) that a source's list holds, 8 bytes a name."""
+
+    def __init__(self, place: Place, source: str) -> None:
+        table = pq.read_table(io.BytesIO(place.read(LISTED_NAME)))
+        names = table.filter(pc.equal(table.column("source"), source)).column("name")
+        self.hashes = hashes(name.as_py() for name in names)
+
+    def name(self, member: str) -> str | None:
+        """The listed name that a member's path is or ends with, the longest; None where there is none."""
+        pieces = member.split("/")
+        endings = ("/".join(pieces[first:]) for first in range(len(pieces)))
+        return next((ending for ending in endings if holds(self.hashes, ending)), None)
+
+
+def archive_url(place: Place, ordinal: int) -> str:
+    """Where an archive of a store's plan lies."""
+    url: str = pq.read_table(io.BytesIO(place.read(ARCHIVES_NAME))).column("url")[ordinal].as_py()
+    return url
+
+
+class ArchiveImages:
+    """Iterates over an archive's images as items.
+
+    prefix    a folder before the members' paths in record ids: the archive's name, where there are several
+    listed    only images that the list names are inputs; they have its name in their record ids
+    only      only these record ids are inputs
+    position  share of the archive's bytes read so far
+    unlisted  images so far that the list does not name
+    """
+
+    def __init__(
+        self, url: str, source: str, prefix: str, listed: Listed | None = None, only: Collection[str] | None = None
+    ) -> None:
+        self.url, self.source, self.prefix, self.listed, self.only = url, source, prefix, listed, only
+        self.position, self.unlisted = 0.0, 0
+        self._location = os.fsencode(url)
+        self._stream = self._items()
+
+    def __iter__(self) -> Iterator[Item]:
+        return self._stream
+
+    def record_id(self, member: bytes) -> str | None:
+        """The record id of a member; None where the list does not name it."""
+        if self.listed is None:
+            return make_record_id(self.source, os.fsencode(self.prefix) + member)
+        name = self.listed.name(encode_name(member))
+        return None if name is None else make_record_id(self.source, decode_name(name))
+
+    def _wanted(self, member: bytes) -> bool:
+        record_id = self.record_id(member)
+        return record_id is not None and (self.only is None or record_id in self.only)
+
+    def _items(self) -> Iterator[Item]:
+        seen: set[int] = set()
+        for entry in entries(self.url, self._wanted, most_bytes=MOST_BYTES):
+            self.position = entry.position
+            record_id = self.record_id(entry.name)
+            if record_id is None:
+                self.unlisted += 1
+                continue
+            repeated = short_hash(record_id) in seen
+            seen.add(short_hash(record_id))
+            if self.only is not None and (record_id not in self.only or repeated):
+                continue
+            refusal = DecodeError(entry.reason, entry.error_class) if entry.reason else None
+            if repeated:
+                reason = "the record id stands twice in the archive; only the first is described"
+                refusal = DecodeError(reason, "duplicate")
+            reference = ImageReference(record_id, self.source, self._location)
+            yield Item(reference, None if refusal else entry.data, refusal)

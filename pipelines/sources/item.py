@@ -1,0 +1,43 @@
+"""TODO: say what this file is for."""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import dataclass
+
+from pipelines.storage.place import read_url
+from rrt_core.images import DecodeError
+from schemas.image_list import ImageReference
+
+MOST_BYTES = 1_000_000_000  # of an image file
+
+
+@dataclass(frozen=True)
+class Item:
+    """An image of a unit: where it lies, its bytes where they came from a stream, or why it is not looked at."""
+
+    reference: ImageReference
+    data: bytes | None = None
+    refusal: DecodeError | None = None
+    expected: str = ""  # SHA-256 that the file must have, where it was described before
+
+
+def read_location(location: bytes) -> bytes:
+    """The bytes of a file by local path or URL. Raises OSError; a device or a pipe is never waited for.
+
+    Raises UserError where a remote place does not answer: no image is failed for that.
+    """
+    if not location.startswith(b"/"):
+        return read_url(location.decode(), MOST_BYTES)
+    descriptor = os.open(location, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        about = os.fstat(descriptor)
+        if not stat.S_ISREG(about.st_mode):  # open() below would leave a folder's descriptor open
+            raise OSError("it is no regular file")
+        if about.st_size > MOST_BYTES:
+            raise OSError(f"it has {about.st_size:,} bytes; at most {MOST_BYTES:,} are read")
+        with open(descriptor, "rb", closefd=False) as file:
+            return file.read()
+    finally:
+        os.close(descriptor)

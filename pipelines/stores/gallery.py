@@ -1,0 +1,70 @@
+"""TODO: say what this file is for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from pipelines.stores.store import PartFiles, Store
+from schemas.errors import UserError
+from schemas.row_ids import ROWS_A_PART
+
+
+def _open(urls: Sequence[str]) -> list[Store]:
+    """The stores with their bases, one after the other. Raises UserError where they do not fit together."""
+    stores: list[Store] = []
+    base = 0
+    for url in urls:
+        store = Store(url, base)
+        if stores and store.extractor != stores[0].extractor:
+            raise UserError(
+                f"{store.place.url} was described by {store.extractor['name']} with other settings or weights than "
+                f"{stores[0].place.url}; describe both alike"
+            )
+        stores.append(store)
+        base += store.span
+    if not stores:
+        raise UserError("index: --stores is empty")
+    return stores
+
+
+def open_stores(inputs: Sequence[dict[str, Any]]) -> list[Store]:
+    """The stores that an index names, with their bases. Raises UserError where one was made again since."""
+    stores = []
+    for entry in inputs:
+        store = Store(entry["url"], int(entry["base"]))
+        if store.manifest.content != entry["content"]:
+            raise UserError(f"{store.place.url} was made again since it was indexed; run 'index' again")
+        stores.append(store)
+    return stores
+
+
+class Gallery:
+    """Stores side by side in one space of row ids."""
+
+    def __init__(self, stores: Sequence[Store]) -> None:
+        self.stores = list(stores)
+        self._by_part = {store.base + part.number: (store, part) for store in stores for part in store.parts}
+
+    def locate(self, row_ids: np.ndarray) -> dict[int, np.ndarray]:
+        """Global part number -> which positions of `row_ids` lie in it, parts ascending."""
+        parts = np.asarray(row_ids) // ROWS_A_PART
+        return {int(part): np.flatnonzero(parts == part) for part in np.unique(parts)}
+
+    def part(self, number: int) -> tuple[Store, PartFiles]:
+        """The store and files of a global part number."""
+        return self._by_part[number]
+
+    def read_globals(self, row_ids: np.ndarray) -> tuple[list[str], np.ndarray]:
+        """Record ids and descriptors float32 [n, D] of rows; each part is read once."""
+        names = [""] * len(row_ids)
+        descriptors = np.zeros((len(row_ids), self.stores[0].dimension), np.float32)
+        for number, positions in self.locate(row_ids).items():
+            read = self.part(number)[0].read_global(self.part(number)[1])
+            rows = np.asarray(row_ids)[positions] % ROWS_A_PART
+            descriptors[positions] = read.descriptors[rows]
+            for position, row in zip(positions, rows, strict=True):
+                names[position] = read.record_ids[row]
+        return names, descriptors

@@ -1,0 +1,160 @@
+"""Reading what `extract` made: parts of globals, and slices of locals by byte ranges."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipelines.jobs.manifests import as_input, parts_of, read_manifest, require_manifest
+from pipelines.storage.blocks import LOCAL_BLOCK, BlockFile, open_bytes
+from pipelines.storage.place import Place
+from schemas import global_descriptors
+from schemas.errors import UserError
+from schemas.global_descriptors import GlobalPart
+from schemas.image_list import ImageReference, references_of
+from schemas.layout import LAYERS
+from schemas.manifest import FileEntry, entries_of
+from schemas.row_ids import ROWS_A_PART
+
+_PART = re.compile(r"part-(\d+)\.")
+
+
+def part_number(name: str) -> int | None:
+    """The number of the part of a store that a file belongs to by its name; None of other files."""
+    match = _PART.search(name.rpartition("/")[2])
+    return int(match[1]) if match else None
+
+
+def part_columns(place: Place, name: str, columns: Sequence[str]) -> pa.Table:
+    """Some columns of a part's Parquet file: of a remote one only the blocks that hold them are fetched.
+
+    Of a part of 4,096 globals that is 2 MB, not the whole file. Raises FileNotFoundError, of a remote one UserError.
+    """
+    if place.local:
+        with open(place.path(name), "rb") as file:
+            return pq.ParquetFile(file).read(list(columns), use_threads=False)
+    with contextlib.closing(BlockFile(open_bytes(f"{place.url}/{name}"), LOCAL_BLOCK)) as stream:
+        return pq.ParquetFile(pa.PythonFile(stream, "r")).read(list(columns), use_threads=False)
+
+
+@dataclass(frozen=True)
+class PartIds:
+    """Which images a part holds: record ids, and which rows are ok, bool [rows]."""
+
+    record_ids: list[str]
+    ok: np.ndarray
+
+
+@dataclass(frozen=True)
+class PartFiles:
+    """The files of one part of a store."""
+
+    number: int
+    globals: FileEntry
+    locals: FileEntry | None
+    failures: FileEntry | None
+    layers: tuple[tuple[Place, FileEntry], ...] = ()  # further local descriptors, made for a shortlist
+
+
+class Store:
+    """A finished store. `base` places its parts among those of an index: row ids start at base * 4096."""
+
+    def __init__(self, url: str, base: int = 0) -> None:
+        self.place = Place(url)
+        self.base = base
+        self.manifest = require_manifest(url, "store", "extract")
+        if self.manifest.facts.get("kind") != "store":
+            raise UserError(f"{self.place.url} is an output of '{self.manifest.stage}', not a store of 'extract'")
+        self.extractor: dict[str, Any] = self.manifest.recipe["extractor"]
+        self.dimension = int(self.extractor["global_dim"])
+        self.scales = tuple(float(scale) for scale in self.extractor["scales"])
+        self.parts = self._parts()
+        self._by_number = {part.number: part for part in self.parts}
+
+    def part(self, number: int) -> PartFiles:
+        """The part of a number; archives leave numbers out."""
+        return self._by_number[number]
+
+    @property
+    def span(self) -> int:
+        """How many part numbers the store takes up in an index."""
+        return max(self._by_number, default=-1) + 1
+
+    @property
+    def as_input(self) -> dict[str, str]:
+        """What a job records of this store."""
+        return as_input(self.place.url, self.manifest)
+
+    def _parts(self) -> list[PartFiles]:
+        """Raises UserError where the list of files is not the manifest's: the store is being made again."""
+        listed = parts_of(self.place, self.manifest)
+        if listed is None:
+            raise UserError(f"{self.place.url} is not finished: give the command that makes it once more")
+        files: dict[int, dict[str, FileEntry]] = {}
+        for entry in entries_of(listed):
+            number = part_number(entry.name)
+            if number is None:
+                raise UserError(f"{self.place.url}/{entry.name} is no part of a store")
+            files.setdefault(number, {})[entry.name.split("/")[0]] = entry
+        layers = self._layers()
+        return [
+            PartFiles(
+                number, kinds["global"], kinds.get("local"), kinds.get("failures"), layers.get(kinds["global"].name, ())
+            )
+            for number, kinds in sorted(files.items())
+        ]
+
+    def _layers(self) -> dict[str, tuple[tuple[Place, FileEntry], ...]]:
+        """Name of a file of globals -> local descriptors of some of its rows, from finished layers.
+
+        A layer counts for the parts whose globals are still those that it was made for. One whose manifest or list of
+        files is absent or damaged is being made again: it is not finished.
+        """
+        found: dict[str, tuple[tuple[Place, FileEntry], ...]] = {}
+        for name in sorted(self.place.folders(LAYERS)):
+            place = self.place.below(f"{LAYERS}/{name}")
+            try:
+                manifest = read_manifest(place)
+            except UserError:
+                continue
+            if manifest is None or manifest.facts.get("kind") != "layer":
+                continue
+            listed = parts_of(place, manifest)
+            for entry in entries_of(listed) if listed is not None else ():
+                if entry.name.startswith("local/"):
+                    globals_name = manifest.facts["globals"][str(part_number(entry.name))]
+                    found[globals_name] = (*found.get(globals_name, ()), (place, entry))
+        return found
+
+    def read_global(self, part: PartFiles) -> GlobalPart:
+        """A part's ids, statuses and descriptors."""
+        return global_descriptors.read_part(io.BytesIO(self.place.read(part.globals.name)))
+
+    def read_ids(self, part: PartFiles) -> PartIds:
+        """A part's ids and statuses; the descriptors are not read."""
+        table = part_columns(self.place, part.globals.name, ["record_id", "status"])
+        ok = pc.equal(table.column("status"), "ok").to_numpy(zero_copy_only=False)
+        return PartIds(table.column("record_id").to_pylist(), np.asarray(ok, bool))
+
+    def row_ids(self, part: PartFiles, rows: np.ndarray) -> np.ndarray:
+        """int64 row ids of rows of a part."""
+        return (self.base + part.number) * ROWS_A_PART + rows.astype(np.int64)
+
+    def references(self, record_ids: Iterable[str]) -> dict[str, ImageReference]:
+        """Where some images of the plan lie; ids that are not of this store, or in an archive, are absent."""
+        try:
+            table = pq.read_table(io.BytesIO(self.place.read("plan/images.parquet")))
+        except FileNotFoundError:  # an imported store
+            return {}
+        wanted = pa.array(sorted(record_ids), pa.string())
+        found = references_of(table.filter(pc.is_in(table.column("record_id"), wanted)))
+        return {reference.record_id: reference for reference in found}

@@ -1,0 +1,42 @@
+"""train: stores + labels -> weights of the Reranking Transformer for their extractor (docs/training.md).
+
+One process, or those that torchrun starts; no Beam, since a step needs the step before. What is done is in pipelines/
+train_run.py; here are the options, so that the command line starts without torch.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pipelines.train.options import Options, Settings
+from schemas.errors import UserError
+
+
+def run(options: Options, settings: Settings) -> Any:
+    """Train (or go on, or skip); gives the manifest, or None for a dry run and in all processes but the first.
+
+    Raises UserError.
+    """
+    for name in ("stores", "labels", "out"):
+        if not getattr(options, name):
+            raise UserError(f"train: --{name} is missing")
+    from pipelines.train import training as train_run
+
+    return train_run.run(options, settings)
+
+
+def summarise(options: Options, manifest: Any) -> None:
+    """Print where the weights are and how good."""
+    if manifest is None:
+        return
+    facts = manifest.facts
+    print(f"\nWeights of the last step, {facts['steps']:,}: {options.out}/weights.safetensors")
+    if facts["selected"]:
+        best = facts["selected"]
+        print(
+            f"Weights of the best step, {best['step']:,}: {options.out}/best.safetensors\n"
+            f"  held-out mAP {best['val_map']:.4f} (global {best['val_map_global']:.4f}), AUC {best['val_auc']:.4f}; "
+            f"{facts['selected_by']}"
+        )
+    name = "best" if facts["selected"] else "weights"
+    print(f"Use them: rerank --reranker-option weights={options.out}/{name}.safetensors ...")

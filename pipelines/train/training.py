@@ -1,0 +1,306 @@
+"""What `train` does: records, neighbours, anchors, model, loop, weights and, last, the manifest."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pipelines.engines import signals as stopping
+from pipelines.engines.processes import limit_threads
+from pipelines.jobs.manifests import as_input, is_whole, read_manifest
+from pipelines.jobs.plan import refuse_other_recipe, refuse_to_empty, write_plan
+from pipelines.storage.place import Place
+from pipelines.train.anchors import Mined, _mine, _steps, _told
+from pipelines.train.batches import Budget, PairBatches, Prefetched, TokenCache, read_budget
+from pipelines.train.neighbours import require_shortlist
+from pipelines.train.options import STAGE, Options, Settings
+from pipelines.train.output import BEST, TITLE, WEIGHTS, Speaker, finish, save_weights
+from pipelines.train.records import Records, open_stores_of, read_records
+from pipelines.train.validation import SELECT, Validation
+from rrt_core.checkpoints import load_checkpoint
+from rrt_core.training.loop import TrainingOptions, check_precision, train
+from rrt_core.training.mining import TripletSampler
+from rrt_core.training.processes import Processes, join
+from rrt_core.training.state import STATE_NAME
+from rrt_core.transformer.initialisation import initialise_identity, initialise_matching
+from rrt_core.transformer.model import ModelConfig, RerankingTransformer
+from schemas.errors import UserError
+from schemas.manifest import Manifest
+from schemas.plan import Job
+
+STARTS: dict[str, Callable[..., None]] = {"identity": initialise_identity, "matching": initialise_matching}
+# These change where or how, not what; `labels` and `init` stand in the recipe by their content.
+NOT_OF_THE_RECIPE = {"stores", "labels", "out", "config", "dry_run", "shortlist", "cache_mb", "device", "init"}
+
+
+def run(options: Options, settings: Settings) -> Manifest | None:
+    """As train.run."""
+    first = os.environ.get("RANK", "0") == "0"
+    if not first:
+        _be_silent()
+    try:
+        processes = join(options.device)
+        check_precision(options.precision, processes.device)
+        if options.triplets < processes.world:
+            raise UserError(f"train: {options.triplets} triplets a step are too few for {processes.world} processes")
+        local = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if processes.world > 1 else 1
+        limit_threads(settings.threads or max(1, len(os.sched_getaffinity(0)) // local))
+        made = None
+        if options.dry_run:
+            _dry_run(options, processes)
+        else:
+            made = _train(options, settings, processes)
+    except UserError:
+        if not first:
+            time.sleep(5)  # a mistake that the first process meets too is said there, and torchrun ends this one
+        raise
+    processes.leave()
+    return made
+
+
+def _be_silent() -> None:
+    """Leave the last sentence after a signal to the first process."""
+    for number in stopping.SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
+
+
+def _dry_run(options: Options, processes: Processes) -> None:
+    if not processes.first:
+        return
+    records, model, _ = _prepare(options)
+    alone = Processes(device=processes.device)
+    with tempfile.TemporaryDirectory(prefix="rrt-train-") as folder:
+        mined = _mine(options, records, Path(folder), alone)
+        print(_told(options, mined, model, processes))
+        del mined
+    print("Dry run: nothing was written.")
+
+
+def _train(options: Options, settings: Settings, processes: Processes) -> Manifest | None:
+    started = time.monotonic()
+    place = Place(options.out)
+    if not place.local:
+        raise UserError(f"train: --out is {options.out}; it must be a local folder, for its checkpoints")
+    records, model, start = _prepare(options)
+    job = _job(options, records, model, start)
+    with contextlib.ExitStack() as stack:
+        if processes.first:
+            stack.enter_context(place.alone())
+        made = _already_made(place, job, settings)
+        processes.wait()  # all have looked before the first one writes
+        if made is not None:
+            return made if processes.first else None
+        if processes.first:
+            if settings.overwrite:
+                refuse_to_empty(place, _manifest(place))
+                place.empty()
+            write_plan(place, job, {})
+        processes.wait()
+        stopping.during(lambda: f"{_checkpoint(Path(place.root))}; the same command goes on from there")
+        try:
+            mined = _mine(options, records, Path(place.root, "cache"), processes)
+            if processes.first:
+                print(_told(options, mined, model, processes), file=sys.stderr)
+            return _learn(options, processes, place, job, mined, model, started)
+        finally:
+            stopping.during(None)
+
+
+def _checkpoint(folder: Path) -> str:
+    there = (folder / STATE_NAME).exists()
+    return f"the last checkpoint is in {folder}" if there else f"there is no checkpoint yet in {folder}"
+
+
+# ------------------------------------------------------------------------------------------------- what is trained
+
+
+def _prepare(options: Options) -> tuple[Records, RerankingTransformer, str]:
+    """Records, the model at its start, and what names the start."""
+    if not 0 <= options.validation < 1:
+        raise UserError(f"train: --validation is {options.validation}; it is a share of the labels, from 0 to below 1")
+    for name in ("neighbours", "least_positives", "triplets", "validation_anchors", "validation_pairs"):
+        if getattr(options, name) < 1:
+            raise UserError(f"train: --{name.replace('_', '-')} is {getattr(options, name)}; it must be at least 1")
+    for field in fields(Options):
+        value = getattr(options, field.name)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"train: --{field.name.replace('_', '-')} is {value}; it must be a number")
+    if not options.steps and options.epochs <= 0:
+        raise UserError(f"train: --epochs is {options.epochs}; give more than 0, or --steps")
+    _budgets(options)
+    _recipe(options, 1)
+    stores = open_stores_of(options.stores)
+    extractor = stores[0].extractor
+    model, start = _new_model(options, int(extractor["global_dim"]), int(extractor["local_dim"]))
+    return read_records(stores, options.labels, options.validation, options.seed), model, start
+
+
+def _recipe(options: Options, steps: int) -> TrainingOptions:
+    """The loop's options, checked."""
+    names = {field.name for field in fields(TrainingOptions)} & {field.name for field in fields(Options)}
+    return TrainingOptions(**{**{name: getattr(options, name) for name in names}, "steps": steps})
+
+
+def _new_model(options: Options, global_dim: int, local_dim: int) -> tuple[RerankingTransformer, str]:
+    """The model at its start, and the start's name or, of a file of weights, SHA-256."""
+    chosen = {name: getattr(options, name) for name in ("layers", "heads", "feedforward", "scale_binning")}
+    chosen = {name: value for name, value in chosen.items() if value}
+    if options.init == "random" or options.init in STARTS:
+        torch.manual_seed(options.seed)
+        model = RerankingTransformer(
+            ModelConfig(**{"global_dim": global_dim, "d_model": local_dim, "scale_binning": "fixed", **chosen})
+        )
+        if options.init in STARTS:
+            more = {"sharpness": options.sharpness} if options.sharpness else {}
+            STARTS[options.init](model, **more)
+        return model, options.init
+    checkpoint = load_checkpoint(options.init, options.scale_binning or None)
+    config = checkpoint.model.config
+    if (config.global_dim, config.d_model) != (global_dim, local_dim):
+        raise UserError(
+            f"train: {options.init} is for globals of {config.global_dim} and locals of {config.d_model} dimensions, "
+            f"the stores have {global_dim} and {local_dim}; give other weights, or --init random"
+        )
+    for name, value in chosen.items():
+        if getattr(config, name) != value:
+            raise UserError(f"train: --{name} is {value}, but {options.init} has {getattr(config, name)}; leave it out")
+    return checkpoint.model, checkpoint.sha256
+
+
+def _budgets(options: Options) -> tuple[Budget, Budget, int]:
+    """Of query and gallery, and the number of validation."""
+    query, gallery = (read_budget(getattr(options, name), f"--{name.replace('_', '-')}")
+                      for name in ("query_tokens", "gallery_tokens"))
+    most = max(query[1], gallery[1])
+    tokens = read_budget(options.validation_tokens, "--validation-tokens")[1] if options.validation_tokens else most
+    return query, gallery, tokens
+
+
+def _job(options: Options, records: Records, model: RerankingTransformer, start: str) -> Job:
+    """Identity of the training: options by value, stores, labels and start by content."""
+    recipe = {
+        field.name: getattr(options, field.name) for field in fields(Options) if field.name not in NOT_OF_THE_RECIPE
+    }
+    recipe |= {"model": asdict(model.config), "init": start, "labels_sha256": records.sha256}
+    recipe["extractor"] = records.stores[0].extractor
+    inputs = {f"store-{number}": store.as_input for number, store in enumerate(records.stores)}
+    if options.shortlist:
+        manifest = require_shortlist(options.shortlist, records, options.neighbours)
+        inputs["shortlist"] = as_input(f"{options.shortlist}/shortlist", manifest)
+    return Job(STAGE, options.out, "", recipe, inputs, (), facts={"kind": "weights"})
+
+
+def _manifest(place: Place) -> Manifest | None:
+    try:
+        return read_manifest(place)
+    except UserError:
+        return None  # damaged: it is made again from the checkpoint
+
+
+def _already_made(place: Place, job: Job, settings: Settings) -> Manifest | None:
+    manifest = _manifest(place)
+    if manifest is None or settings.overwrite:
+        return None
+    refuse_other_recipe(place, job, manifest.recipe)
+    if not is_whole(place, manifest):
+        return None
+    if os.environ.get("RANK", "0") == "0":
+        when = manifest.made_at.replace("T", " ").replace("+00:00", " UTC")
+        print(f"{TITLE}  already made ({when}): {place.url}", file=sys.stderr)
+    return manifest
+
+
+# ---------------------------------------------------------------------------------------------------------- training
+
+
+def _learn(
+    options: Options, processes: Processes, place: Place, job: Job, mined: Mined, model: RerankingTransformer,
+    started: float,
+) -> Manifest | None:
+    folder, records, steps = Path(place.root), mined.records, _steps(options, mined)
+    query, gallery, tokens = _budgets(options)
+    cache = TokenCache(
+        records, mined.descriptors, max(query[1], gallery[1], tokens), model.config.scale_binning,
+        options.cache_mb * 1_000_000,
+    )
+    sampler = TripletSampler(mined.neighbours, records.labels, mined.anchors.rows, options.seed)
+    batches = Prefetched(
+        PairBatches(cache, sampler, options.triplets, (query, gallery), options.symmetric_order, processes), steps
+    )
+    validation = None
+    if options.validation:
+        validation = Validation(
+            cache, mined.neighbours, mined.held_out.rows, options.validation_anchors, options.validation_pairs,
+            (tokens, tokens), options.seed, processes,
+        )
+    model.to(processes.device)
+    notes = _notes(options, job, mined, steps)
+    speaker = Speaker(folder, steps) if processes.first else None
+
+    def keep_best(trained: RerankingTransformer, step: int, figures: dict[str, float]) -> None:
+        save_weights(folder / BEST, trained, {**notes, "step": step, "figures": figures})
+
+    def report(row: dict[str, float]) -> None:
+        if speaker:
+            speaker.report(row)
+
+    def tick(done: int) -> None:
+        stopping.pass_or_wait()
+        if speaker:
+            speaker.tick(done)
+
+    try:
+        progressed = train(
+            model, batches, validation or (lambda _: {}), _recipe(options, steps), folder, report,
+            processes=processes, pairs=2 * options.triplets, identity=job.recipe_hash,
+            select=SELECT if validation else "", keep_best=keep_best, tick=tick,
+        )
+    finally:
+        batches.close()
+        if speaker:
+            speaker.close()
+    if not processes.first:
+        return None
+    save_weights(folder / WEIGHTS, model, {**notes, "step": steps, "figures": progressed.figures})
+    return finish(place, job, notes, progressed, time.monotonic() - started)
+
+
+def _notes(options: Options, job: Job, mined: Mined, steps: int) -> dict[str, Any]:
+    """What the weights say of their making; nothing of time and place, so that equal training gives equal bytes."""
+    records = mined.records
+    return {
+        "made_by": "train",
+        "extractor": records.stores[0].extractor,
+        "data": {
+            "stores": [store.manifest.content for store in records.stores],
+            "labels_sha256": records.sha256,
+            "records": len(records),
+            "labels": len(records.names),
+            "held_out_labels": len(np.unique(records.labels[records.held_out])),
+            "held_out_records": int(records.held_out.sum()),
+            "anchors": len(mined.anchors.rows),
+            "held_out_anchors": len(mined.held_out.rows),
+        },
+        "training": {**job.recipe, "steps": steps},
+        "selected_by": _selected_by(options),
+        "recipe_hash": job.recipe_hash,
+    }
+
+
+def _selected_by(options: Options) -> str:
+    if not options.validation:
+        return "nothing was held out: no step is chosen"
+    return "the step with the highest mAP of held-out labels, none of which was trained on or is test data"

@@ -1,0 +1,28 @@
+"""TODO: say what this file is for."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+ENTRIES = "plan/entries.parquet"
+
+PLAN_FOLDER = "plan"  # it tells that a folder is an output of this software
+
+PIECES = "pieces"  # folder of the markers of committed pieces
+REPAIR_RECORD = "repair/record.json"  # of a repair under way
+
+PLAN_NAME = "plan/plan.json"
+JOB_NAME = "plan/job.json"  # all of the job but its units: what 'repair' needs to run it again
+
+LAYER = "full"  # the layer of local descriptors that a full extraction makes
+ROTATION_NAME = "plan/rotation.f32"  # of binary local descriptors
+
+IMAGES_NAME = "plan/images.parquet"
+SOURCE_NAME = "plan/source.json"
+
+ARCHIVES_NAME = "plan/archives.parquet"  # where the archives lie: moved ones do not change the plan
+ARCHIVES = pa.schema([pa.field("url", pa.string(), nullable=False)])
+LISTED_NAME = "plan/listed.parquet"  # what image lists say that the archives hold
+LISTED = pa.schema([pa.field("source", pa.string(), nullable=False), pa.field("name", pa.string(), nullable=False)])
+
+LAYERS = "layers"  # folder of a store's further layers of local descriptors

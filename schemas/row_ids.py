@@ -1,0 +1,5 @@
+"""TODO: say what this file is for."""
+
+from __future__ import annotations
+
+ROWS_A_PART = 4096  # a row id is (base of the store + part number) * ROWS_A_PART + row
