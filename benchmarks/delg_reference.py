@@ -1,7 +1,9 @@
-"""DELG of tensorflow/models and of tf_slim with random weights, for delg_parity.py: build, export, extract.
+"""DELG of tensorflow/models and of tf_slim with random weights, for delg_parity.py: build, export,
+extract.
 
-The sources are read from a folder of the user's and never copied. Their packages' own `__init__` (which wants compiled
-protocol buffers and the whole object detection library) is passed by: only the modules needed are imported.
+The sources are read from a folder of the user's and never copied. Their packages' own `__init__`
+(which wants compiled protocol buffers and the whole object detection library) is passed by: only
+the modules needed are imported.
 """
 
 from __future__ import annotations
@@ -28,7 +30,10 @@ Maps = dict[str, np.ndarray]
 
 @dataclass
 class Reference:
-    """A random DELG. maps: uint8 [H, W, 3], an image scale -> block3, attention, descriptors, each [h, w, channels]."""
+    """A random DELG.
+
+    maps: uint8 [H, W, 3], an image scale -> block3, attention, descriptors, each [h, w, channels].
+    """
 
     folder: Path
     threshold: float
@@ -39,12 +44,27 @@ class Reference:
 def import_sources(folder: Path) -> None:
     """Make `delf` and `object_detection` importable from a checkout of tensorflow/models."""
     research = folder / "research"
-    for needed in ("delf/delf/python/training/model/delg_model.py", "object_detection/core/box_list_ops.py"):
+    for needed in (
+        "delf/delf/python/training/model/delg_model.py",
+        "object_detection/core/box_list_ops.py",
+    ):
         if not (research / needed).is_file():
-            raise SystemExit(f"{folder} has no research/{needed}: give a checkout of tensorflow/models.")
-    packages = {"delf": research / "delf" / "delf", "object_detection": research / "object_detection"}
-    for below in ("python", "python/training", "python/training/model", "python/training/datasets", "python/examples",
-                  "python/pooling_layers", "python/normalization_layers"):
+            raise SystemExit(
+                f"{folder} has no research/{needed}: give a checkout of tensorflow/models."
+            )
+    packages = {
+        "delf": research / "delf" / "delf",
+        "object_detection": research / "object_detection",
+    }
+    for below in (
+        "python",
+        "python/training",
+        "python/training/model",
+        "python/training/datasets",
+        "python/examples",
+        "python/pooling_layers",
+        "python/normalization_layers",
+    ):
         packages["delf." + below.replace("/", ".")] = research / "delf" / "delf" / below
     for below in ("core", "utils"):
         packages[f"object_detection.{below}"] = research / "object_detection" / below
@@ -63,7 +83,9 @@ def import_sources(folder: Path) -> None:
 
 
 def random_value(name: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
-    """Weights that keep activations in range through a hundred layers, with statistics that are not neutral."""
+    """Weights that keep activations in range through a hundred layers, with statistics that are not
+    neutral.
+    """
     last = name.rpartition("/")[2].partition(":")[0]
     if last in ("kernel", "weights"):
         value = rng.standard_normal(shape) * np.sqrt(2 / np.prod(shape[:-1]))
@@ -77,17 +99,30 @@ def random_value(name: str, shape: tuple[int, ...], rng: np.random.Generator) ->
     return value.astype(np.float32)
 
 
-def extractor_of(folder: Path, threshold: float, tf2: bool, most: int) -> Callable[[np.ndarray, float], dict[str, Any]]:
+def extractor_of(
+    folder: Path, threshold: float, tf2: bool, most: int
+) -> Callable[[np.ndarray, float], dict[str, Any]]:
     """Their examples/extractor.py over a SavedModel, with the published configuration."""
     from delf.python.examples import extractor
 
     config = types.SimpleNamespace(
-        use_local_features=True, use_global_features=True, model_path=str(folder), image_scales=list(IMAGE_SCALES),
-        is_tf2_exported=tf2, max_image_size=1024, min_image_size=-1, use_square_images=False,
+        use_local_features=True,
+        use_global_features=True,
+        model_path=str(folder),
+        image_scales=list(IMAGE_SCALES),
+        is_tf2_exported=tf2,
+        max_image_size=1024,
+        min_image_size=-1,
+        use_square_images=False,
         delf_local_config=types.SimpleNamespace(
-            use_pca=False, max_feature_num=most, score_threshold=threshold, use_resized_coordinates=False
+            use_pca=False,
+            max_feature_num=most,
+            score_threshold=threshold,
+            use_resized_coordinates=False,
         ),
-        delf_global_config=types.SimpleNamespace(use_pca=False, image_scales_ind=list(GLOBAL_SCALES)),
+        delf_global_config=types.SimpleNamespace(
+            use_pca=False, image_scales_ind=list(GLOBAL_SCALES)
+        ),
     )
     made = extractor.MakeExtractor(config)
     return lambda image, factor: made(image, resize_factor=factor)
@@ -111,7 +146,9 @@ def keras_reference(
     if not flags.FLAGS.is_parsed():
         flags.FLAGS(["delg_reference"])
     # the name that Delf makes its backbone by; in resnet50 itself it must stay, for its own super()
-    delf_model.resnet = types.SimpleNamespace(ResNet50=_deeper(resnet50)) if depth == 101 else resnet50
+    delf_model.resnet = (
+        types.SimpleNamespace(ResNet50=_deeper(resnet50)) if depth == 101 else resnet50
+    )
     module = export._ExtractModule(block3_strides=block3_strides)
     model = module._model
     model.build_call(_normalised(tf, sample, 0.5), training=False)
@@ -132,7 +169,9 @@ def keras_reference(
 
 
 def _deeper(resnet50: Any) -> Any:
-    """ResNet-101 of their blocks: they give ResNet-50 alone. 17 more units follow l4f, named l4g, l4h, ..."""
+    """ResNet-101 of their blocks: they give ResNet-50 alone. 17 more units follow l4f, named l4g,
+    l4h, ...
+    """
 
     class Last(resnet50._IdentityBlock):
         def call(self, x: Any, training: bool = False) -> Any:
@@ -144,9 +183,16 @@ def _deeper(resnet50: Any) -> Any:
     class ResNet101(resnet50.ResNet50):
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs)
-            names = [f"l4{chr(letter)}" for letter in range(ord("g"), ord("g") + UNITS[101][2] - UNITS[50][2])]
+            names = [
+                f"l4{chr(letter)}"
+                for letter in range(ord("g"), ord("g") + UNITS[101][2] - UNITS[50][2])
+            ]
             for name in names:
-                setattr(self, name, resnet50._IdentityBlock(3, [256, 256, 1024], 4, name[-1], "channels_last"))
+                setattr(
+                    self,
+                    name,
+                    resnet50._IdentityBlock(3, [256, 256, 1024], 4, name[-1], "channels_last"),
+                )
             last = Last(3, [256, 256, 1024], 4, "f", "channels_last")
             last.followed_by = lambda: [getattr(self, name) for name in names]
             self.l4f = last
@@ -154,8 +200,12 @@ def _deeper(resnet50: Any) -> Any:
     return ResNet101
 
 
-def _spread(maps: Callable[[np.ndarray, float], Maps], sample: np.ndarray, kernel: Any, bias: Any) -> float:
-    """Set the score layer so that attention is spread over tens; gives a threshold that cuts 6 of 10 cells."""
+def _spread(
+    maps: Callable[[np.ndarray, float], Maps], sample: np.ndarray, kernel: Any, bias: Any
+) -> float:
+    """Set the score layer so that attention is spread over tens; gives a threshold that cuts 6 of
+    10 cells.
+    """
     before = np.log(np.expm1(maps(sample, 1.0)["attention"].astype(np.float64)))
     factor = 15.0 / before.std()
     kernel.assign(kernel.numpy() * np.float32(factor))
@@ -164,10 +214,11 @@ def _spread(maps: Callable[[np.ndarray, float], Maps], sample: np.ndarray, kerne
 
 
 def slim_reference(depth: int, folder: Path, sample: np.ndarray, seed: int, most: int) -> Reference:
-    """tf_slim's ResNet v1 with DELG's heads, exported by TF1 with the names that their extractor feeds and fetches.
+    """tf_slim's ResNet v1 with DELG's heads, exported by TF1 with the names that their extractor
+    feeds and fetches.
 
-    The ResNet is theirs; the heads are written here after the paper, with names of our choice, since the code that
-    exported the published models is not public.
+    The ResNet is theirs; the heads are written here after the paper, with names of our choice,
+    since the code that exported the published models is not public.
     """
     import tensorflow as tf
     import tf_slim as slim
@@ -179,7 +230,8 @@ def slim_reference(depth: int, folder: Path, sample: np.ndarray, seed: int, most
     # TensorFlow looks for the normalisation of TF1 under the name that tf_keras had for it before
     sys.modules.setdefault("tf_keras.legacy_tf_layers", legacy_tf_layers)
     sys.modules.setdefault(
-        "tf_keras.legacy_tf_layers.normalization", importlib.import_module(f"{legacy_tf_layers.__name__}.normalization")
+        "tf_keras.legacy_tf_layers.normalization",
+        importlib.import_module(f"{legacy_tf_layers.__name__}.normalization"),
     )
     v1 = tf.compat.v1
     scope = f"resnet_v1_{depth}"
@@ -187,11 +239,21 @@ def slim_reference(depth: int, folder: Path, sample: np.ndarray, seed: int, most
     def network(images: Any) -> tuple[Any, Any, Any, Any]:
         block = resnet_v1.resnet_v1_block
         strides = (2, 2, 2, 1)
-        blocks = [block(f"block{n}", base_depth=32 * 2**n, num_units=units, stride=stride)
-                  for n, (units, stride) in enumerate(zip(UNITS[depth], strides, strict=True), 1)]
-        with slim.arg_scope(resnet_v1.resnet_arg_scope()), slim.arg_scope([slim.batch_norm], is_training=False):
+        blocks = [
+            block(f"block{n}", base_depth=32 * 2**n, num_units=units, stride=stride)
+            for n, (units, stride) in enumerate(zip(UNITS[depth], strides, strict=True), 1)
+        ]
+        with (
+            slim.arg_scope(resnet_v1.resnet_arg_scope()),
+            slim.arg_scope([slim.batch_norm], is_training=False),
+        ):
             net, ends = resnet_v1.resnet_v1(
-                images, blocks, is_training=False, global_pool=False, reuse=v1.AUTO_REUSE, scope=scope
+                images,
+                blocks,
+                is_training=False,
+                global_pool=False,
+                reuse=v1.AUTO_REUSE,
+                scope=scope,
             )
             block3 = ends[f"{scope}/block3"]
             with v1.variable_scope("attention_block", reuse=v1.AUTO_REUSE):
@@ -220,26 +282,35 @@ def slim_reference(depth: int, folder: Path, sample: np.ndarray, seed: int, most
         for n in range(len(IMAGE_SCALES)):
             resized = tf.image.resize(pixels, tf.cast(tf.round(shape * scales[n]), tf.int32))
             vector, attention, reduced, _ = network(resized)
-            boxes = feature_extractor.CalculateReceptiveBoxes(
-                tf.shape(reduced)[1], tf.shape(reduced)[2], 291.0, 32.0, 145.0
-            ) / scales[n]
+            boxes = (
+                feature_extractor.CalculateReceptiveBoxes(
+                    tf.shape(reduced)[1], tf.shape(reduced)[2], 291.0, 32.0, 145.0
+                )
+                / scales[n]
+            )
             flat = tf.reshape(attention, [-1])
             kept = tf.reshape(tf.where(flat >= threshold_in), [-1])
             cells = tf.gather(tf.reshape(reduced, [-1, 128]), kept)
             scores = tf.gather(flat, kept)
             parts.append((tf.gather(boxes, kept), cells, tf.ones_like(scores) / scales[n], scores))
             vectors.append(vector)
-        boxes, cells, inverse, scores = (tf.concat(column, 0) for column in zip(*parts, strict=True))
+        boxes, cells, inverse, scores = (
+            tf.concat(column, 0) for column in zip(*parts, strict=True)
+        )
         listed = box_list.BoxList(boxes)
         for name, field in (("cells", cells), ("scales", inverse), ("scores", scores)):
             listed.add_field(name, field)
-        best = box_list_ops.non_max_suppression(listed, 1.0, tf.minimum(most_in, listed.num_boxes()))
+        best = box_list_ops.non_max_suppression(
+            listed, 1.0, tf.minimum(most_in, listed.num_boxes())
+        )
         outputs = {
             "boxes": tf.identity(best.get(), "boxes"),
             "features": tf.identity(best.get_field("cells"), "features"),
             "scales": tf.identity(best.get_field("scales"), "scales"),
             "scores": tf.identity(best.get_field("scores")[:, None], "scores"),
-            "global_descriptors": tf.identity(tf.gather(tf.concat(vectors, 0), chosen), "global_descriptors"),
+            "global_descriptors": tf.identity(
+                tf.gather(tf.concat(vectors, 0), chosen), "global_descriptors"
+            ),
         }
         resized_in = v1.placeholder(tf.float32, [1, None, None, 3], "resized")
         _, attention, reduced, block3 = network(resized_in)
@@ -249,14 +320,27 @@ def slim_reference(depth: int, folder: Path, sample: np.ndarray, seed: int, most
             variable.load(random_value(variable.name, tuple(variable.shape), rng), session)
 
         def maps(picture: np.ndarray, scale: float) -> Maps:
-            values = session.run([block3, attention, reduced], {resized_in: _normalised_array(picture, scale)})
-            return {name: value[0] for name, value in zip(("block3", "attention", "descriptors"), values, strict=True)}
+            values = session.run(
+                [block3, attention, reduced], {resized_in: _normalised_array(picture, scale)}
+            )
+            return {
+                name: value[0]
+                for name, value in zip(("block3", "attention", "descriptors"), values, strict=True)
+            }
 
-        layer = {v.name.rpartition("/")[2][:-2]: _InSession(v, session)
-                 for v in v1.global_variables() if v.name.startswith("attention_block/conv2/")}
+        layer = {
+            v.name.rpartition("/")[2][:-2]: _InSession(v, session)
+            for v in v1.global_variables()
+            if v.name.startswith("attention_block/conv2/")
+        }
         threshold = _spread(maps, sample, layer["weights"], layer["biases"])
-        inputs = {"input_image": image, "input_scales": scales, "input_abs_thres": threshold_in,
-                  "input_max_feature_num": most_in, "input_global_scales_ind": chosen}
+        inputs = {
+            "input_image": image,
+            "input_scales": scales,
+            "input_abs_thres": threshold_in,
+            "input_max_feature_num": most_in,
+            "input_global_scales_ind": chosen,
+        }
         v1.saved_model.simple_save(session, str(folder), inputs, outputs)
     return Reference(folder, threshold, maps, extractor_of(folder, threshold, False, most))
 
@@ -282,7 +366,13 @@ def _normalised_array(image: np.ndarray, scale: float) -> np.ndarray:
 
 
 def references(
-    depth: int, layout: str, strides: list[int], work: Path, sample: np.ndarray, seed: int, most: int
+    depth: int,
+    layout: str,
+    strides: list[int],
+    work: Path,
+    sample: np.ndarray,
+    seed: int,
+    most: int,
 ) -> Iterator[Reference]:
     """The models of one layout and depth; strides of the local map are for keras, slim's is 32."""
     if layout == "slim":

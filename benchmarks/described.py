@@ -16,10 +16,15 @@ from rrt_core.images import decode
 Box = tuple[float, float, float, float]
 
 
-def described(extractor: Extractor, items: Sequence[tuple[Path, Box | None]], work: Path) -> list[Description]:
+def described(
+    extractor: Extractor, items: Sequence[tuple[Path, Box | None]], work: Path
+) -> list[Description]:
     """Describe each (file, box or None for the whole picture), or take it from `work`."""
     made_by = [extractor.name, extractor.revision, extractor.config, extractor.weights_sha256]
-    folder = work / f"described-{hashlib.sha256(json.dumps(made_by, sort_keys=True).encode()).hexdigest()[:16]}"
+    folder = (
+        work
+        / f"described-{hashlib.sha256(json.dumps(made_by, sort_keys=True).encode()).hexdigest()[:16]}"  # noqa: E501
+    )
     folder.mkdir(parents=True, exist_ok=True)
     found = []
     for path, box in items:

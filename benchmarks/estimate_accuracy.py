@@ -1,11 +1,13 @@
 """What --dry-run says beside what the run then takes, on real photographs: time, disk, memory.
 
-    python benchmarks/estimate_accuracy.py [--archives DIR] [--only NAME,...] [--queries 40] [--keep DIR]
+    python benchmarks/estimate_accuracy.py [--archives DIR] [--only NAME,...] [--queries 40] [--keep
+    DIR]
 
-Each line of the table is one command, first with --dry-run, then for good, both as processes of their own, one right
-after the other, since a machine's speed drifts. Photographs are those of $RRT_TEST_DATA/photos; --archives names a
-folder of benchmarks/make_archives.py, of which two archives are taken. Time is the wall time of the whole command, disk
-the sum of its files' sizes, memory the largest PSS of its process tree. The bars: time within 30 %, disk within 5 %.
+Each line of the table is one command, first with --dry-run, then for good, both as processes of
+their own, one right after the other, since a machine's speed drifts. Photographs are those of
+$RRT_TEST_DATA/photos; --archives names a folder of benchmarks/make_archives.py, of which two
+archives are taken. Time is the wall time of the whole command, disk the sum of its files' sizes,
+memory the largest PSS of its process tree. The bars: time within 30 %, disk within 5 %.
 """
 
 from __future__ import annotations
@@ -45,17 +47,31 @@ def cases(scratch: Path, archives: Path | None, queries: int) -> list[Case]:
     names = sorted(os.path.relpath(path, photos) for path in photos.rglob("*.jpg"))
     step = max(1, len(names) // queries)
     listed.write_text("".join(f"{name}\n" for name in names[::step][:queries]))
-    out = {name: scratch / name for name in ("defaults", "small", "packed", "queries", "index", "run")}
+    out = {
+        name: scratch / name for name in ("defaults", "small", "packed", "queries", "index", "run")
+    }
     asked = ("--images", str(photos), "--list", str(listed), "--out", str(out["queries"]))
     plain = ("extract", "--images", str(photos), "--out")
     found = [
         Case("extract, defaults", (*plain, str(out["defaults"])), (out["defaults"],)),
         Case("extract, 224, 64 locals", (*plain, str(out["small"]), *SMALL), (out["small"],)),
         Case("extract queries, 224, 64 locals", ("extract", *asked, *SMALL), (out["queries"],)),
-        Case("index", ("index", "--stores", str(out["small"]), "--out", str(out["index"])), (out["index"],)),
+        Case(
+            "index",
+            ("index", "--stores", str(out["small"]), "--out", str(out["index"])),
+            (out["index"],),
+        ),
         Case(
             "search",
-            ("search", "--queries", str(out["queries"]), "--index", str(out["index"]), "--out", str(out["run"])),
+            (
+                "search",
+                "--queries",
+                str(out["queries"]),
+                "--index",
+                str(out["index"]),
+                "--out",
+                str(out["run"]),
+            ),
             (out["run"] / "shortlist",),
         ),
         Case(
@@ -85,15 +101,21 @@ def run(arguments: tuple[str, ...], *, watched: bool) -> tuple[float, Peaks]:
     with watch if watched else contextlib.nullcontext():
         _, errors = process.communicate()
     if process.returncode:
-        raise SystemExit(f"{' '.join(arguments)} ended with {process.returncode}:\n{errors.decode()}")
+        raise SystemExit(
+            f"{' '.join(arguments)} ended with {process.returncode}:\n{errors.decode()}"
+        )
     return time.monotonic() - begun, watch.peaks
 
 
 def main() -> None:
     """Estimate, run, print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--archives", type=Path)
-    parser.add_argument("--only", default="", help="words; a case whose name holds one of them is run")
+    parser.add_argument(
+        "--only", default="", help="words; a case whose name holds one of them is run"
+    )
     parser.add_argument("--queries", type=int, default=40)
     parser.add_argument("--keep", type=Path, help="a folder for the outputs, which stay")
     options = parser.parse_args()
@@ -103,7 +125,9 @@ def main() -> None:
         scratch = (options.keep or Path(temporary)).resolve()
         scratch.mkdir(parents=True, exist_ok=True)
         print(HEADER, flush=True)
-        for case in cases(scratch, options.archives and options.archives.resolve(), options.queries):
+        for case in cases(
+            scratch, options.archives and options.archives.resolve(), options.queries
+        ):
             if not words or any(word in case.name for word in words):
                 compare(case, scratch)
     print(f"{time.monotonic() - begun:.0f} s in all, load {os.getloadavg()[0]:.1f}")
@@ -129,7 +153,9 @@ def compare(case: Case, scratch: Path) -> None:
         if predicted is None:
             line += f"{'':>12}{measured / unit:>12,.2f}"
         else:
-            line += f"{predicted / unit:>12,.2f}{measured / unit:>12,.2f}{predicted / measured:>8.3f}"
+            line += (
+                f"{predicted / unit:>12,.2f}{measured / unit:>12,.2f}{predicted / measured:>8.3f}"
+            )
         print(line, flush=True)
 
 

@@ -1,12 +1,15 @@
-"""Extraction from many archives: memory against the number of images, kills, and whether the end is the same.
+"""Extraction from many archives: memory against the number of images, kills, and whether the end is
+the same.
 
     python benchmarks/make_archives.py --out DIR/archives --images 20000 --archives 20 --longest 320
-    python benchmarks/extract_scale.py --archives DIR/archives --work DIR/work [--only locals globals default]
+    python benchmarks/extract_scale.py --archives DIR/archives --work DIR/work [--only locals
+    globals default]
 
-For each setting: the first two archives undisturbed, all undisturbed, and all killed by SIGKILL (the whole process
-tree) three times at random moments and started again. Printed are images, seconds, images a second, the peak of PSS
-summed over the process tree (sampled five times a second) in each quarter of the time, bytes on disk, what `verify`
-says, and whether the contents are equal.
+For each setting: the first two archives undisturbed, all undisturbed, and all killed by SIGKILL
+    (the whole process
+tree) three times at random moments and started again. Printed are images, seconds, images a second,
+the peak of PSS summed over the process tree (sampled five times a second) in each quarter of the
+time, bytes on disk, what `verify` says, and whether the contents are equal.
 """
 
 from __future__ import annotations
@@ -29,7 +32,9 @@ import psutil
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = ("--extractor-option", "sizes=[224]", "--extractor-option", "max_locals=64")
-SETTINGS: dict[str, tuple[tuple[str, ...], int]] = {  # name -> (flags, archives of the long run; 0: all)
+SETTINGS: dict[
+    str, tuple[tuple[str, ...], int]
+] = {  # name -> (flags, archives of the long run; 0: all)
     "locals": (SMALL, 0),
     "globals": ((*SMALL, "--locals", "none"), 0),
     "default": ((), 2),
@@ -47,12 +52,17 @@ class Run:
     @property
     def peaks(self) -> str:
         """The peak of each quarter of the time: what grows with the number of images shows here."""
-        quarters = [self.memory[i * len(self.memory) // 4 : (i + 1) * len(self.memory) // 4] for i in range(4)]
+        quarters = [
+            self.memory[i * len(self.memory) // 4 : (i + 1) * len(self.memory) // 4]
+            for i in range(4)
+        ]
         return " / ".join(f"{max(quarter, default=0) / 1e6:.0f}" for quarter in quarters)
 
 
 def run(arguments: list[str], kill_when: Callable[[float], bool] | None = None) -> Run:
-    """Run a command of the pipelines; SIGKILL to its whole tree when `kill_when` (seconds) says so."""
+    """Run a command of the pipelines; SIGKILL to its whole tree when `kill_when` (seconds) says
+    so.
+    """
     started = time.monotonic()
     process = subprocess.Popen(
         [sys.executable, "-m", "pipelines", *arguments],
@@ -107,13 +117,19 @@ def measure(name: str, archives: Path, work: Path, kills: int, chance: random.Ra
         share, later = (kill + chance.random()) / (kills + 1), chance.uniform(0, 10)
         reached: list[float] = []
 
-        def kill_when(now: float, share: float = share, later: float = later, reached: list[float] = reached) -> bool:
+        def kill_when(
+            now: float, share: float = share, later: float = later, reached: list[float] = reached
+        ) -> bool:
             if pieces(store) >= share * whole:
                 reached.append(now)
             return bool(reached) and now >= reached[0] + later
 
         found = run(command(archives, sizes[-1], store, flags), kill_when)
-        print(f"{name:<8}  kill {kill + 1} after {found.seconds:.0f} s: {pieces(store)} of {whole} pieces", flush=True)
+        print(
+            f"{name:<8}  kill {kill + 1} after {found.seconds:.0f} s: {pieces(store)} of {whole} "
+            f"pieces",
+            flush=True,
+        )
         if not found.killed:
             break
     found = run(command(archives, sizes[-1], store, flags))
@@ -121,10 +137,18 @@ def measure(name: str, archives: Path, work: Path, kills: int, chance: random.Ra
     say(name, "the rest", found, counts, disk)
     same = "equal" if digest == undisturbed else "NOT EQUAL"
     verified = subprocess.run(
-        [sys.executable, "-m", "pipelines", "verify", str(store)], cwd=ROOT, capture_output=True, text=True, check=False
+        [sys.executable, "-m", "pipelines", "verify", str(store)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     last = (verified.stdout + verified.stderr).strip().splitlines()[-1:]
-    print(f"{name:<8}  killed and undisturbed: contents {same}; verify: exit {verified.returncode}, {last}", flush=True)
+    print(
+        f"{name:<8}  killed and undisturbed: contents {same}; verify: exit {verified.returncode}, "
+        f"{last}",
+        flush=True,
+    )
 
 
 def pieces(store: Path) -> int:
@@ -142,8 +166,10 @@ def say(name: str, what: str, found: Run, counts: dict[str, int], disk: int) -> 
     """A line of figures."""
     images = counts["inputs"]
     print(
-        f"{name:<8}  {what:<12}  {images:,} = {counts['succeeded']:,} + {counts['failed']:,} failed  "
-        f"{found.seconds:.0f} s  {images / found.seconds:.1f}/s  peak PSS by quarters {found.peaks} MB  "
+        f"{name:<8}  {what:<12}  {images:,} = {counts['succeeded']:,} + {counts['failed']:,} "
+        f"failed  "
+        f"{found.seconds:.0f} s  {images / found.seconds:.1f}/s  peak PSS by quarters "
+        f"{found.peaks} MB  "
         f"{disk / 1e6:.0f} MB on disk",
         flush=True,
     )
@@ -151,7 +177,9 @@ def say(name: str, what: str, found: Run, counts: dict[str, int], disk: int) -> 
 
 def main() -> None:
     """See the module."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--archives", type=Path, required=True)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--only", nargs="*", choices=list(SETTINGS), default=list(SETTINGS))

@@ -1,10 +1,12 @@
 """How fast `extract` is beside a bare loop over the same extractor, in one run on the same images.
 
-    python benchmarks/extract_throughput.py --images FOLDER [--count 1000] [--sizes 320] [--repeats 1]
+    python benchmarks/extract_throughput.py --images FOLDER [--count 1000] [--sizes 320] [--repeats
+    1]
 
-Bare loop: decode and describe, nothing written; the faster of one process with two torch threads and two
-processes with one thread each. `extract` is the real command with two workers of one thread, and with one. Rates
-leave start-up out (imports, weights, Beam); it is printed.
+Bare loop: decode and describe, nothing written; the faster of one process with two torch threads
+    and two
+processes with one thread each. `extract` is the real command with two workers of one thread, and
+with one. Rates leave start-up out (imports, weights, Beam); it is printed.
 """
 
 from __future__ import annotations
@@ -47,7 +49,10 @@ def bare(names: list[str], sizes: list[int], threads: int, ready, go, out) -> No
     go.wait()
     started = time.perf_counter()
     with ThreadPoolExecutor(2) as pool:
-        futures = [pool.submit(lambda name: decode(Path(name).read_bytes(), name), name) for name in names[:16]]
+        futures = [
+            pool.submit(lambda name: decode(Path(name).read_bytes(), name), name)
+            for name in names[:16]
+        ]
         rest = iter(names[16:])
         while futures:
             batch, futures = futures[:8], futures[8:]
@@ -65,7 +70,10 @@ def bare_rate(names: list[str], sizes: list[int], processes: int, threads: int) 
     context = multiprocessing.get_context("spawn")
     ready, out, go = context.Queue(), context.Queue(), context.Event()
     shares = [names[number::processes] for number in range(processes)]
-    running = [context.Process(target=bare, args=(share, sizes, threads, ready, go, out)) for share in shares]
+    running = [
+        context.Process(target=bare, args=(share, sizes, threads, ready, go, out))
+        for share in shares
+    ]
     for process in running:
         process.start()
     for _ in running:
@@ -77,17 +85,35 @@ def bare_rate(names: list[str], sizes: list[int], processes: int, threads: int) 
     return sum(count for count, _ in results) / max(seconds for _, seconds in results)
 
 
-def extract_rate(images: Path, listed: Path, sizes: list[int], workers: int, count: int) -> tuple[float, float]:
-    """Images a second of `extract` from the first unit's start to the last marker, and its start-up in seconds."""
+def extract_rate(
+    images: Path, listed: Path, sizes: list[int], workers: int, count: int
+) -> tuple[float, float]:
+    """Images a second of `extract` from the first unit's start to the last marker, and its start-up
+    in seconds.
+    """
     store = Path(tempfile.mkdtemp(prefix="rrt-throughput-")) / "store"
     options = ["--extractor-option", "sizes=[" + ",".join(map(str, sizes)) + "]"]
-    command = [sys.executable, "-m", "pipelines", "extract", "--images", str(images), "--list", str(listed)]
+    command = [
+        sys.executable,
+        "-m",
+        "pipelines",
+        "extract",
+        "--images",
+        str(images),
+        "--list",
+        str(listed),
+    ]
     started = time.time()
-    subprocess.run([*command, "--out", str(store), "--workers", str(workers), *options], cwd=ROOT, check=True)
+    subprocess.run(
+        [*command, "--out", str(store), "--workers", str(workers), *options], cwd=ROOT, check=True
+    )
     wall = time.time() - started
     markers = list((store / "done").glob("*.json"))
     ends = [marker.stat().st_mtime for marker in markers]
-    begins = [end - json.loads(marker.read_bytes())["seconds"] for marker, end in zip(markers, ends, strict=True)]
+    begins = [
+        end - json.loads(marker.read_bytes())["seconds"]
+        for marker, end in zip(markers, ends, strict=True)
+    ]
     shutil.rmtree(store.parent)
     window = max(ends) - min(begins)
     return count / window, wall - window
@@ -95,7 +121,9 @@ def extract_rate(images: Path, listed: Path, sizes: list[int], workers: int, cou
 
 def main() -> None:
     """Run and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--images", required=True)
     parser.add_argument("--count", type=int, default=1000)
     parser.add_argument("--sizes", default="320")
@@ -103,7 +131,9 @@ def main() -> None:
     options = parser.parse_args()
     sizes = [int(size) for size in options.sizes.split(",")]
     folder = Path(options.images).resolve()
-    found = [os.fsdecode(reference.location) for reference in list_images(SourceSpec(str(folder)))][: options.count]
+    found = [os.fsdecode(reference.location) for reference in list_images(SourceSpec(str(folder)))][
+        : options.count
+    ]
     with tempfile.TemporaryDirectory() as scratch:
         listed = Path(scratch, "list.txt")
         listed.write_text("".join(f"{os.path.relpath(name, folder)}\n" for name in found))
@@ -112,22 +142,35 @@ def main() -> None:
         one = bare_rate(found, sizes, 1, 2)
         print(f"bare loop, one process, two threads        {one:7.2f} images/s")
         single, start = extract_rate(folder, listed, sizes, 1, count)
-        print(f"extract, one worker                        {single:7.2f} images/s  (start-up {start:.1f} s)")
+        print(
+            f"extract, one worker                        {single:7.2f} images/s  (start-up "
+            f"{start:.1f} s)"
+        )
         shares, scales = [], []
         before = bare_rate(found, sizes, 2, 1)
         for repeat in range(options.repeats):
             print(f"bare loop, two processes, one thread each  {before:7.2f} images/s")
             both, start = extract_rate(folder, listed, sizes, 2, count)
             after = bare_rate(found, sizes, 2, 1)
-            # The machine's own speed drifts: each run of extract stands between two of the bare loop.
+            # The machine's own speed drifts: each run of extract stands between two of the bare
+            # loop.
             bare_loop = max((before + after) / 2, one)
             shares.append(both / bare_loop)
             scales.append(both / single)
-            print(f"extract, two workers                       {both:7.2f} images/s  (start-up {start:.1f} s)")
-            print(f"  repeat {repeat + 1}: extract / bare loop {shares[-1]:.3f}, two workers / one {scales[-1]:.3f}")
+            print(
+                f"extract, two workers                       {both:7.2f} images/s  (start-up "
+                f"{start:.1f} s)"
+            )
+            print(
+                f"  repeat {repeat + 1}: extract / bare loop {shares[-1]:.3f}, two workers / one "
+                f"{scales[-1]:.3f}"
+            )
             before = after
         print(f"bare loop, two processes, one thread each  {before:7.2f} images/s")
-        print(f"median: extract / bare loop {median(shares):.3f}, two workers / one worker {median(scales):.3f}")
+        print(
+            f"median: extract / bare loop {median(shares):.3f}, two workers / one worker "
+            f"{median(scales):.3f}"
+        )
 
 
 if __name__ == "__main__":

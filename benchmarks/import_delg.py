@@ -1,14 +1,18 @@
-"""How fast `import delg` reads DELG's files beside the reader of the paper's repository, in one run on the same files.
+"""How fast `import delg` reads DELG's files beside the reader of the paper's repository, in one run
+on the same files.
 
-    python benchmarks/import_delg.py --reference RerankingTransformer/ --work FOLDER [--pairs 5000] [--repeats 3]
+    python benchmarks/import_delg.py --reference RerankingTransformer/ --work FOLDER [--pairs 5000]
+    [--repeats 3]
 
-Makes pairs of 2,048-D global and 500 local descriptors of 128 dimensions (some 285 kB a pair) with protobuf's own
-serialiser. Both readers are run by one process with one thread, in blocks of 250 pairs that alternate, so that the
-page cache and the machine's moods are shared; every value is compared. The reference is RRT_GLD/utils/data/delf,
-unchanged, but for two things that stand around it: of TensorFlow it needs io.gfile.GFile to open files alone, for which
-a stand-in gives it Python's `open`; and its generated message classes are made by today's protobuf (upb, in C) from the
+Makes pairs of 2,048-D global and 500 local descriptors of 128 dimensions (some 285 kB a pair) with
+protobuf's own serialiser. Both readers are run by one process with one thread, in blocks of 250
+pairs that alternate, so that the page cache and the machine's moods are shared; every value is
+compared. The reference is RRT_GLD/utils/data/delf, unchanged, but for two things that stand around
+it: of TensorFlow it needs io.gfile.GFile to open files alone, for which a stand-in gives it
+Python's `open`; and its generated message classes are made by today's protobuf (upb, in C) from the
 schemas that they hold. Ours is timed in two steps: the files' arrays, which is what the reference
-gives, and the whole way of a worker (checks, order, scale numbers, float16). Then the command itself runs.
+gives, and the whole way of a worker (checks, order, scale numbers, float16). Then the command
+itself runs.
 """
 
 from __future__ import annotations
@@ -61,8 +65,12 @@ def make_pairs(folder: Path, pairs: int) -> list[str]:
         vectors = rng.standard_normal((LOCALS, LOCAL_DIM)).astype(np.float32)
         vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
         strengths = np.sort(rng.uniform(400, 900, LOCALS))[::-1]
-        for vector, strength, place in zip(vectors, strengths, rng.uniform(0, 1024, (LOCALS, 2)), strict=True):
-            feature = features.feature.add(x=place[0], y=place[1], orientation=0.0, strength=strength)
+        for vector, strength, place in zip(
+            vectors, strengths, rng.uniform(0, 1024, (LOCALS, 2)), strict=True
+        ):
+            feature = features.feature.add(
+                x=place[0], y=place[1], orientation=0.0, strength=strength
+            )
             feature.scale = 1 / delg.SCALES[rng.integers(7)]
             feature.descriptor.float_list.value.extend(vector.tolist())
             feature.descriptor.shape.dim.append(LOCAL_DIM)
@@ -71,23 +79,32 @@ def make_pairs(folder: Path, pairs: int) -> list[str]:
 
 
 def generated(path: Path, pool: Any) -> types.ModuleType:
-    """The message classes of one of the reference's generated modules, from the schema that it holds.
+    """The message classes of one of the reference's generated modules, from the schema that it
+    holds.
 
     The modules are of a protoc before 3.19, which today's protobuf refuses to import.
     """
-    calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.keyword)]
-    written = next(ast.literal_eval(node.value.args[0]) for node in calls if node.arg == "serialized_pb")  # type: ignore
+    calls = [
+        node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.keyword)
+    ]
+    written = next(
+        ast.literal_eval(node.value.args[0]) for node in calls if node.arg == "serialized_pb"
+    )  # type: ignore
     file = descriptor_pb2.FileDescriptorProto.FromString(written.encode("latin1"))
     pool.Add(file)
     module = types.ModuleType(path.stem)
     for made in file.message_type:
-        kind = message_factory.GetMessageClass(pool.FindMessageTypeByName(f"{file.package}.{made.name}"))
+        kind = message_factory.GetMessageClass(
+            pool.FindMessageTypeByName(f"{file.package}.{made.name}")
+        )
         setattr(module, made.name, kind)
     return module
 
 
 def reference_reader(checkout: Path) -> tuple[types.ModuleType, types.ModuleType]:
-    """datum_io and feature_io of the paper's repository, with a stand-in for TensorFlow's file opening."""
+    """datum_io and feature_io of the paper's repository, with a stand-in for TensorFlow's file
+    opening.
+    """
     stand_in = types.ModuleType("tensorflow")
     stand_in.io = types.SimpleNamespace(gfile=types.SimpleNamespace(GFile=open))  # type: ignore[attr-defined]
     sys.modules["tensorflow"] = stand_in
@@ -97,7 +114,9 @@ def reference_reader(checkout: Path) -> tuple[types.ModuleType, types.ModuleType
         sys.modules[package] = types.ModuleType(package)
         sys.modules[package].__path__ = []
     for name in ("datum_pb2", "feature_pb2"):
-        module = sys.modules[f"delf.protos.{name}"] = generated(folder / "protos" / f"{name}.py", pool)
+        module = sys.modules[f"delf.protos.{name}"] = generated(
+            folder / "protos" / f"{name}.py", pool
+        )
         setattr(sys.modules["delf.protos"], name, module)
     for name in ("datum_io", "feature_io"):
         spec = importlib.util.spec_from_file_location(f"delf.{name}", folder / f"{name}.py")
@@ -111,8 +130,12 @@ def reference_reader(checkout: Path) -> tuple[types.ModuleType, types.ModuleType
 def main() -> None:
     """Make, time, compare, print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--reference", type=Path, required=True, help="checkout of the paper's repository")
-    parser.add_argument("--work", type=Path, required=True, help="folder for the files (1.5 GB) and the store")
+    parser.add_argument(
+        "--reference", type=Path, required=True, help="checkout of the paper's repository"
+    )
+    parser.add_argument(
+        "--work", type=Path, required=True, help="folder for the files (1.5 GB) and the store"
+    )
     parser.add_argument("--pairs", type=int, default=5000)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--workers", type=int, default=1, help="of the whole import")
@@ -124,15 +147,21 @@ def main() -> None:
 
     def theirs(name: str) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
         path = str(folder / name)
-        return datum_io.ReadFromFile(f"{path}.delg_global"), feature_io.ReadFromFile(f"{path}.delg_local")
+        return datum_io.ReadFromFile(f"{path}.delg_global"), feature_io.ReadFromFile(
+            f"{path}.delg_local"
+        )
 
     def arrays(name: str) -> tuple[np.ndarray, delg.DelgFeatures]:
-        return delg.parse_global(place.read(f"{name}.delg_global")), delg.parse_local(place.read(f"{name}.delg_local"))
+        return delg.parse_global(place.read(f"{name}.delg_global")), delg.parse_local(
+            place.read(f"{name}.delg_local")
+        )
 
     def whole(name: str) -> np.ndarray:
         vector, features = arrays(name)
         unit_global(vector, GLOBAL_DIM)
-        return encoded(delg.locals_of(features, dimension=LOCAL_DIM, most=LOCALS).descriptors, "float16")
+        return encoded(
+            delg.locals_of(features, dimension=LOCAL_DIM, most=LOCALS).descriptors, "float16"
+        )
 
     def through_protobuf(name: str) -> tuple[np.ndarray, delg.DelgFeatures]:
         """Ours without the view of regular files: what any other encoding takes."""
@@ -147,12 +176,17 @@ def main() -> None:
         vector, (places, scales, descriptors, strength, orientation) = theirs(name)
         for read in (arrays, through_protobuf) if name in names[:200] else (arrays,):
             ours, features = read(name)
-            assert np.array_equal(vector, ours) and np.array_equal(descriptors, features.descriptors)
+            assert np.array_equal(vector, ours) and np.array_equal(
+                descriptors, features.descriptors
+            )
             assert np.array_equal(places, np.stack([features.y, features.x], 1))
-            assert np.array_equal(scales, features.scale) and np.array_equal(strength, features.strength)
+            assert np.array_equal(scales, features.scale) and np.array_equal(
+                strength, features.strength
+            )
             assert np.array_equal(orientation, features.orientation)
     print(
-        f"{len(names):,} pairs, {sum(path.stat().st_size for path in folder.iterdir()) / 1e9:.2f} GB: all values equal"
+        f"{len(names):,} pairs, {sum(path.stat().st_size for path in folder.iterdir()) / 1e9:.2f} "
+        f"GB: all values equal"
     )
 
     readers = {"the paper's reader": theirs, "ours, arrays": arrays, "ours, as stored": whole}
@@ -171,18 +205,31 @@ def main() -> None:
     first = median(rates["the paper's reader"])
     for what, measured in rates.items():
         rate = median(measured)
-        print(f"{what:<32}{rate:>8,.0f} pairs/s  ({min(measured):,.0f} .. {max(measured):,.0f})  {rate / first:6.1f} x")
+        print(
+            f"{what:<32}{rate:>8,.0f} pairs/s  ({min(measured):,.0f} .. {max(measured):,.0f})  "
+            f"{rate / first:6.1f} x"
+        )
 
     store = arguments.work / "store"
     shutil.rmtree(store, ignore_errors=True)
-    command = [sys.executable, "-m", "pipelines", "import", "delg", str(folder), "--out", str(store)]
+    command = [
+        sys.executable,
+        "-m",
+        "pipelines",
+        "import",
+        "delg",
+        str(folder),
+        "--out",
+        str(store),
+    ]
     begun = time.perf_counter()
     subprocess.run([*command, "--workers", str(arguments.workers)], cwd=ROOT, check=True)
     seconds = time.perf_counter() - begun
     manifest = json.loads((store / "manifest.json").read_text())
     assert manifest["counts"]["succeeded"] == len(names)
     print(
-        f"the whole command, {arguments.workers} worker(s): {len(names) / seconds:,.0f} pairs/s with its start, "
+        f"the whole command, {arguments.workers} worker(s): {len(names) / seconds:,.0f} pairs/s "
+        f"with its start, "
         f"{len(names) / manifest['wall_seconds']:,.0f} without"
     )
 

@@ -1,22 +1,27 @@
-"""What accuracy the transformer's cheaper settings cost, and what they save: one table, one plot, from one run.
+"""What accuracy the transformer's cheaper settings cost, and what they save: one table, one plot,
+from one run.
 
-    python benchmarks/knobs.py --out DIR [--weights FILE [--fold N]] [--queries 40] [--only KNOB ...]
+    python benchmarks/knobs.py --out DIR [--weights FILE [--fold N]] [--queries 40] [--only KNOB
+    ...]
 
-Photographs of $RRT_TEST_DATA/products, as benchmarks/products_quality.py takes them: queries `val`, gallery `train` and
-photos/, the default extractor with 500 locals, the global top 100 reranked. Each knob is turned alone, the others stand
-at the exact setting (500+500 locals, float32 everywhere):
+Photographs of $RRT_TEST_DATA/products, as benchmarks/products_quality.py takes them: queries `val`,
+gallery `train` and photos/, the default extractor with 500 locals, the global top 100 reranked.
+Each knob is turned alone, the others stand at the exact setting (500+500 locals, float32
+everywhere):
 
     tokens      strongest locals used of the query + of a gallery image
     storage     how the store keeps locals: decoded as a store's reader does
     cascade     a cheap reranker on all 100, 500+500 on the best 20 of each query
     precision   the network's arithmetic; left out where the reranker has no such option
-    baseline    mutual nearest neighbours and geometric verification at their defaults, to compare with
+    baseline    mutual nearest neighbours and geometric verification at their defaults, to compare
+                with
 
-All settings score one query before the next is begun, so that a machine whose speed drifts treats them alike. Rates are
-pairs of the shortlist a second of processor time (CPU, --threads of them together) or of wall time (another device).
-40 of the 100 queries, evenly spread, take about an hour of one core; --queries 100 takes all. Weights that were trained
-on some of the products must be given with --fold: only queries of that fold (products sorted by name, position mod 3)
-are then asked. What is scored is kept in DIR/scores.jsonl: a killed run goes on where it was.
+All settings score one query before the next is begun, so that a machine whose speed drifts treats
+them alike. Rates are pairs of the shortlist a second of processor time (CPU, --threads of them
+together) or of wall time (another device). 40 of the 100 queries, evenly spread, take about an hour
+of one core; --queries 100 takes all. Weights that were trained on some of the products must be
+given with --fold: only queries of that fold (products sorted by name, position mod 3) are then
+asked. What is scored is kept in DIR/scores.jsonl: a killed run goes on where it was.
 """
 
 from __future__ import annotations
@@ -62,14 +67,23 @@ class Setting:
     label: str
     reranker: Reranker
     storage: str = "float32"
-    logits: list[np.ndarray] = field(default_factory=list)  # a query each, of the shortlist in global order
+    logits: list[np.ndarray] = field(
+        default_factory=list
+    )  # a query each, of the shortlist in global order
     seconds: float = 0.0
 
     @property
     def identity(self) -> str:
         """Of all that changes the logits."""
-        made_by = [self.reranker.name, self.reranker.revision, self.reranker.weights_sha256, self.reranker.config]
-        return hashlib.sha256(json.dumps([made_by, self.storage], sort_keys=True).encode()).hexdigest()[:16]
+        made_by = [
+            self.reranker.name,
+            self.reranker.revision,
+            self.reranker.weights_sha256,
+            self.reranker.config,
+        ]
+        return hashlib.sha256(
+            json.dumps([made_by, self.storage], sort_keys=True).encode()
+        ).hexdigest()[:16]
 
 
 def settings(weights: str | None, device: str) -> list[Setting]:
@@ -80,9 +94,13 @@ def settings(weights: str | None, device: str) -> list[Setting]:
         return create("rrt", query_tokens=query, gallery_tokens=gallery, **model, **options)
 
     def cascade(first: str, options: dict[str, Any]) -> Reranker:
-        return create("cascade", keep=KEEP, first=first, first_options=options, second_options=model)
+        return create(
+            "cascade", keep=KEEP, first=first, first_options=options, second_options=model
+        )
 
-    rows = [Setting("tokens", f"{query}+{gallery}", rrt(query, gallery)) for query, gallery in TOKENS]
+    rows = [
+        Setting("tokens", f"{query}+{gallery}", rrt(query, gallery)) for query, gallery in TOKENS
+    ]
     rows += [Setting("storage", kind, rows[0].reranker, kind) for kind in ("float16", "int8")]
     rows.append(Setting("storage", "int8, 128+128", rrt(128, 128), "int8"))
     rows.append(Setting("cascade", f"64+64, best {KEEP}", cascade("rrt", {**model, **FEW})))
@@ -134,14 +152,24 @@ def score(rows: Sequence[Setting], task: Task, kept: Path, device: str) -> None:
                     file.write("\n" + json.dumps(entry))
             row.logits.append(np.array(entry["logits"], np.float32))
             row.seconds += entry["seconds"]
-        print(f"{number + 1} of {len(task.queries)} queries, {time.monotonic() - begun:.0f} s", flush=True)
+        print(
+            f"{number + 1} of {len(task.queries)} queries, {time.monotonic() - begun:.0f} s",
+            flush=True,
+        )
 
 
 def table(rows: Sequence[Setting], task: Task) -> list[dict[str, Any]]:
     """A line a row, the global order first."""
     exact, width = rows[0], task.images[0].descriptors.shape[1]
     before = average_precisions(task, None, plain_average_precision)
-    lines = [{"knob": "global", "setting": "", "mAP": before.mean(), "recall_1": firsts(task, None).mean()}]
+    lines = [
+        {
+            "knob": "global",
+            "setting": "",
+            "mAP": before.mean(),
+            "recall_1": firsts(task, None).mean(),
+        }
+    ]
     for row in rows:
         precisions = average_precisions(task, row.logits, plain_average_precision)
         pairs = sum(map(len, row.logits))
@@ -158,16 +186,35 @@ def table(rows: Sequence[Setting], task: Task) -> list[dict[str, Any]]:
     return lines
 
 
-COLUMNS = ("knob", "setting", "mAP", "recall_1", "pairs_a_second", "times_faster", "gallery_kB", "logit_error")
-FORMATS = {"mAP": ".3f", "recall_1": ".2f", "pairs_a_second": ".1f", "times_faster": ".1f", "gallery_kB": ".1f"}
+COLUMNS = (
+    "knob",
+    "setting",
+    "mAP",
+    "recall_1",
+    "pairs_a_second",
+    "times_faster",
+    "gallery_kB",
+    "logit_error",
+)
+FORMATS = {
+    "mAP": ".3f",
+    "recall_1": ".2f",
+    "pairs_a_second": ".1f",
+    "times_faster": ".1f",
+    "gallery_kB": ".1f",
+}
 
 
 def show(lines: Sequence[dict[str, Any]]) -> None:
     """The table as Markdown."""
     print("| " + " | ".join(COLUMNS) + " |\n" + "|---" * len(COLUMNS) + "|")
     for line in lines:
-        cells = [format(line[name], FORMATS.get(name, ".2g" if name == "logit_error" else "")) if name in line else ""
-                 for name in COLUMNS]
+        cells = [
+            format(line[name], FORMATS.get(name, ".2g" if name == "logit_error" else ""))
+            if name in line
+            else ""
+            for name in COLUMNS
+        ]
         print("| " + " | ".join(cells) + " |")
 
 
@@ -186,12 +233,23 @@ def draw(path: Path, lines: Sequence[dict[str, Any]], title: str) -> None:
             chosen = [line for line in lines if line["knob"] == knob]
             if not chosen:
                 continue
-            costs, precisions = [line[column] for line in chosen], [100 * line["mAP"] for line in chosen]
+            costs, precisions = (
+                [line[column] for line in chosen],
+                [100 * line["mAP"] for line in chosen],
+            )
             color = f"C{list(MARKERS).index(knob)}"
             axis.scatter(costs, precisions, marker=MARKERS[knob], label=knob, s=46, color=color)
-            for number, (line, cost, precision) in enumerate(zip(chosen, costs, precisions, strict=True)):
+            for number, (line, cost, precision) in enumerate(
+                zip(chosen, costs, precisions, strict=True)
+            ):
                 offset = (6, 5 if number % 2 == 0 else -11)
-                axis.annotate(line["setting"], (cost, precision), xytext=offset, textcoords="offset points", fontsize=8)
+                axis.annotate(
+                    line["setting"],
+                    (cost, precision),
+                    xytext=offset,
+                    textcoords="offset points",
+                    fontsize=8,
+                )
         axis.axhline(100 * lines[0]["mAP"], linestyle=":", color="grey", label="global order")
         axis.set_xscale("log")
         axis.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
@@ -209,12 +267,24 @@ def draw(path: Path, lines: Sequence[dict[str, Any]], title: str) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--weights", metavar="FILE", help="weights of the transformer; the embedded ones where absent")
-    parser.add_argument("--fold", type=int, choices=(0, 1, 2), help="ask only queries of this fold's products")
-    parser.add_argument("--queries", type=int, default=40, metavar="N", help="how many, evenly spread (default: 40)")
-    parser.add_argument("--only", nargs="+", metavar="KNOB", help="these knobs beside the exact setting")
+    parser.add_argument(
+        "--weights",
+        metavar="FILE",
+        help="weights of the transformer; the embedded ones where absent",
+    )
+    parser.add_argument(
+        "--fold", type=int, choices=(0, 1, 2), help="ask only queries of this fold's products"
+    )
+    parser.add_argument(
+        "--queries", type=int, default=40, metavar="N", help="how many, evenly spread (default: 40)"
+    )
+    parser.add_argument(
+        "--only", nargs="+", metavar="KNOB", help="these knobs beside the exact setting"
+    )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--data", type=Path, default=DATA)
@@ -233,13 +303,18 @@ def main() -> None:
     possible = np.arange(len(task.queries))
     if arguments.fold is not None:
         possible = np.flatnonzero(products.fold[task.queries] == arguments.fold)
-    places = np.linspace(0, len(possible) - 1, min(arguments.queries, len(possible))).round().astype(int)
+    places = (
+        np.linspace(0, len(possible) - 1, min(arguments.queries, len(possible))).round().astype(int)
+    )
     task = task.only(possible[places])
     score(rows, task, arguments.out / "scores.jsonl", arguments.device)
 
     lines = table(rows, task)
     weights = rows[0].reranker.weights_sha256[:12]
-    title = f"{len(task.queries)} queries of {len(possible)}, the top {SHORTLIST} reranked, weights {weights}"
+    title = (
+        f"{len(task.queries)} queries of {len(possible)}, the top {SHORTLIST} reranked, weights "
+        f"{weights}"
+    )
     print(f"{title}, {arguments.device}, {arguments.threads} thread(s)\n")
     show(lines)
     with (arguments.out / "knobs.csv").open("w", newline="") as file:

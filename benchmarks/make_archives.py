@@ -1,12 +1,14 @@
 """Make many different images out of real photographs, in tar.gz archives as large collections come.
 
-    python benchmarks/make_archives.py --out DIR [--images 20000] [--archives 20] [--longest 320] [--processes 2]
+    python benchmarks/make_archives.py --out DIR [--images 20000] [--archives 20] [--longest 320]
+    [--processes 2]
 
-Photographs are those of $RRT_TEST_DATA/photos and products. Each image is a new JPEG: one photograph's random crop of
-half to all of its sides, perhaps flipped, its longer side scaled to --longest, of quality 80 to 95; all by --seed and
-the image's number alone, so that the bytes of an archive are the same wherever and however often it is made (with one
-version of Pillow and zlib). DIR/images.{1..20}.tar.gz hold jpg/<archive>/<number>.jpg; DIR/images.txt lists the names.
-No two images have the same bytes, unless chance repeats itself; many show the same thing.
+Photographs are those of $RRT_TEST_DATA/photos and products. Each image is a new JPEG: one
+photograph's random crop of half to all of its sides, perhaps flipped, its longer side scaled to
+--longest, of quality 80 to 95; all by --seed and the image's number alone, so that the bytes of an
+archive are the same wherever and however often it is made (with one version of Pillow and zlib).
+DIR/images.{1..20}.tar.gz hold jpg/<archive>/<number>.jpg; DIR/images.txt lists the names. No two
+images have the same bytes, unless chance repeats itself; many show the same thing.
 """
 
 from __future__ import annotations
@@ -44,13 +46,18 @@ class Made:
 
 def names(archive: Made) -> list[str]:
     """Names of an archive's images."""
-    return [f"jpg/{archive.number}/{image:07}.jpg" for image in range(archive.first, archive.first + archive.images)]
+    return [
+        f"jpg/{archive.number}/{image:07}.jpg"
+        for image in range(archive.first, archive.first + archive.images)
+    ]
 
 
 def photographs() -> list[Path]:
     """The photographs that images are made of, in a fixed order."""
     folders = (DATA / "photos", DATA / "products")
-    return sorted(path for folder in folders for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    return sorted(
+        path for folder in folders for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES
+    )
 
 
 def make_image(files: list[Path], seed: int, number: int, longest: int) -> bytes:
@@ -60,10 +67,15 @@ def make_image(files: list[Path], seed: int, number: int, longest: int) -> bytes
         opened.draft("RGB", (2 * longest, 2 * longest))  # larger ones are decoded at a fraction
         photograph = opened.convert("RGB")
     width, height = (max(1, round(side * chance.uniform(0.5, 1.0))) for side in photograph.size)
-    left, top = chance.integers(photograph.width - width + 1), chance.integers(photograph.height - height + 1)
+    left, top = (
+        chance.integers(photograph.width - width + 1),
+        chance.integers(photograph.height - height + 1),
+    )
     scale = longest / max(width, height)
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    image = photograph.resize(size, Image.Resampling.BILINEAR, (left, top, left + width, top + height))
+    image = photograph.resize(
+        size, Image.Resampling.BILINEAR, (left, top, left + width, top + height)
+    )
     if chance.random() < 0.5:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     encoded = io.BytesIO()
@@ -80,7 +92,9 @@ def make_archive(archive: Made) -> int:
         gzip.GzipFile("", "wb", compresslevel=1, fileobj=file, mtime=0) as packed,
         tarfile.open(fileobj=packed, mode="w", format=tarfile.USTAR_FORMAT) as tar,
     ):
-        for name, number in zip(names(archive), range(archive.first, archive.first + archive.images), strict=True):
+        for name, number in zip(
+            names(archive), range(archive.first, archive.first + archive.images), strict=True
+        ):
             data = make_image(files, archive.seed, number, archive.longest)
             about = tarfile.TarInfo(name)  # owner, mode and time are fixed
             about.size = len(data)
@@ -90,7 +104,9 @@ def make_archive(archive: Made) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--images", type=int, default=20_000)
     parser.add_argument("--archives", type=int, default=20)
@@ -101,20 +117,27 @@ def main() -> None:
     if not 1 <= options.archives <= options.images or options.longest < 1:
         raise SystemExit("--archives must be 1 to --images, --longest at least 1.")
     if not photographs():
-        raise SystemExit(f"No .jpg or .png in {DATA}/photos and products: name their folder by RRT_TEST_DATA.")
+        raise SystemExit(
+            f"No .jpg or .png in {DATA}/photos and products: name their folder by RRT_TEST_DATA."
+        )
     options.out.mkdir(parents=True, exist_ok=True)
     bounds = [options.images * number // options.archives for number in range(options.archives + 1)]
     planned = [
-        Made(options.out / f"images.{n}.tar.gz", n, first, end - first, options.longest, options.seed)
+        Made(
+            options.out / f"images.{n}.tar.gz", n, first, end - first, options.longest, options.seed
+        )
         for n, (first, end) in enumerate(itertools.pairwise(bounds), 1)
     ]
-    (options.out / "images.txt").write_text("".join(f"{name}\n" for made in planned for name in names(made)))
+    (options.out / "images.txt").write_text(
+        "".join(f"{name}\n" for made in planned for name in names(made))
+    )
     begun, size = time.monotonic(), 0
     with multiprocessing.get_context("spawn").Pool(options.processes) as pool:
         for done, number_of_bytes in enumerate(pool.imap(make_archive, planned), 1):
             size += number_of_bytes
             print(
-                f"\r{done} of {len(planned)} archives, {bounds[done]:,} images, {size / 1e6:,.0f} MB, "
+                f"\r{done} of {len(planned)} archives, {bounds[done]:,} images, {size / 1e6:,.0f} "
+                f"MB, "
                 f"{time.monotonic() - begun:.0f} s",
                 end="",
                 flush=True,

@@ -1,10 +1,13 @@
-"""Make a projection of a timm extractor's locals to fewer dimensions: PCA whitening, from your photographs.
+"""Make a projection of a timm extractor's locals to fewer dimensions: PCA whitening, from your
+photographs.
 
-    python benchmarks/make_projection.py timm:resnet50 --option weights=resnet50.safetensors --photos FOLDER --out FILE
+    python benchmarks/make_projection.py timm:resnet50 --option weights=resnet50.safetensors
+    --photos FOLDER --out FILE
 
-The photographs are described as the extractor would, with the same options; the mean and covariance of the cells that
-it keeps (the strongest of all sizes) give the projection. A thousand varied photographs, unlike those of the
-evaluation, are plenty. Give FILE to the extractor: --extractor-option projection=FILE.
+The photographs are described as the extractor would, with the same options; the mean and covariance
+of the cells that it keeps (the strongest of all sizes) give the projection. A thousand varied
+photographs, unlike those of the evaluation, are plenty. Give FILE to the extractor:
+--extractor-option projection=FILE.
 """
 
 from __future__ import annotations
@@ -45,13 +48,19 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 
 def main(arguments: list[str] | None = None) -> None:
     """Read the photographs, write the file, print what was used."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("extractor", help="timm:NAME")
-    parser.add_argument("--option", action="append", default=[], help="an option of the extractor: KEY=VALUE")
+    parser.add_argument(
+        "--option", action="append", default=[], help="an option of the extractor: KEY=VALUE"
+    )
     parser.add_argument("--photos", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--dimensions", type=int, default=128)
-    parser.add_argument("--photographs", type=int, default=1000, help="at most so many, drawn by the seed")
+    parser.add_argument(
+        "--photographs", type=int, default=1000, help="at most so many, drawn by the seed"
+    )
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     try:
@@ -64,7 +73,8 @@ def make(options: argparse.Namespace) -> str:
     """Make the file; what to say of it."""
     torch.set_num_threads(1)  # sums in one order
     extractor = create(
-        options.extractor, **build(ExtractorOptions, {"option": options.option}, "make_projection.py").option
+        options.extractor,
+        **build(ExtractorOptions, {"option": options.option}, "make_projection.py").option,
     )
     if not isinstance(extractor, Timm):
         raise UserError(f"{options.extractor!r} is no extractor of timm: name one as timm:NAME.")
@@ -72,9 +82,16 @@ def make(options: argparse.Namespace) -> str:
         raise UserError("The extractor's option projection is what is to be made: leave it out.")
     files = sorted(path for path in options.photos.rglob("*") if path.suffix.lower() in SUFFIXES)
     if not files:
-        raise UserError(f"There is no {', '.join(SUFFIXES)} in {options.photos}: name a folder of photographs.")
+        raise UserError(
+            f"There is no {', '.join(SUFFIXES)} in {options.photos}: name a folder of photographs."
+        )
     chosen = np.random.default_rng(options.seed).permutation(len(files))[: options.photographs]
-    started, gathered, contents, left_out = time.monotonic(), Whitening(extractor.local_dim), hashlib.sha256(), 0
+    started, gathered, contents, left_out = (
+        time.monotonic(),
+        Whitening(extractor.local_dim),
+        hashlib.sha256(),
+        0,
+    )
     for path in [files[number] for number in sorted(chosen)]:
         data = path.read_bytes()
         try:
@@ -93,7 +110,9 @@ def make(options: argparse.Namespace) -> str:
         "photographs": str(used),
         "photographs_sha256": contents.hexdigest(),  # of their SHA-256, in the order of their names
         "cells": str(gathered.count),
-        "extractor": json.dumps({"name": extractor.name, "revision": extractor.revision, **extractor.config}),
+        "extractor": json.dumps(
+            {"name": extractor.name, "revision": extractor.revision, **extractor.config}
+        ),
         "weights_sha256": extractor.weights_sha256,
         "seed": str(options.seed),
         "numpy": np.__version__,
@@ -103,7 +122,8 @@ def make(options: argparse.Namespace) -> str:
     options.out.write_bytes(save({"mean": mean, "projection": projection}, metadata=made_of))
     seconds = time.monotonic() - started
     return (
-        f"{options.out}: {mean.shape[0]} -> {projection.shape[1]} dimensions, {gathered.count:,} cells of {used} "
+        f"{options.out}: {mean.shape[0]} -> {projection.shape[1]} dimensions, {gathered.count:,} "
+        f"cells of {used} "
         f"photographs ({left_out} could not be decoded), {seconds:.0f} s"
     )
 

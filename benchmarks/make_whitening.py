@@ -2,10 +2,10 @@
 
     python benchmarks/make_whitening.py [--photos FOLDER] [--out FILE]
 
-The photographs are described as the extractor would; the mean and covariance of the cells it keeps (the
-strongest of all sizes) give the projection. Some 800 varied photographs are plenty: 400,000 cells for 112 x
-112 covariances. FOLDER is $RRT_TEST_DATA/photos by default. Run it again only with a raised
-`EfficientNet.revision`: every local descriptor changes.
+The photographs are described as the extractor would; the mean and covariance of the cells it keeps
+(the strongest of all sizes) give the projection. Some 800 varied photographs are plenty: 400,000
+cells for 112 x 112 covariances. FOLDER is $RRT_TEST_DATA/photos by default. Run it again only with
+a raised `EfficientNet.revision`: every local descriptor changes.
 """
 
 from __future__ import annotations
@@ -33,19 +33,26 @@ SUFFIXES = (".jpg", ".jpeg", ".png")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--photos", type=Path, default=PHOTOS)
     parser.add_argument("--out", type=Path, default=WHITENING)
     options = parser.parse_args()
     files = sorted(path for path in options.photos.rglob("*") if path.suffix.lower() in SUFFIXES)
     if not files:
-        raise SystemExit(f"No .jpg or .png in {options.photos}: name a folder of photographs with --photos.")
+        raise SystemExit(
+            f"No .jpg or .png in {options.photos}: name a folder of photographs with --photos."
+        )
 
     started = time.monotonic()
     torch.set_num_threads(1)  # sums in one order
     with tempfile.TemporaryDirectory() as folder:
         unused = Path(folder) / "identity.safetensors"
-        nothing, eye = np.zeros(LOCAL_CHANNELS, np.float32), np.eye(LOCAL_CHANNELS, dtype=np.float32)
+        nothing, eye = (
+            np.zeros(LOCAL_CHANNELS, np.float32),
+            np.eye(LOCAL_CHANNELS, dtype=np.float32),
+        )
         unused.write_bytes(save({"mean": nothing, "projection": eye}))
         extractor = EfficientNet(whitening=str(unused))
     total, outer, count = np.zeros(LOCAL_CHANNELS), np.zeros((LOCAL_CHANNELS, LOCAL_CHANNELS)), 0
@@ -79,7 +86,10 @@ def main() -> None:
     arrays = {"mean": mean.astype(np.float32), "projection": projection.astype(np.float32)}
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_bytes(save(arrays, metadata=made_of))
-    print(f"{options.out}: {count:,} cells of {len(files)} photographs, {time.monotonic() - started:.0f} s")
+    print(
+        f"{options.out}: {count:,} cells of {len(files)} photographs, "
+        f"{time.monotonic() - started:.0f} s"
+    )
 
 
 if __name__ == "__main__":

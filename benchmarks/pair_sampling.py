@@ -1,7 +1,9 @@
-"""Pairs to train the transformer on, out of described images in memory: a function of seed and step alone.
+"""Pairs to train the transformer on, out of described images in memory: a function of seed and step
+alone.
 
-Positives are pictures of one instance. Negatives are drawn as the paper draws them, among the nearest by global
-descriptor that show another instance, and (for rendered views) among other regions of the same photograph.
+Positives are pictures of one instance. Negatives are drawn as the paper draws them, among the
+nearest by global descriptor that show another instance, and (for rendered views) among other
+regions of the same photograph.
 """
 
 from __future__ import annotations
@@ -23,8 +25,10 @@ NEIGHBOURS = 50  # negatives are drawn from so many nearest of other instances
 class Pool:
     """Described images and what may be paired with each.
 
-    descriptor f32 [n, D]; local f16 [n, k, L], zeros behind `count` i32 [n]; rows u8 [n, k] of the scale embedding
-    same, near, alike: for each image the indices of its instance's other images, of the nearest of others, and of
+    descriptor f32 [n, D]; local f16 [n, k, L], zeros behind `count` i32 [n]; rows u8 [n, k] of the
+    scale embedding
+    same, near, alike: for each image the indices of its instance's other images, of the nearest of
+        others, and of
     look-alikes (may be empty)
     weight f64 [n]: how often an image is an anchor, relative; 0 where it has no partner
     """
@@ -44,11 +48,17 @@ class Pool:
     def tokens(self, i: int, most: int) -> TokenSet:
         """An image's strongest locals as the scorer takes them."""
         n = min(most, int(self.count[i]))
-        return TokenSet(self.descriptor[i], self.local[i, :n].astype(np.float32), self.rows[i, :n].astype(np.int64))
+        return TokenSet(
+            self.descriptor[i],
+            self.local[i, :n].astype(np.float32),
+            self.rows[i, :n].astype(np.int64),
+        )
 
 
 def rendered_pool(views: Views) -> Pool:
-    """Couples whose backgrounds make them neither positive nor negative (`entangled`) are no negatives."""
+    """Couples whose backgrounds make them neither positive nor negative (`entangled`) are no
+    negatives.
+    """
     by_instance = {i: np.flatnonzero(views.instance == i) for i in np.unique(views.instance)}
     by_photo = {p: np.flatnonzero(views.photo == p) for p in np.unique(views.photo)}
     same, near, alike = [], [], []
@@ -62,17 +72,25 @@ def rendered_pool(views: Views) -> Pool:
 
 
 def labelled_pool(
-    descriptor: np.ndarray, local: np.ndarray, count: np.ndarray, rows: np.ndarray, label: np.ndarray
+    descriptor: np.ndarray,
+    local: np.ndarray,
+    count: np.ndarray,
+    rows: np.ndarray,
+    label: np.ndarray,
 ) -> Pool:
     """Images with a label each, int [n]; below 0: a distractor, which is never an anchor."""
     same, near = [], []
     for i, candidates in enumerate(nearest(descriptor, len(descriptor))):
         own = np.flatnonzero((label == label[i]) & (label[i] >= 0))
         same.append(own[own != i])
-        near.append(candidates[(label[candidates] != label[i]) | (label[candidates] < 0)][:NEIGHBOURS])
+        near.append(
+            candidates[(label[candidates] != label[i]) | (label[candidates] < 0)][:NEIGHBOURS]
+        )
     # Each label is an anchor as often as any other, however many photographs it has.
     weight = np.array([1.0 / (len(own) + 1) if len(own) else 0.0 for own in same])
-    return Pool(descriptor, local, count, rows, same, near, [np.zeros(0, np.int64)] * len(label), weight)
+    return Pool(
+        descriptor, local, count, rows, same, near, [np.zeros(0, np.int64)] * len(label), weight
+    )
 
 
 def joined(first: Pool, second: Pool, share: float) -> Pool:
@@ -86,12 +104,17 @@ def joined(first: Pool, second: Pool, share: float) -> Pool:
         name: getattr(first, name) + [entry + shift for entry in getattr(second, name)]
         for name in ("same", "near", "alike")
     }
-    weights = [(1 - share) * first.weight / first.weight.sum(), share * second.weight / second.weight.sum()]
+    weights = [
+        (1 - share) * first.weight / first.weight.sum(),
+        share * second.weight / second.weight.sum(),
+    ]
     return Pool(**both, **lists, weight=np.concatenate(weights))
 
 
 def nearest(descriptor: np.ndarray, most: int) -> list[np.ndarray]:
-    """For each image the indices of its nearest by global descriptor, itself left out; ties by index."""
+    """For each image the indices of its nearest by global descriptor, itself left out; ties by
+    index.
+    """
     found: list[np.ndarray] = []
     for first in range(0, len(descriptor), 1024):
         similarity = descriptor[first : first + 1024] @ descriptor.T
@@ -102,13 +125,17 @@ def nearest(descriptor: np.ndarray, most: int) -> list[np.ndarray]:
 
 
 def _others(views: Views, i: int, candidates: np.ndarray) -> np.ndarray:
-    return candidates[(views.instance[candidates] != views.instance[i]) & ~entangled(views, i, candidates)]
+    return candidates[
+        (views.instance[candidates] != views.instance[i]) & ~entangled(views, i, candidates)
+    ]
 
 
 @dataclass(frozen=True)
 class Budget:
-    """Tokens a side are drawn log-uniformly from low..high for each step; pairs * tokens of a step stays about
-    pairs * typical, within least..most pairs. From `long_from` of the steps on, low..high is long_low..long_high."""
+    """Tokens a side are drawn log-uniformly from low..high for each step; pairs * tokens of a step
+    stays about pairs * typical, within least..most pairs. From `long_from` of the steps on,
+    low..high is long_low..long_high.
+    """
 
     low: int = 32
     high: int = 160
@@ -124,18 +151,30 @@ class Budget:
 class PairSampler:
     """Draws the pairs of a step."""
 
-    def __init__(self, pool: Pool, steps: int, seed: int, budget: Budget, lookalikes: float) -> None:
+    def __init__(
+        self, pool: Pool, steps: int, seed: int, budget: Budget, lookalikes: float
+    ) -> None:
         """lookalikes: share of the negatives from the same photograph, where there are any."""
-        self.pool, self.steps, self.seed, self.budget, self.lookalikes = pool, steps, seed, budget, lookalikes
+        self.pool, self.steps, self.seed, self.budget, self.lookalikes = (
+            pool,
+            steps,
+            seed,
+            budget,
+            lookalikes,
+        )
         self._chance = pool.weight / pool.weight.sum()
 
-    def pairs(self, rng: np.random.Generator, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def pairs(
+        self, rng: np.random.Generator, count: int
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Query and gallery images int64 [count], label float32 [count]; half of them positive."""
         query, gallery, label = [], [], []
         for anchor in rng.choice(len(self._chance), count // 2, p=self._chance):
             positive = rng.choice(self.pool.same[anchor])
             alike = self.pool.alike[anchor]
-            negatives = alike if len(alike) and rng.uniform() < self.lookalikes else self.pool.near[anchor]
+            negatives = (
+                alike if len(alike) and rng.uniform() < self.lookalikes else self.pool.near[anchor]
+            )
             for other, truth in ((positive, 1.0), (rng.choice(negatives), 0.0)):
                 # Not symmetric: each couple serves in either order.
                 pair = (anchor, other) if rng.uniform() < 0.5 else (other, anchor)
@@ -149,7 +188,10 @@ class PairSampler:
         rng = np.random.default_rng((self.seed, step))
         tokens, count = self._size(rng, step)
         query, gallery, label = self.pairs(rng, count)
-        sides = [self._side(index, int(n), rng) for index, n in ((query, tokens[0]), (gallery, tokens[1]))]
+        sides = [
+            self._side(index, int(n), rng)
+            for index, n in ((query, tokens[0]), (gallery, tokens[1]))
+        ]
         return PairBatch(*sides, torch.from_numpy(label))
 
     def pair_count(self, step: int) -> int:
@@ -162,13 +204,21 @@ class PairSampler:
         long = step >= budget.long_from * self.steps
         low, high = (budget.long_low, budget.long_high) if long else (budget.low, budget.high)
         tokens = np.exp(rng.uniform(np.log(low), np.log(high), 2)).astype(int)
-        count = int(np.clip(budget.pairs * budget.typical / tokens.mean(), budget.least, budget.most)) // 2 * 2
+        count = (
+            int(np.clip(budget.pairs * budget.typical / tokens.mean(), budget.least, budget.most))
+            // 2
+            * 2
+        )
         return tokens, count
 
     def _side(self, index: np.ndarray, tokens: int, rng: np.random.Generator) -> Side:
         pool = self.pool
-        # Half of the time some of the strongest are left out: the next image has others in their place.
-        reach = min(int(tokens * rng.uniform(1.0, 1.4)) if rng.uniform() < 0.5 else tokens, pool.local.shape[1])
+        # Half of the time some of the strongest are left out: the next image has others in their
+        # place.
+        reach = min(
+            int(tokens * rng.uniform(1.0, 1.4)) if rng.uniform() < 0.5 else tokens,
+            pool.local.shape[1],
+        )
         chosen = np.sort(rng.permutation(reach)[:tokens])
         chosen = chosen[chosen < pool.count[index].max()]
         mask = torch.from_numpy(chosen[None] >= pool.count[index][:, None])
@@ -185,9 +235,14 @@ def pair_figures(
 ) -> dict[str, float]:
     """Area under the ROC curve and loss on fixed pairs of the pool."""
     query, gallery, label = sampler.pairs(np.random.default_rng(12345), count)
-    pairs = [(pool.tokens(q, tokens), pool.tokens(g, tokens)) for q, g in zip(query, gallery, strict=True)]
+    pairs = [
+        (pool.tokens(q, tokens), pool.tokens(g, tokens))
+        for q, g in zip(query, gallery, strict=True)
+    ]
     logits = PairScorer(model).score(pairs)
     positive, negative = logits[label > 0.5], logits[label < 0.5]
-    higher = (positive[:, None] > negative[None]).mean() + 0.5 * (positive[:, None] == negative[None]).mean()
+    higher = (positive[:, None] > negative[None]).mean() + 0.5 * (
+        positive[:, None] == negative[None]
+    ).mean()
     loss = np.logaddexp(0, np.where(label > 0.5, -logits, logits)).mean()
     return {"val_auc": float(higher), "val_loss": float(loss)}

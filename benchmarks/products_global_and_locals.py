@@ -1,12 +1,14 @@
 """What descriptors are worth on real products: global mAP, and mutual nearest neighbours on top.
 
-    python benchmarks/products_global_and_locals.py [--extractor NAME] [--set OPTION=JSON] [--box PART]
+    python benchmarks/products_global_and_locals.py [--extractor NAME] [--set OPTION=JSON] [--box
+    PART]
 
-The 100 validation photographs of $RRT_TEST_DATA/products query the 864 training ones among the 800 of photos/.
-mAP is the plain average precision over the whole gallery, no junk. The global top 100 is ordered anew by
-mutual nearest neighbours of the first 64, 200 and 500 locals, scored by their number, by how many are more
-similar than 0.6, 0.8 and 0.9, and by the sum of their cubed similarities. Descriptors are kept in a temporary
-folder named by what made them, so that a second run takes seconds.
+The 100 validation photographs of $RRT_TEST_DATA/products query the 864 training ones among the 800
+of photos/. mAP is the plain average precision over the whole gallery, no junk. The global top 100
+is ordered anew by mutual nearest neighbours of the first 64, 200 and 500 locals, scored by their
+number, by how many are more similar than 0.6, 0.8 and 0.9, and by the sum of their cubed
+similarities. Descriptors are kept in a temporary folder named by what made them, so that a second
+run takes seconds.
 """
 
 from __future__ import annotations
@@ -26,7 +28,9 @@ import torch
 from rrt_core.extractors import Description, Extractor, create
 from rrt_core.images import decode
 
-DATA = Path(os.environ.get("RRT_TEST_DATA", Path(__file__).resolve().parent.parent.parent / "shared"))
+DATA = Path(
+    os.environ.get("RRT_TEST_DATA", Path(__file__).resolve().parent.parent.parent / "shared")
+)
 TOP = 100
 LOCALS = (64, 200, 500)
 WAYS = {
@@ -39,16 +43,29 @@ WAYS = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--extractor", default="efficientnet")
-    parser.add_argument("--set", action="append", default=[], metavar="OPTION=JSON", help="an option of the extractor")
-    parser.add_argument("--box", type=float, default=1.0, help="query the middle of each side, this fraction")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="OPTION=JSON",
+        help="an option of the extractor",
+    )
+    parser.add_argument(
+        "--box", type=float, default=1.0, help="query the middle of each side, this fraction"
+    )
     parser.add_argument("--data", type=Path, default=DATA)
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     cv2.setNumThreads(arguments.threads)
-    options = {name: json.loads(value) for name, _, value in (item.partition("=") for item in arguments.set)}
+    options = {
+        name: json.loads(value)
+        for name, _, value in (item.partition("=") for item in arguments.set)
+    }
     extractor = create(arguments.extractor, **options)
 
     products = arguments.data / "products"
@@ -60,7 +77,10 @@ def main() -> None:
 
     left, right = (np.stack([d.global_descriptor for d in side]) for side in (asked, described))
     order = np.argsort(-(left @ right.T), axis=1, kind="stable")
-    print(f"{extractor.name} {json.dumps(extractor.config)}, box {arguments.box:g}, {len(gallery):,} images")
+    print(
+        f"{extractor.name} {json.dumps(extractor.config)}, box {arguments.box:g}, "
+        f"{len(gallery):,} images"
+    )
     show("global", order, relevant)
     found = np.take_along_axis(relevant, order[:, :TOP], axis=1).sum(axis=1) / relevant.sum(axis=1)
     print(f"  recall in the top {TOP}: {found.mean():.3f}")
@@ -68,7 +88,9 @@ def main() -> None:
     scores = rerank(asked, described, order[:, :TOP])
     for (kept, way), values in scores.items():
         again = np.argsort(-values, axis=1, kind="stable")
-        reranked = np.concatenate([np.take_along_axis(order[:, :TOP], again, 1), order[:, TOP:]], axis=1)
+        reranked = np.concatenate(
+            [np.take_along_axis(order[:, :TOP], again, 1), order[:, TOP:]], axis=1
+        )
         show(f"{kept} locals, {way}", reranked, relevant)
     print(f"  {time.monotonic() - started:.0f} s for {len(queries) * TOP:,} pairs")
 
@@ -99,7 +121,10 @@ def describe(extractor: Extractor, files: list[Path], box: float) -> list[Descri
         with np.load(kept) as arrays:
             descriptions.append(Description(**arrays))
     if made:
-        print(f"{made} images described in {seconds:.0f} s of processor time: {made / seconds:.1f} a second")
+        print(
+            f"{made} images described in {seconds:.0f} s of processor time: {made / seconds:.1f} "
+            f"a second"
+        )
     return descriptions
 
 

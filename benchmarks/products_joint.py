@@ -1,17 +1,20 @@
-"""Reranking Transformers for products: global, frozen and joint training on real photographs of cartons in shops.
+"""Reranking Transformers for products: global, frozen and joint training on real photographs of
+cartons in shops.
 
     python benchmarks/products_joint.py --out DIR             # the experiment of docs/products.md
-    python benchmarks/products_joint.py --out DIR --inner     # the split on which settings were chosen
+    python benchmarks/products_joint.py --out DIR --inner     # the split on which settings were
+    chosen
 
 Data: $RRT_TEST_DATA/products (31 products) and photos/ (800 distractors, some of them instances
 of their own in training).
-Products sorted by name, fold = position mod 3. For each fold models are trained on all photographs of the
-products of the other two folds and on 200 of photos/, and tested on the fold's `val` photographs against the `train`
-photographs of all products and photos/. Queries of all folds are pooled. `--inner` knows the products of folds
-1 and 2 alone: trained on those of fold 1, tested with the `val` photographs of those of fold 2.
+Products sorted by name, fold = position mod 3. For each fold models are trained on all photographs
+of the products of the other two folds and on 200 of photos/, and tested on the fold's `val`
+photographs against the `train` photographs of all products and photos/. Queries of all folds are
+pooled. `--inner` knows the products of folds 1 and 2 alone: trained on those of fold 1, tested with
+the `val` photographs of those of fold 2.
 
-DIR keeps what is done; the same command goes on after a kill. `--folds 0` and `--folds 1 2` can run side by side once
-the early maps are there; the command without it then tells the table of all.
+DIR keeps what is done; the same command goes on after a kill. `--folds 0` and `--folds 1 2` can run
+side by side once the early maps are there; the command without it then tells the table of all.
 Results: results.json and results.csv in DIR.
 """
 
@@ -37,7 +40,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from rrt_core.products.backbone import create_backbone
 from rrt_core.products.crops import CropOptions, CropReader
-from rrt_core.products.evaluation import Described, average_precisions, figures, rank, reordered, score
+from rrt_core.products.evaluation import (
+    Described,
+    average_precisions,
+    figures,
+    rank,
+    reordered,
+    score,
+)
 from rrt_core.products.initialisation import principal_components, start_from_triplets
 from rrt_core.products.inputs import CropInputs, Inputs, frozen_part, keep
 from rrt_core.products.model import ProductsConfig, ProductsTransformer
@@ -58,18 +68,31 @@ SETTINGS: dict[str, Any] = {
     "seed": 0,
     "global": {"steps": 40, "batch": 48, "lr": 3e-4, "backbone_lr": 0.1, "warmup": 5},
     "frozen": {"steps": 600, "batch": 72, "lr": 3e-5, "warmup": 10, "checkpoint_every": 10},
-    "joint": {"steps": 60, "batch": 72, "lr": 2e-5, "backbone_lr": 0.3, "warmup": 5, "checkpoint_every": 10},
+    "joint": {
+        "steps": 60,
+        "batch": 72,
+        "lr": 2e-5,
+        "backbone_lr": 0.3,
+        "warmup": 5,
+        "checkpoint_every": 10,
+    },
 }
 
 
 # The settings that make a mode's weights.
 _GLOBAL = ("backbone", "crops", "copies", "photos", "lone_share", "seed", "global")
-MADE_BY = {"global": _GLOBAL, "frozen": (*_GLOBAL, "near", "frozen"), "joint": (*_GLOBAL, "near", "frozen", "joint")}
+MADE_BY = {
+    "global": _GLOBAL,
+    "frozen": (*_GLOBAL, "near", "frozen"),
+    "joint": (*_GLOBAL, "near", "frozen", "joint"),
+}
 
 
 @dataclass(frozen=True)
 class Collection:
-    """files and, for each, its product ("" for photos/), product number (photos count on) and split."""
+    """files and, for each, its product ("" for photos/), product number (photos count on) and
+    split.
+    """
 
     files: list[Path]
     product: np.ndarray
@@ -111,7 +134,9 @@ def splits(images: Collection, inner: bool, photos: int) -> list[Split]:
     if inner:
         known = np.flatnonzero(((images.fold == 1) | (images.fold == -1)) & usable)
         asked = np.flatnonzero((images.fold == 2) & (images.split == "val"))
-        gallery = np.flatnonzero((images.split == "photo") | ((images.split == "train") & (images.fold > 0)))
+        gallery = np.flatnonzero(
+            (images.split == "photo") | ((images.split == "train") & (images.fold > 0))
+        )
         return [Split("inner", known, asked, gallery)]
     return [
         Split(
@@ -138,12 +163,22 @@ class Rows:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--data", type=Path, default=DATA)
     parser.add_argument("--inner", action="store_true")
-    parser.add_argument("--folds", type=int, nargs="*", choices=(0, 1, 2), help="train and test these only; no table")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=JSON", help="such as joint.lr=0.0002")
+    parser.add_argument(
+        "--folds",
+        type=int,
+        nargs="*",
+        choices=(0, 1, 2),
+        help="train and test these only; no table",
+    )
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=JSON", help="such as joint.lr=0.0002"
+    )
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default="bfloat16")
     arguments = parser.parse_args()
@@ -185,7 +220,9 @@ class Experiment:
             self.report(found)
 
     def early(self) -> Both:
-        """The early part's output for all images: the same for all folds, since it is trained by none."""
+        """The early part's output for all images: the same for all folds, since it is trained by
+        none.
+        """
         settings = self.settings
         backbone = create_backbone(settings["backbone"])
         parts = []
@@ -198,7 +235,10 @@ class Experiment:
         ):
             shown = _Timed(f"early maps of images {name}")
             reader = CropReader(files, CropOptions(**_tuples(settings["crops"])), settings["seed"])
-            identity = _identity(settings, ("backbone", "crops", "copies", "photos", "seed")) + self.precision
+            identity = (
+                _identity(settings, ("backbone", "crops", "copies", "photos", "seed"))
+                + self.precision
+            )
             part = frozen_part(backbone, "late", self.precision)
             file = self.out / f"early-{len(parts)}.npy"
             parts.append(keep(part, CropInputs(reader), copies, file, identity, shown))
@@ -236,7 +276,9 @@ class Experiment:
         identity = _identity(settings, ("backbone", "crops", "copies", "photos", "seed", "global"))
         finished = folder / "frozen" / "finished"
         if not finished.exists():
-            maps = keep(lambda x: x, maps, early.copies, folder / "maps.npy", identity, _Timed("maps"))
+            maps = keep(
+                lambda x: x, maps, early.copies, folder / "maps.npy", identity, _Timed("maps")
+            )
         triplets = sampler.triplets(0, 66, near)
         these = maps.batch(triplets.rows, triplets.copies).detach()
         torch.manual_seed(settings["seed"] + 1)
@@ -244,35 +286,55 @@ class Experiment:
         model.load_state_dict(fresh | _only(model.state_dict(), ("remap.",)))
         start_from_triplets(model, these)
         described = describe(untrained, early, shown)
-        rankings += self._reranked(split, "start", untrained, described, shown, order_of_global["order"])
+        rankings += self._reranked(
+            split, "start", untrained, described, shown, order_of_global["order"]
+        )
         self._train(folder, "frozen", ProductsNetwork(backbone, model, "none"), maps, sampler, near)
         finished.touch()
         for name in ("maps.npy", "maps.json"):
             (folder / name).unlink(missing_ok=True)
         network = ProductsNetwork(backbone, model, "late")
         described = describe(network, early, shown)
-        rankings += self._reranked(split, "frozen", network, described, shown, order_of_global["order"])
+        rankings += self._reranked(
+            split, "frozen", network, described, shown, order_of_global["order"]
+        )
 
         # Joint.
         self._train(folder, "joint", network, trained, sampler, near)
         described = describe(network, early, shown)
-        rankings += self._reranked(split, "joint", network, described, shown, order_of_global["order"])
+        rankings += self._reranked(
+            split, "joint", network, described, shown, order_of_global["order"]
+        )
         own = self._ranking(split, "joint, its own global", described, shown)
         rankings.append(own)
-        rankings += self._reranked(split, "joint over its own global", network, described, shown, own["order"])
+        rankings += self._reranked(
+            split, "joint over its own global", network, described, shown, own["order"]
+        )
         self._logits.clear()
         return rankings
 
-    def _global_start(self, network: ProductsNetwork, early: Both, rows: Ints, sample: Ints) -> None:
-        """`remap` begins as principal components of the maps' means: without training it is the ImageNet descriptor."""
+    def _global_start(
+        self, network: ProductsNetwork, early: Both, rows: Ints, sample: Ints
+    ) -> None:
+        """`remap` begins as principal components of the maps' means: without training it is the
+        ImageNet descriptor.
+        """
         with torch.no_grad():
             maps = network.maps(early.batch(rows[sample], np.zeros_like(sample)))
-            weight, bias = principal_components(maps.mean((2, 3)), network.model.config.global_dim, 0.5)
+            weight, bias = principal_components(
+                maps.mean((2, 3)), network.model.config.global_dim, 0.5
+            )
             network.model.remap.weight.copy_(weight)
             network.model.remap.bias.copy_(bias)
 
     def _train(
-        self, folder: Path, mode: str, network: ProductsNetwork, inputs: Inputs, sampler: Sampler, near: Ints | None
+        self,
+        folder: Path,
+        mode: str,
+        network: ProductsNetwork,
+        inputs: Inputs,
+        sampler: Sampler,
+        near: Ints | None,
     ) -> None:
         given = dict(self.settings[mode])
         options = ProductsOptions(
@@ -287,9 +349,18 @@ class Experiment:
         started = time.monotonic()
 
         def report(row: dict[str, float]) -> None:
-            left = (time.monotonic() - started) / max(1e-9, row["step"]) * (options.steps - row["step"])
-            figures = ", ".join(f"{name} {row[name]:.3f}" for name in ("loss", "accuracy") if name in row)
-            print(f"{title}: step {row['step']:.0f}/{options.steps}, {figures}, ETA {left:.0f} s", flush=True)
+            left = (
+                (time.monotonic() - started)
+                / max(1e-9, row["step"])
+                * (options.steps - row["step"])
+            )
+            figures = ", ".join(
+                f"{name} {row[name]:.3f}" for name in ("loss", "accuracy") if name in row
+            )
+            print(
+                f"{title}: step {row['step']:.0f}/{options.steps}, {figures}, ETA {left:.0f} s",
+                flush=True,
+            )
 
         train(
             network,
@@ -307,7 +378,9 @@ class Experiment:
         found = describe(network, trained, np.arange(len(split.training)))
         return neighbours(found.descriptors, self.settings["near"])
 
-    def _ranking(self, split: Split, name: str, described: Described, shown: Ints) -> dict[str, Any]:
+    def _ranking(
+        self, split: Split, name: str, described: Described, shown: Ints
+    ) -> dict[str, Any]:
         queries, gallery = (np.searchsorted(shown, rows) for rows in (split.queries, split.gallery))
         order = rank(described.descriptors[queries], described.descriptors[gallery])
         return self._row(split, name, order)
@@ -324,41 +397,70 @@ class Experiment:
         queries, gallery = (np.searchsorted(shown, rows) for rows in (split.queries, split.gallery))
         started = time.monotonic()
         local = described.local
-        logits = self._scored(name.split()[0], network, local[queries], local[gallery], order[:, :TOP])
+        logits = self._scored(
+            name.split()[0], network, local[queries], local[gallery], order[:, :TOP]
+        )
         self.seconds[f"{split.name} {name} scoring"] = time.monotonic() - started
-        similarity = np.take_along_axis(described.descriptors[queries] @ described.descriptors[gallery].T, order, 1)
+        similarity = np.take_along_axis(
+            described.descriptors[queries] @ described.descriptors[gallery].T, order, 1
+        )
         ensemble = LAMBDA * similarity[:, :TOP] + (1 - LAMBDA) / (1 + np.exp(-logits))
         return [
             self._row(split, f"{name}, reranked", reordered(order, logits)),
-            self._row(split, f"{name}, reranked, ensemble", reordered(order, ensemble.astype(np.float32))),
+            self._row(
+                split, f"{name}, reranked, ensemble", reordered(order, ensemble.astype(np.float32))
+            ),
         ]
 
     def _scored(
-        self, model: str, network: ProductsNetwork, queries: torch.Tensor, gallery: torch.Tensor, top: Ints
+        self,
+        model: str,
+        network: ProductsNetwork,
+        queries: torch.Tensor,
+        gallery: torch.Tensor,
+        top: Ints,
     ) -> np.ndarray:
-        """Logits float32 [queries, TOP]; a pair that this model scored before is not scored again."""
+        """Logits float32 [queries, TOP]; a pair that this model scored before is not scored
+        again.
+        """
         known = self._logits.setdefault(model, {})
         logits = np.empty(top.shape, np.float32)
         for query, chosen in enumerate(top):
-            new = np.array([place for place in chosen if (query, int(place)) not in known], np.int64)
+            new = np.array(
+                [place for place in chosen if (query, int(place)) not in known], np.int64
+            )
             if len(new):
                 found = score(
-                    network.model.matcher, queries[query : query + 1], gallery, new[None], precision=self.precision
+                    network.model.matcher,
+                    queries[query : query + 1],
+                    gallery,
+                    new[None],
+                    precision=self.precision,
                 )
-                known.update({(query, int(place)): float(x) for place, x in zip(new, found[0], strict=True)})
+                known.update(
+                    {(query, int(place)): float(x) for place, x in zip(new, found[0], strict=True)}
+                )
             logits[query] = [known[query, int(place)] for place in chosen]
         return logits
 
     def _row(self, split: Split, name: str, order: Ints) -> dict[str, Any]:
         labels, asked = self.images.label[split.gallery], self.images.label[split.queries]
         found = figures(order, asked, labels)
-        print(f"{split.name} {name:<32}" + "  ".join(f"{key} {value:.3f}" for key, value in found.items()), flush=True)
+        print(
+            f"{split.name} {name:<32}"
+            + "  ".join(f"{key} {value:.3f}" for key, value in found.items()),
+            flush=True,
+        )
         hits = labels[order] == asked[:, None]
         return {"name": name, "order": order, "hits": hits, "fold": split.name}
 
     def report(self, found: dict[str, list[dict[str, Any]]]) -> None:
-        """The pooled table, with a paired bootstrap of Recall@1 and mAP against the global ranking."""
-        pooled = {name: np.concatenate([row["hits"] for row in rows]) for name, rows in found.items()}
+        """The pooled table, with a paired bootstrap of Recall@1 and mAP against the global
+        ranking.
+        """
+        pooled = {
+            name: np.concatenate([row["hits"] for row in rows]) for name, rows in found.items()
+        }
         base = pooled["global"]
         lines = []
         for name, hits in pooled.items():
@@ -366,13 +468,24 @@ class Experiment:
             line["map"] = float(average_precisions(hits).mean())
             line |= {f"recall_{k}": float(hits[:, :k].any(1).mean()) for k in (1, 10, TOP)}
             for key, measure in MEASURES.items():
-                line[f"{key}_gain_low"], line[f"{key}_gain_high"] = _interval(measure(hits) - measure(base))
-            line["by_fold_recall_1"] = {row["fold"]: float(row["hits"][:, 0].mean()) for row in found[name]}
+                line[f"{key}_gain_low"], line[f"{key}_gain_high"] = _interval(
+                    measure(hits) - measure(base)
+                )
+            line["by_fold_recall_1"] = {
+                row["fold"]: float(row["hits"][:, 0].mean()) for row in found[name]
+            }
             lines.append(line)
-        record = {"settings": self.settings, "precision": self.precision, "results": lines, "seconds": self.seconds}
+        record = {
+            "settings": self.settings,
+            "precision": self.precision,
+            "results": lines,
+            "seconds": self.seconds,
+        }
         write_whole(self.out / "results.json", (json.dumps(record, indent=1) + "\n").encode())
         with (self.out / "results.csv").open("w", newline="") as file:
-            writer = csv.DictWriter(file, [key for key in lines[0] if key != "by_fold_recall_1"], extrasaction="ignore")
+            writer = csv.DictWriter(
+                file, [key for key in lines[0] if key != "by_fold_recall_1"], extrasaction="ignore"
+            )
             writer.writeheader()
             writer.writerows(lines)
         print(table(lines))
@@ -388,7 +501,8 @@ def table(lines: list[dict[str, Any]]) -> str:
     """Markdown."""
     rows = ["| ranking | mAP | Recall@1 | Recall@10 | Recall@100 |", "|---|---|---|---|---|"]
     rows += [
-        f"| {line['ranking']} | {line['map']:.3f} | {line['recall_1']:.2f} | {line['recall_10']:.2f}"
+        f"| {line['ranking']} | {line['map']:.3f} | {line['recall_1']:.2f} | "
+        f"{line['recall_10']:.2f}"
         f" | {line['recall_100']:.2f} |"
         for line in lines
     ]
@@ -403,7 +517,9 @@ def _interval(gain: np.ndarray, trials: int = 10_000) -> tuple[float, float]:
 
 
 class Both:
-    """Two inputs in a row; copies are those of the first, and only plain crops are asked of the second."""
+    """Two inputs in a row; copies are those of the first, and only plain crops are asked of the
+    second.
+    """
 
     def __init__(self, first: Inputs, second: Inputs) -> None:
         self._first, self._second, self.copies = first, second, first.copies
@@ -413,7 +529,10 @@ class Both:
 
     def batch(self, rows: Ints, copies: Ints) -> torch.Tensor:
         parts = []
-        ends = [*(np.flatnonzero(np.diff(rows < len(self._first))) + 1), len(rows)]  # runs of one part
+        ends = [
+            *(np.flatnonzero(np.diff(rows < len(self._first))) + 1),
+            len(rows),
+        ]  # runs of one part
         for start, end in zip([0, *ends[:-1]], ends, strict=True):
             late = rows[start] >= len(self._first)
             inputs, offset = (self._second, len(self._first)) if late else (self._first, 0)
@@ -440,7 +559,9 @@ def _only(state: dict[str, Any], prefixes: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _tuples(values: dict[str, Any]) -> dict[str, Any]:
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+    return {
+        key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
+    }
 
 
 def _identity(settings: dict[str, Any], keys: tuple[str, ...]) -> str:
@@ -460,7 +581,10 @@ class _Timed:
         self.seconds = now - self.started
         if now - self.last > 20 or done == total:
             self.last = now
-            print(f"{self.title}: {done}/{total}, ETA {self.seconds / done * (total - done):.0f} s", flush=True)
+            print(
+                f"{self.title}: {done}/{total}, ETA {self.seconds / done * (total - done):.0f} s",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

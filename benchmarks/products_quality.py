@@ -1,17 +1,20 @@
-"""Reranking real photographs: 100 queries, 1,664 images; a query is scored by weights that never saw its product.
+"""Reranking real photographs: 100 queries, 1,664 images; a query is scored by weights that never
+saw its product.
 
-    python benchmarks/products_quality.py train --fold 0 --work DIR --start WEIGHTS     (folds 0, 1, 2)
-    python benchmarks/products_quality.py score --work DIR [--only METHOD ...]
-    python benchmarks/products_quality.py table --work DIR --out docs/images/products_quality.png
+    python benchmarks/products_quality.py train --fold 0 --work DIR --start WEIGHTS     (folds 0, 1,
+    2) python benchmarks/products_quality.py score --work DIR [--only METHOD ...] python
+    benchmarks/products_quality.py table --work DIR --out docs/images/products_quality.png
 
-Data: RRT_TEST_DATA/products, queries `val`, gallery `train` and the 800 photographs of photos/. Products sorted by
-name, fold = position mod 3. The weights of a fold start from weights trained on rendered views (train_weights.py:
-run/step-002400.safetensors, before its long sequences) and go on with the photographs of the other folds'
-products, mixed with rendered views (--views DIR of rendered_views.py); the recipe is fixed beforehand, so that
-nothing is chosen on a test product. All methods see the same locals (the
-extractor's defaults, 500 an image) and the same shortlists (the global top 100). Thresholds of the baselines are
-chosen for each fold and number of locals on the queries of the other folds' products, in a gallery without the
-fold's own. The ensemble's weight is chosen in the same way, but over the zero-shot weights' scores.
+Data: RRT_TEST_DATA/products, queries `val`, gallery `train` and the 800 photographs of photos/.
+    Products sorted by
+name, fold = position mod 3. The weights of a fold start from weights trained on rendered views
+(train_weights.py: run/step-002400.safetensors, before its long sequences) and go on with the
+photographs of the other folds' products, mixed with rendered views (--views DIR of
+rendered_views.py); the recipe is fixed beforehand, so that nothing is chosen on a test product. All
+methods see the same locals (the extractor's defaults, 500 an image) and the same shortlists (the
+global top 100). Thresholds of the baselines are chosen for each fold and number of locals on the
+queries of the other folds' products, in a gallery without the fold's own. The ensemble's weight is
+chosen in the same way, but over the zero-shot weights' scores.
 """
 
 from __future__ import annotations
@@ -27,7 +30,15 @@ import cv2
 import numpy as np
 import rendered_views
 import torch
-from pair_sampling import Budget, PairSampler, Pool, joined, labelled_pool, pair_figures, rendered_pool
+from pair_sampling import (
+    Budget,
+    PairSampler,
+    Pool,
+    joined,
+    labelled_pool,
+    pair_figures,
+    rendered_pool,
+)
 from products_global_and_locals import describe
 from quality_plot import Curve, draw
 from rendered_views import BINNING
@@ -54,19 +65,28 @@ from rrt_core.transformer.model import bin_scales
 DATA = Path(os.environ.get("RRT_TEST_DATA", Path(__file__).resolve().parents[2] / "shared"))
 FOLDS = 3
 BUDGETS = (32, 64, 128, 256, 500)
-RRT_BUDGETS = {"rrt": (32, 64, 128, 500), "zero": (128,)}  # a pair at 500 takes ten times as long as at 64
+RRT_BUDGETS = {
+    "rrt": (32, 64, 128, 500),
+    "zero": (128,),
+}  # a pair at 500 takes ten times as long as at 64
 GEOMETRIC_GRID = [
-    {"max_distance": distance, "residual": residual} for distance in (0.8, 0.9, 1.0) for residual in (10.0, 20.0, 30.0)
+    {"max_distance": distance, "residual": residual}
+    for distance in (0.8, 0.9, 1.0)
+    for residual in (10.0, 20.0, 30.0)
 ]
 MUTUAL_GRID = [{"min_similarity": similarity} for similarity in (0.4, 0.5, 0.55, 0.6, 0.65, 0.7)]
 LAMBDAS, GAMMAS = np.round(np.arange(0, 1.01, 0.1), 1), (0.1, 0.2, 0.5, 1.0)
 STEPS, LEARNING_RATE, WARMUP, PRODUCTS_SHARE = 700, 1.5e-4, 50, 0.6
-BUDGET = Budget(low=48, high=224, long_low=100, long_high=500, long_from=0.7, pairs=32, typical=90, least=12)
+BUDGET = Budget(
+    low=48, high=224, long_low=100, long_high=500, long_from=0.7, pairs=32, typical=90, least=12
+)
 
 
 @dataclass
 class Products:
-    """Images described: queries, then the gallery. fold, label: int [n], -1 for photographs that are no products."""
+    """Images described: queries, then the gallery. fold, label: int [n], -1 for photographs that
+    are no products.
+    """
 
     images: list[Locals]
     query: np.ndarray  # bool [n]
@@ -88,7 +108,9 @@ def open_products(data: Path) -> Products:
         Locals(d.global_descriptor, d.descriptors, d.xy, d.scale, d.strength, extractor.scales)
         for d in describe(extractor, files, 1.0)
     ]
-    label = np.array([names.index(path.parent.name) if path.parent.name in names else -1 for path in files])
+    label = np.array(
+        [names.index(path.parent.name) if path.parent.name in names else -1 for path in files]
+    )
     fold = np.where(label >= 0, label % FOLDS, -1)
     return Products(images, np.arange(len(files)) < len(queries), label, fold, names)
 
@@ -103,7 +125,7 @@ def task_of(products: Products) -> Task:
     return make_task("products", products.images, queries, [gallery] * len(queries), relevant)
 
 
-# ------------------------------------------------------------------------------------------------- training
+# ----------------------------------------------------------------------------------------- training
 
 
 def products_pool(products: Products, keep: np.ndarray) -> Pool:
@@ -132,22 +154,39 @@ def run_train(args: argparse.Namespace) -> None:
     known = products_pool(products, products.fold != args.fold)
     rendered = rendered_pool(rendered_views.load(args.views, "training"))
     held_out = rendered_pool(rendered_views.load(args.views, "validation"))
-    sampler = PairSampler(joined(rendered, known, PRODUCTS_SHARE), STEPS, args.fold, BUDGET, LOOKALIKES)
+    sampler = PairSampler(
+        joined(rendered, known, PRODUCTS_SHARE), STEPS, args.fold, BUDGET, LOOKALIKES
+    )
     validation = PairSampler(held_out, STEPS, 0, BUDGET, LOOKALIKES)
     options = TrainingOptions(
-        steps=STEPS, lr=LEARNING_RATE, warmup=WARMUP, seed=args.fold, evaluate_every=STEPS, checkpoint_every=50,
-        precision="bfloat16", micro_batch=8,
+        steps=STEPS,
+        lr=LEARNING_RATE,
+        warmup=WARMUP,
+        seed=args.fold,
+        evaluate_every=STEPS,
+        checkpoint_every=50,
+        precision="bfloat16",
+        micro_batch=8,
     )
     model = load_checkpoint(str(args.start)).model.train()
     train(
-        model, sampler.batch_of, lambda trained: pair_figures(trained, held_out, validation, 96, 300), options,
+        model,
+        sampler.batch_of,
+        lambda trained: pair_figures(trained, held_out, validation, 96, 300),
+        options,
         args.work / f"fold{args.fold}",
-        lambda row: print("  ".join(f"{name} {value:.4g}" for name, value in row.items()), flush=True),
+        lambda row: print(
+            "  ".join(f"{name} {value:.4g}" for name, value in row.items()), flush=True
+        ),
     )
-    save_checkpoint(str(fold_weights(args, args.fold)), model, {"fold": args.fold, "start": str(args.start.name)})
+    save_checkpoint(
+        str(fold_weights(args, args.fold)),
+        model,
+        {"fold": args.fold, "start": str(args.start.name)},
+    )
 
 
-# -------------------------------------------------------------------------------------------------- scoring
+# ------------------------------------------------------------------------------------------ scoring
 
 
 def methods(args: argparse.Namespace) -> Iterator[tuple[str, int]]:
@@ -164,7 +203,9 @@ def baseline(method: str, budget: int, **options: float) -> object:
     return create(name, query_tokens=budget, gallery_tokens=budget, **options)
 
 
-def tuned(args: argparse.Namespace, products: Products, task: Task, method: str, budget: int) -> list[np.ndarray]:
+def tuned(
+    args: argparse.Namespace, products: Products, task: Task, method: str, budget: int
+) -> list[np.ndarray]:
     """A baseline's scores, its options chosen for each fold on the other folds' products."""
     grid = MUTUAL_GRID if method == "mutual" else GEOMETRIC_GRID
     fold = products.fold[task.queries]
@@ -176,7 +217,9 @@ def tuned(args: argparse.Namespace, products: Products, task: Task, method: str,
         banned = products.fold == test
         inner = task.only(others, banned)
         for place, scored in enumerate(tried):
-            seen = [s[~banned[task.order[i][: len(s)]]] for i, s in ((i, scored[i]) for i in others)]
+            seen = [
+                s[~banned[task.order[i][: len(s)]]] for i, s in ((i, scored[i]) for i in others)
+            ]
             gained[place].append(average_precisions(inner, seen, plain_average_precision).mean())
         best = int(np.argmax([figures[test] for figures in gained]))
         print(f"    {method} at {budget}, fold {test}: {grid[best]}")
@@ -185,7 +228,9 @@ def tuned(args: argparse.Namespace, products: Products, task: Task, method: str,
     return chosen
 
 
-def transformer(args: argparse.Namespace, products: Products, task: Task, budget: int) -> list[np.ndarray]:
+def transformer(
+    args: argparse.Namespace, products: Products, task: Task, budget: int
+) -> list[np.ndarray]:
     """Each query scored by its fold's weights."""
     fold = products.fold[task.queries]
     found: list[np.ndarray] = [np.zeros(0)] * len(task.queries)
@@ -199,7 +244,9 @@ def transformer(args: argparse.Namespace, products: Products, task: Task, budget
     return found
 
 
-def scores_of(args: argparse.Namespace, products: Products, task: Task, method: str, budget: int) -> list[np.ndarray]:
+def scores_of(
+    args: argparse.Namespace, products: Products, task: Task, method: str, budget: int
+) -> list[np.ndarray]:
     """The scores of one method."""
     if method == "rrt":
         return transformer(args, products, task, budget)
@@ -219,15 +266,19 @@ def run_score(args: argparse.Namespace) -> None:
             scores_of(args, products, task, method, budget)
 
 
-# -------------------------------------------------------------------------------------------------- results
+# ------------------------------------------------------------------------------------------ results
 
 TITLES = {
-    "mutual": "mutual nearest neighbours", "geometric": "geometric verification", "rrt": "RRT",
+    "mutual": "mutual nearest neighbours",
+    "geometric": "geometric verification",
+    "rrt": "RRT",
     "zero": "RRT, never trained on products",
 }
 
 
-def ensemble_weights(products: Products, task: Task, scored: Sequence[np.ndarray]) -> list[tuple[float, float]]:
+def ensemble_weights(
+    products: Products, task: Task, scored: Sequence[np.ndarray]
+) -> list[tuple[float, float]]:
     """For each fold the (lambda, gamma) that is best on the other folds' products."""
     fold = products.fold[task.queries]
     chosen = []
@@ -240,7 +291,8 @@ def ensemble_weights(products: Products, task: Task, scored: Sequence[np.ndarray
             (float(weight), gamma): average_precisions(
                 inner, ensembled(inner, seen, float(weight), gamma), plain_average_precision
             ).mean()
-            for weight in LAMBDAS for gamma in GAMMAS
+            for weight in LAMBDAS
+            for gamma in GAMMAS
         }
         chosen.append(max(figures, key=figures.__getitem__))
     return chosen
@@ -268,50 +320,87 @@ def run_table(args: argparse.Namespace) -> None:
         scored = scores_of(args, products, task, method, budget)
         add(TITLES[method], budget, scored)
         if method == "rrt" and budget in RRT_BUDGETS["zero"]:
-            weights = ensemble_weights(products, task, scores_of(args, products, task, "zero", budget))
+            weights = ensemble_weights(
+                products, task, scores_of(args, products, task, "zero", budget)
+            )
             print(f"    ensemble (lambda, gamma) a fold: {weights}")
             mixed = [
-                ensembled(task.only(np.array([i])), [scored[i]], *weights[fold[i]])[0] for i in range(len(scored))
+                ensembled(task.only(np.array([i])), [scored[i]], *weights[fold[i]])[0]
+                for i in range(len(scored))
             ]
             add("RRT and global", budget, mixed)
     rrt, rival = TITLES["rrt"], TITLES["geometric"]
     intervals = {}
-    for budget, method, other in ((500, rrt, 500), (128, rrt, 500), (128, "RRT and global", 500), (128, rrt, 128)):
+    for budget, method, other in (
+        (500, rrt, 500),
+        (128, rrt, 500),
+        (128, "RRT and global", 500),
+        (128, rrt, 128),
+    ):
         if (method, budget) not in average or (rival, other) not in average:
             continue
         difference = average[method, budget] - average[rival, other]
         low, high = bootstrap(difference)
-        intervals[f"{method} at {budget} - {rival} at {other}"] = [float(difference.mean()), low, high]
-        print(f"{method} at {budget} - {rival} at {other}: {difference.mean():+.4f}, 95 % [{low:+.4f}, {high:+.4f}]")
+        intervals[f"{method} at {budget} - {rival} at {other}"] = [
+            float(difference.mean()),
+            low,
+            high,
+        ]
+        print(
+            f"{method} at {budget} - {rival} at {other}: {difference.mean():+.4f}, 95 % [{low:+.4f}, {high:+.4f}]"  # noqa: E501
+        )
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.with_suffix(".csv").write_text("\n".join(lines) + "\n")
-    args.out.with_suffix(".json").write_text(json.dumps({"intervals": intervals, "recipe": recipe()}, indent=1) + "\n")
+    args.out.with_suffix(".json").write_text(
+        json.dumps({"intervals": intervals, "recipe": recipe()}, indent=1) + "\n"
+    )
     curves = [
-        Curve(title, [(n, float(values.mean())) for (t, n), values in average.items() if t == title and n])
+        Curve(
+            title,
+            [(n, float(values.mean())) for (t, n), values in average.items() if t == title and n],
+        )
         for title in dict.fromkeys(title for title, n in average if n)
     ]
-    levels = {"global": float(average["global", 0].mean()), "perfect": float(average["perfect reranking", 0].mean())}
+    levels = {
+        "global": float(average["global", 0].mean()),
+        "perfect": float(average["perfect reranking", 0].mean()),
+    }
     draw(args.out, "Products: 100 queries, 1,664 images, top 100 reranked", [("", curves, levels)])
 
 
 def recipe() -> dict[str, object]:
     """What the folds were trained with."""
     return {
-        "steps": STEPS, "lr": LEARNING_RATE, "warmup": WARMUP, "products_share": PRODUCTS_SHARE,
-        "budget": vars(BUDGET), "lookalikes": LOOKALIKES,
+        "steps": STEPS,
+        "lr": LEARNING_RATE,
+        "warmup": WARMUP,
+        "products_share": PRODUCTS_SHARE,
+        "budget": vars(BUDGET),
+        "lookalikes": LOOKALIKES,
     }
 
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("stage", choices=("train", "score", "table"))
-    parser.add_argument("--work", type=Path, required=True, help="folder for checkpoints and scores")
+    parser.add_argument(
+        "--work", type=Path, required=True, help="folder for checkpoints and scores"
+    )
     parser.add_argument("--data", type=Path, default=DATA)
     parser.add_argument("--fold", type=int, choices=range(FOLDS), default=0)
     parser.add_argument("--views", type=Path, help="work folder of rendered_views.py (train)")
-    parser.add_argument("--start", type=Path, default=Path(EMBEDDED_WEIGHTS), help="weights trained on rendered views")
-    parser.add_argument("--only", nargs="*", help="methods (mutual, geometric, rrt, zero) or METHOD-LOCALS")
+    parser.add_argument(
+        "--start",
+        type=Path,
+        default=Path(EMBEDDED_WEIGHTS),
+        help="weights trained on rendered views",
+    )
+    parser.add_argument(
+        "--only", nargs="*", help="methods (mutual, geometric, rrt, zero) or METHOD-LOCALS"
+    )
     parser.add_argument("--out", type=Path, default=Path("products_quality.png"))
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()

@@ -1,14 +1,18 @@
-"""Reranking rendered views of photographs and instances that nothing was trained on, at three levels, and the demo.
+"""Reranking rendered views of photographs and instances that nothing was trained on, at three
+levels, and the demo.
 
-    python benchmarks/rendered_quality.py score --views DIR --work DIR [--demo DEMO] [--only METHOD ...]
-    python benchmarks/rendered_quality.py table --views DIR --work DIR [--demo DEMO] --out PLOT.png
+    python benchmarks/rendered_quality.py score --views DIR --work DIR [--demo DEMO] [--only METHOD
+    ...] python benchmarks/rendered_quality.py table --views DIR --work DIR [--demo DEMO] --out
+    PLOT.png
 
-Tasks: mild, medium and hard (rendered_views.py, split `test`): the crops of QUERIES instances each ask for the
-views of their own among the views of all test instances at one level. --demo names a demo's output folder
-(run_pipeline.sh demo), whose images are asked under the ROxford protocols Medium and Hard. The global top 100
-is reranked; all methods score the same pairs from the same locals (the extractor's defaults). Thresholds of the
-baselines and the ensemble's weight are chosen on the split `validation`, for each number of locals, over its
-three levels together. mAP is that of ROxford (trapezoids).
+Tasks: mild, medium and hard (rendered_views.py, split `test`): the crops of QUERIES instances each
+    ask for the
+views of their own among the views of all test instances at one level. --demo names a demo's output
+folder (run_pipeline.sh demo), whose images are asked under the ROxford protocols Medium and Hard.
+The global top 100 is reranked; all methods score the same pairs from the same locals (the
+extractor's defaults). Thresholds of the baselines and the ensemble's weight are chosen on the split
+`validation`, for each number of locals, over its three levels together. mAP is that of ROxford
+(trapezoids).
 """
 
 from __future__ import annotations
@@ -26,7 +30,15 @@ from described import described
 from products_quality import GAMMAS, GEOMETRIC_GRID, LAMBDAS, MUTUAL_GRID
 from quality_plot import Curve, draw
 from rendered_views import SPLITS, TASK_KINDS, Views, entangled
-from retrieval_tasks import Task, average_precisions, bootstrap, ensembled, make_task, perfect, scores
+from retrieval_tasks import (
+    Task,
+    average_precisions,
+    bootstrap,
+    ensembled,
+    make_task,
+    perfect,
+    scores,
+)
 
 from rrt_core.extractors import create as create_extractor
 from rrt_core.metrics.revisited import PROTOCOLS, average_precision, positions_of
@@ -38,9 +50,16 @@ from schemas.ground_truth.ground_truth import load_ground_truth
 QUERIES = 60  # a task
 QUERIES_SEED = 77
 BUDGETS = (32, 64, 128, 256)
-RRT_BUDGETS = (64, 128)  # what it must do with fewer; at 500 a pair takes ten times as long as at 64
+RRT_BUDGETS = (
+    64,
+    128,
+)  # what it must do with fewer; at 500 a pair takes ten times as long as at 64
 ENSEMBLE_BUDGET = 128
-METHODS = {"mutual": "mutual nearest neighbours", "geometric": "geometric verification", "rrt": "RRT"}
+METHODS = {
+    "mutual": "mutual nearest neighbours",
+    "geometric": "geometric verification",
+    "rrt": "RRT",
+}
 
 
 def rop_average_precision(relevant: np.ndarray) -> float:
@@ -50,7 +69,9 @@ def rop_average_precision(relevant: np.ndarray) -> float:
 
 
 def level_tasks(work: Path, split: str) -> list[Task]:
-    """One task a level: queries against that level's views without those entangled with the query."""
+    """One task a level: queries against that level's views without those entangled with the
+    query.
+    """
     views = rendered_views.load(work, split)
     images = [_stored(views, i) for i in range(len(views))]
     names = np.array([name for name, _, _ in TASK_KINDS])[views.kind]
@@ -60,7 +81,10 @@ def level_tasks(work: Path, split: str) -> list[Task]:
     for level in LEVELS:
         gallery = np.flatnonzero(names == level)
         own = [views.instance[gallery] == views.instance[q] for q in queries]
-        galleries = [gallery[mine | ~entangled(views, int(q), gallery)] for q, mine in zip(queries, own, strict=True)]
+        galleries = [
+            gallery[mine | ~entangled(views, int(q), gallery)]
+            for q, mine in zip(queries, own, strict=True)
+        ]
         asked = np.array([bool(mine.any()) for mine in own])
 
         def relevant(query: int, others: np.ndarray) -> np.ndarray:
@@ -96,11 +120,14 @@ def demo_tasks(folder: Path, work: Path) -> list[Task]:
         rules = PROTOCOLS[protocol]
         positive = [set(positions_of(query, rules.positive).tolist()) for query in truth.queries]
         galleries = [
-            np.setdiff1d(np.arange(len(files)), positions_of(query, rules.junk)) for query in truth.queries
+            np.setdiff1d(np.arange(len(files)), positions_of(query, rules.junk))
+            for query in truth.queries
         ]
         numbers = np.arange(len(files), len(images))
 
-        def relevant(query: int, others: np.ndarray, positive: list[set[int]] = positive) -> np.ndarray:
+        def relevant(
+            query: int, others: np.ndarray, positive: list[set[int]] = positive
+        ) -> np.ndarray:
             return np.array([int(i) in positive[query - len(files)] for i in others])
 
         tasks.append(make_task(f"demo-{protocol}", images, numbers, galleries, relevant))
@@ -112,7 +139,9 @@ def grid_of(method: str) -> list[dict[str, float]]:
     return {"mutual": MUTUAL_GRID, "geometric": GEOMETRIC_GRID, "rrt": [{}]}[method]
 
 
-def reranker(args: argparse.Namespace, method: str, budget: int, options: dict[str, float]) -> Reranker:
+def reranker(
+    args: argparse.Namespace, method: str, budget: int, options: dict[str, float]
+) -> Reranker:
     """A method at a number of locals a side."""
     name = {"mutual": "mutual_nn", "geometric": "geometric", "rrt": "rrt"}[method]
     given: dict[str, object] = {"query_tokens": budget, "gallery_tokens": budget, **options}
@@ -123,31 +152,45 @@ def reranker(args: argparse.Namespace, method: str, budget: int, options: dict[s
 
 def mean_of(tasks: Sequence[Task], scored: Sequence[Sequence[np.ndarray]]) -> float:
     """Mean over tasks of mAP."""
-    found = [average_precisions(task, s, rop_average_precision).mean() for task, s in zip(tasks, scored, strict=True)]
+    found = [
+        average_precisions(task, s, rop_average_precision).mean()
+        for task, s in zip(tasks, scored, strict=True)
+    ]
     return float(np.mean(found))
 
 
-def chosen_options(args: argparse.Namespace, validation: Sequence[Task], method: str, budget: int) -> dict[str, float]:
+def chosen_options(
+    args: argparse.Namespace, validation: Sequence[Task], method: str, budget: int
+) -> dict[str, float]:
     """The options that are best on the validation split."""
     grid = grid_of(method)
     if len(grid) == 1:
         return grid[0]
     tried = [
-        mean_of(validation, [scores(task, reranker(args, method, budget, o), args.work) for task in validation])
+        mean_of(
+            validation,
+            [scores(task, reranker(args, method, budget, o), args.work) for task in validation],
+        )
         for o in grid
     ]
     return grid[int(np.argmax(tried))]
 
 
-def ensemble_weights(args: argparse.Namespace, validation: Sequence[Task], budget: int) -> tuple[float, float]:
+def ensemble_weights(
+    args: argparse.Namespace, validation: Sequence[Task], budget: int
+) -> tuple[float, float]:
     """(lambda, gamma) that is best on the validation split."""
     scored = [scores(task, reranker(args, "rrt", budget, {}), args.work) for task in validation]
     figures = {
         (float(weight), gamma): mean_of(
             validation,
-            [ensembled(task, s, float(weight), gamma) for task, s in zip(validation, scored, strict=True)],
+            [
+                ensembled(task, s, float(weight), gamma)
+                for task, s in zip(validation, scored, strict=True)
+            ],
         )
-        for weight in LAMBDAS for gamma in GAMMAS
+        for weight in LAMBDAS
+        for gamma in GAMMAS
     }
     return max(figures, key=figures.__getitem__)
 
@@ -172,7 +215,10 @@ def run_score(args: argparse.Namespace) -> None:
     validation, tasks = level_tasks(args.views, "validation"), all_tasks(args)
     for method, budget in wanted(args):
         options = chosen_options(args, validation, method, budget)
-        for task in [*tasks, *(validation if method == "rrt" and budget == ENSEMBLE_BUDGET else [])]:
+        for task in [
+            *tasks,
+            *(validation if method == "rrt" and budget == ENSEMBLE_BUDGET else []),
+        ]:
             scores(task, reranker(args, method, budget, options), args.work)
 
 
@@ -185,7 +231,8 @@ def run_table(args: argparse.Namespace) -> None:
 
     def add(title: str, budget: int, scored: Sequence[Sequence[np.ndarray] | None]) -> None:
         results[title, budget] = [
-            average_precisions(task, s, rop_average_precision) for task, s in zip(tasks, scored, strict=True)
+            average_precisions(task, s, rop_average_precision)
+            for task, s in zip(tasks, scored, strict=True)
         ]
         cells = [f"{100 * values.mean():.2f}" for values in results[title, budget]]
         lines.append(f"{title},{budget}," + ",".join(cells))
@@ -196,20 +243,28 @@ def run_table(args: argparse.Namespace) -> None:
     add("perfect reranking", 0, [perfect(task) for task in tasks])
     for method, budget in wanted(args):
         options = chosen_options(args, validation, method, budget)
-        scored = [scores(task, reranker(args, method, budget, options), args.work) for task in tasks]
+        scored = [
+            scores(task, reranker(args, method, budget, options), args.work) for task in tasks
+        ]
         if options:
             print(f"    {method} at {budget}: {options}")
         add(METHODS[method], budget, scored)
         if method == "rrt" and budget == ENSEMBLE_BUDGET:
             weights = ensemble_weights(args, validation, budget)
             print(f"    ensemble (lambda, gamma): {weights}")
-            add("RRT and global", budget, [ensembled(t, s, *weights) for t, s in zip(tasks, scored, strict=True)])
+            add(
+                "RRT and global",
+                budget,
+                [ensembled(t, s, *weights) for t, s in zip(tasks, scored, strict=True)],
+            )
     intervals = {}
     for rival in (("global", 0), *((title, BUDGETS[-1]) for title in list(METHODS.values())[:2])):
         for budget in BUDGETS:
             if ("RRT", budget) not in results or rival not in results:
                 continue
-            for name, ours, theirs in zip(names, results["RRT", budget], results[rival], strict=True):
+            for name, ours, theirs in zip(
+                names, results["RRT", budget], results[rival], strict=True
+            ):
                 low, high = bootstrap(ours - theirs)
                 key = f"RRT at {budget} - {rival[0]} at {rival[1]}, {name}"
                 intervals[key] = [float((ours - theirs).mean()), low, high]
@@ -220,23 +275,39 @@ def run_table(args: argparse.Namespace) -> None:
     panels = []
     for place, name in enumerate(names):
         curves = [
-            Curve(title, [(n, float(found[place].mean())) for (t, n), found in results.items() if t == title and n])
+            Curve(
+                title,
+                [
+                    (n, float(found[place].mean()))
+                    for (t, n), found in results.items()
+                    if t == title and n
+                ],
+            )
             for title in dict.fromkeys(title for title, n in results if n)
         ]
-        levels = {title: float(results[title, 0][place].mean()) for title in ("global", "perfect reranking")}
+        levels = {
+            title: float(results[title, 0][place].mean())
+            for title in ("global", "perfect reranking")
+        }
         panels.append((name, curves, levels))
     draw(args.out, "Rendered views never trained on, top 100 reranked", panels)
 
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("stage", choices=("score", "table"))
-    parser.add_argument("--views", type=Path, required=True, help="work folder of rendered_views.py")
+    parser.add_argument(
+        "--views", type=Path, required=True, help="work folder of rendered_views.py"
+    )
     parser.add_argument("--work", type=Path, required=True, help="folder for scores")
     parser.add_argument("--demo", type=Path, help="output folder of run_pipeline.sh demo")
     parser.add_argument("--weights", type=Path, default=Path(EMBEDDED_WEIGHTS))
-    parser.add_argument("--only", nargs="*", help="methods (mutual, geometric, rrt) or METHOD-LOCALS")
+    parser.add_argument(
+        "--only", nargs="*", help="methods (mutual, geometric, rrt) or METHOD-LOCALS"
+    )
     parser.add_argument("--out", type=Path, default=Path("rendered_quality.png"))
     args = parser.parse_args()
     torch.set_num_threads(1)

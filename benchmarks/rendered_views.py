@@ -1,16 +1,17 @@
 """Rendered views of instances for training, validation and test: split, seeds, levels, descriptors.
 
-The 800 photographs of RRT_TEST_DATA/photos are put into one seeded order and split; instances are textured
-regions of photographs (rrt_core/instances.py), each rendered in front of other photographs of its own split.
-Training has a view for every line of TRAINING_KINDS. Validation and test have, of each instance, a query
-(described as the crop to its box) and VIEWS_A_LEVEL gallery views at each of the renderer's levels mild,
-medium and hard (rrt_core/view_levels.py). Splits, seeds and kinds stand here before anything is trained and do
-not change afterwards.
+The 800 photographs of RRT_TEST_DATA/photos are put into one seeded order and split; instances are
+textured regions of photographs (rrt_core/instances.py), each rendered in front of other photographs
+of its own split. Training has a view for every line of TRAINING_KINDS. Validation and test have, of
+each instance, a query (described as the crop to its box) and VIEWS_A_LEVEL gallery views at each of
+the renderer's levels mild, medium and hard (rrt_core/view_levels.py). Splits, seeds and kinds stand
+here before anything is trained and do not change afterwards.
 
-    python benchmarks/rendered_views.py SPLIT --work DIR [--part 0 --parts 2]      describe a split, or finish it
+    python benchmarks/rendered_views.py SPLIT --work DIR [--part 0 --parts 2]      describe a split,
+    or finish it
 
-A chunk of photographs is one file of the cache; a rerun makes the missing ones only, and several processes may
-share the work (`part` of `parts`).
+A chunk of photographs is one file of the cache; a rerun makes the missing ones only, and several
+processes may share the work (`part` of `parts`).
 """
 
 from __future__ import annotations
@@ -30,15 +31,24 @@ from rrt_core.images import decode
 from rrt_core.synthetic.rendering import LEVELS, Level, cut_instances, render_view, view_rng
 from rrt_core.transformer.model import bin_scales
 
-PHOTOS = Path(os.environ.get("RRT_TEST_DATA", Path(__file__).resolve().parents[2] / "shared")) / "photos"
-SPLITS = {"validation": range(80), "test": range(80, 160), "training": range(160, 800)}  # of the seeded order
+PHOTOS = (
+    Path(os.environ.get("RRT_TEST_DATA", Path(__file__).resolve().parents[2] / "shared")) / "photos"
+)
+SPLITS = {
+    "validation": range(80),
+    "test": range(80, 160),
+    "training": range(160, 800),
+}  # of the seeded order
 ORDER_SEED = 0
 SEEDS = {"validation": 4201, "test": 4202, "training": 4203}
 VIEWS_A_LEVEL = 3
 MILD, MEDIUM, HARD = LEVELS["mild"], LEVELS["medium"], LEVELS["hard"]
 QUERY = replace(MILD, cover=(0.3, 0.6), cut=(-1.0, 0.0))
-# Poses of the hard level under the light of the medium one: of the full hard level a net learns slowly.
-HARD_POSE = replace(MEDIUM, roll=HARD.roll, tilt=HARD.tilt, cut=HARD.cut, cover=(0.14, 0.42), warp=(0.02, 0.06))
+# Poses of the hard level under the light of the medium one: of the full hard level a net learns
+# slowly.
+HARD_POSE = replace(
+    MEDIUM, roll=HARD.roll, tilt=HARD.tilt, cut=HARD.cut, cover=(0.14, 0.42), warp=(0.02, 0.06)
+)
 Kind = tuple[str, Level, bool]  # name, level, cropped to the instance's box
 TRAINING_KINDS: tuple[Kind, ...] = (
     ("query", QUERY, True),
@@ -55,7 +65,8 @@ TASK_KINDS: tuple[Kind, ...] = (
     *((name, level, False) for name, level in LEVELS.items() for _ in range(VIEWS_A_LEVEL)),
 )
 KINDS = {"training": TRAINING_KINDS, "validation": TASK_KINDS, "test": TASK_KINDS}
-# Training mixes the extractor's defaults with the demo's quicker sizes, so that the weights serve both.
+# Training mixes the extractor's defaults with the demo's quicker sizes, so that the weights serve
+# both.
 QUICK_SIZES, QUICK_SHARE = (320, 224), 1 / 3
 INSTANCES_PER_PHOTO = 3
 PHOTOS_PER_CHUNK = 16
@@ -71,10 +82,10 @@ BINNING = "fixed"
 class Views:
     """n described views.
 
-    descriptor f32 [n, D]; local f16 [n, k, L], zeros behind `count` i32 [n]; rows u8 [n, k] of the scale embedding
-    xy f32 [n, k, 2]; instance i32 [n] (photo * INSTANCES_PER_PHOTO + region); photo i32 [n]
-    kind i8 [n], place in the split's kinds; crop bool [n]
-    others i32 [n, 1 + CLUTTER_PHOTOS]: photographs of background and clutter
+    descriptor f32 [n, D]; local f16 [n, k, L], zeros behind `count` i32 [n]; rows u8 [n, k] of the
+    scale embedding xy f32 [n, k, 2]; instance i32 [n] (photo * INSTANCES_PER_PHOTO + region); photo
+    i32 [n] kind i8 [n], place in the split's kinds; crop bool [n] others i32 [n, 1 +
+    CLUTTER_PHOTOS]: photographs of background and clutter
     """
 
     descriptor: np.ndarray
@@ -97,7 +108,9 @@ def photographs(folder: Path) -> list[Path]:
     files = sorted(folder.glob("*.jpg"))
     needed = max(split.stop for split in SPLITS.values())
     if len(files) < needed:
-        raise SystemExit(f"{folder}: {len(files)} photographs (.jpg), {needed} are needed; set RRT_TEST_DATA")
+        raise SystemExit(
+            f"{folder}: {len(files)} photographs (.jpg), {needed} are needed; set RRT_TEST_DATA"
+        )
     order = np.random.default_rng(ORDER_SEED).permutation(len(files))
     return [files[i] for i in order]
 
@@ -120,30 +133,47 @@ def describe_split(split: str, files: list[Path], work: Path, part: int, parts: 
         for photo in photos[chunk * PHOTOS_PER_CHUNK : (chunk + 1) * PHOTOS_PER_CHUNK]:
             rows += _describe_photo(split, files, photo, made_by)
         beside = path.with_suffix(f".{os.getpid()}.tmp.npz")
-        np.savez(beside, **{field.name: np.stack([row[field.name] for row in rows]) for field in fields(Views)})
+        np.savez(
+            beside,
+            **{field.name: np.stack([row[field.name] for row in rows]) for field in fields(Views)},
+        )
         beside.replace(path)
         print(f"{path.name}: {len(rows)} views", flush=True)
 
 
 def load(work: Path, split: str) -> Views:
     """The described views of a split, in order."""
-    paths = [_chunk_path(work, split, chunk) for chunk in range(-(-len(SPLITS[split]) // PHOTOS_PER_CHUNK))]
+    paths = [
+        _chunk_path(work, split, chunk)
+        for chunk in range(-(-len(SPLITS[split]) // PHOTOS_PER_CHUNK))
+    ]
     missing = [path.name for path in paths if not path.exists()]
     if missing:
-        raise SystemExit(f"{work} lacks {', '.join(missing)}: run `rendered_views.py {split}` to its end")
+        raise SystemExit(
+            f"{work} lacks {', '.join(missing)}: run `rendered_views.py {split}` to its end"
+        )
     chunks = [np.load(path) for path in paths]
-    return Views(**{field.name: np.concatenate([chunk[field.name] for chunk in chunks]) for field in fields(Views)})
+    return Views(
+        **{
+            field.name: np.concatenate([chunk[field.name] for chunk in chunks])
+            for field in fields(Views)
+        }
+    )
 
 
 def entangled(views: Views, i: int, others: np.ndarray) -> np.ndarray:
     """bool [len(others)]: the two pictures may show one thing beside their instances.
 
-    Either the background of one is the photograph that the other's instance was cut from, or both have
-    a background or clutter in common (of which a crop shows next to nothing).
+    Either the background of one is the photograph that the other's instance was cut from, or both
+    have a background or clutter in common (of which a crop shows next to nothing).
     """
     in_theirs = (views.others[others] == views.photo[i]).any(axis=1)
     in_ours = np.isin(views.photo[others], views.others[i])
-    common = np.isin(views.others[others], views.others[i]).any(axis=1) & ~views.crop[others] & ~views.crop[i]
+    common = (
+        np.isin(views.others[others], views.others[i]).any(axis=1)
+        & ~views.crop[others]
+        & ~views.crop[i]
+    )
     return np.asarray(in_theirs | in_ours | common)
 
 
@@ -162,7 +192,9 @@ def _describe_photo(
     """Rows of all views of one photograph's instances."""
     seed = SEEDS[split]
     foreign = np.asarray([other for other in SPLITS[split] if other != photo])
-    regions = cut_instances(_pixels(files[photo]), INSTANCES_PER_PHOTO, np.random.default_rng((seed, photo)))
+    regions = cut_instances(
+        _pixels(files[photo]), INSTANCES_PER_PHOTO, np.random.default_rng((seed, photo))
+    )
     rows = []
     for place, region in enumerate(regions):
         instance = photo * INSTANCES_PER_PHOTO + place
@@ -179,7 +211,10 @@ def _describe_photo(
             extractor = made_by[quick]
             (found,) = extractor.describe([image])
             assert isinstance(found, Description)
-            row = _row(found, extractor) | {"others": others.astype(np.int32), "crop": np.bool_(crop)}
+            row = _row(found, extractor) | {
+                "others": others.astype(np.int32),
+                "crop": np.bool_(crop),
+            }
             row |= {"instance": np.int32(instance), "photo": np.int32(photo), "kind": np.int8(kind)}
             rows.append(row)
     return rows
@@ -191,12 +226,20 @@ def _row(found: Description, extractor: Extractor) -> dict[str, np.ndarray]:
     rows, xy = np.zeros(MOST_LOCALS, np.uint8), np.zeros((MOST_LOCALS, 2), np.float32)
     local[:count], xy[:count] = found.descriptors[:count], found.xy[:count]
     rows[:count] = bin_scales(extractor.scales, BINNING)[found.scale[:count]]
-    return {"descriptor": found.global_descriptor, "local": local, "count": np.int32(count), "rows": rows, "xy": xy}
+    return {
+        "descriptor": found.global_descriptor,
+        "local": local,
+        "count": np.int32(count),
+        "rows": rows,
+        "xy": xy,
+    }
 
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("split", choices=SPLITS)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--photos", type=Path, default=PHOTOS)
@@ -205,7 +248,13 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
-    describe_split(arguments.split, photographs(arguments.photos), arguments.work, arguments.part, arguments.parts)
+    describe_split(
+        arguments.split,
+        photographs(arguments.photos),
+        arguments.work,
+        arguments.part,
+        arguments.parts,
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""A retrieval task in memory, rerankers' scores on its shortlists (kept on disk), and average precision.
+"""A retrieval task in memory, rerankers' scores on its shortlists (kept on disk), and average
+precision.
 
 For the quality benchmarks: every method scores the same pairs, from the same descriptors, once.
 """
@@ -21,14 +22,17 @@ from rrt_core.rerankers import Locals, Reranker
 
 SHORTLIST = 100
 SAVE_EVERY = 60.0  # seconds
-Precision = Callable[[np.ndarray], float]  # bool [n], the ranking's relevance (complete) -> average precision
+Precision = Callable[
+    [np.ndarray], float
+]  # bool [n], the ranking's relevance (complete) -> average precision
 
 
 @dataclass
 class Task:
     """Queries with their complete rankings by global similarity.
 
-    name: goes into the names of score files. images: all, by index. queries: int [q], indices of images
+    name: goes into the names of score files. images: all, by index. queries: int [q], indices of
+        images
     order: of each query, indices of its gallery without junk, the most similar first
     similarity: of each query, float32, the global similarity in that order
     relevant: of each query, bool, whether the image in that place shows its instance
@@ -42,17 +46,29 @@ class Task:
     relevant: list[np.ndarray]
 
     def only(self, chosen: np.ndarray, banned: np.ndarray | None = None) -> Task:
-        """Some of the queries; images for which `banned` (bool, by index) holds are taken out of the rankings."""
-        keep = [np.ones(len(self.order[i]), bool) if banned is None else ~banned[self.order[i]] for i in chosen]
+        """Some of the queries; images for which `banned` (bool, by index) holds are taken out of
+        the rankings.
+        """
+        keep = [
+            np.ones(len(self.order[i]), bool) if banned is None else ~banned[self.order[i]]
+            for i in chosen
+        ]
         picked = list(zip(chosen, keep, strict=True))
         return Task(
-            self.name, self.images, self.queries[chosen], [self.order[i][k] for i, k in picked],
-            [self.similarity[i][k] for i, k in picked], [self.relevant[i][k] for i, k in picked],
+            self.name,
+            self.images,
+            self.queries[chosen],
+            [self.order[i][k] for i, k in picked],
+            [self.similarity[i][k] for i, k in picked],
+            [self.relevant[i][k] for i, k in picked],
         )
 
 
 def make_task(
-    name: str, images: Sequence[Locals], queries: np.ndarray, galleries: Sequence[np.ndarray],
+    name: str,
+    images: Sequence[Locals],
+    queries: np.ndarray,
+    galleries: Sequence[np.ndarray],
     relevant: Callable[[int, np.ndarray], np.ndarray],
 ) -> Task:
     """Order each query's gallery by global similarity. relevant: (query image, images) -> bool."""
@@ -67,10 +83,17 @@ def make_task(
     return Task(name, images, queries, order, similarity, truth)
 
 
-def scores(task: Task, reranker: Reranker, work: Path, shortlist: int = SHORTLIST) -> list[np.ndarray]:
-    """Logits of each query's first `shortlist` images, float32; kept in `work`, a killed run goes on."""
+def scores(
+    task: Task, reranker: Reranker, work: Path, shortlist: int = SHORTLIST
+) -> list[np.ndarray]:
+    """Logits of each query's first `shortlist` images, float32; kept in `work`, a killed run goes
+    on.
+    """
     identity = [reranker.name, reranker.revision, reranker.weights_sha256, reranker.config]
-    asked = [[int(query), *map(int, order[:shortlist])] for query, order in zip(task.queries, task.order, strict=True)]
+    asked = [
+        [int(query), *map(int, order[:shortlist])]
+        for query, order in zip(task.queries, task.order, strict=True)
+    ]
     key = hashlib.sha256(json.dumps([identity, asked], sort_keys=True).encode()).hexdigest()[:20]
     path = work / "scores" / f"{task.name}-{reranker.name}-{key}.npz"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -89,13 +112,19 @@ def scores(task: Task, reranker: Reranker, work: Path, shortlist: int = SHORTLIS
             done = sum(map(len, found[first:]))
             print(
                 f"  {task.name} {reranker.name}: {i + 1}/{len(task.queries)} queries,"
-                f" {done / (saved - begun):.1f} pairs a second", file=sys.stderr, flush=True,
+                f" {done / (saved - begun):.1f} pairs a second",
+                file=sys.stderr,
+                flush=True,
             )
     return found
 
 
-def average_precisions(task: Task, scored: Sequence[np.ndarray] | None, precision: Precision) -> np.ndarray:
-    """Average precision of each query after its shortlist is ordered by `scored` (None: global order)."""
+def average_precisions(
+    task: Task, scored: Sequence[np.ndarray] | None, precision: Precision
+) -> np.ndarray:
+    """Average precision of each query after its shortlist is ordered by `scored` (None: global
+    order).
+    """
     values = []
     for i, relevant in enumerate(task.relevant):
         if scored is not None:
@@ -107,9 +136,14 @@ def average_precisions(task: Task, scored: Sequence[np.ndarray] | None, precisio
 
 def firsts(task: Task, scored: Sequence[np.ndarray] | None) -> np.ndarray:
     """bool [q], whether the first place is relevant."""
-    found = task.relevant if scored is None else [
-        relevant[np.argsort(-s, kind="stable")] for relevant, s in zip(task.relevant, scored, strict=True)
-    ]
+    found = (
+        task.relevant
+        if scored is None
+        else [
+            relevant[np.argsort(-s, kind="stable")]
+            for relevant, s in zip(task.relevant, scored, strict=True)
+        ]
+    )
     return np.array([bool(relevant[0]) for relevant in found])
 
 
@@ -118,10 +152,13 @@ def perfect(task: Task, shortlist: int = SHORTLIST) -> list[np.ndarray]:
     return [relevant[:shortlist].astype(np.float32) for relevant in task.relevant]
 
 
-def ensembled(task: Task, scored: Sequence[np.ndarray], weight: float, gamma: float) -> list[np.ndarray]:
+def ensembled(
+    task: Task, scored: Sequence[np.ndarray], weight: float, gamma: float
+) -> list[np.ndarray]:
     """weight * global + (1 - weight) * sigmoid(gamma * logit), a shortlist each."""
     return [
-        ensemble(near[: len(logit)], logit, weight, gamma) for near, logit in zip(task.similarity, scored, strict=True)
+        ensemble(near[: len(logit)], logit, weight, gamma)
+        for near, logit in zip(task.similarity, scored, strict=True)
     ]
 
 

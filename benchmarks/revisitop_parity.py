@@ -1,10 +1,12 @@
-"""How far `rrt_core.metrics` is from revisitop's own evaluate.py: the largest difference over many trials.
+"""How far `rrt_core.metrics` is from revisitop's own evaluate.py: the largest difference over many
+trials.
 
-    python benchmarks/revisitop_parity.py --reference CHECKOUT [--ground-truth FILE ...] [--trials 200]
+    python benchmarks/revisitop_parity.py --reference CHECKOUT [--ground-truth FILE ...] [--trials
+    200]
 
-A trial evaluates a random ranking of each query of a ground-truth file under Easy, Medium and Hard; every
-other trial is adversarial: junk first, positives last, or both mixed in front. Without ground-truth files a
-synthetic one of 5,000 images is used. Prints one JSON object.
+A trial evaluates a random ranking of each query of a ground-truth file under Easy, Medium and Hard;
+every other trial is adversarial: junk first, positives last, or both mixed in front. Without
+ground-truth files a synthetic one of 5,000 images is used. Prints one JSON object.
 """
 
 from __future__ import annotations
@@ -79,7 +81,11 @@ def main() -> None:
     largest = {"mAP": 0.0, "AP": 0.0, "mP@k": 0.0, "P@k": 0.0}  # in the order of compute_map
     for trial in range(options.trials):
         truth = truths[trial % len(truths)]
-        kind = "random" if trial % 2 == 0 else ("junk first", "positives last", "mixed")[trial // 2 % 3]
+        kind = (
+            "random"
+            if trial % 2 == 0
+            else ("junk first", "positives last", "mixed")[trial // 2 % 3]
+        )
         for protocol, rule in metrics.PROTOCOLS.items():
             lists = [
                 [metrics.positions_of(query, names) for names in (rule.positive, rule.junk)]
@@ -93,14 +99,23 @@ def main() -> None:
             pairs = [ours.means["mAP"], ours.average_precision, means, ours.precision]
             for name, mine, other in zip(largest, pairs, theirs, strict=True):
                 if not np.array_equal(np.isnan(mine), np.isnan(other)):
-                    raise SystemExit(f"{truth.name}, {protocol}: another set of queries is left out.")
+                    raise SystemExit(
+                        f"{truth.name}, {protocol}: another set of queries is left out."
+                    )
                 largest[name] = max(largest[name], float(np.nanmax(np.abs(mine - other))))
     count = sum(len(truths[trial % len(truths)].queries) for trial in range(options.trials)) * len(
         metrics.PROTOCOLS
     )
     sets = [truth.name for truth in truths]
     print(
-        json.dumps({"sets": sets, "trials": options.trials, "rankings": count, "largest difference": largest})
+        json.dumps(
+            {
+                "sets": sets,
+                "trials": options.trials,
+                "rankings": count,
+                "largest difference": largest,
+            }
+        )
     )
 
 

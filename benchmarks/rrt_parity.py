@@ -2,10 +2,10 @@
 
     python benchmarks/rrt_parity.py --reference DIR
 
-DIR is a checkout of uvavision/RerankingTransformer. The models of its two variants are given the same random
-weights and the same random input as ours: MatchERT of RRT_GLD beside RerankingTransformer and PairScorer,
-MatchERT of RRT_SOP beside MapMatcher. The largest difference of logits is printed for each shape of input. Ends
-with code 1 if one exceeds 1e-5.
+DIR is a checkout of uvavision/RerankingTransformer. The models of its two variants are given the
+same random weights and the same random input as ours: MatchERT of RRT_GLD beside
+RerankingTransformer and PairScorer, MatchERT of RRT_SOP beside MapMatcher. The largest difference
+of logits is printed for each shape of input. Ends with code 1 if one exceeds 1e-5.
 """
 
 from __future__ import annotations
@@ -48,19 +48,30 @@ def padded(images: list[TokenSet]) -> tuple[torch.Tensor, ...]:
         local[i, :count] = torch.from_numpy(image.local)
         mask[i, :count] = False
         scales[i, :count] = torch.from_numpy(image.scale_rows)
-    return torch.from_numpy(np.stack([image.global_descriptor for image in images])), local, mask, scales
+    return (
+        torch.from_numpy(np.stack([image.global_descriptor for image in images])),
+        local,
+        mask,
+        scales,
+    )
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--reference", required=True, help="checkout of uvavision/RerankingTransformer")
+    parser.add_argument(
+        "--reference", required=True, help="checkout of uvavision/RerankingTransformer"
+    )
     parser.add_argument("--pairs", type=int, default=4, help="pairs a case")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     worst = max(
-        landmarks(Path(args.reference), args.pairs, args.seed), products(Path(args.reference), args.pairs, args.seed)
+        landmarks(Path(args.reference), args.pairs, args.seed),
+        products(Path(args.reference), args.pairs, args.seed),
     )
-    print(f"largest difference {worst:.2e}, allowed {TOLERANCE:.0e}: {'equal' if worst <= TOLERANCE else 'NOT EQUAL'}")
+    print(
+        f"largest difference {worst:.2e}, allowed {TOLERANCE:.0e}: "
+        f"{'equal' if worst <= TOLERANCE else 'NOT EQUAL'}"
+    )
     return int(worst > TOLERANCE)
 
 
@@ -89,7 +100,10 @@ def landmarks(reference_folder: Path, pair_count: int, seed: int) -> float:
     )
     ours = RerankingTransformer(ModelConfig()).eval()
     ours.load_state_dict(reference.state_dict())
-    print(f"landmarks: {count(reference):,} parameters, ours {count(ours):,}; state dict loaded with strict keys")
+    print(
+        f"landmarks: {count(reference):,} parameters, ours {count(ours):,}; state dict loaded "
+        f"with strict keys"
+    )
     cases = {
         "full 500+500": [(SLOTS, SLOTS)] * pair_count,
         "ragged": [tuple(int(n) for n in rng.integers(0, SLOTS + 1, 2)) for _ in range(pair_count)],
@@ -114,18 +128,28 @@ def landmarks(reference_folder: Path, pair_count: int, seed: int) -> float:
 
 
 def products(reference_folder: Path, pair_count: int, seed: int) -> float:
-    """Print the products cases; the largest difference. That code knows no masks: a map is always whole."""
+    """Print the products cases; the largest difference. That code knows no masks: a map is always
+    whole.
+    """
     rng = np.random.default_rng(seed)
-    reference = reference_model(reference_folder / "RRT_SOP", seed, 128, 128, 4, 6, 1024, 0.0, "relu", False)
+    reference = reference_model(
+        reference_folder / "RRT_SOP", seed, 128, 128, 4, 6, 1024, 0.0, "relu", False
+    )
     ours = MapMatcher(ProductsConfig()).eval()
     ours.load_state_dict(reference.state_dict())
-    print(f"products: {count(reference):,} parameters, ours {count(ours):,}; state dict loaded with strict keys")
+    print(
+        f"products: {count(reference):,} parameters, ours {count(ours):,}; state dict loaded with "
+        f"strict keys"
+    )
     cases = {"7 x 7": (7, 7), "10 x 10": (10, 10), "5 x 9": (5, 9), "one cell": (1, 1)}
     worst = 0.0
     print(f"{'map':>14}  {'logits':>20}  {'ours - reference':>18}")
     for name, (height, width) in cases.items():
         query, gallery = (
-            torch.from_numpy(rng.standard_normal((pair_count, 128, height, width), dtype=np.float32)) for _ in range(2)
+            torch.from_numpy(
+                rng.standard_normal((pair_count, 128, height, width), dtype=np.float32)
+            )
+            for _ in range(2)
         )
         with torch.no_grad():
             expected = reference(None, query, None, gallery)

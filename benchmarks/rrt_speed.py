@@ -1,25 +1,32 @@
-"""How fast PairScorer is beside the paper's own MatchERT, in one run, on the same weights and the same pairs.
+"""How fast PairScorer is beside the paper's own MatchERT, in one run, on the same weights and the
+same pairs.
 
     python benchmarks/rrt_speed.py --reference DIR [--threads 2] [--rounds 5] [--only CASE ...]
 
-DIR is a checkout of uvavision/RerankingTransformer. Its model gets random weights and so does ours by its state dict.
-Pairs are those of an evaluation: queries, each with a shortlist of gallery images of its own.
+DIR is a checkout of uvavision/RerankingTransformer. Its model gets random weights and so does ours
+by its state dict. Pairs are those of an evaluation: queries, each with a shortlist of gallery
+images of its own.
 
     full         500 + 500 tokens
     realistic    tokens a side normal, mean 350, sd 150, clipped to 1..500
     128, 64      128 + 128 and 64 + 64 tokens
 
-The reference pads to 500 with masks, as its loader does, and takes as a batch one gallery image for each query, as its
-evaluation does (--queries; 70 in Revisited Oxford and Paris). Its tensors are made before its clock starts; ours starts
-with the numpy arrays. Each round times one batch of the reference, as many pairs of PairScorer (all candidates of some
-queries) and the machine's matrix rate one after the other, and medians over the rounds are printed, so that a drifting
-machine treats all alike. For the short cases the reference, which would pad them to 500 too, only checks 16 logits.
+The reference pads to 500 with masks, as its loader does, and takes as a batch one gallery image for
+each query, as its evaluation does (--queries; 70 in Revisited Oxford and Paris). Its tensors are
+made before its clock starts; ours starts with the numpy arrays. Each round times one batch of the
+reference, as many pairs of PairScorer (all candidates of some queries) and the machine's matrix
+rate one after the other, and medians over the rounds are printed, so that a drifting machine treats
+all alike. For the short cases the reference, which would pad them to 500 too, only checks 16
+logits.
 
-GFLOP/s counts the operations that PairScorer does, multiplication and addition apiece, without exponentials
-and norms. The machine's rate is torch's float32 matmul at 2048^3 and at this model's own shapes, the threads as given.
+GFLOP/s counts the operations that PairScorer does, multiplication and addition apiece, without
+exponentials and norms. The machine's rate is torch's float32 matmul at 2048^3 and at this model's
+own shapes, the threads as given.
 
-Memory: the largest PSS of the process tree while 1,000 and 20,000 pairs are scored, each in a process of its own, 0 to
-31 tokens a side. Ends with code 1 if a logit differs by more than 1e-5, or if memory grows by more than 5%.
+Memory: the largest PSS of the process tree while 1,000 and 20,000 pairs are scored, each in a
+    process of its own, 0 to
+31 tokens a side. Ends with code 1 if a logit differs by more than 1e-5, or if memory grows by more
+than 5%.
 """
 
 from __future__ import annotations
@@ -47,7 +54,8 @@ CASES = ("full", "realistic", "128", "64")
 TOLERANCE = 1e-5
 SLOTS = 500
 TIMED = ("full", "realistic")
-# Rows, inner and columns: the machine's rate, and this model's products at the realistic length of a pair.
+# Rows, inner and columns: the machine's rate, and this model's products at the realistic length of
+# a pair.
 SHAPES = {
     "2048^3": (2048, 2048, 2048),
     "704x128x384": (704, 128, 384),
@@ -70,11 +78,15 @@ def sample(case: str, queries: int, candidates: int, rng: np.random.Generator) -
             count = int(case)
         return random_image(rng, count, 2048)
 
-    return [(query, image()) for query in [image() for _ in range(queries)] for _ in range(candidates)]
+    return [
+        (query, image()) for query in [image() for _ in range(queries)] for _ in range(candidates)
+    ]
 
 
 def operations(pairs: Pairs, config: ModelConfig) -> float:
-    """Floating-point operations of PairScorer's matrix products; a side's own are counted once an image."""
+    """Floating-point operations of PairScorer's matrix products; a side's own are counted once an
+    image.
+    """
     width, hidden = config.d_model, config.feedforward
 
     def side(count: int) -> float:
@@ -104,21 +116,28 @@ def matrix_rate(rows: int, inner: int, columns: int) -> float:
     return 2.0 * rows * inner * columns / median(times) / 1e9
 
 
-def compare(case: str, reference: torch.nn.Module, ours: RerankingTransformer, args: argparse.Namespace) -> float:
+def compare(
+    case: str, reference: torch.nn.Module, ours: RerankingTransformer, args: argparse.Namespace
+) -> float:
     """Times one case, prints its rows, and returns the largest difference of logits in float32."""
     pairs = sample(case, args.queries, args.candidates, np.random.default_rng(args.seed))
     numbers = np.arange(len(pairs))
-    scorers = {name: PairScorer(ours, "cpu", precision=name) for name in ("float32", *args.precision)}
+    scorers = {
+        name: PairScorer(ours, "cpu", precision=name) for name in ("float32", *args.precision)
+    }
     times: dict[str, list[float]] = {name: [] for name in ("reference", *scorers)}
     rates: dict[str, list[float]] = {name: [] for name in (*scorers, *SHAPES)}
     found = {name: np.full(len(pairs), np.nan, np.float32) for name in times}
     for number in range(args.rounds):
         turn = number % args.candidates
-        # The reference: one candidate of every query. PairScorer: all candidates of every so manieth query.
+        # The reference: one candidate of every query. PairScorer: all candidates of every so
+        # manieth query.
         batch = numbers[numbers % args.candidates == turn]
         if case not in TIMED:
             batch = batch[:16]
-        times["reference"].append(run_reference(reference, [pairs[i] for i in batch], found["reference"], batch))
+        times["reference"].append(
+            run_reference(reference, [pairs[i] for i in batch], found["reference"], batch)
+        )
         some = numbers[numbers // args.candidates % args.candidates == turn]
         chosen = [pairs[i] for i in some]
         for name, scorer in scorers.items():
@@ -129,21 +148,31 @@ def compare(case: str, reference: torch.nn.Module, ours: RerankingTransformer, a
             rates[name].append(operations(chosen, ours.config) / spent / 1e9)
         for name, shape in SHAPES.items():
             rates[name].append(matrix_rate(*shape))
-    differences = {name: float(np.nanmax(np.abs(found[name] - found["reference"]))) for name in scorers}
+    differences = {
+        name: float(np.nanmax(np.abs(found[name] - found["reference"]))) for name in scorers
+    }
     for name in scorers:
         a_pair, rate = median(times[name]), median(rates[name])
         line = f"{case:>9}  {name:>8}  {1e3 * a_pair:7.2f} ms a pair {1 / a_pair:7.1f} pairs/s"
         line += f"  {rate:6.1f} GFLOP/s = {100 * rate / median(rates['2048^3']):3.0f}% of 2048^3"
         if case in TIMED:
             by_round = [r / o for r, o in zip(times["reference"], times[name], strict=True)]
-            line += f"  reference {1e3 * median(times['reference']):6.1f} ms, {median(by_round):5.2f} times"
+            line += (
+                f"  reference {1e3 * median(times['reference']):6.1f} ms, {median(by_round):5.2f} "
+                f"times"
+            )
             line += f" ({min(by_round):.2f}..{max(by_round):.2f})"
         print(f"{line}  |difference| {differences[name]:.1e}", flush=True)
-    print(" " * 11 + "torch.mm, GFLOP/s: " + ", ".join(f"{n} {median(rates[n]):.0f}" for n in SHAPES), flush=True)
+    print(
+        " " * 11 + "torch.mm, GFLOP/s: " + ", ".join(f"{n} {median(rates[n]):.0f}" for n in SHAPES),
+        flush=True,
+    )
     return differences["float32"]
 
 
-def run_reference(model: torch.nn.Module, pairs: Pairs, found: np.ndarray, places: np.ndarray) -> float:
+def run_reference(
+    model: torch.nn.Module, pairs: Pairs, found: np.ndarray, places: np.ndarray
+) -> float:
     """Seconds a pair of one batch; its logits go to `places` of `found`."""
     query, gallery = padded([q for q, _ in pairs]), padded([g for _, g in pairs])
     positions = F.pad(torch.zeros(len(pairs), SLOTS, 1), (0, 1))
@@ -168,19 +197,29 @@ def pss(pid: int) -> int:
 
 
 def score_in_calls(count: int, threads: int) -> None:
-    """Scores `count` pairs in calls of 500, as the rerank stage does, of images that are made for the call."""
+    """Scores `count` pairs in calls of 500, as the rerank stage does, of images that are made for
+    the call.
+    """
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     scorer = PairScorer(RerankingTransformer(ModelConfig(layers=2)).eval(), "cpu")
     rng = np.random.default_rng(0)
     for _ in range(count // 500):
         queries = [random_image(rng, int(rng.integers(0, 32)), 2048) for _ in range(5)]
-        scorer.score([(q, random_image(rng, int(rng.integers(0, 32)), 2048)) for q in queries for _ in range(100)])
+        scorer.score(
+            [
+                (q, random_image(rng, int(rng.integers(0, 32)), 2048))
+                for q in queries
+                for _ in range(100)
+            ]
+        )
 
 
 def peak_memory(count: int, threads: int) -> int:
     """Largest PSS of the process tree that scores `count` pairs."""
-    process = multiprocessing.get_context("spawn").Process(target=score_in_calls, args=(count, threads))
+    process = multiprocessing.get_context("spawn").Process(
+        target=score_in_calls, args=(count, threads)
+    )
     process.start()
     peak, done = 0, threading.Event()
 
@@ -201,14 +240,22 @@ def peak_memory(count: int, threads: int) -> int:
 
 def main() -> int:
     """Run and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--reference", required=True, help="checkout of uvavision/RerankingTransformer")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--reference", required=True, help="checkout of uvavision/RerankingTransformer"
+    )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--queries", type=int, default=70, help="pairs of a batch of the reference")
-    parser.add_argument("--candidates", type=int, default=5, help="gallery images of each query, >= 1")
+    parser.add_argument(
+        "--candidates", type=int, default=5, help="gallery images of each query, >= 1"
+    )
     parser.add_argument("--only", nargs="*", choices=(*CASES, "memory"), default=(*CASES, "memory"))
-    parser.add_argument("--precision", nargs="*", default=["bfloat16"], help="further precisions to time")
+    parser.add_argument(
+        "--precision", nargs="*", default=["bfloat16"], help="further precisions to time"
+    )
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -218,14 +265,22 @@ def main() -> int:
     ours = RerankingTransformer(ModelConfig()).eval()
     ours.load_state_dict(reference.state_dict())
     print(
-        f"{args.threads} threads, {os.cpu_count()} cores, torch {torch.__version__}, {args.rounds} rounds", flush=True
+        f"{args.threads} threads, {os.cpu_count()} cores, torch {torch.__version__}, "
+        f"{args.rounds} rounds",
+        flush=True,
     )
-    worst = max((compare(case, reference, ours, args) for case in args.only if case != "memory"), default=0.0)
+    worst = max(
+        (compare(case, reference, ours, args) for case in args.only if case != "memory"),
+        default=0.0,
+    )
     grown = False
     if "memory" in args.only:
         few, many = peak_memory(1_000, args.threads), peak_memory(20_000, args.threads)
         grown = many > 1.05 * few
-        print(f"peak PSS: {few / 2**20:.0f} MiB for 1,000 pairs, {many / 2**20:.0f} MiB for 20,000", flush=True)
+        print(
+            f"peak PSS: {few / 2**20:.0f} MiB for 1,000 pairs, {many / 2**20:.0f} MiB for 20,000",
+            flush=True,
+        )
     print(f"largest difference in float32 {worst:.1e}, allowed {TOLERANCE:.0e}")
     return int(worst > TOLERANCE or grown)
 

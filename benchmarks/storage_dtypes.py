@@ -1,19 +1,23 @@
-"""What a descriptor's form on disk costs in accuracy, and its bytes: float32, float16, int8 and binary locals.
+"""What a descriptor's form on disk costs in accuracy, and its bytes: float32, float16, int8 and
+binary locals.
 
-    python benchmarks/storage_dtypes.py --out DIR [--queries 30] [--locals 128 500] [--only RERANKER ...]
+    python benchmarks/storage_dtypes.py --out DIR [--queries 30] [--locals 128 500] [--only RERANKER
+    ...]
 
-Photographs of $RRT_TEST_DATA/products as benchmarks/products_quality.py takes them: 100 queries, 1,664 gallery images,
-the default extractor, the global top 100 reranked at 128 and 500 locals. mutual_nn and geometric take all queries, rrt
-(the embedded weights, which saw no product) some, evenly spread: a pair at 500 locals takes 80 ms of a core. Each
-descriptor is stored and read again as a store does it; the rotation of binary is learnt from 64 gallery images, none
-of which is left out of the gallery, as `extract --local-dtype binary` does it.
+Photographs of $RRT_TEST_DATA/products as benchmarks/products_quality.py takes them: 100 queries,
+1,664 gallery images, the default extractor, the global top 100 reranked at 128 and 500 locals.
+mutual_nn and geometric take all queries, rrt (the embedded weights, which saw no product) some,
+evenly spread: a pair at 500 locals takes 80 ms of a core. Each descriptor is stored and read again
+as a store does it; the rotation of binary is learnt from 64 gallery images, none of which is left
+out of the gallery, as `extract --local-dtype binary` does it.
 
     binary, float16 queries   only the gallery is binary: a store of queries is small
-    moved threshold           thresholds of the baselines moved to where the same angle lies after coding: binary
-                              makes all similarities smaller (it does not pay: docs/storage.md)
+    moved threshold           thresholds of the baselines moved to where the same angle lies after
+                              coding: binary makes all similarities smaller (it does not pay:
+                              docs/storage.md)
 
-`change` is against float32 on the same queries, with the 95 % interval of a bootstrap over them. What is scored is
-kept in DIR/scores.jsonl: a killed run goes on where it was.
+`change` is against float32 on the same queries, with the 95 % interval of a bootstrap over them.
+What is scored is kept in DIR/scores.jsonl: a killed run goes on where it was.
 """
 
 from __future__ import annotations
@@ -34,7 +38,14 @@ import cv2
 import numpy as np
 import torch
 from products_quality import open_products, task_of
-from retrieval_tasks import SHORTLIST, Task, average_precisions, bootstrap, firsts, plain_average_precision
+from retrieval_tasks import (
+    SHORTLIST,
+    Task,
+    average_precisions,
+    bootstrap,
+    firsts,
+    plain_average_precision,
+)
 
 from rrt_core.binary import learn_rotation
 from rrt_core.rerankers import Locals, Reranker, create
@@ -44,7 +55,13 @@ DATA = Path(os.environ.get("RRT_TEST_DATA", Path(__file__).resolve().parents[2] 
 LOCALS = (128, 500)
 SAMPLE = 64  # images that the rotation is learnt from
 R1M = 1_001_001  # images of revisitop1m.txt
-FORMS = (("float32", "float32"), ("float16", "float16"), ("int8", "int8"), ("binary", "binary"), ("binary", "float16"))
+FORMS = (
+    ("float32", "float32"),
+    ("float16", "float16"),
+    ("int8", "int8"),
+    ("binary", "binary"),
+    ("binary", "float16"),
+)
 RRT_FORMS = (FORMS[0], *FORMS[2:])  # float16 moves a logit by 0.003 at most (benchmarks/knobs.py)
 THRESHOLD = 0.5  # the cosine that both baselines ask of a couple by default
 
@@ -64,13 +81,22 @@ class Row:
     @property
     def identity(self) -> str:
         """Of all that changes the logits."""
-        told = [self.reranker.name, self.reranker.revision, self.reranker.weights_sha256, self.reranker.config]
-        return hashlib.sha256(json.dumps([told, self.gallery, self.query], sort_keys=True).encode()).hexdigest()[:16]
+        told = [
+            self.reranker.name,
+            self.reranker.revision,
+            self.reranker.weights_sha256,
+            self.reranker.config,
+        ]
+        return hashlib.sha256(
+            json.dumps([told, self.gallery, self.query], sort_keys=True).encode()
+        ).hexdigest()[:16]
 
     @property
     def form(self) -> str:
         """How the descriptors are kept."""
-        name = self.gallery if self.gallery == self.query else f"{self.gallery}, {self.query} queries"
+        name = (
+            self.gallery if self.gallery == self.query else f"{self.gallery}, {self.query} queries"
+        )
         return f"{name}, moved threshold" if self.moved else name
 
 
@@ -84,21 +110,31 @@ def rows_of(method: str, budgets: Sequence[int]) -> list[Row]:
             if gallery == "binary" and method != "rrt":
                 cosine = moved(THRESHOLD, query)
                 threshold = (
-                    {"min_similarity": cosine} if method == "mutual_nn" else {"max_distance": (2 - 2 * cosine) ** 0.5}
+                    {"min_similarity": cosine}
+                    if method == "mutual_nn"
+                    else {"max_distance": (2 - 2 * cosine) ** 0.5}
                 )
-                rows.append(Row(method, tokens, gallery, query, create(method, **options, **threshold), True))
+                rows.append(
+                    Row(
+                        method, tokens, gallery, query, create(method, **options, **threshold), True
+                    )
+                )
     return rows
 
 
 def moved(cosine: float, query: str) -> float:
-    """Where a similarity lies, in the mean over rotations, after both sides are coded, or the gallery's alone."""
+    """Where a similarity lies, in the mean over rotations, after both sides are coded, or the
+    gallery's alone.
+    """
     both = 1 - 2 / np.pi * np.arccos(cosine)
     return float(round(both if query == "binary" else np.sqrt(2 / np.pi) * cosine, 3))
 
 
 def stored(image: Locals, kind: str, rotation: np.ndarray) -> Locals:
     """An image as a store of this dtype gives it back."""
-    return dataclasses.replace(image, descriptors=decoded(encoded(image.descriptors, kind, rotation), rotation))
+    return dataclasses.replace(
+        image, descriptors=decoded(encoded(image.descriptors, kind, rotation), rotation)
+    )
 
 
 def score(rows: Sequence[Row], task: Task, rotation: np.ndarray, kept: Path) -> None:
@@ -117,15 +153,25 @@ def score(rows: Sequence[Row], task: Task, rotation: np.ndarray, kept: Path) -> 
             logits = known.get((row.identity, int(query)))
             if logits is None:
                 if row.gallery not in galleries:
-                    galleries[row.gallery] = [stored(task.images[i], row.gallery, rotation) for i in order[:SHORTLIST]]
+                    galleries[row.gallery] = [
+                        stored(task.images[i], row.gallery, rotation) for i in order[:SHORTLIST]
+                    ]
                 image = stored(task.images[query], row.query, rotation)
-                logits = [float(value) for value in row.reranker.score_query(image, galleries[row.gallery]).logit]
+                logits = [
+                    float(value)
+                    for value in row.reranker.score_query(image, galleries[row.gallery]).logit
+                ]
                 with kept.open("a") as file:
-                    file.write("\n" + json.dumps({"row": row.identity, "query": int(query), "logits": logits}))
+                    file.write(
+                        "\n"
+                        + json.dumps({"row": row.identity, "query": int(query), "logits": logits})
+                    )
             row.logits.append(np.array(logits, np.float32))
         if (number + 1) % 10 == 0:
             spent = time.monotonic() - begun
-            print(f"{rows[0].method}: {number + 1} of {len(task.queries)}, {spent:.0f} s", flush=True)
+            print(
+                f"{rows[0].method}: {number + 1} of {len(task.queries)}, {spent:.0f} s", flush=True
+            )
 
 
 def lines_of(rows: Sequence[Row], task: Task) -> list[dict[str, Any]]:
@@ -137,10 +183,17 @@ def lines_of(rows: Sequence[Row], task: Task) -> list[dict[str, Any]]:
         precisions = average_precisions(task, row.logits, plain_average_precision)
         exact.setdefault(row.tokens, precisions)
         low, high = bootstrap(precisions - exact[row.tokens])
-        line = {"method": row.method, "queries": len(task.queries), "locals": row.tokens, "stored": row.form}
+        line = {
+            "method": row.method,
+            "queries": len(task.queries),
+            "locals": row.tokens,
+            "stored": row.form,
+        }
         line |= {"mAP": precisions.mean(), "recall_1": firsts(task, row.logits).mean()}
         if row.form != "float32":
-            line["change"] = f"{(precisions - exact[row.tokens]).mean():+.3f} ({low:+.3f} .. {high:+.3f})"
+            line["change"] = (
+                f"{(precisions - exact[row.tokens]).mean():+.3f} ({low:+.3f} .. {high:+.3f})"
+            )
         line["kB_an_image"] = row.tokens * bytes_a_local(width, row.gallery) / 1e3
         line["GB_R1M"] = R1M * row.tokens * bytes_a_local(width, row.gallery) / 1e9
         lines.append(line)
@@ -168,16 +221,32 @@ def global_lines(task: Task) -> list[dict[str, Any]]:
     return lines
 
 
-COLUMNS = ("method", "queries", "locals", "stored", "mAP", "change", "recall_1", "kB_an_image", "GB_R1M")
+COLUMNS = (
+    "method",
+    "queries",
+    "locals",
+    "stored",
+    "mAP",
+    "change",
+    "recall_1",
+    "kB_an_image",
+    "GB_R1M",
+)
 FORMATS = {"mAP": ".3f", "recall_1": ".2f", "kB_an_image": ".1f", "GB_R1M": ".1f"}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     parser.add_argument("--queries", type=int, default=30, metavar="N", help="of rrt (default: 30)")
-    parser.add_argument("--locals", nargs="+", type=int, default=LOCALS, metavar="N", help="default: 128 500")
-    parser.add_argument("--only", nargs="+", default=["mutual_nn", "geometric", "rrt"], metavar="RERANKER")
+    parser.add_argument(
+        "--locals", nargs="+", type=int, default=LOCALS, metavar="N", help="default: 128 500"
+    )
+    parser.add_argument(
+        "--only", nargs="+", default=["mutual_nn", "geometric", "rrt"], metavar="RERANKER"
+    )
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--data", type=Path, default=DATA)
     arguments = parser.parse_args()
@@ -200,7 +269,9 @@ def main() -> None:
 
     print("| " + " | ".join(COLUMNS) + " |\n" + "|---" * len(COLUMNS) + "|")
     for line in lines:
-        cells = [format(line[name], FORMATS.get(name, "")) if name in line else "" for name in COLUMNS]
+        cells = [
+            format(line[name], FORMATS.get(name, "")) if name in line else "" for name in COLUMNS
+        ]
         print("| " + " | ".join(cells) + " |")
     with (arguments.out / "storage_dtypes.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS)

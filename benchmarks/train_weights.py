@@ -3,9 +3,10 @@
     python benchmarks/train_weights.py all --work DIR       render, describe, train, export: hours
     python benchmarks/train_weights.py train|export --work DIR
 
-The paper trains on a million photographs of landmarks; these come of rendered views of regions of 640
-photographs (rendered_views.py, which also says which photographs are kept for validation and test). `train` goes on
-where it was stopped. `export` writes the weights, and a JSON beside them that says what made them.
+The paper trains on a million photographs of landmarks; these come of rendered views of regions of
+640 photographs (rendered_views.py, which also says which photographs are kept for validation and
+test). `train` goes on where it was stopped. `export` writes the weights, and a JSON beside them
+that says what made them.
 """
 
 from __future__ import annotations
@@ -48,16 +49,28 @@ def new_model(global_dim: int, seed: int) -> RerankingTransformer:
 def options_of(args: argparse.Namespace) -> TrainingOptions:
     """The recipe."""
     return TrainingOptions(
-        steps=args.steps, lr=args.lr, warmup=args.warmup, seed=args.seed, evaluate_every=args.evaluate_every,
-        precision=args.precision, micro_batch=16,
+        steps=args.steps,
+        lr=args.lr,
+        warmup=args.warmup,
+        seed=args.seed,
+        evaluate_every=args.evaluate_every,
+        precision=args.precision,
+        micro_batch=16,
     )
 
 
 def run_train(args: argparse.Namespace) -> None:
     """Train, or go on."""
     views = rendered_views.load(args.work, "training")
-    pool, held_out = rendered_pool(views), rendered_pool(rendered_views.load(args.work, "validation"))
-    print(f"{len(views)} views of {len(np.unique(views.instance))} instances; held out {len(held_out)}", flush=True)
+    pool, held_out = (
+        rendered_pool(views),
+        rendered_pool(rendered_views.load(args.work, "validation")),
+    )
+    print(
+        f"{len(views)} views of {len(np.unique(views.instance))} instances; held out "
+        f"{len(held_out)}",
+        flush=True,
+    )
     sampler = PairSampler(pool, args.steps, args.seed, Budget(), LOOKALIKES)
     validation = PairSampler(held_out, args.steps, args.seed, Budget(), LOOKALIKES)
     model = new_model(views.descriptor.shape[1], args.seed)
@@ -72,7 +85,9 @@ def run_train(args: argparse.Namespace) -> None:
     train(
         model,
         sampler.batch_of,
-        lambda trained: pair_figures(trained, held_out, validation, VALIDATION_TOKENS, VALIDATION_PAIRS),
+        lambda trained: pair_figures(
+            trained, held_out, validation, VALIDATION_TOKENS, VALIDATION_PAIRS
+        ),
         options_of(args),
         folder,
         report,
@@ -88,7 +103,11 @@ def run_export(args: argparse.Namespace) -> None:
     model.load_state_dict(saved["model"])
     extractor = rendered_views.extractors()[0]
     with (folder / "log.csv").open(newline="") as file:
-        log = [row for row in csv.DictReader(file) if row["name"] in ("loss", "accuracy", "val_auc", "val_loss")]
+        log = [
+            row
+            for row in csv.DictReader(file)
+            if row["name"] in ("loss", "accuracy", "val_auc", "val_loss")
+        ]
     sampler = PairSampler(rendered_pool(views), args.steps, args.seed, Budget(), LOOKALIKES)
     notes = {
         "extractor": {
@@ -106,7 +125,8 @@ def run_export(args: argparse.Namespace) -> None:
             "quick_sizes": list(rendered_views.QUICK_SIZES),
             "quick_share": rendered_views.QUICK_SHARE,
         },
-        "training": asdict(options_of(args)) | {
+        "training": asdict(options_of(args))
+        | {
             "budget": asdict(Budget()),
             "lookalikes": LOOKALIKES,
             "sharpness": SHARPNESS,
@@ -125,7 +145,11 @@ def run_export(args: argparse.Namespace) -> None:
             name: [[int(row["step"]), float(row["value"])] for row in log if row["name"] == name]
             for name in ("loss", "accuracy", "val_auc", "val_loss")
         },
-        "made_with": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
+        "made_with": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+        },
         "made_on": time.strftime("%Y-%m-%d"),
     }
     args.out.with_suffix(".json").write_text(json.dumps(card, indent=1) + "\n")
@@ -135,7 +159,15 @@ def run_export(args: argparse.Namespace) -> None:
 def run_describe(args: argparse.Namespace) -> None:
     """Render and describe, a process a core."""
     for split in SPLITS:
-        command = [sys.executable, rendered_views.__file__, split, "--work", str(args.work), "--parts", "2"]
+        command = [
+            sys.executable,
+            rendered_views.__file__,
+            split,
+            "--work",
+            str(args.work),
+            "--parts",
+            "2",
+        ]
         parts = [subprocess.Popen([*command, "--part", str(part)]) for part in range(2)]
         exits = [part.wait() for part in parts]
         if any(exits):
@@ -151,10 +183,16 @@ def run_all(args: argparse.Namespace) -> None:
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("stage", choices=("all", "describe", "train", "export"))
-    parser.add_argument("--work", type=Path, required=True, help="folder for views, checkpoints and the log")
-    parser.add_argument("--name", default="run", help="folder of this training run inside the work folder")
+    parser.add_argument(
+        "--work", type=Path, required=True, help="folder for views, checkpoints and the log"
+    )
+    parser.add_argument(
+        "--name", default="run", help="folder of this training run inside the work folder"
+    )
     parser.add_argument("--out", type=Path, default=Path(EMBEDDED_WEIGHTS))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
@@ -166,7 +204,9 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     cv2.setNumThreads(args.threads)
-    {"all": run_all, "describe": run_describe, "train": run_train, "export": run_export}[args.stage](args)
+    {"all": run_all, "describe": run_describe, "train": run_train, "export": run_export}[
+        args.stage
+    ](args)
 
 
 if __name__ == "__main__":

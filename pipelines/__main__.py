@@ -9,7 +9,9 @@ import sys
 
 
 def main() -> int:
-    """The console script: signals are handled before anything heavy is imported. Ends the process."""
+    """The console script: signals are handled before anything heavy is imported. Ends the
+    process.
+    """
     from pipelines.engines import signals as stopping
 
     stopping.install()
@@ -20,9 +22,11 @@ def main() -> int:
     except SystemExit as end:  # argparse's
         code = end.code if isinstance(end.code, int) else 1
     finally:
-        stopping.pass_or_wait()  # a signal's own end is under way, and may be why this one came about
-    # The interpreter's own end unloads libraries whose threads may still run, which now and then aborts the process
-    # ("terminate called without an active exception") and with it a good exit code.
+        # a signal's own end is under way, and may be why this one came about
+        stopping.pass_or_wait()
+    # The interpreter's own end unloads libraries whose threads may still run, which now and then
+    # aborts the process ("terminate called without an active exception") and with it a good exit
+    # code.
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):

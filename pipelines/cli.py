@@ -29,14 +29,18 @@ class Parser(argparse.ArgumentParser):
 
 
 def main_parser() -> argparse.ArgumentParser:
-    """The parser that knows the commands' names; a command's own flags are added when it is asked for."""
+    """The parser that knows the commands' names; a command's own flags are added when it is asked
+    for.
+    """
     listed = {**{name: command.summary for name, command in COMMANDS.items()}, **OF_THE_DOOR}
     lines = "\n".join(f"  {name:<20}{text}" for name, text in listed.items())
     return argparse.ArgumentParser(
         prog=PROGRAM,
         usage=f"{PROGRAM} COMMAND [options]",
-        description="Instance-level image retrieval on large collections with Reranking Transformers.",
-        epilog=f"commands:\n{lines}\n\n{PROGRAM} COMMAND --help tells a command's options, with examples.",
+        description="Instance-level image retrieval on large collections with Reranking "
+        "Transformers.",
+        epilog=f"commands:\n{lines}\n\n{PROGRAM} COMMAND --help tells a command's options, with "
+        f"examples.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
 
@@ -68,7 +72,8 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
         code = _run(arguments)
-        sys.stdout.flush()  # what cannot be written is noticed here and not at the interpreter's end
+        # what cannot be written is noticed here and not at the interpreter's end
+        sys.stdout.flush()
         return code
     except OSError as error:
         closed = isinstance(error, BrokenPipeError)  # the reader, such as head, has seen enough
@@ -77,7 +82,10 @@ def main(arguments: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if closed:
             return 128 + signal.SIGPIPE
-        print("Error: what is to be told cannot be written: the disk of the output is full", file=sys.stderr)
+        print(
+            "Error: what is to be told cannot be written: the disk of the output is full",
+            file=sys.stderr,
+        )
         return 2
 
 
@@ -141,9 +149,13 @@ def run_command(name: str, arguments: list[str]) -> int:
     settings = build(kind, settings_given, name)
     estimated = isinstance(settings, RunSettings) and (settings.dry_run or name == "estimate")
     if isinstance(settings, RunSettings) and (settings.on or settings.json) and not estimated:
-        parser.error("--on and --json belong to an estimate: give --dry-run too")  # else hours of work begin
+        parser.error(
+            "--on and --json belong to an estimate: give --dry-run too"
+        )  # else hours of work begin
     values = {key: value for key, value in given.items() if key not in how}
-    options = build(module.Options, module.complete(values) if hasattr(module, "complete") else values, name)
+    options = build(
+        module.Options, module.complete(values) if hasattr(module, "complete") else values, name
+    )
     if estimated:
         from pipelines.estimate import estimate
 

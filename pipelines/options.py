@@ -1,4 +1,6 @@
-"""Options of a stage: one dataclass makes the command line, the YAML configuration and the Python call."""
+"""Options of a stage: one dataclass makes the command line, the YAML configuration and the Python
+call.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,11 @@ T = TypeVar("T")
 
 
 def option(
-    help: str, default: Any = dataclasses.MISSING, choices: tuple[str, ...] = (), *, positional: bool = False
+    help: str,
+    default: Any = dataclasses.MISSING,
+    choices: tuple[str, ...] = (),
+    *,
+    positional: bool = False,
 ) -> Any:
     """A field of an options dataclass with its help text; without a default it is required.
 
@@ -29,8 +35,11 @@ def option(
     return dataclasses.field(default=default, metadata=metadata)
 
 
-def add_arguments(parser: argparse._ActionsContainer, options: type, hidden: Collection[str] = ()) -> None:
-    """Add a flag for each field: ``rows_per_part`` becomes ``--rows-per-part``; positional ones have none.
+def add_arguments(
+    parser: argparse._ActionsContainer, options: type, hidden: Collection[str] = ()
+) -> None:
+    """Add a flag for each field: ``rows_per_part`` becomes ``--rows-per-part``; positional ones
+    have none.
 
     hidden: fields that --help is silent about, since the command refuses them with a sentence.
     """
@@ -40,7 +49,9 @@ def add_arguments(parser: argparse._ActionsContainer, options: type, hidden: Col
             continue  # set by the program alone
         flag = "--" + field.name.replace("_", "-")
         keywords: dict[str, Any] = {"help": field.metadata.get("help", ""), "dest": field.name}
-        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        required = (
+            field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        )
         keywords["default"] = argparse.SUPPRESS
         kind = hints[field.name]
         if kind is bool:
@@ -50,38 +61,55 @@ def add_arguments(parser: argparse._ActionsContainer, options: type, hidden: Col
         elif typing.get_origin(kind) is tuple:
             keywords.update(metavar="A,B,...")
         else:
-            keywords["metavar"] = {int: "N", float: "X"}.get(kind, field.name.split("_")[-1].upper())
+            keywords["metavar"] = {int: "N", float: "X"}.get(
+                kind, field.name.split("_")[-1].upper()
+            )
             if field.metadata.get("choices"):
                 keywords.update(choices=field.metadata["choices"], metavar=None)
         if required:
             keywords["help"] += " (required)"
         elif field.default not in (dataclasses.MISSING, "", (), None) and kind is not bool:
             keywords["help"] += f" (default: {field.default})"
-        keywords["help"] = argparse.SUPPRESS if field.name in hidden else keywords["help"].replace("%", "%%")
+        keywords["help"] = (
+            argparse.SUPPRESS if field.name in hidden else keywords["help"].replace("%", "%%")
+        )
         names = (flag,)
         if field.metadata.get("positional"):
             names, keywords["dest"] = (field.name,), None
             keywords.update(nargs="?", metavar=field.name.upper())
-        parser.add_argument(*names, **{key: value for key, value in keywords.items() if value is not None})
+        parser.add_argument(
+            *names, **{key: value for key, value in keywords.items() if value is not None}
+        )
 
 
 def build(options: type[T], values: dict[str, Any], where: str) -> T:
-    """The options from flags or YAML values. Raises UserError for unknown, missing or ill-typed ones."""
+    """The options from flags or YAML values.
+
+    Raises UserError for unknown, missing or ill-typed ones.
+    """
     hints = typing.get_type_hints(options)
     fields = {field.name: field for field in dataclasses.fields(options)}  # type: ignore[arg-type]
     unknown = sorted(set(values) - set(fields))
     if unknown:
-        raise UserError(f"{where}: there is no option {unknown[0]!r}; known are {', '.join(fields)}")
+        raise UserError(
+            f"{where}: there is no option {unknown[0]!r}; known are {', '.join(fields)}"
+        )
     checked: dict[str, Any] = {}
     for name, field in fields.items():
         if name in values:
             checked[name] = _convert(values[name], hints[name], f"{where}: {name}")
             choices = field.metadata.get("choices")
             if choices and checked[name] not in choices:
-                raise UserError(f"{where}: {name} is {checked[name]!r}; it must be one of {', '.join(choices)}")
-        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+                raise UserError(
+                    f"{where}: {name} is {checked[name]!r}; it must be one of {', '.join(choices)}"
+                )
+        required = (
+            field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        )
         if required and checked.get(name, "") in ("", ()):
-            called = name.upper() if field.metadata.get("positional") else f"--{name.replace('_', '-')}"
+            called = (
+                name.upper() if field.metadata.get("positional") else f"--{name.replace('_', '-')}"
+            )
             raise UserError(f"{where}: {called} is missing")
     return options(**checked)
 

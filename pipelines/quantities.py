@@ -1,4 +1,4 @@
-"""TODO: say what this file is for."""
+"""Bytes, durations and workers in words."""
 
 from __future__ import annotations
 
@@ -19,5 +19,9 @@ def byte_text(count: float) -> str:
     """Bytes in a unit that suits: ``3.4 MB``."""
     for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if abs(count) >= size:
-            return f"{count / size:,.1f} {unit}" if abs(count) < 100 * size else f"{count / size:,.0f} {unit}"
+            return (
+                f"{count / size:,.1f} {unit}"
+                if abs(count) < 100 * size
+                else f"{count / size:,.0f} {unit}"
+            )
     return f"{count:.0f} bytes"

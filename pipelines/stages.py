@@ -36,8 +36,14 @@ COMMANDS = {
         (
             "extract --images photos/ --out store/",
             "extract --images jpg/ --ground-truth gnd_roxford5k.pkl --take queries --out queries/",
-            "extract --images photos/ --out store/ --extractor-option sizes=512,360 --extractor-option max_locals=200",
-            "extract --images 'revisitop1m.{1..100}.tar.gz' --list revisitop1m.txt --out r1m/ --locals none",
+            (
+                "extract --images photos/ --out store/ --extractor-option sizes=512,360 "
+                "--extractor-option max_locals=200"
+            ),
+            (
+                "extract --images 'revisitop1m.{1..100}.tar.gz' --list revisitop1m.txt --out r1m/ "
+                "--locals none"
+            ),
             "extract --locals-for run/ --ground-truth gnd_roxford5k.pkl --out r1m/",
             "extract --sources roxford+r1m.yaml --out all/ --max-failures 1% --dry-run",
         ),
@@ -47,9 +53,16 @@ COMMANDS = {
         "a store from descriptors that others made: DELG, AMES, NumPy, MATLAB, clip-retrieval",
         (
             "import delg delg_r50_gldv2/ --out store/",
-            "import delg delg_r50_gldv2/ --out queries/ --images jpg/ --ground-truth gnd_roxford5k.pkl --take queries",
+            (
+                "import delg delg_r50_gldv2/ --out queries/ --images jpg/ --ground-truth "
+                "gnd_roxford5k.pkl --take queries"
+            ),
             "import npy vectors.npy --list names.txt --out store/",
-            "import mat roxford5k_gem.mat --ground-truth gnd_roxford5k.pkl --take gallery --out store/",
+            (
+                "import mat roxford5k_gem.mat --ground-truth gnd_roxford5k.pkl --take gallery "
+                "--out "
+                "store/"
+            ),
         ),
         OF_ESTIMATES,
     ),
@@ -60,7 +73,8 @@ COMMANDS = {
     ),
     "convert-delg": Command(
         "pipelines.exchange.convert_delg",
-        "weights for the extractor delg from a TensorFlow SavedModel of DELG (needs the extra convert)",
+        "weights for the extractor delg from a TensorFlow SavedModel of DELG (needs the extra "
+        "convert)",
         (
             "convert-delg r50delg_gldv2clean_20200914/ r50delg_gldv2clean.safetensors",
             "convert-delg exported/ mine.safetensors --threshold 120",
@@ -69,7 +83,10 @@ COMMANDS = {
     "index": Command(
         "pipelines.index.stage",
         "build a faiss index of the globals of one or more stores",
-        ("index --stores store/ --out index/", "index --stores db/,r1m/ --out index/ --key IVF4096,PQ64x8"),
+        (
+            "index --stores store/ --out index/",
+            "index --stores db/,r1m/ --out index/ --key IVF4096,PQ64x8",
+        ),
     ),
     "search": Command(
         "pipelines.search.stage",
@@ -81,7 +98,10 @@ COMMANDS = {
         "score query and candidate pairs with the Reranking Transformer, and rank",
         (
             "rerank --queries queries/ --out run/ --ground-truth gnd_roxford5k.pkl",
-            "rerank --queries queries/ --out run/ --reranker mutual_nn --reranker-option gallery_tokens=200",
+            (
+                "rerank --queries queries/ --out run/ --reranker mutual_nn --reranker-option "
+                "gallery_tokens=200"
+            ),
         ),
     ),
     "train": Command(
@@ -89,8 +109,15 @@ COMMANDS = {
         "train the Reranking Transformer on labelled stores, for their extractor",
         (
             "train --stores store/ --labels train.txt --out weights/ --dry-run",
-            "train --stores store/ --labels folder --out weights/ --config configs/train/landmarks.yaml",
-            "train --stores store/ --labels train.csv --out weights/ --init matching --steps 2000 --query-tokens 64",
+            (
+                "train --stores store/ --labels folder --out weights/ --config "
+                "configs/train/landmarks.yaml"
+            ),
+            (
+                "train --stores store/ --labels train.csv --out weights/ --init matching --steps "
+                "2000 "
+                "--query-tokens 64"
+            ),
         ),
     ),
     "evaluate": Command(
@@ -107,7 +134,10 @@ COMMANDS = {
         "the best ensemble of global score and logit on a validation set, replayed from its scores",
         (
             "tune --out validation/run/ --ground-truth validation.json --result tuned.json",
-            "tune --out run/ --ground-truth val.json --result t.json --metric hard --grid k=50,100 --grid gamma=0.1,1",
+            (
+                "tune --out run/ --ground-truth val.json --result t.json --metric hard --grid "
+                "k=50,100 --grid gamma=0.1,1"
+            ),
         ),
     ),
     "train-products": Command(
@@ -115,9 +145,19 @@ COMMANDS = {
         "train the reranker for products: global descriptor, frozen backbone, or both jointly",
         (
             "train-products --images i/ --labels i.csv --out global/ --mode global",
-            "train-products --images i/ --labels i.csv --out f/ --mode frozen --weights global/weights.safetensors",
-            "train-products --images i/ --labels i.csv --out joint/ --mode joint --weights f/weights.safetensors",
-            "train-products --images i/ --labels l --out g --mode global --backbone timm:resnet18 --backbone-weights w",
+            (
+                "train-products --images i/ --labels i.csv --out f/ --mode frozen --weights "
+                "global/weights.safetensors"
+            ),
+            (
+                "train-products --images i/ --labels i.csv --out joint/ --mode joint --weights "
+                "f/weights.safetensors"
+            ),
+            (
+                "train-products --images i/ --labels l --out g --mode global --backbone "
+                "timm:resnet18 "
+                "--backbone-weights w"
+            ),
         ),
         OF_ESTIMATES,
     ),
@@ -132,7 +172,11 @@ COMMANDS = {
     "verify": Command(
         "pipelines.verify.verify",
         "check an output byte for byte and row for row; name the units that must be done again",
-        ("verify store/", "verify results/ --quick", "verify s3://bucket/store --json findings.json"),
+        (
+            "verify store/",
+            "verify results/ --quick",
+            "verify s3://bucket/store --json findings.json",
+        ),
     ),
     "repair": Command(
         "pipelines.verify.repair",
@@ -142,10 +186,15 @@ COMMANDS = {
     ),
     "estimate": Command(
         "pipelines.estimate.estimate",
-        "what a stage would take in time, memory and on disk, from a measured probe; the same as its --dry-run",
+        "what a stage would take in time, memory and on disk, from a measured probe; the same as "
+        "its --dry-run",
         (
             "estimate extract --images photos/ --out store/",
-            "estimate extract --images 'revisitop1m.{1..100}.tar.gz' --out r1m/ --on 8,64 --json estimate.json",
+            (
+                "estimate extract --images 'revisitop1m.{1..100}.tar.gz' --out r1m/ --on 8,64 "
+                "--json "
+                "estimate.json"
+            ),
             "estimate rerank --queries queries/ --out run/ --ground-truth gnd_roxford5k.pkl",
             "estimate run --config configs/roxford5k.yaml",
         ),
@@ -153,7 +202,10 @@ COMMANDS = {
     "run": Command(
         "pipelines.run.stage",
         "all stages from one YAML configuration, each skipped where its output is there",
-        ("run --config configs/demo.yaml", "run --config my.yaml --set out=/data/run --set rerank.shortlist=200"),
+        (
+            "run --config configs/demo.yaml",
+            "run --config my.yaml --set out=/data/run --set rerank.shortlist=200",
+        ),
     ),
 }
 OF_THE_DOOR = {
@@ -179,24 +231,25 @@ WORKERS = {
 
 # What older outputs hold: the place of the class at that time.
 OLD_WORKER_NAMES = {
-    "pipelines." + "evaluate:Evaluate": "evaluate/evaluate",
-    "pipelines." + "describe_units:DescribeUnit": "extract/describe",
-    "pipelines." + "layers:DescribeLocals": "extract/locals",
-    "pipelines." + "import_store:ImportPart": "import/part",
-    "pipelines." + "index:Fill": "index/fill",
-    "pipelines." + "index:Merge": "index/merge",
-    "pipelines." + "index:Train": "index/train",
-    "pipelines." + "report:MakeReport": "report/page",
-    "pipelines." + "rerank:Replay": "rerank/replay",
-    "pipelines." + "rerank:ScorePairs": "rerank/score",
-    "pipelines." + "search:FetchCandidates": "search/candidates",
-    "pipelines." + "search:MakeShortlist": "search/shortlist",
+    "pipelines.evaluate:Evaluate": "evaluate/evaluate",
+    "pipelines.describe_units:DescribeUnit": "extract/describe",
+    "pipelines.layers:DescribeLocals": "extract/locals",
+    "pipelines.import_store:ImportPart": "import/part",
+    "pipelines.index:Fill": "index/fill",
+    "pipelines.index:Merge": "index/merge",
+    "pipelines.index:Train": "index/train",
+    "pipelines.report:MakeReport": "report/page",
+    "pipelines.rerank:Replay": "rerank/replay",
+    "pipelines.rerank:ScorePairs": "rerank/score",
+    "pipelines.search:FetchCandidates": "search/candidates",
+    "pipelines.search:MakeShortlist": "search/shortlist",
 }
 WORKER_ENTRY_POINTS = "rrt_pipelines.unit_workers"
 
 
 def worker_class(name: str) -> str:
-    """``package.module:Class`` of a unit worker by its name, or by the name that older outputs hold.
+    """``package.module:Class`` of a unit worker by its name, or by the name that older outputs
+    hold.
 
     Installed packages add workers by entry points of the group ``rrt_pipelines.unit_workers``.
     Raises UserError for any other name: it may come from a file that somebody else made.
@@ -210,9 +263,11 @@ def worker_class(name: str) -> str:
             return entry.value
 
     raise UserError(
-        f"there is no unit worker {name!r}: the output was made by another version of this software, "
+        f"there is no unit worker {name!r}: the output was made by another version of this "
+        f"software, "
         "or by a package that is not installed here; give the command that made it"
     )
+
 
 PROBED = {
     "extract": "pipelines.extract.estimate",
@@ -233,4 +288,6 @@ OWN = ("train",)  # stages whose own --dry-run mines and tells
 def refuse_unknown(name: str) -> None:
     """Raise UserError for a command that has no estimate."""
     if name not in (*PROBED, *PLAIN, *OWN):
-        raise UserError(f"{name} has no estimate; there is one of {', '.join((*PROBED, *PLAIN, *OWN))}")
+        raise UserError(
+            f"{name} has no estimate; there is one of {', '.join((*PROBED, *PLAIN, *OWN))}"
+        )

@@ -1,8 +1,9 @@
 """The rotation before descriptors are reduced to their signs (binary local descriptors).
 
-Iterative quantization (Gong et al., "Iterative Quantization: A Procrustean Approach to Learning Binary Codes", CVPR
-2011 and PAMI 2013, section 3.2), here without reducing the dimension and without subtracting a mean: what is compared
-are directions, and a stored part carries nothing but the rotation.
+Iterative quantization (Gong et al., "Iterative Quantization: A Procrustean Approach to Learning
+Binary Codes", CVPR 2011 and PAMI 2013, section 3.2), here without reducing the dimension and
+without subtracting a mean: what is compared are directions, and a stored part carries nothing but
+the rotation.
 """
 
 from __future__ import annotations
@@ -14,12 +15,14 @@ LEAST = 1_000  # descriptors: with fewer, a random rotation serves as well
 
 
 def learn_rotation(samples: np.ndarray, iterations: int = ITERATIONS) -> np.ndarray:
-    """An orthogonal matrix float32 [W, W] for `samples`, float32 [n, W] (rows of zeros are left out).
+    """An orthogonal matrix float32 [W, W] for `samples`, float32 [n, W] (rows of zeros are left
+    out).
 
-    Rotated descriptors are `samples @ rotation`. Alternates between the signs of the rotated samples and the rotation
-    that brings the samples nearest to these signs (orthogonal Procrustes), from a fixed random rotation; the same
-    samples give the same matrix on the same machine. Fewer than 1,000 samples are not learnt from: the random rotation
-    is given. Raises ValueError for what is not [n, W].
+    Rotated descriptors are `samples @ rotation`. Alternates between the signs of the rotated
+    samples and the rotation that brings the samples nearest to these signs (orthogonal Procrustes),
+    from a fixed random rotation; the same samples give the same matrix on the same machine. Fewer
+    than 1,000 samples are not learnt from: the random rotation is given. Raises ValueError for what
+    is not [n, W].
     """
     if samples.ndim != 2:
         raise ValueError(f"samples must be [n, W], not {list(samples.shape)}")
@@ -30,7 +33,9 @@ def learn_rotation(samples: np.ndarray, iterations: int = ITERATIONS) -> np.ndar
     values = values[lengths[:, 0] > 0] / lengths[lengths[:, 0] > 0]
     if len(values) >= LEAST:
         for _ in range(iterations):
-            signs = np.where(values @ rotation.astype(np.float32) >= 0, np.float32(1), np.float32(-1))
+            signs = np.where(
+                values @ rotation.astype(np.float32) >= 0, np.float32(1), np.float32(-1)
+            )
             left, _, right = np.linalg.svd((values.T @ signs).astype(np.float64))
             rotation = left @ right
     return np.asarray(rotation, np.float32)

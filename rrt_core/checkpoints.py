@@ -1,8 +1,9 @@
-"""Files of weights: our safetensors, which hold their configuration, and the paper repository's `.pt`.
+"""Files of weights: our safetensors, which hold their configuration, and the paper repository's
+`.pt`.
 
-A safetensors file names its format, its variant (`landmarks` or `products`; files without one are of
-landmarks) and its configuration in the metadata. A products file may hold its backbone's weights too,
-under names that begin with `backbone.`.
+A safetensors file names its format, its variant (`landmarks` or `products`; files without one are
+of landmarks) and its configuration in the metadata. A products file may hold its backbone's weights
+too, under names that begin with `backbone.`.
 """
 
 from __future__ import annotations
@@ -33,14 +34,19 @@ PRODUCTS: Literal["products"] = "products"
 C = TypeVar("C")
 M = TypeVar("M", bound=nn.Module)
 _BACKBONE = "backbone."
-_OURS = ("remap.", "remap_local.", "matcher.")  # of a products model; all else in the paper's files is its ResNet
+_OURS = (
+    "remap.",
+    "remap_local.",
+    "matcher.",
+)  # of a products model; all else in the paper's files is its ResNet
 
 
 @dataclass(frozen=True)
 class Checkpoint:
     """A loaded model with what it was loaded from.
 
-    sha256: of the file's bytes, hexadecimal. notes: what the file says of its own making (JSON), {} if nothing.
+    sha256: of the file's bytes, hexadecimal. notes: what the file says of its own making (JSON), {}
+        if nothing.
     """
 
     model: RerankingTransformer
@@ -52,7 +58,8 @@ class Checkpoint:
 class ProductsCheckpoint:
     """A loaded products model; sha256 and notes as in Checkpoint.
 
-    backbone: the state dict of its backbone, {} where the file has none. A `.pt` of the paper's repository
+    backbone: the state dict of its backbone, {} where the file has none. A `.pt` of the paper's
+        repository
     holds a ResNet-50 by the names that torchvision and timm use.
     """
 
@@ -75,7 +82,8 @@ def save_checkpoint(
     notes: Mapping[str, Any] | None = None,
     backbone: Mapping[str, Tensor] | None = None,
 ) -> str:
-    """Write float32 weights as safetensors, variant, configuration and `notes` (JSON) in the metadata.
+    """Write float32 weights as safetensors, variant, configuration and `notes` (JSON) in the
+    metadata.
 
     backbone: for a products model, the state dict of the network below it, kept in the same file.
     Returns the SHA-256. The bytes depend on the arguments alone.
@@ -106,16 +114,18 @@ def load_checkpoint(path: str, *, variant: Literal["products"]) -> ProductsCheck
 def load_checkpoint(
     path: str, scale_binning: str | None = None, variant: str = LANDMARKS
 ) -> Checkpoint | ProductsCheckpoint:
-    """Open our safetensors or a `.pt` of the paper's repository, of either variant (no code in the file is run).
+    """Open our safetensors or a `.pt` of the paper's repository, of either variant (no code in the
+    file is run).
 
     Args:
         path: file or fsspec URL.
-        scale_binning: landmarks: overrides the file's table; a `.pt` names none and gets `rrt_legacy`.
+        scale_binning: landmarks: overrides the file's table; a `.pt` names none and gets
+            `rrt_legacy`.
         variant: what the file must hold.
     Returns: the model in float32 on the CPU, in evaluation mode.
     Raises:
-        UserError: no such file, neither format, the other variant, parameters missing, too many or of another
-            shape.
+        UserError: no such file, neither format, the other variant, parameters missing, too many or
+            of another shape.
     """
     try:
         with fsspec.open(path, "rb") as file:
@@ -124,17 +134,23 @@ def load_checkpoint(
         raise UserError(f"Reranker weights {path}: no such file.") from None
     except OSError as error:
         raise UserError(f"Reranker weights {path} cannot be read: {error}.") from None
-    # A safetensors file is 8 bytes of length and a JSON object; a torch file is a zip or (old) a pickle.
+    # A safetensors file is 8 bytes of length and a JSON object; a torch file is a zip or (old) a
+    # pickle.
     found = _read_safetensors(path, data) if data[8:9] == b"{" else _read_torch(path, data)
     if found.variant != variant:
         raise UserError(
-            f"Reranker weights {path} are of the variant for {found.variant}; weights for {variant} are needed here."
+            f"Reranker weights {path} are of the variant for {found.variant}; weights for "
+            f"{variant} are needed here."
         )
     sha256 = hashlib.sha256(data).hexdigest()
     if variant == PRODUCTS:
-        products = _filled(path, ProductsTransformer, _config(path, ProductsConfig, found.config), found.state)
+        products = _filled(
+            path, ProductsTransformer, _config(path, ProductsConfig, found.config), found.state
+        )
         backbone = {
-            key.removeprefix(_BACKBONE): value for key, value in found.state.items() if key.startswith(_BACKBONE)
+            key.removeprefix(_BACKBONE): value
+            for key, value in found.state.items()
+            if key.startswith(_BACKBONE)
         }
         return ProductsCheckpoint(products, backbone, sha256, found.notes)
     config = _config(path, ModelConfig, found.config)
@@ -147,7 +163,9 @@ def _config(path: str, kind: type[C], values: Mapping[str, Any]) -> C:
     try:
         return kind(**values)
     except TypeError as error:
-        raise UserError(f"Reranker weights {path}: the configuration in the metadata is not ours: {error}.") from None
+        raise UserError(
+            f"Reranker weights {path}: the configuration in the metadata is not ours: {error}."
+        ) from None
 
 
 def _filled(path: str, kind: Callable[[C], M], config: C, state: Mapping[str, Tensor]) -> M:
@@ -166,15 +184,24 @@ def _read_torch(path: str, data: bytes) -> _File:
     except (UnpicklingError, RuntimeError, EOFError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(
-            f"Reranker weights {path} is neither a safetensors file nor a plain torch checkpoint: {reason}"
+            f"Reranker weights {path} is neither a safetensors file nor a plain torch checkpoint: "
+            f"{reason}"
         ) from None
     state = checkpoint.get("state") if isinstance(checkpoint, dict) else None
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise UserError(f"Reranker weights {path}: no state dict under the key 'state', as the paper's files have it.")
-    if state and all(key.startswith("module.") for key in state):  # written from inside DataParallel
+    if not isinstance(state, dict) or not all(
+        isinstance(value, Tensor) for value in state.values()
+    ):
+        raise UserError(
+            f"Reranker weights {path}: no state dict under the key 'state', as the paper's files "
+            f"have it."
+        )
+    if state and all(
+        key.startswith("module.") for key in state
+    ):  # written from inside DataParallel
         state = {key.removeprefix("module."): value for key, value in state.items()}
     if any(key.startswith("matcher.") for key in state):
-        # `classifier` is the metric-learning framework's classification layer, which no loss of the paper uses.
+        # `classifier` is the metric-learning framework's classification layer, which no loss of the
+        # paper uses.
         state = {
             key if key.startswith(_OURS) else _BACKBONE + key: value
             for key, value in state.items()
@@ -195,27 +222,40 @@ def _products_shape(path: str, state: Mapping[str, Tensor]) -> dict[str, Any]:
     keys = ("remap.weight", "remap_local.weight", "matcher.encoder.layers.0.linear1.weight")
     _require_matrices(path, state, keys, "products")
     d_model, map_channels = state["remap_local.weight"].shape[:2]
-    shape = {"map_channels": map_channels, "global_dim": state["remap.weight"].shape[0], "d_model": d_model}
+    shape = {
+        "map_channels": map_channels,
+        "global_dim": state["remap.weight"].shape[0],
+        "d_model": d_model,
+    }
     return shape | {"heads": 4, "backbone": "timm:resnet50"} | _depth(state, "matcher.")
 
 
 def _depth(state: Mapping[str, Tensor], prefix: str) -> dict[str, int]:
     prefix += "encoder.layers."
-    layers = 1 + max(int(key.removeprefix(prefix).split(".")[0]) for key in state if key.startswith(prefix))
+    layers = 1 + max(
+        int(key.removeprefix(prefix).split(".")[0]) for key in state if key.startswith(prefix)
+    )
     return {"layers": layers, "feedforward": state[prefix + "0.linear1.weight"].shape[0]}
 
 
-def _require_matrices(path: str, state: Mapping[str, Tensor], keys: tuple[str, ...], variant: str) -> None:
+def _require_matrices(
+    path: str, state: Mapping[str, Tensor], keys: tuple[str, ...], variant: str
+) -> None:
     for key in keys:
         if key not in state or state[key].dim() < 2:
-            raise UserError(f"Reranker weights {path}: parameter {key} is missing; not a {variant} model of the paper.")
+            raise UserError(
+                f"Reranker weights {path}: parameter {key} is missing; not a {variant} model of "
+                f"the paper."
+            )
 
 
 def _read_safetensors(path: str, data: bytes) -> _File:
     try:
         state = safetensors.torch.load(data)
     except safetensors.SafetensorError as error:
-        raise UserError(f"Reranker weights {path} is not a whole safetensors file: {error}.") from None
+        raise UserError(
+            f"Reranker weights {path} is not a whole safetensors file: {error}."
+        ) from None
     # safetensors: 8 bytes length of the header, little-endian, then the header as JSON.
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     metadata = header.get("__metadata__", {})
@@ -225,7 +265,9 @@ def _read_safetensors(path: str, data: bytes) -> _File:
         config = json.loads(metadata["config"])
         notes = json.loads(metadata.get("notes", "{}"))
     except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"Reranker weights {path}: the configuration in the metadata is not ours: {error}.") from None
+        raise UserError(
+            f"Reranker weights {path}: the configuration in the metadata is not ours: {error}."
+        ) from None
     return _File(state, metadata.get("variant", LANDMARKS), config, notes)
 
 
@@ -233,11 +275,15 @@ def _check_state(path: str, state: Mapping[str, Tensor], model: nn.Module) -> No
     wanted = model.state_dict()
     missing = [key for key in wanted if key not in state]
     if missing:
-        raise UserError(f"Reranker weights {path}: {len(missing)} parameters are missing, the first is {missing[0]}.")
+        raise UserError(
+            f"Reranker weights {path}: {len(missing)} parameters are missing, the first is "
+            f"{missing[0]}."
+        )
     surplus = [key for key in state if key not in wanted]
     if surplus:
         raise UserError(
-            f"Reranker weights {path}: {len(surplus)} parameters are not the model's, the first is {surplus[0]}."
+            f"Reranker weights {path}: {len(surplus)} parameters are not the model's, the first "
+            f"is {surplus[0]}."
         )
     for key, value in wanted.items():
         if state[key].shape != value.shape:

@@ -1,11 +1,15 @@
-"""Score ensembling: the global similarity and the reranker's logit in one score, replayed from stored raw logits.
+"""Score ensembling: the global similarity and the reranker's logit in one score, replayed from
+stored raw logits.
 
-    final = lambda * global + (1 - lambda) * sigmoid(gamma * logit)      over the first k of a shortlist
+    final = lambda * global + (1 - lambda) * sigmoid(gamma * logit)      over the first k of a
+    shortlist
 
-lambda = 0 is the reranker's own order, lambda = 1 the global one. Source: the formula of AMES (Suma, Kordopatis-Zilos,
-Iscen, Tolias, ECCV 2024), `src/utils/metrics.py` of its repository; ELViS uses it too. RRT sorts by the logit alone.
+lambda = 0 is the reranker's own order, lambda = 1 the global one. Source: the formula of AMES
+(Suma, Kordopatis-Zilos, Iscen, Tolias, ECCV 2024), `src/utils/metrics.py` of its repository; ELViS
+uses it too. RRT sorts by the logit alone.
 
-`search` tries a grid of (lambda, gamma, k) for any metric that is a mean over queries. It is meant for a validation
+`search` tries a grid of (lambda, gamma, k) for any metric that is a mean over queries. It is meant
+for a validation
 set: weights that were chosen on the queries that they are then reported on say nothing.
 """
 
@@ -21,8 +25,12 @@ import numpy.typing as npt
 from rrt_core.metrics.revisited import FloatArray, IntArray, positive_places, replay
 
 BoolArray = npt.NDArray[np.bool_]
-Candidates = tuple[npt.ArrayLike, npt.ArrayLike]  # of a query, in the global order: global scores [n], raw logits [n]
-Metric = Callable[[int, IntArray], FloatArray]  # query number, orders [g, n] of its candidates -> values [g]
+Candidates = tuple[
+    npt.ArrayLike, npt.ArrayLike
+]  # of a query, in the global order: global scores [n], raw logits [n]
+Metric = Callable[
+    [int, IntArray], FloatArray
+]  # query number, orders [g, n] of its candidates -> values [g]
 
 LAMBDAS = tuple(round(step * 0.05, 2) for step in range(21))
 GAMMAS = (0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 5.0, 7.0, 10.0)
@@ -30,7 +38,8 @@ GAMMAS = (0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 5.0, 7.
 
 @dataclass(frozen=True)
 class Ensemble:
-    """Weight of the global score in [0, 1], steepness of the sigmoid > 0, and how many of a shortlist are reordered.
+    """Weight of the global score in [0, 1], steepness of the sigmoid > 0, and how many of a
+    shortlist are reordered.
 
     Raises:
         ValueError: a value out of its range.
@@ -54,7 +63,8 @@ class Ensemble:
 
 @dataclass(frozen=True)
 class Grid:
-    """What `search` tries: every lambda with every gamma and every k; each tuple rising, without repetition.
+    """What `search` tries: every lambda with every gamma and every k; each tuple rising, without
+    repetition.
 
     Raises:
         ValueError: a tuple is empty, not rising, or holds a value that `Ensemble` refuses.
@@ -67,7 +77,10 @@ class Grid:
     def __post_init__(self) -> None:
         for name, values in (("lambda", self.lambdas), ("gamma", self.gammas), ("k", self.ks)):
             if not values or any(a >= b for a, b in pairwise(values)):
-                raise ValueError(f"the values of {name} are {list(values)}; each must be larger than the one before")
+                raise ValueError(
+                    f"the values of {name} are {list(values)}; each must be larger than the one "
+                    f"before"
+                )
         for end in (0, -1):
             Ensemble(self.lambdas[end], self.gammas[end], self.ks[end])
 
@@ -82,23 +95,34 @@ class Grid:
 
     def index(self, chosen: Ensemble) -> tuple[int, int, int]:
         """The inverse of `at`. Raises ValueError for what is not on the grid."""
-        return self.ks.index(chosen.k), self.lambdas.index(chosen.lambda_), self.gammas.index(chosen.gamma)
+        return (
+            self.ks.index(chosen.k),
+            self.lambdas.index(chosen.lambda_),
+            self.gammas.index(chosen.gamma),
+        )
 
 
 def default_grid(shortlist: int) -> Grid:
-    """Lambda 0 to 1 by 0.05, gamma 0.05 to 10 in about equal ratios, k 10, 20, 50, 100, ... up to the shortlist."""
+    """Lambda 0 to 1 by 0.05, gamma 0.05 to 10 in about equal ratios, k 10, 20, 50, 100, ...
+
+    up to the shortlist.
+    """
     steps = (digit * 10**power for power in range(1, 9) for digit in (1, 2, 5))
     return Grid(LAMBDAS, GAMMAS, (*(k for k in steps if k < shortlist), shortlist))
 
 
 def sigmoid(x: npt.ArrayLike) -> FloatArray:
-    """1 / (1 + exp(-x)) in float64, any shape, in [0, 1]; nothing overflows. From x = 37 on it is exactly 1."""
+    """1 / (1 + exp(-x)) in float64, any shape, in [0, 1]; nothing overflows. From x = 37 on it is
+    exactly 1.
+    """
     x = np.asarray(x, dtype=np.float64)
     small = np.exp(-np.abs(x))
     return np.asarray(np.where(x >= 0, 1.0, small) / (1.0 + small), dtype=np.float64)
 
 
-def ensemble(global_scores: npt.ArrayLike, logits: npt.ArrayLike, lambda_: float, gamma: float) -> FloatArray:
+def ensemble(
+    global_scores: npt.ArrayLike, logits: npt.ArrayLike, lambda_: float, gamma: float
+) -> FloatArray:
     """lambda * global + (1 - lambda) * sigmoid(gamma * logit), float64 [n], from two arrays [n].
 
     To sort by it, use `orders`: large logits all become 1 here, and their order would be lost.
@@ -112,12 +136,16 @@ def ensemble(global_scores: npt.ArrayLike, logits: npt.ArrayLike, lambda_: float
 
 
 def orders(
-    global_scores: npt.ArrayLike, logits: npt.ArrayLike, lambdas: npt.ArrayLike, gammas: npt.ArrayLike
+    global_scores: npt.ArrayLike,
+    logits: npt.ArrayLike,
+    lambdas: npt.ArrayLike,
+    gammas: npt.ArrayLike,
 ) -> IntArray:
-    """Orders int64 [g, n] of the same n candidates, the best first, one for each pair (lambdas[i], gammas[i]).
+    """Orders int64 [g, n] of the same n candidates, the best first, one for each pair (lambdas[i],
+    gammas[i]).
 
-    Equal finals go by the logit, then by place. Where lambda is 0 the order is that of the raw logits and where it is 1
-    that of the global scores, both exactly, with ties by place.
+    Equal finals go by the logit, then by place. Where lambda is 0 the order is that of the raw
+    logits and where it is 1 that of the global scores, both exactly, with ties by place.
 
     Args:
         global_scores, logits: [n]; no NaN.
@@ -127,7 +155,9 @@ def orders(
         ValueError: arrays of different shapes, or a NaN.
     """
     scores, raw = _pair(global_scores, logits)
-    share, steepness = (np.asarray(values, dtype=np.float64)[:, None] for values in (lambdas, gammas))
+    share, steepness = (
+        np.asarray(values, dtype=np.float64)[:, None] for values in (lambdas, gammas)
+    )
     by_logit = np.argsort(-raw, kind="stable")
     finals = share * scores[by_logit] + (1.0 - share) * sigmoid(steepness * raw[by_logit])
     found = by_logit[np.argsort(-finals, axis=1, kind="stable")]
@@ -143,10 +173,11 @@ def replay_ensemble(
     logits: npt.ArrayLike,
     chosen: Ensemble,
 ) -> IntArray:
-    """The order after ensembling, as places int64 [n] in the ranking: `metrics.replay` by the final score.
+    """The order after ensembling, as places int64 [n] in the ranking: `metrics.replay` by the final
+    score.
 
-    The first k that are not junk by final score, ties as in `orders`; then the others in the order of the ranking, then
-    junk likewise.
+    The first k that are not junk by final score, ties as in `orders`; then the others in the order
+    of the ranking, then junk likewise.
 
     Args:
         ranking: int [n], gallery positions in the global order.
@@ -160,22 +191,28 @@ def replay_ensemble(
     scores, raw = _pair(global_scores, logits, missing=True)
     scored = np.flatnonzero(~np.isnan(raw))
     keys = np.full(len(raw), np.nan)
-    keys[scored[orders(scores[scored], raw[scored], [chosen.lambda_], [chosen.gamma])[0]]] = -np.arange(len(scored))
+    keys[
+        scored[orders(scores[scored], raw[scored], [chosen.lambda_], [chosen.gamma])[0]]
+    ] = -np.arange(len(scored))
     return replay(ranking, junk, chosen.k, keys)
 
 
 def search(candidates: Sequence[Candidates], metric: Metric, grid: Grid) -> FloatArray:
-    """The mean of a metric over queries at every point of a grid: float64 [ks, lambdas, gammas]; see `best`.
+    """The mean of a metric over queries at every point of a grid: float64 [ks, lambdas, gammas];
+    see `best`.
 
     Args:
-        candidates: of each query, its first max(grid.ks) or fewer in the global order; beyond a k they keep it.
-        metric: what a query's orders are worth; a NaN leaves the query out of all means. `Judged` gives average
-            precision.
+        candidates: of each query, its first max(grid.ks) or fewer in the global order; beyond a k
+            they keep it.
+        metric: what a query's orders are worth; a NaN leaves the query out of all means. `Judged`
+            gives average precision.
 
     Raises:
         ValueError: arrays of different shapes, or a NaN among the logits.
     """
-    share, steepness = (axis.ravel() for axis in np.meshgrid(grid.lambdas, grid.gammas, indexing="ij"))
+    share, steepness = (
+        axis.ravel() for axis in np.meshgrid(grid.lambdas, grid.gammas, indexing="ij")
+    )
     values = np.full((len(candidates), *grid.shape), np.nan)
     for number, pair in enumerate(candidates):
         scores, raw = _pair(*pair)
@@ -183,11 +220,16 @@ def search(candidates: Sequence[Candidates], metric: Metric, grid: Grid) -> Floa
             if row and grid.ks[row - 1] >= len(raw):  # a larger k changes nothing
                 values[number, row] = values[number, row - 1]
                 continue
-            behind = np.broadcast_to(np.arange(min(k, len(raw)), len(raw)), (len(share), max(0, len(raw) - k)))
+            behind = np.broadcast_to(
+                np.arange(min(k, len(raw)), len(raw)), (len(share), max(0, len(raw) - k))
+            )
             found = np.concatenate([orders(scores[:k], raw[:k], share, steepness), behind], axis=1)
             values[number, row] = metric(number, found).reshape(grid.shape[1:])
     counted = ~np.isnan(values).any(axis=(1, 2, 3))
-    return np.asarray(values[counted].mean(axis=0) if counted.any() else np.full(grid.shape, np.nan), dtype=np.float64)
+    return np.asarray(
+        values[counted].mean(axis=0) if counted.any() else np.full(grid.shape, np.nan),
+        dtype=np.float64,
+    )
 
 
 def best(values: FloatArray, grid: Grid) -> Ensemble:
@@ -206,11 +248,14 @@ def best(values: FloatArray, grid: Grid) -> Ensemble:
 
 @dataclass(frozen=True)
 class Judged:
-    """How a ground truth judges one query's candidates; its `average_precisions` is a metric for `search`.
+    """How a ground truth judges one query's candidates; its `average_precisions` is a metric for
+    `search`.
 
     Attributes:
-        relevant, ignored: bool [n], of the candidates in the global order; what is ignored counts as if it were absent.
-        behind: int64 [m], places of the positives that come after all candidates, from `metrics.positive_places`.
+        relevant, ignored: bool [n], of the candidates in the global order; what is ignored counts
+            as if it were absent.
+        behind: int64 [m], places of the positives that come after all candidates, from
+            `metrics.positive_places`.
         positives: of the ground truth, whether found or not.
     """
 
@@ -220,7 +265,8 @@ class Judged:
     positives: int
 
     def average_precisions(self, found: IntArray) -> FloatArray:
-        """Average precision float64 [g] of orders [g, n] of the candidates; NaN where there is no positive.
+        """Average precision float64 [g] of orders [g, n] of the candidates; NaN where there is no
+        positive.
 
         Equal to `metrics.average_precision` of the whole ranking, but for rounding.
         """
@@ -230,15 +276,20 @@ class Judged:
         places = np.arange(found.shape[1]) - np.cumsum(self.ignored[found], axis=1)
         count = np.cumsum(hits, axis=1)
         steps = np.where(hits, _trapezoids(places, count), 0.0).sum(axis=1)
-        rest = _trapezoids(self.behind, int(self.relevant.sum()) + 1 + np.arange(len(self.behind))).sum()
+        rest = _trapezoids(
+            self.behind, int(self.relevant.sum()) + 1 + np.arange(len(self.behind))
+        ).sum()
         return np.asarray((steps + rest) / (2 * self.positives), dtype=np.float64)
 
 
-def judge(ranking: npt.ArrayLike, candidates: int, positive: npt.ArrayLike, junk: npt.ArrayLike) -> Judged:
+def judge(
+    ranking: npt.ArrayLike, candidates: int, positive: npt.ArrayLike, junk: npt.ArrayLike
+) -> Judged:
     """How a query's ranking is judged whose first so many are its candidates.
 
     Args:
-        ranking: int [n], gallery positions: the candidates in the global order, then what comes behind them.
+        ranking: int [n], gallery positions: the candidates in the global order, then what comes
+            behind them.
         positive, junk: gallery positions.
     """
     whole, positive = np.asarray(ranking), np.asarray(positive)

@@ -1,6 +1,7 @@
 """Bytes of an image file -> upright RGB pixels, or one clear reason why not.
 
-Everything that a crawl of the web holds is met here, once: rotated photographs, CMYK scans, palettes, 16-bit
+Everything that a crawl of the web holds is met here, once: rotated photographs, CMYK scans,
+    palettes, 16-bit
 greys, transparency, animations, truncated downloads and images made to exhaust memory.
 """
 
@@ -19,8 +20,8 @@ from PIL.JpegImagePlugin import JpegImageFile
 
 from schemas.image_list import Box
 
-# Raster formats only: Pillow would hand EPS to an external interpreter, and guesses wildly at formats without
-# a signature.
+# Raster formats only: Pillow would hand EPS to an external interpreter, and guesses wildly at
+# formats without a signature.
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
 
 _ORIENTATION_TAG = 0x0112
@@ -46,12 +47,14 @@ class Image:
 
     pixels         uint8 [H, W, 3], RGB, upright, contiguous; cropped to the box where one is given
     width, height  of the upright original, pixels
-    origin         x, y of the pixels' top-left corner in the upright original; that of the box where one is given,
-                   else (0, 0), or down to -7 where a reduced picture was turned: see `span`
-    resize_factor  max(crop side) / max(original side), in (0, 1]; 1.0 without a box. Extractors multiply
-                   their sizes by it, so that a crop is seen at the size it would have in the whole picture
-                   (DELG, extract_features).
-    reduction      1, or 2, 4, 8: so many times smaller than the original the pixels are, a side; 1 with a box
+    origin         x, y of the pixels' top-left corner in the upright original; that of the box
+                   where one is given, else (0, 0), or down to -7 where a reduced picture was
+                   turned: see `span`
+    resize_factor  max(crop side) / max(original side), in (0, 1]; 1.0 without a box. Extractors
+                   multiply their sizes by it, so that a crop is seen at the size it would have in
+                   the whole picture (DELG, extract_features).
+    reduction      1, or 2, 4, 8: so many times smaller than the original the pixels are, a side; 1
+                   with a box
     """
 
     record_id: str
@@ -64,7 +67,9 @@ class Image:
 
     @property
     def crop_size(self) -> tuple[int, int]:
-        """Width and height of the crop (of the whole picture without a box) in pixels of the original."""
+        """Width and height of the crop (of the whole picture without a box) in pixels of the
+        original.
+        """
         if self.reduction > 1:
             return self.width, self.height
         height, width = self.pixels.shape[:2]
@@ -74,8 +79,9 @@ class Image:
     def span(self) -> tuple[int, int]:
         """What the pixels cover, width and height in pixels of the original.
 
-        `crop_size`; of a reduced picture up to 7 more, since a pixel that is partly beyond the border is kept. What
-        lies at x of W columns of the pixels, or of a copy of them, lies at origin + x * span / W of the original.
+        `crop_size`; of a reduced picture up to 7 more, since a pixel that is partly beyond the
+        border is kept. What lies at x of W columns of the pixels, or of a copy of them, lies at
+        origin + x * span / W of the original.
         """
         height, width = self.pixels.shape[:2]
         return width * self.reduction, height * self.reduction
@@ -85,8 +91,8 @@ class DecodeError(Exception):
     """Why an image cannot be described.
 
     reason       one sentence for a person
-    error_class  one word to count by: empty, unreadable, truncated, unsupported, too_large, too_small,
-                 bad_box
+    error_class  one word to count by: empty, unreadable, truncated, unsupported, too_large,
+                 too_small, bad_box
     """
 
     def __init__(self, reason: str, error_class: str) -> None:
@@ -112,16 +118,18 @@ def decode(
 
     box         x, y, w, h in pixels of the upright original; its corners are rounded as DELG does,
                 `int(round(...))`, and clipped to the picture
-    max_pixels  larger images are refused by their header, before a pixel is decoded. Pillow's own hard limit,
-                2 x PIL.Image.MAX_IMAGE_PIXELS (179 million), holds as well.
+    max_pixels  larger images are refused by their header, before a pixel is decoded. Pillow's own
+                hard limit, 2 x PIL.Image.MAX_IMAGE_PIXELS (179 million), holds as well.
     min_side    pictures, or crops, with a shorter side are refused (DELG: 10)
-    largest_side  the longest side that the caller will look at (`Extractor.largest_side`). A JPEG without a box is
-                then decoded at a half, a quarter or an eighth, as far as its longest side stays at least twice
-                this: several times faster, and not the same pixels as full decoding and shrinking gives. All limits
+    largest_side  the longest side that the caller will look at (`Extractor.largest_side`). A JPEG
+                without a box is then decoded at a half, a quarter or an eighth, as far as its
+                longest side stays at least twice
+                this: several times faster, and not the same pixels as full decoding and shrinking
+                    gives. All limits
                 count in original pixels. None: every pixel.
 
-    EXIF orientation is applied; transparency is laid over white; of an animation the first frame is taken;
-    16-bit greys are scaled to 8 bits; CMYK is converted plainly, without colour profiles.
+    EXIF orientation is applied; transparency is laid over white; of an animation the first frame is
+    taken; 16-bit greys are scaled to 8 bits; CMYK is converted plainly, without colour profiles.
     Raises DecodeError, and nothing else, for whatever the bytes hold; never a warning.
     """
     if len(data) == 0:
@@ -137,12 +145,15 @@ def decode(
             raise
         except Exception as error:  # noqa: BLE001  hostile bytes make decoders raise anything
             raise _refusal(error) from None
-    left, top, right, bottom = (0, 0, width, height) if box is None else _corners(box, width, height)
+    left, top, right, bottom = (
+        (0, 0, width, height) if box is None else _corners(box, width, height)
+    )
     shorter = min(right - left, bottom - top)
     if shorter < min_side:
         what = "the picture" if box is None else "the box"
         raise DecodeError(
-            f"{what} is {right - left} x {bottom - top} pixels; at least {min_side} a side are needed",
+            f"{what} is {right - left} x {bottom - top} pixels; at least {min_side} a side are "
+            f"needed",
             "too_small",
         )
     if box is not None:
@@ -162,18 +173,21 @@ def decode(
 def _upright_rgb(
     data: bytes, max_pixels: int, largest_side: int | None
 ) -> tuple[PillowImage.Image, tuple[int, int], int, tuple[int, int]]:
-    """The upright picture; width and height of the original, upright; the reduction; the pixels' origin."""
+    """The upright picture; width and height of the original, upright; the reduction; the pixels'
+    origin.
+    """
     with PillowImage.open(io.BytesIO(data), formats=_FORMATS) as file:
         width, height = file.size
         if width * height > max_pixels:
             raise DecodeError(
-                f"the picture has {width} x {height} pixels, more than the {max_pixels:,} of max_pixels",
+                f"the picture has {width} x {height} pixels, more than the {max_pixels:,} of "
+                f"max_pixels",
                 "too_large",
             )
         reduction = 1 if largest_side is None else _reduced(file, largest_side)
         file.load()
-        # After loading: Pillow turns TIFF upright by itself while it loads, and a PNG may carry EXIF behind
-        # its pixels.
+        # After loading: Pillow turns TIFF upright by itself while it loads, and a PNG may carry
+        # EXIF behind its pixels.
         orientation = _orientation(file)
         image = _rgb(file)
     turn = _TO_UPRIGHT.get(orientation)
@@ -183,7 +197,8 @@ def _upright_rgb(
         return image, image.size, 1, (0, 0)
     if orientation in _SWAPPING:
         width, height = height, width
-    # Columns and rows partly beyond the border are the stored picture's last; turned, they may come first.
+    # Columns and rows partly beyond the border are the stored picture's last; turned, they may come
+    # first.
     beyond = (width - image.width * reduction, height - image.height * reduction)
     left = beyond[0] if orientation in _LEFT_WAS_LAST else 0
     top = beyond[1] if orientation in _TOP_WAS_LAST else 0
@@ -196,7 +211,10 @@ def _reduced(file: PillowImage.Image, largest_side: int) -> int:
         return 1
     width, height = file.size
     for reduction in _REDUCTIONS:
-        if -(-max(width, height) // reduction) >= 2 * largest_side and min(width, height) >= reduction:
+        if (
+            -(-max(width, height) // reduction) >= 2 * largest_side
+            and min(width, height) >= reduction
+        ):
             drafted = file.draft(file.mode, (width // reduction, height // reduction))
             # The box is the original's size divided by the reduction that Pillow chose.
             return 1 if drafted is None else round(max(width, height) / max(drafted[1][2:]))
@@ -217,7 +235,8 @@ def _rgb(image: PillowImage.Image) -> PillowImage.Image:
         return _from_16_bits(np.asarray(image))
     if image.mode in ("I", "F"):
         raise DecodeError(
-            f"the picture has 32-bit pixels (mode {image.mode}), of no agreed range: convert it to 8 bits",
+            f"the picture has 32-bit pixels (mode {image.mode}), of no agreed range: convert it "
+            f"to 8 bits",
             "unsupported",
         )
     if image.has_transparency_data:
@@ -228,7 +247,8 @@ def _rgb(image: PillowImage.Image) -> PillowImage.Image:
 
 
 def _from_16_bits(values: npt.NDArray[np.generic]) -> PillowImage.Image:
-    # Pillow's own conversion clips at 255, which turns all but the darkest greys white. 65535 = 257 * 255.
+    # Pillow's own conversion clips at 255, which turns all but the darkest greys white. 65535 = 257
+    # * 255.
     grey = (np.clip(values.astype(np.int64), 0, 65535) + 128) // 257
     return PillowImage.fromarray(grey.astype(np.uint8)).convert("RGB")
 
@@ -241,7 +261,8 @@ def _corners(box: Box, width: int, height: int) -> tuple[int, int, int, int]:
     top, bottom = (min(max(round(value), 0), height) for value in (y, y + h))
     if right <= left or bottom <= top:
         raise DecodeError(
-            f"the box {x:g},{y:g},{w:g},{h:g} (x, y, w, h) holds no pixel of the picture, {width} x {height}",
+            f"the box {x:g},{y:g},{w:g},{h:g} (x, y, w, h) holds no pixel of the picture, {width} "
+            f"x {height}",
             "bad_box",
         )
     return left, top, right, bottom
@@ -250,14 +271,19 @@ def _corners(box: Box, width: int, height: int) -> tuple[int, int, int, int]:
 def _refusal(error: Exception) -> DecodeError:
     if isinstance(error, PillowImage.DecompressionBombError):
         return DecodeError(
-            f"the picture has more pixels than Pillow allows ({2 * (PillowImage.MAX_IMAGE_PIXELS or 0):,})",
+            f"the picture has more pixels than Pillow allows "
+            f"({2 * (PillowImage.MAX_IMAGE_PIXELS or 0):,})",
             "too_large",
         )
     if isinstance(error, UnidentifiedImageError):
-        return DecodeError(f"the bytes are no image of a known format ({', '.join(_FORMATS)})", "unreadable")
+        return DecodeError(
+            f"the bytes are no image of a known format ({', '.join(_FORMATS)})", "unreadable"
+        )
     if isinstance(error, MemoryError):
         return DecodeError("there is not enough memory to decode the picture", "too_large")
     said = str(error).split("\n")[0][:200]
     if isinstance(error, EOFError) or "truncated" in said.lower():
         return DecodeError(f"the file is truncated: {said or 'it ends too early'}", "truncated")
-    return DecodeError(f"the picture cannot be decoded: {type(error).__name__}: {said}", "unreadable")
+    return DecodeError(
+        f"the picture cannot be decoded: {type(error).__name__}: {said}", "unreadable"
+    )

@@ -9,4 +9,5 @@ class UserError(Exception):
     The command line prints the sentence alone, without a traceback, and exits with code 2.
     """
 
-    at_once: bool = True  # False where one input is bad: a job does what it can of the others before it ends with it
+    # False where one input is bad: a job does what it can of the others before it ends with it
+    at_once: bool = True

@@ -1,4 +1,6 @@
-"""Failures: a Parquet row for each input that failed, with its reason. Nothing is skipped in silence."""
+"""Failures: a Parquet row for each input that failed, with its reason. Nothing is skipped in
+silence.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ FAILURES = pa.schema(
         pa.field("record_id", pa.string(), nullable=False),
         pa.field("stage", pa.string(), nullable=False),
         pa.field("reason", pa.string(), nullable=False),  # a sentence
-        pa.field("error_class", pa.string(), nullable=False),  # a short word: truncated, too_large, crashed ...
+        pa.field(
+            "error_class", pa.string(), nullable=False
+        ),  # a short word: truncated, too_large, crashed ...
     ],
     metadata={"schema": "rrt-failures/1"},
 )
@@ -22,7 +26,9 @@ FAILURES = pa.schema(
 
 @dataclass(frozen=True)
 class FailureRow:
-    """One input that failed: its record id, the stage, a sentence, and a short word for the class."""
+    """One input that failed: its record id, the stage, a sentence, and a short word for the
+    class.
+    """
 
     record_id: str
     stage: str
@@ -33,7 +39,9 @@ class FailureRow:
 def write_part(path: str, rows: Sequence[FailureRow]) -> None:
     """Write a part's failures to a local path."""
     pq.write_table(
-        pa.Table.from_pylist([row.__dict__ for row in rows], schema=FAILURES), path, compression="none"
+        pa.Table.from_pylist([row.__dict__ for row in rows], schema=FAILURES),
+        path,
+        compression="none",
     )
 
 

@@ -1,8 +1,8 @@
 """Global descriptors: a Parquet file a part, one row an image of the part's plan, failed or not.
 
-The descriptor is `fixed_size_binary` with its dtype and dimension in the schema's metadata: no nulls, no
-dictionary, no compression, one row group a part, so that a part is read at the disk's speed. A failed row
-has zeros for a descriptor, never null, and is not indexed.
+The descriptor is `fixed_size_binary` with its dtype and dimension in the schema's metadata: no
+nulls, no dictionary, no compression, one row group a part, so that a part is read at the disk's
+speed. A failed row has zeros for a descriptor, never null, and is not indexed.
 """
 
 from __future__ import annotations
@@ -84,13 +84,20 @@ def write_part(path: str, rows: Sequence[GlobalRow], dimension: int, dtype: str)
         schema=arrow_schema(dimension, dtype),
     )
     pq.write_table(
-        table, path, compression="none", use_dictionary=False, row_group_size=max(1, len(rows)), version="2.6"
+        table,
+        path,
+        compression="none",
+        use_dictionary=False,
+        row_group_size=max(1, len(rows)),
+        version="2.6",
     )
 
 
 @dataclass(frozen=True)
 class GlobalPart:
-    """A part in memory: ids, which rows are ok, and the descriptors [rows, D] in the stored dtype."""
+    """A part in memory: ids, which rows are ok, and the descriptors [rows, D] in the stored
+    dtype.
+    """
 
     record_ids: list[str]
     ok: np.ndarray  # bool [rows]
@@ -108,10 +115,16 @@ def read_part(file: IO[bytes] | str) -> GlobalPart:
 
 
 def descriptor_matrix(table: pa.Table) -> np.ndarray:
-    """The descriptors of a part's table as [rows, D] in the stored dtype, without a copy where it can be."""
-    metadata = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
+    """The descriptors of a part's table as [rows, D] in the stored dtype, without a copy where it
+    can be.
+    """
+    metadata = {
+        key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()
+    }
     if metadata.get("schema") != SCHEMA_VERSION:
-        raise ValueError(f"its schema is {metadata.get('schema')!r}, this software reads {SCHEMA_VERSION!r}")
+        raise ValueError(
+            f"its schema is {metadata.get('schema')!r}, this software reads {SCHEMA_VERSION!r}"
+        )
     dimension, kind = int(metadata["dimension"]), DTYPES[metadata["dtype"]]
     column = table.column("descriptor").combine_chunks()
     array = column.chunk(0) if isinstance(column, pa.ChunkedArray) else column

@@ -1,8 +1,9 @@
 """Image names, record ids and the plan's table of images.
 
-An image id is ``source/relative/path.jpg``: UTF-8 text in which ``%``, control characters and bytes that
-are not UTF-8 are percent-encoded, so that any file name has one id and an id gives the name back. A record
-id is the image id, plus ``#x,y,w,h`` where a box is given: the key of a described thing.
+An image id is ``source/relative/path.jpg``: UTF-8 text in which ``%``, control characters and bytes
+that are not UTF-8 are percent-encoded, so that any file name has one id and an id gives the name
+back. A record id is the image id, plus ``#x,y,w,h`` where a box is given: the key of a described
+thing.
 """
 
 from __future__ import annotations
@@ -20,13 +21,33 @@ IMAGE_LIST = pa.schema(
     [
         pa.field("record_id", pa.string(), nullable=False),
         pa.field("source", pa.string(), nullable=False),
-        pa.field("location", pa.binary(), nullable=False),  # path or URL as bytes: names need not be UTF-8
+        pa.field(
+            "location", pa.binary(), nullable=False
+        ),  # path or URL as bytes: names need not be UTF-8
         pa.field("box", pa.list_(pa.float64()), nullable=False),  # x, y, w, h, or empty
     ]
 )
 
-_RASTER = ("jpg", "jpeg", "jpe", "jfif", "png", "webp", "gif", "bmp", "dib", "tif", "tiff", "ppm", "pgm", "pbm", "jp2")
-SUFFIXES = frozenset(f".{name}" for name in (*_RASTER, "avif"))  # of names that are taken for images, lower case
+_RASTER = (
+    "jpg",
+    "jpeg",
+    "jpe",
+    "jfif",
+    "png",
+    "webp",
+    "gif",
+    "bmp",
+    "dib",
+    "tif",
+    "tiff",
+    "ppm",
+    "pgm",
+    "pbm",
+    "jp2",
+)
+SUFFIXES = frozenset(
+    f".{name}" for name in (*_RASTER, "avif")
+)  # of names that are taken for images, lower case
 
 _TO_ENCODE = re.compile("[%#\x00-\x1f\x7f-\x9f\udc80-\udcff]")
 _ENCODED = re.compile(rb"%([0-9A-F]{2})")
@@ -35,7 +56,9 @@ _BOX = re.compile(f"#{','.join([_NUMBER] * 4)}\\Z")
 
 
 def encode_name(name: str | bytes) -> str:
-    """A file name as id text: ``%``, ``#``, control characters and undecodable bytes percent-encoded."""
+    """A file name as id text: ``%``, ``#``, control characters and undecodable bytes
+    percent-encoded.
+    """
     raw = os.fsencode(name) if isinstance(name, str) else name
     text = raw.decode("utf-8", "surrogateescape")
     if not _TO_ENCODE.search(text):  # nearly all names

@@ -10,8 +10,9 @@ _UNSAFE = re.compile(r"[\x00-\x1f\x7f\\]|^/|^[A-Za-z]:|::|://")
 def check_inside(name: object) -> str:
     """The name of a file below an output's folder, as it is.
 
-    Raises ValueError for what is not text, is empty, absolute or a URL, holds a backslash or a control character, or
-    steps out of the folder by "..": markers, plans and tables may come from a stranger.
+    Raises ValueError for what is not text, is empty, absolute or a URL, holds a backslash or a
+    control character, or steps out of the folder by "..": markers, plans and tables may come from a
+    stranger.
     """
     if not isinstance(name, str) or not name or _UNSAFE.search(name):
         raise ValueError(f"{name!r} is no name of a file in the output's folder")
@@ -23,7 +24,10 @@ def check_inside(name: object) -> str:
 
 
 def check_unit_name(name: object) -> str:
-    """The name of a unit, which is a part of file names. Raises ValueError where it holds a slash, or as above."""
+    """The name of a unit, which is a part of file names.
+
+    Raises ValueError where it holds a slash, or as above.
+    """
     if "/" in check_inside(name):
         raise ValueError(f"{name!r} is no name of a unit: it holds a slash")
 

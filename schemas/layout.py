@@ -1,4 +1,4 @@
-"""TODO: say what this file is for."""
+"""Every name that an output has on disk, in one place."""
 
 from __future__ import annotations
 
@@ -23,6 +23,8 @@ SOURCE_NAME = "plan/source.json"
 ARCHIVES_NAME = "plan/archives.parquet"  # where the archives lie: moved ones do not change the plan
 ARCHIVES = pa.schema([pa.field("url", pa.string(), nullable=False)])
 LISTED_NAME = "plan/listed.parquet"  # what image lists say that the archives hold
-LISTED = pa.schema([pa.field("source", pa.string(), nullable=False), pa.field("name", pa.string(), nullable=False)])
+LISTED = pa.schema(
+    [pa.field("source", pa.string(), nullable=False), pa.field("name", pa.string(), nullable=False)]
+)
 
 LAYERS = "layers"  # folder of a store's further layers of local descriptors

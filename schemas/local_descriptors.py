@@ -1,22 +1,27 @@
 """Local descriptors: an HDF5 file a part.
 
-Datasets (contiguous, unchunked, unfiltered, no times; m = images described, n = descriptors of all of them):
+Datasets (contiguous, unchunked, unfiltered, no times; m = images described, n = descriptors of all
+of them):
 
     row         int32   [m]      rows of the global part, ascending
-    offset      int64   [m + 1]  image i has descriptors offset[i] .. offset[i + 1], the strongest first
+    offset      int64   [m + 1]  image i has descriptors offset[i] .. offset[i + 1], the strongest
+                first
     descriptor  float32 | float16 | int8 [n, W]   L2 = 1 before rounding
                 uint8   [n, ceil(W / 8)]          binary: signs, the first in the highest bit
-    rotation    float32 [W, W]   of binary alone: orthogonal; the signs are those of descriptor @ rotation
+    rotation    float32 [W, W]   of binary alone: orthogonal; the signs are those of descriptor @
+                rotation
     xy          float32 [n, 2]   pixels of the upright original
     scale       uint8   [n]      true ordinal in the store's list of scales
     strength    float32 [n]
 
-int8 keeps a direction: 127 stands for the largest magnitude of the descriptor, which itself need not be stored, since
-`decoded` makes L2 = 1 again. binary keeps only the orthant of the rotated descriptor: the unit vector in its middle,
-rotated back, stands for it. A file carries its rotation, so that a reader needs nothing else.
+int8 keeps a direction: 127 stands for the largest magnitude of the descriptor, which itself need
+    not be stored, since
+`decoded` makes L2 = 1 again. binary keeps only the orthant of the rotated descriptor: the unit
+vector in its middle, rotated back, stands for it. A file carries its rotation, so that a reader
+needs nothing else.
 
-Their byte offsets (the *layout*) are kept in the unit's marker, so that slices are read by byte ranges from
-any file system, without HDF5.
+Their byte offsets (the *layout*) are kept in the unit's marker, so that slices are read by byte
+ranges from any file system, without HDF5.
 """
 
 from __future__ import annotations
@@ -30,7 +35,12 @@ import numpy as np
 
 DTYPES = {"float32": "<f4", "float16": "<f2", "int8": "|i1", "binary": "|u1"}
 # Which software can read a file: what knows version 1 alone would take int8 for lengths.
-SCHEMA_VERSIONS = {"float32": "rrt-local/1", "float16": "rrt-local/1", "int8": "rrt-local/2", "binary": "rrt-local/3"}
+SCHEMA_VERSIONS = {
+    "float32": "rrt-local/1",
+    "float16": "rrt-local/1",
+    "int8": "rrt-local/2",
+    "binary": "rrt-local/3",
+}
 NAMES = ("row", "offset", "descriptor", "xy", "scale", "strength")
 ROTATION = "rotation"
 PLACE_BYTES = 13  # xy, scale and strength of a descriptor
@@ -38,7 +48,9 @@ PLACE_BYTES = 13  # xy, scale and strength of a descriptor
 
 @dataclass(frozen=True)
 class LocalRow:
-    """The local descriptors of one image; `row` is its row in the global part. Shapes as in the file."""
+    """The local descriptors of one image; `row` is its row in the global part. Shapes as in the
+    file.
+    """
 
     row: int
     descriptors: np.ndarray  # float32 [n, W], or as `encoded` gives them
@@ -55,7 +67,8 @@ def bytes_a_local(dimension: int, dtype: str) -> int:
 
 
 def encoded(descriptors: np.ndarray, dtype: str, rotation: np.ndarray | None = None) -> np.ndarray:
-    """Descriptors float32 [n, W] as they are stored under a key of DTYPES; what is in that form already stays.
+    """Descriptors float32 [n, W] as they are stored under a key of DTYPES; what is in that form
+    already stays.
 
     binary needs the `rotation`, float32 [W, W]. Raises ValueError without it.
     """
@@ -66,26 +79,32 @@ def encoded(descriptors: np.ndarray, dtype: str, rotation: np.ndarray | None = N
         if rotation is None:
             raise ValueError("binary descriptors need a rotation")
         # In float64: the order of a sum, which is the machine's, then hardly ever turns a sign.
-        return np.packbits(np.asarray(descriptors, np.float64) @ np.asarray(rotation, np.float64) >= 0, axis=1)
+        return np.packbits(
+            np.asarray(descriptors, np.float64) @ np.asarray(rotation, np.float64) >= 0, axis=1
+        )
     values = np.asarray(descriptors, np.float32)
     largest = np.abs(values).max(axis=1, keepdims=True, initial=0.0)
     return np.rint(values * (127.0 / np.where(largest > 0, largest, 1.0))).astype(kind)
 
 
 def decoded(descriptors: np.ndarray, rotation: np.ndarray | None = None) -> np.ndarray:
-    """Stored descriptors [n, W] of any dtype as float32 [n, W]; those of int8 and binary with L2 = 1.
+    """Stored descriptors [n, W] of any dtype as float32 [n, W]; those of int8 and binary with L2 =
+    1.
 
-    (An int8 descriptor of zeros alone stays zeros.) binary needs the file's `rotation`, and raises ValueError without
-    it. An int8 descriptor is turned by an angle whose sine is at most sqrt(W) / 254 times its largest magnitude (at
-    L2 = 1): some 0.4 degrees at 128 dimensions. A binary one is turned by the angle whose cosine is the L1 norm of the
-    rotated descriptor over sqrt(W): some 37 degrees where its values are normally distributed.
+    (An int8 descriptor of zeros alone stays zeros.) binary needs the file's `rotation`, and raises
+    ValueError without it. An int8 descriptor is turned by an angle whose sine is at most sqrt(W) /
+    254 times its largest magnitude (at L2 = 1): some 0.4 degrees at 128 dimensions. A binary one is
+    turned by the angle whose cosine is the L1 norm of the rotated descriptor over sqrt(W): some 37
+    degrees where its values are normally distributed.
     """
     if descriptors.dtype.kind == "u":
         if rotation is None:
             raise ValueError("binary descriptors need a rotation")
         width = len(rotation)
         signs = np.unpackbits(descriptors, axis=1, count=width).astype(np.float32) * 2 - 1
-        return np.asarray(signs @ np.asarray(rotation, np.float32).T / np.sqrt(np.float32(width)), np.float32)
+        return np.asarray(
+            signs @ np.asarray(rotation, np.float32).T / np.sqrt(np.float32(width)), np.float32
+        )
     values = np.asarray(descriptors, np.float32)
     if descriptors.dtype.kind != "i":
         return values
@@ -94,11 +113,16 @@ def decoded(descriptors: np.ndarray, rotation: np.ndarray | None = None) -> np.n
 
 
 def write_part(
-    path: str, rows: Sequence[LocalRow], dimension: int, dtype: str, rotation: np.ndarray | None = None
+    path: str,
+    rows: Sequence[LocalRow],
+    dimension: int,
+    dtype: str,
+    rotation: np.ndarray | None = None,
 ) -> dict[str, Any]:
     """Write a part to a local path; gives its layout: name -> {"offset" (bytes), "dtype", "shape"}.
 
-    binary needs the `rotation`, float32 [W, W]. Raises ValueError where it is absent or not orthogonal.
+    binary needs the `rotation`, float32 [W, W]. Raises ValueError where it is absent or not
+    orthogonal.
     """
     if dtype == "binary":
         _check_rotation(rotation, dimension)
@@ -107,7 +131,9 @@ def write_part(
     arrays = {
         "row": np.array([row.row for row in rows], "<i4"),
         "offset": np.concatenate([[0], np.cumsum(counts)]).astype("<i8"),
-        "descriptor": _stack([encoded(row.descriptors, dtype, rotation) for row in rows], (width,), DTYPES[dtype]),
+        "descriptor": _stack(
+            [encoded(row.descriptors, dtype, rotation) for row in rows], (width,), DTYPES[dtype]
+        ),
         "xy": _stack([row.xy for row in rows], (2,), "<f4"),
         "scale": _stack([row.scale for row in rows], (), "u1"),
         "strength": _stack([row.strength for row in rows], (), "<f4"),
@@ -133,17 +159,24 @@ def write_part(
 def _check_rotation(rotation: np.ndarray | None, dimension: int) -> None:
     shape = None if rotation is None else rotation.shape
     if rotation is None or shape != (dimension, dimension):
-        raise ValueError(f"binary descriptors need a rotation of {dimension} x {dimension}, not {shape}")
+        raise ValueError(
+            f"binary descriptors need a rotation of {dimension} x {dimension}, not {shape}"
+        )
     if not np.allclose(rotation.T @ rotation, np.eye(dimension), atol=1e-4):
         raise ValueError("the rotation is not orthogonal")
 
 
 def _stack(pieces: Sequence[np.ndarray], tail: tuple[int, ...], dtype: str) -> np.ndarray:
-    return np.concatenate([np.zeros((0, *tail), dtype), *[np.asarray(piece, dtype) for piece in pieces]])
+    return np.concatenate(
+        [np.zeros((0, *tail), dtype), *[np.asarray(piece, dtype) for piece in pieces]]
+    )
 
 
 def byte_range(layout: dict[str, Any], name: str, start: int, stop: int) -> tuple[int, int]:
-    """Bytes (begin, end) of the entries start .. stop of a dataset in the file that has this layout."""
+    """Bytes (begin, end) of the entries start ..
+
+    stop of a dataset in the file that has this layout.
+    """
     entry = layout[name]
     width = np.dtype(entry["dtype"]).itemsize * int(np.prod(entry["shape"][1:], dtype=np.int64))
     return entry["offset"] + start * width, entry["offset"] + stop * width
@@ -156,9 +189,17 @@ def from_bytes(layout: dict[str, Any], name: str, data: bytes) -> np.ndarray:
 
 
 def read_part(path: str) -> dict[str, np.ndarray]:
-    """All datasets of a local file as they are stored, through HDF5. Raises ValueError for another schema's file."""
+    """All datasets of a local file as they are stored, through HDF5.
+
+    Raises ValueError for another schema's file.
+    """
     with h5py.File(path, "r", locking=False) as file:
         known = sorted(set(SCHEMA_VERSIONS.values()))
         if file.attrs.get("schema") not in known:
-            raise ValueError(f"its schema is {file.attrs.get('schema')!r}, this software reads {', '.join(known)}")
-        return {name: file[name][()] for name in (*NAMES, *((ROTATION,) if ROTATION in file else ()))}
+            raise ValueError(
+                f"its schema is {file.attrs.get('schema')!r}, this software reads "
+                f"{', '.join(known)}"
+            )
+        return {
+            name: file[name][()] for name in (*NAMES, *((ROTATION,) if ROTATION in file else ()))
+        }

@@ -2,7 +2,8 @@
 
 Two identities (docs/architecture.md):
 
-* the *recipe* decides skip or refuse: stage, schema version, model, options that change bytes, content of inputs;
+* the *recipe* decides skip or refuse: stage, schema version, model, options that change bytes,
+    content of inputs;
 * the *content* is the hash of the sorted (file name, SHA-256) list of what was written.
 """
 
@@ -30,14 +31,18 @@ PARTS = pa.schema(
         pa.field("rows", pa.int64(), nullable=False),
         pa.field("bytes", pa.int64(), nullable=False),
         pa.field("sha256", pa.string(), nullable=False),
-        pa.field("layout", pa.string(), nullable=False),  # JSON: HDF5 byte offsets; "" for other files
+        pa.field(
+            "layout", pa.string(), nullable=False
+        ),  # JSON: HDF5 byte offsets; "" for other files
     ]
 )
 
 
 def canonical_json(value: Any) -> str:
     """JSON with sorted keys and no spaces: equal values give equal text."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    return json.dumps(
+        value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False
+    )
 
 
 def sha256_text(text: str) -> str:
@@ -52,7 +57,9 @@ def recipe_hash(recipe: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class FileEntry:
-    """One data file of an output: its path below the folder, rows, bytes, SHA-256 (hex), HDF5 layout."""
+    """One data file of an output: its path below the folder, rows, bytes, SHA-256 (hex), HDF5
+    layout.
+    """
 
     name: str
     rows: int
@@ -74,7 +81,9 @@ class Counts:
 
     def __post_init__(self) -> None:
         if self.inputs != self.succeeded + self.failed:
-            raise ValueError(f"{self.inputs} inputs are not {self.succeeded} succeeded + {self.failed} failed")
+            raise ValueError(
+                f"{self.inputs} inputs are not {self.succeeded} succeeded + {self.failed} failed"
+            )
 
     def __add__(self, other: Counts) -> Counts:
         return Counts(
@@ -98,11 +107,15 @@ class Marker:
 
     def to_bytes(self) -> bytes:
         """UTF-8 JSON."""
-        return (json.dumps({"schema": MARKER_SCHEMA, **asdict(self)}, sort_keys=True, indent=1) + "\n").encode()
+        return (
+            json.dumps({"schema": MARKER_SCHEMA, **asdict(self)}, sort_keys=True, indent=1) + "\n"
+        ).encode()
 
     @staticmethod
     def from_bytes(data: bytes) -> Marker | None:
-        """The marker, or None where the bytes are no marker (an unreadable one counts as absent)."""
+        """The marker, or None where the bytes are no marker (an unreadable one counts as
+        absent).
+        """
         try:
             value = json.loads(data)
             if value.pop("schema") != MARKER_SCHEMA:
@@ -161,7 +174,9 @@ class Manifest:
     content: str
     inputs: dict[str, dict[str, str]]  # name -> {"url", "content"}
     counts: Counts
-    facts: dict[str, Any]  # the stage's own facts for readers (dimensions, scales, search files ...)
+    facts: dict[
+        str, Any
+    ]  # the stage's own facts for readers (dimensions, scales, search files ...)
     parts: dict[str, Any]  # {"name", "sha256", "files", "bytes"}
     versions: dict[str, str]
     made_at: str  # ISO 8601, UTC
@@ -175,12 +190,17 @@ class Manifest:
 
     @staticmethod
     def from_bytes(data: bytes) -> Manifest:
-        """The manifest. Raises ValueError where the bytes are none, or of another schema version."""
+        """The manifest.
+
+        Raises ValueError where the bytes are none, or of another schema version.
+        """
         try:
             value = json.loads(data)
             schema = value.pop("schema")
             if schema != MANIFEST_SCHEMA:
-                raise ValueError(f"its schema is {schema!r}, this software reads {MANIFEST_SCHEMA!r}")
+                raise ValueError(
+                    f"its schema is {schema!r}, this software reads {MANIFEST_SCHEMA!r}"
+                )
             value["counts"] = Counts(**value["counts"])
             return Manifest(**value)
         except (KeyError, TypeError, AttributeError) as error:

@@ -1,4 +1,4 @@
-"""TODO: say what this file is for."""
+"""Units and jobs: what is planned, and what every worker reads."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ from schemas.manifest import canonical_json, recipe_hash, sha256_text
 
 @dataclass(frozen=True)
 class Unit:
-    """A piece of work: its name (also of its marker), what it must know (small JSON), how many inputs.
+    """A piece of work: its name (also of its marker), what it must know (small JSON), how many
+    inputs.
 
-    Some keys of a payload speak to the driver: "open" (inputs are not known before; "bytes" tells how large it is,
-    "rows" how many inputs a piece has), "last" (it waits for all other units) and "again" (its inputs failed in an
-    earlier unit and are not counted twice).
+    Some keys of a payload speak to the driver: "open" (inputs are not known before; "bytes" tells
+        how large it is,
+    "rows" how many inputs a piece has), "last" (it waits for all other units) and "again" (its
+    inputs failed in an earlier unit and are not counted twice).
     """
 
     name: str
@@ -26,7 +28,9 @@ class Unit:
 
     def __post_init__(self) -> None:
         check_unit_name(self.name)
-        if again := self.payload.get("again"):  # the table of the images that are described once more
+        if again := self.payload.get(
+            "again"
+        ):  # the table of the images that are described once more
             check_inside(again)
 
     @property
@@ -39,8 +43,9 @@ class Unit:
 class Job:
     """One output folder to be filled.
 
-    `recipe` and the content of `inputs` decide skip or refuse; `settings` are all other options (they never
-    change bytes); `worker` is the name of a UnitWorker (pipelines/stages.py); `facts` go into the manifest.
+    `recipe` and the content of `inputs` decide skip or refuse; `settings` are all other options
+    (they never change bytes); `worker` is the name of a UnitWorker (pipelines/stages.py); `facts`
+    go into the manifest.
     """
 
     stage: str

@@ -17,7 +17,8 @@ SCORES = pa.schema(
     metadata={"schema": "rrt-scores/1"},
 )
 
-# A cascade's: `first_logit` is the first reranker's; `logit` is the second's for those that a protocol's list kept, and
-# stands below these for the others. How many of a list are kept is in the schema's metadata.
+# A cascade's: `first_logit` is the first reranker's; `logit` is the second's for those that a
+# protocol's list kept, and stands below these for the others. How many of a list are kept is in the
+# schema's metadata.
 CASCADE_SCORES = SCORES.append(pa.field("first_logit", pa.float32(), nullable=False))
 KEEP_KEY = "keep"

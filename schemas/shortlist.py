@@ -1,7 +1,7 @@
 """Shortlist: for each query its candidates by global similarity, as Parquet parts.
 
-The score is the float64 dot product of the stored descriptors rounded to float32; the order is score
-falling, then record id by its UTF-8 bytes.
+The score is the float64 dot product of the stored descriptors rounded to float32; the order is
+score falling, then record id by its UTF-8 bytes.
 """
 
 from __future__ import annotations

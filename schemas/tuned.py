@@ -1,13 +1,15 @@
-"""The result of `tune`: a JSON file that says which (lambda, gamma, k) is best on a validation set, and what made it.
+"""The result of `tune`: a JSON file that says which (lambda, gamma, k) is best on a validation set,
+and what made it.
 
     {"schema", "best": {"lambda", "gamma", "k"}, "metric", "queries",
-     "values": {"best" | "reranked" | "global": {"mean", "medium", "hard", ...}},       measures in [0, 1]
-     "grid": {"lambda": [...], "gamma": [...], "k": [...], "values": [k][lambda][gamma]},
-     "recipe": what decides skip or refuse, "inputs": {"scores" | "queries" | "ground_truth": {"url", "content"}},
-     "reranker": identity of what made the scores, "extractor": likewise, null where its store is gone}
+     "values": {"best" | "reranked" | "global": {"mean", "medium", "hard", ...}},       measures in
+     [0, 1] "grid": {"lambda": [...], "gamma": [...], "k": [...], "values": [k][lambda][gamma]},
+     "recipe": what decides skip or refuse, "inputs": {"scores" | "queries" | "ground_truth":
+     {"url", "content"}}, "reranker": identity of what made the scores, "extractor": likewise, null
+     where its store is gone}
 
-`reranked` is lambda = 0 over the run's own shortlist, `global` is lambda = 1. The contents in `inputs` keep the result
-from being used on the set that it was tuned on.
+`reranked` is lambda = 0 over the run's own shortlist, `global` is lambda = 1. The contents in
+`inputs` keep the result from being used on the set that it was tuned on.
 """
 
 from __future__ import annotations
@@ -38,7 +40,9 @@ class Tuned:
     def to_bytes(self) -> bytes:
         """UTF-8 JSON: a line a field, so that a person finds the best at the top."""
         record = {"schema": TUNED_SCHEMA, **asdict(self)}
-        lines = ",\n".join(f" {json.dumps(key)}: {json.dumps(value)}" for key, value in record.items())
+        lines = ",\n".join(
+            f" {json.dumps(key)}: {json.dumps(value)}" for key, value in record.items()
+        )
         return f"{{\n{lines}\n}}\n".encode()
 
     @staticmethod
@@ -48,12 +52,21 @@ class Tuned:
             record = json.loads(data)
             schema = record.pop("schema")
             if schema != TUNED_SCHEMA:
-                raise UserError(f"{where}: its schema is {schema!r}, this software reads {TUNED_SCHEMA!r}; tune again")
+                raise UserError(
+                    f"{where}: its schema is {schema!r}, this software reads {TUNED_SCHEMA!r}; "
+                    f"tune again"
+                )
             tuned = Tuned(**record)
             best = {"lambda": float(tuned.best["lambda"]), "gamma": float(tuned.best["gamma"])}
-            contents = [tuned.inputs[name]["content"] for name in ("scores", "queries", "ground_truth")]
-            if not all(isinstance(content, str) for content in contents) or not isinstance(tuned.reranker, dict):
+            contents = [
+                tuned.inputs[name]["content"] for name in ("scores", "queries", "ground_truth")
+            ]
+            if not all(isinstance(content, str) for content in contents) or not isinstance(
+                tuned.reranker, dict
+            ):
                 raise TypeError
             return Tuned(**{**record, "best": {**best, "k": int(tuned.best["k"])}})
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            raise UserError(f"{where} is no result of 'tune'; give a file that 'tune' wrote") from None
+            raise UserError(
+                f"{where} is no result of 'tune'; give a file that 'tune' wrote"
+            ) from None

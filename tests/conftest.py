@@ -1,4 +1,6 @@
-"""What tests share: the folder of real photographs and annotations, which is no part of the project."""
+"""What tests share: the folder of real photographs and annotations, which is no part of the
+project.
+"""
 
 import os
 import sys
@@ -9,7 +11,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# What an installed package would be: its entry points name the tests' own unit workers, for children too.
+# What an installed package would be: its entry points name the tests' own unit workers, for
+# children too.
 PLUGINS = str(ROOT / "tests" / "support" / "plugins")
 sys.path.append(PLUGINS)
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), PLUGINS]))
@@ -17,7 +20,8 @@ os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [os.environ.get("PYTHONP
 
 @pytest.fixture(scope="session")
 def shared_data() -> Callable[[str], Path]:
-    """`shared_data("photos")`: that path in the folder RRT_TEST_DATA (default: shared/ beside the project).
+    """`shared_data("photos")`: that path in the folder RRT_TEST_DATA (default: shared/ beside the
+    project).
 
     Where it is missing the test is skipped, and the reason names what was missing.
     """

@@ -1,8 +1,10 @@
-"""run_pipeline.sh: which environment it takes, when it makes one, what happens when it is killed or started twice.
+"""run_pipeline.sh: which environment it takes, when it makes one, what happens when it is killed or
+started twice.
 
-The script under test is the real one, in a copy of the project that has a space in its path. What stands in is
-the installer alone: a `uv` on the PATH that makes real, empty virtual environments, writes an empty `faiss.py`
-instead of fetching gigabytes, and waits where a test asks it to. .ci/run begins with the real installation.
+The script under test is the real one, in a copy of the project that has a space in its path. What
+stands in is the installer alone: a `uv` on the PATH that makes real, empty virtual environments,
+writes an empty `faiss.py` instead of fetching gigabytes, and waits where a test asks it to. .ci/run
+begins with the real installation.
 """
 
 import os
@@ -34,14 +36,14 @@ elif arguments[:2] == ["pip", "install"]:
     python = arguments[arguments.index("--python") + 1]
     site = subprocess.check_output([python, "-c", "import site; print(site.getsitepackages()[0])"], text=True)
     pathlib.Path(site.strip(), "faiss.py").touch()
-"""
+"""  # noqa: E501
 
 # Stands for the package that the door starts.
 MAIN = """import json, os, sys
 print(json.dumps({"arguments": sys.argv[1:], "cwd": os.getcwd(), "prefix": sys.prefix, "path": sys.path}), flush=True)
 while os.path.exists(os.environ.get("STAY", "")):
     __import__("time").sleep(0.02)
-"""
+"""  # noqa: E501
 
 
 class Door:
@@ -59,17 +61,23 @@ class Door:
         commands.mkdir()
         # Started through sh, since the path of this Python may hold a space, and a #! line may not.
         (self.state / "uv.py").write_text(UV.format(python=sys.executable, state=str(self.state)))
-        (commands / "uv").write_text(f'#!/bin/sh\nexec "{sys.executable}" "{self.state}/uv.py" "$@"\n')
+        (commands / "uv").write_text(
+            f'#!/bin/sh\nexec "{sys.executable}" "{self.state}/uv.py" "$@"\n'
+        )
         (commands / "uv").chmod(0o755)
         foreign = ("RRT_", "COV", "PYTHON")
-        self.environment = {name: text for name, text in os.environ.items() if not name.startswith(foreign)} | {
+        self.environment = {
+            name: text for name, text in os.environ.items() if not name.startswith(foreign)
+        } | {
             "PATH": f"{commands}:{os.environ['PATH']}",
             "PIP_NO_INDEX": "1",  # nothing is ever fetched
             "RRT_PYTHON": sys.executable,
             "RRT_ACCELERATOR": "cpu",
         }
 
-    def start(self, *arguments: str, script: Path | None = None, cwd: Path | None = None, **settings: str):
+    def start(
+        self, *arguments: str, script: Path | None = None, cwd: Path | None = None, **settings: str
+    ):
         process = subprocess.Popen(
             [script or self.root / "run_pipeline.sh", *arguments],
             cwd=cwd or self.root.parent,
@@ -295,7 +303,10 @@ def test_a_failed_installation_is_one_sentence_with_the_log_and_the_mend(door):
         ({"RRT_ACCELERATOR": "gcp"}, "'gcp' is not known"),
         ({"RRT_EXTRAS": "gpc"}, "'gpc' is not known"),
         ({"RRT_INSTALLER": "conda"}, "RRT_INSTALLER is 'conda'"),
-        ({"RRT_PYTHON": "/nowhere/python3"}, "RRT_PYTHON=/nowhere/python3 is no Python from 3.11 up"),
+        (
+            {"RRT_PYTHON": "/nowhere/python3"},
+            "RRT_PYTHON=/nowhere/python3 is no Python from 3.11 up",
+        ),
     ],
 )
 def test_wrong_settings_are_refused_in_a_sentence(door, settings, sentence):
@@ -309,14 +320,25 @@ def test_the_door_knows_the_extras_of_setup_py():
     known = re.search(r"KNOWN_EXTRAS='(.*)'", (ROOT / "run_pipeline.sh").read_text())[1].split()
     text = (ROOT / "setup.py").read_text()
     declared = re.findall(r'^    "(\w+)": \[', text, re.MULTILINE)
-    assert sorted({*known, "cpu", "gpu"}) == sorted(set(declared) - {"pipelines", "rrt_core", "schemas"})
+    assert sorted({*known, "cpu", "gpu"}) == sorted(
+        set(declared) - {"pipelines", "rrt_core", "schemas"}
+    )
 
 
 def test_the_constraints_pin_versions_and_name_no_host():
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     assert not [line for line in lines if not re.match(r"[a-z0-9-]+==\S+( ; .*)?$", line)]
     pinned = {line.split("==")[0] for line in lines}
-    assert {"apache-beam", "faiss-cpu", "faiss-gpu", "gcsfs", "pyspark", "pytest", "torch", "uv"} <= pinned
+    assert {
+        "apache-beam",
+        "faiss-cpu",
+        "faiss-gpu",
+        "gcsfs",
+        "pyspark",
+        "pytest",
+        "torch",
+        "uv",
+    } <= pinned
 
 
 def test_a_later_start_adds_less_than_half_a_second(door):

@@ -1,4 +1,6 @@
-"""A small honest extractor for tests of the pipeline: colour means of a grid, no network, starts at once."""
+"""A small honest extractor for tests of the pipeline: colour means of a grid, no network, starts at
+once.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ GRID = 4
 
 
 class TinyExtractor(Extractor):
-    """Global: colour means and deviations of a 4 x 4 grid (96-D). Local: a cell's 8 x 8 x 3 picture, to 128-D."""
+    """Global: colour means and deviations of a 4 x 4 grid (96-D). Local: a cell's 8 x 8 x 3
+    picture, to 128-D.
+    """
 
     def __init__(self, max_locals: int = 16, seconds: float = 0.0) -> None:
         self.name, self.revision = "tiny", 1
@@ -35,7 +39,10 @@ class TinyExtractor(Extractor):
 
     def _one(self, image: Image) -> Description:
         height, width = image.pixels.shape[:2]
-        ys, xs = np.linspace(0, height, GRID + 1).astype(int), np.linspace(0, width, GRID + 1).astype(int)
+        ys, xs = (
+            np.linspace(0, height, GRID + 1).astype(int),
+            np.linspace(0, width, GRID + 1).astype(int),
+        )
         means, cells, centres = [], [], []
         for top, bottom in pairwise(ys):
             for left, right in pairwise(xs):
@@ -44,7 +51,9 @@ class TinyExtractor(Extractor):
                 rows = np.linspace(0, cell.shape[0] - 1, 8).astype(int)
                 columns = np.linspace(0, cell.shape[1] - 1, 8).astype(int)
                 cells.append(cell[rows][:, columns].reshape(-1))
-                centres.append((image.origin[0] + (left + right) / 2, image.origin[1] + (top + bottom) / 2))
+                centres.append(
+                    (image.origin[0] + (left + right) / 2, image.origin[1] + (top + bottom) / 2)
+                )
         described = np.concatenate(means)
         flat = np.stack(cells)
         flat = flat - flat.mean(1, keepdims=True)

@@ -1,7 +1,7 @@
 """The photographs of the demo, and what is cut out of them: instances, look-alikes, backgrounds.
 
-All lie in the wheels of packages that the project needs anyway or that are small; nothing is downloaded. They
-are the demo's alone: no model of the project is ever trained on them.
+All lie in the wheels of packages that the project needs anyway or that are small; nothing is
+downloaded. They are the demo's alone: no model of the project is ever trained on them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ from schemas.errors import UserError
 
 @dataclass(frozen=True)
 class Photograph:
-    """A picture inside an installed package, and how many instances it may give (0: background only)."""
+    """A picture inside an installed package, and how many instances it may give (0: background
+    only).
+    """
 
     package: str
     path: str
@@ -99,7 +101,8 @@ def package_versions() -> dict[str, str]:
 def load_material(instances: int, seed: int) -> Material:
     """Cuts `instances` distinct regions, and all that goes with them, out of DEMO_PHOTOGRAPHS.
 
-    The same for the same count, seed and packages. Photographs that an installed package lacks are skipped.
+    The same for the same count, seed and packages. Photographs that an installed package lacks are
+    skipped.
 
     Raises:
         UserError: a package is not installed, or its photographs are too few for so many instances.
@@ -112,13 +115,26 @@ def load_material(instances: int, seed: int) -> Material:
     for number, photo in enumerate(DEMO_PHOTOGRAPHS):
         if photo not in photos or not photo.instances:
             continue
-        regions = cut_instances(photos[photo], photo.instances, np.random.default_rng((seed, number)),
-                                side=(0.18, 0.3), max_overlap=0.02, min_texture=0.3, tries=6000)
+        regions = cut_instances(
+            photos[photo],
+            photo.instances,
+            np.random.default_rng((seed, number)),
+            side=(0.18, 0.3),
+            max_overlap=0.02,
+            min_texture=0.3,
+            tries=6000,
+        )
         found += [(rank, number, photo, region) for rank, region in enumerate(regions)]
     if len(found) < instances:
         absent = sorted({photo.package for photo in loaded if photo not in photos})
-        reason = f"the package {absent[0]} as installed lacks some of them" if absent else "ask for fewer"
-        raise UserError(f"The demo's photographs give {len(found)} instances, not {instances}: {reason}.")
+        reason = (
+            f"the package {absent[0]} as installed lacks some of them"
+            if absent
+            else "ask for fewer"
+        )
+        raise UserError(
+            f"The demo's photographs give {len(found)} instances, not {instances}: {reason}."
+        )
     # the best of each photograph first, so that a small demo is as varied as a large one
     chosen = sorted(found, key=lambda item: item[:2])[:instances]
 
@@ -129,24 +145,46 @@ def load_material(instances: int, seed: int) -> Material:
             continue
         taken: list[Box] = [region.box for _, _, other, region in chosen if other == photo]
         rng = np.random.default_rng((seed, number, 1))
-        beside = cut_instances(photos[photo], 10, rng, side=(0.14, 0.3), min_side=LOOK_ALIKE_SIDE, tries=6000,
-                               max_overlap=0.0, min_texture=0.12, avoid=taken)
+        beside = cut_instances(
+            photos[photo],
+            10,
+            rng,
+            side=(0.14, 0.3),
+            min_side=LOOK_ALIKE_SIDE,
+            tries=6000,
+            max_overlap=0.0,
+            min_texture=0.12,
+            avoid=taken,
+        )
         look_alikes += beside
         backgrounds += [region.pixels for region in beside[:3]] if taken else [photos[photo]]
     if not backgrounds:
         raise UserError(_missing("scikit-image"))
     second = _second_views([(photo, region) for _, _, photo, region in chosen])
-    names = [f"{photo.package}/{photo.path}#{','.join(map(str, region.box))}" for *_, photo, region in chosen]
-    return Material(tuple(region for *_, region in chosen), tuple(second), tuple(names), tuple(look_alikes),
-                    tuple(backgrounds))
+    names = [
+        f"{photo.package}/{photo.path}#{','.join(map(str, region.box))}"
+        for *_, photo, region in chosen
+    ]
+    return Material(
+        tuple(region for *_, region in chosen),
+        tuple(second),
+        tuple(names),
+        tuple(look_alikes),
+        tuple(backgrounds),
+    )
 
 
 def _missing(package: str) -> str:
-    return f"The demo needs the photographs in the package {package}; install it with: pip install {package}"
+    return (
+        f"The demo needs the photographs in the package {package}; install it with: pip install "
+        f"{package}"
+    )
 
 
 def _find(package: str, path: str) -> str | None:
-    """Where the file lies, without importing the package; None where the package does not ship it."""
+    """Where the file lies, without importing the package; None where the package does not ship
+    it.
+    """
     spec = importlib.util.find_spec(_MODULES[package])
     if spec is None or spec.origin is None:
         raise UserError(_missing(package))
@@ -155,7 +193,9 @@ def _find(package: str, path: str) -> str | None:
 
 
 def _load(package: str, path: str) -> Pixels | None:
-    """The photograph as uint8 [H, W, 3], RGB (transparent parts white), longest side at most 1,000."""
+    """The photograph as uint8 [H, W, 3], RGB (transparent parts white), longest side at most
+    1,000.
+    """
     place = _find(package, path)
     if place is None:
         return None
@@ -171,7 +211,9 @@ def _load(package: str, path: str) -> Pixels | None:
 
 
 def _second_views(chosen: list[tuple[Photograph, Region]]) -> list[Region | None]:
-    """By instance: the region of the right stereo picture that shows it, where it is a left picture's."""
+    """By instance: the region of the right stereo picture that shows it, where it is a left
+    picture's.
+    """
     right = _load("scikit-image", STEREO_RIGHT)
     disparity_file = _find("scikit-image", STEREO_DISPARITY)
     if right is None or disparity_file is None:
@@ -179,20 +221,26 @@ def _second_views(chosen: list[tuple[Photograph, Region]]) -> list[Region | None
     with np.load(disparity_file) as archive:
         disparity = archive["arr_0"]
     source = stereo_source(disparity)
-    return [_seen_from_the_right(region, right, source) if photo.path == STEREO_LEFT else None
-            for photo, region in chosen]
+    return [
+        _seen_from_the_right(region, right, source) if photo.path == STEREO_LEFT else None
+        for photo, region in chosen
+    ]
 
 
 def stereo_source(disparity: NDArray[np.float32]) -> NDArray[np.int64]:
-    """By pixel of the right picture, the left picture's column that it shows, int64 [H, W]; -1 if unknown.
+    """By pixel of the right picture, the left picture's column that it shows, int64 [H, W]; -1 if
+    unknown.
 
-    disparity: float32 [H, W], px, of the left picture (infinite where unknown): x_right = x_left - disparity.
+    disparity: float32 [H, W], px, of the left picture (infinite where unknown): x_right = x_left -
+        disparity.
     """
     height, width = disparity.shape
     source = np.full((height, width), -1, np.int64)
     rows, columns = np.nonzero(np.isfinite(disparity))
     values = disparity[rows, columns]
-    nearest_last = np.argsort(values, kind="stable")  # near things hide far ones: they are written last
+    nearest_last = np.argsort(
+        values, kind="stable"
+    )  # near things hide far ones: they are written last
     rows, columns = rows[nearest_last], columns[nearest_last]
     targets = np.round(columns - values[nearest_last]).astype(np.int64)
     inside = targets >= 0
@@ -201,7 +249,9 @@ def stereo_source(disparity: NDArray[np.float32]) -> NDArray[np.int64]:
 
 
 def _seen_from_the_right(region: Region, right: Pixels, source: NDArray[np.int64]) -> Region | None:
-    """The region as the right picture shows it, outlined by the disparity; None if little of it is seen."""
+    """The region as the right picture shows it, outlined by the disparity; None if little of it is
+    seen.
+    """
     x, y, w, h = region.box
     columns = source[y : y + h]
     mine = (columns >= x) & (columns < x + w)
@@ -209,7 +259,8 @@ def _seen_from_the_right(region: Region, right: Pixels, source: NDArray[np.int64
     rows, places = np.nonzero(mine)
     inner[rows, places] = region.mask[rows, columns[rows, places] - x]
     known = columns >= 0
-    # holes of unknown origin, which the left picture does not show, belong to no other instance: filled in
+    # holes of unknown origin, which the left picture does not show, belong to no other instance:
+    # filled in
     closed = cv2.morphologyEx(inner, cv2.MORPH_CLOSE, np.ones((21, 21), np.uint8))
     mask = np.where(known, inner, closed).astype(np.uint8)
     left, top, width, height = cv2.boundingRect(mask)
@@ -217,4 +268,6 @@ def _seen_from_the_right(region: Region, right: Pixels, source: NDArray[np.int64
         return None
     box = (int(left), int(y + top), int(width), int(height))
     pixels = right[box[1] : box[1] + height, left : left + width]
-    return Region(pixels.copy(), mask[top : top + height, left : left + width].copy(), box, region.texture)
+    return Region(
+        pixels.copy(), mask[top : top + height, left : left + width].copy(), box, region.texture
+    )

@@ -1,4 +1,6 @@
-"""demo: makes an image folder from photographs that packages ship, then runs the ordinary pipeline on it."""
+"""demo: makes an image folder from photographs that packages ship, then runs the ordinary pipeline
+on it.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ class Options:
     out: str = option("folder of the demo: its images, stores and results", "rrt-demo")
     seed: int = option("seed of the rendered pictures", 0)
     config: str = option("YAML configuration of the stages", str(CONFIG))
-    set: dict[str, Any] = option("a value in place of the configuration's, such as rerank.shortlist=50", {})
+    set: dict[str, Any] = option(
+        "a value in place of the configuration's, such as rerank.shortlist=50", {}
+    )
 
 
 def run(options: Options, settings: RunSettings) -> dict[str, Any]:
@@ -34,7 +38,11 @@ def run(options: Options, settings: RunSettings) -> dict[str, Any]:
     out = os.path.abspath(os.path.expanduser(options.out))
     data = Path(out, "data")
     _make_images(data, options.seed)
-    places = {"out": out, "images": str(data / "images"), "ground_truth": str(data / "ground_truth.json")}
+    places = {
+        "out": out,
+        "images": str(data / "images"),
+        "ground_truth": str(data / "ground_truth.json"),
+    }
     config = {**run_config.read_config(options.config, options.set), **places}
     return pipeline.run_config(config, options.config, settings)
 
@@ -47,7 +55,9 @@ def _make_images(folder: Path, seed: int) -> None:
             progress.append(Progress(f"{'images':<9}", total, "images", done))
         progress[0].show(done)
 
-    stopping.during(lambda: f"the pictures made so far lie in {folder}; the same command goes on from there")
+    stopping.during(
+        lambda: f"the pictures made so far lie in {folder}; the same command goes on from there"
+    )
     try:
         made = make_demo(folder, seed=seed, progress=show)
     finally:

@@ -1,9 +1,9 @@
 """Where units run: the Beam pipeline of a share of units, on the local runner or on a named one.
 
-Units enter as (bucket, unit) -> GroupByKey, fused with nothing, so that a runner can spread them. Locally each worker
-process of the driver runs the pipeline over its own shares, in memory: Beam's multi-processing runner hangs after a
-killed worker and divides all work beforehand. The runner is named explicitly (FnApiRunner): Beam's default would first
-try to download another engine.
+Units enter as (bucket, unit) -> GroupByKey, fused with nothing, so that a runner can spread them.
+Locally each worker process of the driver runs the pipeline over its own shares, in memory: Beam's
+multi-processing runner hangs after a killed worker and divides all work beforehand. The runner is
+named explicitly (FnApiRunner): Beam's default would first try to download another engine.
 """
 
 from __future__ import annotations
@@ -31,7 +31,9 @@ MOST_BUCKETS = 10_000
 _shared: dict[str, UnitWorker] = {}  # one worker (one model) a process
 _lock = threading.Lock()
 _committer = ThreadPoolExecutor(1)
-_committing: list[Future[bool]] = []  # one at most: what waits for its commit lies on the disk, not in memory
+_committing: list[
+    Future[bool]
+] = []  # one at most: what waits for its commit lies on the disk, not in memory
 
 
 def _wait() -> None:
@@ -46,7 +48,9 @@ class DoUnits(beam.DoFn):
         self.job_json, self.threads = job_json, threads
 
     def process(self, element: tuple[int, Iterable[str]]) -> None:
-        """(bucket, units as JSON): a unit is committed, which waits for the disk, while the next is under way."""
+        """(bucket, units as JSON): a unit is committed, which waits for the disk, while the next is
+        under way.
+        """
         for text in sorted(element[1]):
             unit = Unit(**json.loads(text))
             with _lock:
@@ -76,12 +80,16 @@ class DoUnits(beam.DoFn):
 
 
 def run_share(job: Job, runner: str, threads: int, beam_options: list[str]) -> None:
-    """Run the job's units (those of the share) once through Beam; returns when the pipeline ends."""
+    """Run the job's units (those of the share) once through Beam; returns when the pipeline
+    ends.
+    """
     logging.getLogger().setLevel(logging.WARNING)
     header = job.to_json()
     units = [json.dumps(unit.__dict__) for unit in job.units]
     if runner == LOCAL:
-        options = PipelineOptions([*beam_options, "--direct_num_workers=1", "--direct_running_mode=in_memory"])
+        options = PipelineOptions(
+            [*beam_options, "--direct_num_workers=1", "--direct_running_mode=in_memory"]
+        )
         engine: Any = FnApiRunner()
     else:
         options = PipelineOptions([*beam_options, f"--runner={runner}"])
@@ -89,7 +97,8 @@ def run_share(job: Job, runner: str, threads: int, beam_options: list[str]) -> N
     with beam.Pipeline(runner=engine, options=options) as pipeline:
         _ = (
             pipeline
-            | "Units" >> beam.Create([(index % MOST_BUCKETS, unit) for index, unit in enumerate(units)])
+            | "Units"
+            >> beam.Create([(index % MOST_BUCKETS, unit) for index, unit in enumerate(units)])
             | "Spread" >> beam.GroupByKey()
             | job.stage.capitalize() >> beam.ParDo(DoUnits(header, threads))
         )

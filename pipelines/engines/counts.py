@@ -1,4 +1,6 @@
-"""How much of a job is done, how much is left, and when so much failed that going on makes no sense."""
+"""How much of a job is done, how much is left, and when so much failed that going on makes no
+sense.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ SURE_FROM = 100  # inputs done before a share of a total that is not known is ju
 
 @dataclass(frozen=True)
 class UnderWay:
-    """What the attempt at a unit told last: inputs done and failed, share of an open unit's bytes, the last failure."""
+    """What the attempt at a unit told last: inputs done and failed, share of an open unit's bytes,
+    the last failure.
+    """
 
     done: int
     failed: int
@@ -28,7 +32,8 @@ class UnderWay:
 class Shortfall:
     """The sums of a job. Units whose inputs are not known before count by their bytes.
 
-    Inputs that are done again count where they failed: until it is known that they are mended, nothing changes.
+    Inputs that are done again count where they failed: until it is known that they are mended,
+        nothing changes.
     """
 
     def __init__(self, job: Job) -> None:
@@ -42,7 +47,9 @@ class Shortfall:
             for unit in job.units
             if unit.payload.get("open") and unit.name not in self.again
         }
-        self.planned = int(job.facts.get("images_planned") or 0)  # where lists tell what archives hold
+        self.planned = int(
+            job.facts.get("images_planned") or 0
+        )  # where lists tell what archives hold
         self.finished: dict[str, Marker] = {}
         self.counts = Counts(0, 0, 0)
 
@@ -63,7 +70,9 @@ class Shortfall:
         return self.progress({})[1]
 
     def progress(self, under_way: Mapping[str, UnderWay]) -> tuple[int, int]:
-        """(inputs done, inputs in all: estimated by the bytes that were read where not known, 0 while too few were)."""
+        """(inputs done, inputs in all: estimated by the bytes that were read where not known, 0
+        while too few were).
+        """
         running = self._running(under_way)
         done = self.done + sum(state.done for state in running.values())
         if not self.open_bytes:
@@ -83,7 +92,9 @@ class Shortfall:
 
     def _running(self, under_way: Mapping[str, UnderWay]) -> dict[str, UnderWay]:
         return {
-            name: state for name, state in under_way.items() if name not in self.finished and name not in self.again
+            name: state
+            for name, state in under_way.items()
+            if name not in self.finished and name not in self.again
         }
 
     def too_many(self, under_way: Mapping[str, UnderWay]) -> str:
@@ -99,14 +110,22 @@ class Shortfall:
             return ""
         most = self.limit * total / 100 if self.per_cent else self.limit
         if failed <= most or (
-            self.per_cent and self.open_bytes and len(self.finished) < len(self.open_bytes) and done < SURE_FROM
+            self.per_cent
+            and self.open_bytes
+            and len(self.finished) < len(self.open_bytes)
+            and done < SURE_FROM
         ):
             return ""
-        return f"{failed:,} of {done:,} {self.noun} failed, more than --max-failures {self.text} allows"
+        return (
+            f"{failed:,} of {done:,} {self.noun} failed, more than --max-failures {self.text} "
+            f"allows"
+        )
 
     def last_reason(self, under_way: Mapping[str, UnderWay]) -> str:
         """Why an input failed that is not of a finished unit, or ""."""
-        return next((state.reason for state in self._running(under_way).values() if state.reason), "")
+        return next(
+            (state.reason for state in self._running(under_way).values() if state.reason), ""
+        )
 
 
 def _bytes(unit: Unit) -> int:

@@ -1,9 +1,9 @@
 """The driver's loop: deals the units that have no marker to workers until none is missing.
 
-The markers, not Beam, say what is done. Locally the work is dealt in shares to worker processes, a small Beam pipeline
-each; another runner gets all missing units at once, from a single process that submits them. When a worker dies, its
-share is dealt again. A unit that failed three times ends the job with one sentence; all finished units stay in place.
-The manifest is written here, last.
+The markers, not Beam, say what is done. Locally the work is dealt in shares to worker processes, a
+small Beam pipeline each; another runner gets all missing units at once, from a single process that
+submits them. When a worker dies, its share is dealt again. A unit that failed three times ends the
+job with one sentence; all finished units stay in place. The manifest is written here, last.
 """
 
 from __future__ import annotations
@@ -26,16 +26,24 @@ from schemas.plan import Job
 
 
 def run_job(
-    job: Job, settings: RunSettings, plan_files: Mapping[str, bytes] | None = None, *, again: bool = False
+    job: Job,
+    settings: RunSettings,
+    plan_files: Mapping[str, bytes] | None = None,
+    *,
+    again: bool = False,
 ) -> Manifest:
-    """Fill the job's folder; gives its manifest. Skips at once where it is finished by the same recipe.
+    """Fill the job's folder; gives its manifest. Skips at once where it is finished by the same
+    recipe.
 
-    `plan_files` (name -> bytes) are what the job's workers read of the plan. `again` looks for missing units in a
-    finished folder too: where the plan grew, or markers were removed. Raises UserError (another recipe's output is
-    there, bad input, a disk that takes no more) and JobFailed.
+    `plan_files` (name -> bytes) are what the job's workers read of the plan. `again` looks for
+    missing units in a finished folder too: where the plan grew, or markers were removed. Raises
+    UserError (another recipe's output is there, bad input, a disk that takes no more) and
+    JobFailed.
     """
     if is_http(job.output):
-        raise UserError(f"{job.output}: nothing can be written there; name a folder, or a place on S3 or GCS")
+        raise UserError(
+            f"{job.output}: nothing can be written there; name a folder, or a place on S3 or GCS"
+        )
     place = Place(job.output)
     try:
         with place.alone():
@@ -47,9 +55,13 @@ def run_job(
         raise refused from error
 
 
-def _run_job(job: Job, place: Place, settings: RunSettings, plan_files: Mapping[str, bytes], again: bool) -> Manifest:
+def _run_job(
+    job: Job, place: Place, settings: RunSettings, plan_files: Mapping[str, bytes], again: bool
+) -> Manifest:
     title = f"{job.stage:<9}"
-    loop = Loop(job, place, settings, title)  # refuses what is wrong with the settings before anything is emptied
+    loop = Loop(
+        job, place, settings, title
+    )  # refuses what is wrong with the settings before anything is emptied
     try:
         manifest = read_manifest(place)
     except UserError:
@@ -62,14 +74,18 @@ def _run_job(job: Job, place: Place, settings: RunSettings, plan_files: Mapping[
         if again:
             pass
         elif is_whole(place, manifest):
-            # Listed anew by another path it is the same, but its files may have moved; a lost plan is written again.
+            # Listed anew by another path it is the same, but its files may have moved; a lost plan
+            # is written again.
             if plan_files or not (place.exists(PLAN_NAME) and place.exists(JOB_NAME)):
                 write_plan(place, job, plan_files)
             made = manifest.made_at.replace("T", " ").replace("+00:00", " UTC")
             print(f"{title}  already made ({made}): {place.url}", file=sys.stderr)
             return manifest
         else:
-            print(f"{title}  files are missing or damaged, they are made again: {place.url}", file=sys.stderr)
+            print(
+                f"{title}  files are missing or damaged, they are made again: {place.url}",
+                file=sys.stderr,
+            )
     started = time.monotonic()
     stopping.during(loop.stop)
     stopping.pass_or_wait()
@@ -99,6 +115,8 @@ def refuse_other(place: Place, job: Job, settings: RunSettings) -> None:
     manifest = read_manifest(place)
     planned = read_plan(place) if manifest is None else None
     if manifest is not None or planned is not None:
-        refuse_other_recipe(place, job, manifest.recipe if manifest else planned["recipe"] if planned else None)
+        refuse_other_recipe(
+            place, job, manifest.recipe if manifest else planned["recipe"] if planned else None
+        )
     elif place.has_files(besides="plan") and not is_ours(place):
         raise UserError(f"{place.url} holds files of something else; give an empty or a new folder")

@@ -1,4 +1,4 @@
-"""TODO: say what this file is for."""
+"""The work of one job: assigns unfinished units to workers until all are done."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ from schemas.manifest import Marker
 from schemas.plan import Job, Unit
 
 MOST_TRIES = 3  # of a unit in one command, and of a start that brings no unit to an end
-SHARES_A_WORKER = 2  # what is left is dealt in so many shares a worker: ever smaller ones, so that all end together
+# what is left is dealt in so many shares a worker: ever smaller ones, so that all end together
+SHARES_A_WORKER = 2
 MOST_A_SHARE = 128
 
 
@@ -46,12 +47,16 @@ class Loop:
         self.pieces: Counter[str] = Counter()  # unit -> pieces that were seen
         self.failed: Counter[str] = Counter()  # unit -> tries that failed
         self.ended: dict[str, UnderWay] = {}  # units of shares under way that have their marker
-        self.broken: dict[str, str] = {}  # unit -> what is wrong with its input; the others are done first
+        self.broken: dict[
+            str, str
+        ] = {}  # unit -> what is wrong with its input; the others are done first
         self.fruitless = 0  # shares in a row that ended with nothing learnt
         self.pool: Pool | None = None
 
     def run(self) -> list[Marker]:
-        """Work until nothing is missing; gives the markers in the order of the units. Raises UserError or JobFailed."""
+        """Work until nothing is missing; gives the markers in the order of the units. Raises
+        UserError or JobFailed.
+        """
         try:
             self._collect(self.job.units)
             first = self.shortfall.done + self._in_pieces()
@@ -75,7 +80,9 @@ class Loop:
     def _work(self, pool: Pool, progress: Progress) -> None:
         looked = 0.0
         while len(self.markers) + len(self.broken) < len(self.job.units):
-            if self.broken and len(self.markers) + len(self.broken) + len(self.last) == len(self.job.units):
+            if self.broken and len(self.markers) + len(self.broken) + len(self.last) == len(
+                self.job.units
+            ):
                 break
             self._deal(pool)
             for ended in pool.wait(self.pause):
@@ -93,10 +100,14 @@ class Loop:
         if self.broken:
             self._end_at_many_failures(progress, {})
             more = f" (and {len(self.broken) - 1} more alike)" if len(self.broken) > 1 else ""
-            raise UserError(f"{next(iter(self.broken.values()))}{more}; {self._in_place(len(self.markers))}")
+            raise UserError(
+                f"{next(iter(self.broken.values()))}{more}; {self._in_place(len(self.markers))}"
+            )
 
     def _collect(self, units: Iterable[Unit]) -> list[Unit]:
-        """Take over the valid markers of units; the others wait for a worker, and are given back."""
+        """Take over the valid markers of units; the others wait for a worker, and are given
+        back.
+        """
         missing = []
         there = set(self.place.names("done"))
         for unit in units:
@@ -105,7 +116,9 @@ class Loop:
             if name.rpartition("/")[2] in there:
                 marker = read_marker(self.place, self.job, unit)
                 if marker is None:
-                    self.place.remove(name)  # one that is not valid would hide that the unit is missing
+                    self.place.remove(
+                        name
+                    )  # one that is not valid would hide that the unit is missing
             if marker is None:
                 missing.append(unit)
             else:
@@ -116,15 +129,21 @@ class Loop:
         return missing
 
     def _in_pieces(self) -> int:
-        """Inputs that earlier commands did of units which are not done yet, rather more than less: this one's rate is
-        without them.
+        """Inputs that earlier commands did of units which are not done yet, rather more than less:
+        this one's rate is without them.
         """
         pieces = Counter(name.partition(".")[0] for name in self.place.names(PIECES))
-        waiting = [unit for unit in self.waiting if unit.payload.get("open") and not unit.payload.get("again")]
+        waiting = [
+            unit
+            for unit in self.waiting
+            if unit.payload.get("open") and not unit.payload.get("again")
+        ]
         return sum(pieces[unit.name] * int(unit.payload.get("rows", 0)) for unit in waiting)
 
     def _deal(self, pool: Pool) -> None:
-        """Give each idle worker a share of what waits; start workers while there is more than they can take."""
+        """Give each idle worker a share of what waits; start workers while there is more than they
+        can take.
+        """
         wished = self.settings.worker_count if self.local else 1
         if not self.waiting and len(self.markers) + len(self.last) == len(self.job.units):
             self.waiting.extend(self.last)
@@ -147,9 +166,15 @@ class Loop:
             pool.give(member, units, share)
 
     def _settle(self, pool: Pool, ended: Ended) -> None:
-        """A share ended: its finished units are taken over, the others wait again, unless they failed too often."""
+        """A share ended: its finished units are taken over, the others wait again, unless they
+        failed too often.
+        """
         missing = self._collect(ended.share)
-        killed = {name.partition(".")[0] for name in self._attempts({ended.member.pid})} if ended.died else set()
+        killed = (
+            {name.partition(".")[0] for name in self._attempts({ended.member.pid})}
+            if ended.died
+            else set()
+        )
         learnt = len(missing) < len(ended.share)
         for unit in missing:
             record = self._error(unit.name)
@@ -169,10 +194,14 @@ class Loop:
             if record is not None:
                 self._note(pool, str(record["traceback"]))
             if self.failed[unit.name] >= MOST_TRIES:
-                raise self._failure(pool, unit, str(record["sentence"]) if record else ended.problem)
+                raise self._failure(
+                    pool, unit, str(record["sentence"]) if record else ended.problem
+                )
         self.fruitless = 0 if learnt or not missing else self.fruitless + 1
         if missing and not learnt:
-            self.place.write("errors/probe", bytes(65_536))  # a full disk can hide its own error records
+            self.place.write(
+                "errors/probe", bytes(65_536)
+            )  # a full disk can hide its own error records
             self.place.remove("errors/probe")
             if self.fruitless >= MOST_TRIES:
                 raise self._failure(pool, missing[0], ended.problem or "no marker appeared")
@@ -196,7 +225,9 @@ class Loop:
                     raise UserError(str(record["sentence"]))
 
     def _end_at_many_failures(self, progress: Progress, under_way: Mapping[str, UnderWay]) -> None:
-        """Give up where more inputs failed than the job allows: something is wrong with all of them."""
+        """Give up where more inputs failed than the job allows: something is wrong with all of
+        them.
+        """
         why = self.shortfall.too_many(under_way)
         if why:
             progress.clear()
@@ -210,11 +241,15 @@ class Loop:
             for entry in reversed(marker.files):
                 if entry.name.startswith("failures/") and entry.rows:
                     with contextlib.suppress(OSError, pa.ArrowInvalid):
-                        return failures.read_part(io.BytesIO(self.place.read(entry.name)))[-1].reason
+                        return failures.read_part(io.BytesIO(self.place.read(entry.name)))[
+                            -1
+                        ].reason
         return ""
 
     def _under_way(self, pool: Pool) -> dict[str, UnderWay]:
-        """How far the units of the shares under way are: by markers, and as attempts tell (local places only)."""
+        """How far the units of the shares under way are: by markers, and as attempts tell (local
+        places only).
+        """
         units = {unit.name for member in pool.members for unit in member.share}
         there = {name.removesuffix(".json") for name in self.place.names("done")} & units
         for name in there - self.ended.keys():
@@ -238,7 +273,11 @@ class Loop:
         found = []
         for name in self.place.names("attempts") if pids else ():
             with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
-                about = json.loads(self.place.read(f"attempts/{name}")) if name.endswith(".json") else {}
+                about = (
+                    json.loads(self.place.read(f"attempts/{name}"))
+                    if name.endswith(".json")
+                    else {}
+                )
                 if about.get("pid") in pids and about.get("host") == socket.gethostname():
                     found.append(name)
         return found

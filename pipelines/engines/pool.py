@@ -1,7 +1,7 @@
 """The driver's worker processes: started when needed, given shares of units, watched, killed.
 
-A process group a worker. A worker's end is seen at once as the end of its answers. Workers stay for the next job of
-the same command, since loading Beam takes longer than many a job.
+A process group a worker. A worker's end is seen at once as the end of its answers. Workers stay for
+the next job of the same command, since loading Beam takes longer than many a job.
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ from schemas.plan import Unit
 FOLDER = "rrt-workers-"
 KEPT_SECONDS = 24 * 3600  # for what a killed driver left behind, and the logs of failed jobs
 STIR = 0.2  # seconds of processor time that count as a sign of life
-LARGE = 1_500_000_000  # an idle worker that holds more memory than this is not kept for the next job
+LARGE = (
+    1_500_000_000  # an idle worker that holds more memory than this is not kept for the next job
+)
 
 
 @dataclass(eq=False)
@@ -40,7 +42,9 @@ class Member:
     process: subprocess.Popen[bytes]
     share: tuple[Unit, ...] = ()
     heard: bytes = b""
-    computed: float = 0.0  # seconds of processor time, with its children, when it was last seen to use any
+    computed: float = (
+        0.0  # seconds of processor time, with its children, when it was last seen to use any
+    )
     stirred: float = 0.0  # when that was
     stalled: bool = False
 
@@ -52,7 +56,10 @@ class Member:
 
 @dataclass
 class Ended:
-    """A share that came to its end. `problem` is empty where all went well; `died`: the worker is no more."""
+    """A share that came to its end.
+
+    `problem` is empty where all went well; `died`: the worker is no more.
+    """
 
     member: Member
     share: tuple[Unit, ...]
@@ -85,7 +92,10 @@ class Pool:
                 stderr=log,
                 bufsize=0,
                 start_new_session=True,
-                env={**self.environment, "TMPDIR": self.folder},  # what a killed worker leaves there goes with it
+                env={
+                    **self.environment,
+                    "TMPDIR": self.folder,
+                },  # what a killed worker leaves there goes with it
             )
         member = Member(process)
         self.members.append(member)
@@ -96,7 +106,9 @@ class Pool:
     def give(self, member: Member, units: Sequence[Unit], share: dict[str, Any]) -> None:
         """Give a worker its next share."""
         self.shares += 1
-        os.makedirs(self.folder, exist_ok=True)  # a long run may outlive a sweep of the temporary folder
+        os.makedirs(
+            self.folder, exist_ok=True
+        )  # a long run may outlive a sweep of the temporary folder
         path = os.path.join(self.folder, f"share-{self.shares}.json")
         Path(path).write_text(json.dumps(share))
         member.share, member.stirred = tuple(units), time.monotonic()
@@ -112,7 +124,11 @@ class Pool:
             data = os.read(key.fd, 65_536)
             if not data:
                 words = self._part_with(member)
-                problem = "a worker process stood still" if member.stalled else f"a worker process ended with {words}"
+                problem = (
+                    "a worker process stood still"
+                    if member.stalled
+                    else f"a worker process ended with {words}"
+                )
                 ended.append(Ended(member, member.share, problem, True))
                 continue
             *lines, member.heard = (member.heard + data).split(b"\n")
@@ -122,7 +138,9 @@ class Pool:
         return ended
 
     def kill_stalled(self, seconds: float) -> None:
-        """Kill workers at a share that have used no processor time for so long: they wait for what never comes."""
+        """Kill workers at a share that have used no processor time for so long: they wait for what
+        never comes.
+        """
         for member in self.members:
             if not member.share or member.stalled:
                 continue
@@ -168,8 +186,12 @@ class Pool:
                     self._part_with(member)
 
     def idle(self) -> list[Member]:
-        """Living workers without a share; one that died is no longer among them, though `wait` has yet to tell."""
-        return [member for member in self.members if not member.share and member.process.poll() is None]
+        """Living workers without a share; one that died is no longer among them, though `wait` has
+        yet to tell.
+        """
+        return [
+            member for member in self.members if not member.share and member.process.poll() is None
+        ]
 
     def remove_folder(self) -> None:
         """Remove the log and what workers left in their temporary folder."""

@@ -10,15 +10,22 @@ import threading
 import time
 
 PARENT_VARIABLE = "RRT_PARENT_PID"
-THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
-PRIMITIVES = "64"  # of oneDNN's compiled layers kept: at its 1,024, for each layer and shape, a worker grows by half
+THREAD_VARIABLES = (
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "NUMEXPR_NUM_THREADS",
+)
+# of oneDNN's compiled layers kept: at its 1,024, for each layer and shape, a worker grows by half
+PRIMITIVES = "64"
 
 
 def die_with_parent(parent: int | None = None) -> None:
     """End this process by SIGKILL as soon as its parent ends.
 
-    On Linux the kernel does it (PR_SET_PDEATHSIG); elsewhere a thread looks twice a second. `parent` is the
-    process id expected, so that a parent that ended before this call is noticed as well.
+    On Linux the kernel does it (PR_SET_PDEATHSIG); elsewhere a thread looks twice a second.
+    `parent` is the process id expected, so that a parent that ended before this call is noticed as
+    well.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGKILL, 0, 0, 0)
@@ -35,7 +42,9 @@ def _watch(parent: int) -> None:
 
 
 def thread_environment(threads: int) -> dict[str, str]:
-    """Environment for a process that shall compute with this many threads; to be set before its imports."""
+    """Environment for a process that shall compute with this many threads; to be set before its
+    imports.
+    """
     variables = {name: str(threads) for name in THREAD_VARIABLES}
     primitives = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
     return {**variables, primitives: os.environ.get(primitives, PRIMITIVES)}

@@ -12,19 +12,28 @@ PLAIN_SECONDS = 10.0
 
 
 class Progress:
-    """done/total, rate and ETA of one job. The rate counts what was done since the start of this run."""
+    """done/total, rate and ETA of one job.
 
-    def __init__(self, title: str, total: int, noun: str, done: int = 0, stream: TextIO | None = None) -> None:
+    The rate counts what was done since the start of this run.
+    """
+
+    def __init__(
+        self, title: str, total: int, noun: str, done: int = 0, stream: TextIO | None = None
+    ) -> None:
         self.title, self.total, self.noun, self.first = title, total, noun, done
         self.stream = stream or sys.stderr
         self.live = self.stream.isatty()
         self.started = time.monotonic()
         self._last = 0.0 if self.live else self.started
         self._shown = False
-        self._begun: tuple[float, int] | None = None  # when the first were done: start-up is no part of the rate
+        self._begun: tuple[float, int] | None = (
+            None  # when the first were done: start-up is no part of the rate
+        )
 
     def show(self, done: int, total: int | None = None) -> None:
-        """Show the state; plain lines come every 10 seconds at most. `total` where it is only now known better."""
+        """Show the state; plain lines come every 10 seconds at most. `total` where it is only now
+        known better.
+        """
         self.total = self.total if total is None else total
         now = time.monotonic()
         if self._begun is None and done > self.first:
@@ -65,5 +74,7 @@ class Progress:
         passed = time.monotonic() - self.started
         fresh = max(0, done - self.first)
         rate = f", {fresh / passed:,.1f}/s" if fresh and passed > 0 else ""
-        self.stream.write(f"{self.title}  {done:,} {self.noun} in {duration(passed)}{rate}{remark}\n")
+        self.stream.write(
+            f"{self.title}  {done:,} {self.noun} in {duration(passed)}{rate}{remark}\n"
+        )
         self.stream.flush()

@@ -1,4 +1,4 @@
-"""TODO: say what this file is for."""
+"""How to run a job, never what: runner, workers, threads."""
 
 from __future__ import annotations
 
@@ -20,9 +20,13 @@ class RunSettings:
     workers: int = option("worker processes of the local runner; 0: one a core", 0)
     threads_per_worker: int = option("threads that torch, faiss and OpenCV get in a worker", 1)
     overwrite: bool = option("make outputs again that another recipe made", False)
-    stall_minutes: float = option("a local worker that computes nothing for so long is killed and replaced", 10.0)
+    stall_minutes: float = option(
+        "a local worker that computes nothing for so long is killed and replaced", 10.0
+    )
     dry_run: bool = option("tell what it would cost, from a measured probe; make nothing", False)
-    on: tuple[int, ...] = option("with --dry-run: worker processes elsewhere to tell the time for, such as 8,64", ())
+    on: tuple[int, ...] = option(
+        "with --dry-run: worker processes elsewhere to tell the time for, such as 8,64", ()
+    )
     json: str = option("with --dry-run: a file that the estimate is written to, too", "")
     beam_options: tuple[str, ...] = option("", ())  # set from the flags that are not known here
 

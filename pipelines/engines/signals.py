@@ -1,8 +1,8 @@
 """Ctrl-C and SIGTERM: the workers are killed, one sentence is said, the exit code is 130 or 143.
 
-A thread of its own does it, woken by the interpreter's signal pipe: the main thread may be anywhere (in an import,
-in a long call of C, in `Popen`), and nothing of its state is touched. Every output is safe at any moment by the
-commit protocol, so that nothing is left to clean.
+A thread of its own does it, woken by the interpreter's signal pipe: the main thread may be anywhere
+(in an import, in a long call of C, in `Popen`), and nothing of its state is touched. Every output
+is safe at any moment by the commit protocol, so that nothing is left to clean.
 """
 
 from __future__ import annotations
@@ -36,12 +36,16 @@ def install() -> None:
 
 
 def during(stop: Callable[[], str] | None) -> None:
-    """Set what is called on a signal: it kills the workers first, then gives the sentence to be said."""
+    """Set what is called on a signal: it kills the workers first, then gives the sentence to be
+    said.
+    """
     _state["stop"] = stop
 
 
 def at_the_end(last: Callable[[], str] | None) -> None:
-    """Set what is called on a signal after the workers were killed: it cleans up and gives the sentence instead."""
+    """Set what is called on a signal after the workers were killed: it cleans up and gives the
+    sentence instead.
+    """
     _state["last"] = last
 
 
@@ -61,7 +65,9 @@ def _listen(near: socket.socket, _far: socket.socket) -> None:
 def _end(number: int) -> None:
     _asked.set()
     said: list[str] = []
-    speaker = threading.Thread(target=lambda: said.extend(call() for call in _state.values() if call), daemon=True)
+    speaker = threading.Thread(
+        target=lambda: said.extend(call() for call in _state.values() if call), daemon=True
+    )
     speaker.start()
     speaker.join(SENTENCE_SECONDS)
     sentence = said[-1] if said else SENTENCE

@@ -1,7 +1,9 @@
-"""A worker process of the driver (``python -m pipelines.worker``): runs shares of units through Beam.
+"""A worker process of the driver (``python -m pipelines.engines.worker``): runs shares of units
+through Beam.
 
-It reads the path of a share's JSON file a line from its standard input, and answers a line on the standard output
-that it was started with. What libraries print goes to the log. It dies with its driver.
+It reads the path of a share's JSON file a line from its standard input, and answers a line on the
+standard output that it was started with. What libraries print goes to the log. It dies with its
+driver.
 """
 
 from __future__ import annotations
@@ -32,7 +34,12 @@ if __name__ == "__main__":
         share = json.loads(Path(line.rstrip("\n")).read_text())
         problem = ""
         try:
-            run_share(Job.from_json(share["job"]), share["runner"], share["threads"], share["beam_options"])
+            run_share(
+                Job.from_json(share["job"]),
+                share["runner"],
+                share["threads"],
+                share["beam_options"],
+            )
         except Exception as error:  # noqa: BLE001  the driver says it, and tries again
             traceback.print_exc()
             problem = f"{type(error).__name__}: {error}"

@@ -1,4 +1,6 @@
-"""What a store takes on disk, from the files that a probe wrote: bytes an image, and bytes a file, told apart."""
+"""What a store takes on disk, from the files that a probe wrote: bytes an image, and bytes a file,
+told apart.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,9 @@ class StoreDisk:
 
 
 def store_disk(probed: Probed) -> StoreDisk:
-    """The sizes of the kinds of files that the probe wrote for its parts: a store's three, or a layer's two."""
+    """The sizes of the kinds of files that the probe wrote for its parts: a store's three, or a
+    layer's two.
+    """
     entries: dict[str, list[FileEntry]] = {"global": [], "local": [], "failures": []}
     for _, marker in probed.units:
         for entry in marker.files:
@@ -55,13 +59,18 @@ def store_disk(probed: Probed) -> StoreDisk:
         failures.write_part(path, [])
         lost = _kind(entries["failures"], images, os.path.getsize(path))
         fixed = _fixed_globals(probed.place, entries["global"], path)
-    return StoreDisk(_kind(entries["global"], images, fixed), _locals(entries["local"], images), lost)
+    return StoreDisk(
+        _kind(entries["global"], images, fixed), _locals(entries["local"], images), lost
+    )
 
 
 def _kind(entries: Sequence[FileEntry], images: int, fixed: float) -> Kind:
     if not entries:
         return Kind(0.0, 0.0)
-    return Kind(fixed, max(0.0, sum(entry.bytes for entry in entries) - fixed * len(entries)) / max(1, images))
+    return Kind(
+        fixed,
+        max(0.0, sum(entry.bytes for entry in entries) - fixed * len(entries)) / max(1, images),
+    )
 
 
 def _fixed_globals(place: Place, entries: Sequence[FileEntry], path: str) -> float:
@@ -71,7 +80,10 @@ def _fixed_globals(place: Place, entries: Sequence[FileEntry], path: str) -> flo
     table = pq.read_table(io.BytesIO(place.read(max(entries, key=lambda entry: entry.rows).name)))
     told = table.schema.metadata
     kept = {field.name for field in fields(GlobalRow)} - {"descriptor"}
-    rows = [GlobalRow(**{name: row[name] for name in kept}, descriptor=None) for row in table.to_pylist()]
+    rows = [
+        GlobalRow(**{name: row[name] for name in kept}, descriptor=None)
+        for row in table.to_pylist()
+    ]
     sizes = []
     for part in (rows[: len(rows) // 2], rows[len(rows) // 2 :], rows):
         global_descriptors.write_part(path, part, int(told[b"dimension"]), told[b"dtype"].decode())
@@ -100,7 +112,8 @@ def bookkeeping(
 ) -> float:
     """Bytes of plan, markers, parts.parquet and manifest of the whole job.
 
-    parts  units that write one part each;  pieces  parts of archives, which have markers of their own
+    parts  units that write one part each;  pieces  parts of archives, which have markers of their
+           own
     """
     planned = Place(str(folder / "plan-alone"))
     write_plan(planned, job, plan_files)
@@ -108,9 +121,19 @@ def bookkeeping(
     markers = [marker for _, marker in probed.measured]
     mark = float(np.mean([len(marker.to_bytes()) for marker in markers]))
     committed = probed.place.names("pieces")
-    piece = float(np.mean([probed.place.size(f"pieces/{name}") or 0 for name in committed])) if committed else 0.0
+    piece = (
+        float(np.mean([probed.place.size(f"pieces/{name}") or 0 for name in committed]))
+        if committed
+        else 0.0
+    )
     manifest = probed.place.size(MANIFEST_NAME) or 0
-    return plan + manifest + parts * mark + pieces * (piece + mark) + _parts_bytes(markers, parts + pieces)
+    return (
+        plan
+        + manifest
+        + parts * mark
+        + pieces * (piece + mark)
+        + _parts_bytes(markers, parts + pieces)
+    )
 
 
 def _parts_bytes(markers: Sequence[Marker], parts: int) -> float:
@@ -119,7 +142,11 @@ def _parts_bytes(markers: Sequence[Marker], parts: int) -> float:
     for number in range(made):
         marker = markers[number % len(markers)]
         files = tuple(
-            replace(entry, name=f"{entry.name[:-20]}{number:08}{entry.name[-12:]}", sha256=f"{number:064x}")
+            replace(
+                entry,
+                name=f"{entry.name[:-20]}{number:08}{entry.name[-12:]}",
+                sha256=f"{number:064x}",
+            )
             for entry in marker.files[:3]
         )
         listed.append(replace(marker, unit=f"part-{number:05}", files=files))

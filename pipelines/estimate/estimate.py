@@ -1,6 +1,8 @@
-"""estimate, and --dry-run of a stage: what it would take in time, memory and on disk. Nothing is made.
+"""estimate, and --dry-run of a stage: what it would take in time, memory and on disk. Nothing is
+made.
 
-What is told rests on a probe: the stage's own job over a small sample, with as many worker processes as the run would
+What is told rests on a probe: the stage's own job over a small sample, with as many worker
+    processes as the run would
 have, in a temporary folder (docs/estimating.md).
 """
 
@@ -28,7 +30,9 @@ from schemas.errors import UserError
 class Options:
     """Options of `estimate`: a stage and its own options."""
 
-    stage: str = option("extract, index, search, rerank or run, followed by its own options", "", positional=True)
+    stage: str = option(
+        "extract, index, search, rerank or run, followed by its own options", "", positional=True
+    )
 
 
 def run(name: str, options: Any, settings: RunSettings) -> list[Estimate]:
@@ -41,10 +45,14 @@ def run(name: str, options: Any, settings: RunSettings) -> list[Estimate]:
         print(f"{name}: {PLAIN[name]}; no probe is made.")
         return _written([], settings)
     if name == "estimate":
-        raise UserError(f"estimate: name a stage first ({', '.join(PROBED)}), and then its own options")
+        raise UserError(
+            f"estimate: name a stage first ({', '.join(PROBED)}), and then its own options"
+        )
     refuse_unknown(name)
     if settings.on and min(settings.on) < 1:
-        raise UserError(f"--on is {','.join(map(str, settings.on))}; it takes numbers of workers, 1 or more")
+        raise UserError(
+            f"--on is {','.join(map(str, settings.on))}; it takes numbers of workers, 1 or more"
+        )
     module = importlib.import_module(PROBED[name])
     before = _age()
     estimates: list[Estimate] = module.estimate(options, settings, before)
@@ -72,9 +80,15 @@ def _check_file(path: str) -> None:
 
 
 def _age() -> float:
-    """Seconds that this process took so far, where it is a command that just began: the run's imports take as long."""
+    """Seconds that this process took so far, where it is a command that just began: the run's
+    imports take as long.
+    """
     with contextlib.suppress(psutil.Error):
         age = time.time() - psutil.Process().create_time()
-        if age < 60 and sys.argv and sys.argv[0].endswith(("pipelines/__main__.py", "rrt-pipelines")):
+        if (
+            age < 60
+            and sys.argv
+            and sys.argv[0].endswith(("pipelines/__main__.py", "rrt-pipelines"))
+        ):
             return age
     return 0.0

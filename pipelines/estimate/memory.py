@@ -1,6 +1,7 @@
 """How much memory a tree of processes takes, looked at while it works.
 
-PSS where the system tells it (Linux): pages that processes share are counted once over all. Elsewhere USS, or RSS.
+PSS where the system tells it (Linux): pages that processes share are counted once over all.
+Elsewhere USS, or RSS.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ STEP = 1.02  # PSS, which takes the kernel milliseconds, is asked for only where
 
 @dataclass(frozen=True)
 class Peaks:
-    """The most that was seen, in bytes: of one worker process with its children, and of the whole tree."""
+    """The most that was seen, in bytes: of one worker process with its children, and of the whole
+    tree.
+    """
 
     worker: int = 0
     total: int = 0
@@ -27,7 +30,9 @@ class Peaks:
 
 
 class MemoryWatch:
-    """Looks at a process (this one) and those below it while a block runs; `peaks` tells the most that was seen."""
+    """Looks at a process (this one) and those below it while a block runs; `peaks` tells the most
+    that was seen.
+    """
 
     def __init__(self, process: int | None = None) -> None:
         self.process = process

@@ -1,4 +1,4 @@
-"""TODO: say what this file is for."""
+"""What an estimate holds, and what a probe measured."""
 
 from __future__ import annotations
 
@@ -23,7 +23,10 @@ class Probe:
 
 @dataclass
 class Estimate:
-    """What a stage would take. Bytes and seconds; `known` says how the number of inputs is known."""
+    """What a stage would take.
+
+    Bytes and seconds; `known` says how the number of inputs is known.
+    """
 
     stage: str
     place: str

@@ -1,6 +1,8 @@
-"""A probe: the real job over a small sample, by the driver's own worker processes, into a folder that is removed.
+"""A probe: the real job over a small sample, by the driver's own worker processes, into a folder
+that is removed.
 
-Two rounds by the same workers. In the first, of little work, they start: what that takes is told apart. The second is
+Two rounds by the same workers. In the first, of little work, they start: what that takes is told
+    apart. The second is
 measured, with all workers busy at once.
 """
 
@@ -29,9 +31,12 @@ from schemas.plan import Job, Unit
 
 ROUNDS = 3  # units a worker in the measured round
 WISHED = 10.0  # seconds of it
-LONG = 30.0  # where so many seconds are exceeded by the least that can be measured, it is one unit a worker
+# where so many seconds are exceeded by the least that can be measured, it is one unit a worker
+LONG = 30.0
 
-Round = tuple[Sequence[Unit], Mapping[str, bytes]]  # units, and the files of the plan that they read
+Round = tuple[
+    Sequence[Unit], Mapping[str, bytes]
+]  # units, and the files of the plan that they read
 
 
 @dataclass(frozen=True)
@@ -39,7 +44,8 @@ class Probed:
     """What a probe found.
 
     place    where its output lies, while the probe's folder stands
-    start    seconds until a worker is ready for a share of units, what only its first unit takes included
+    start    seconds until a worker is ready for a share of units, what only its first unit takes
+             included
     share    seconds that a share costs beside its units
     first    units of the first round with their markers;  measured  those of the second
     busy     seconds that the workers spent on the measured units, summed
@@ -79,7 +85,9 @@ class Probed:
 
 @contextlib.contextmanager
 def probe_folder() -> Iterator[Path]:
-    """A temporary folder, removed at the end: also at Ctrl-C and SIGTERM, and a day after a SIGKILL (pool.py)."""
+    """A temporary folder, removed at the end: also at Ctrl-C and SIGTERM, and a day after a SIGKILL
+    (pool.py).
+    """
     folder = Path(tempfile.mkdtemp(prefix=f"{FOLDER}{os.getpid()}-estimate-"))
 
     def remove() -> str:
@@ -101,13 +109,21 @@ def probe_folder() -> Iterator[Path]:
 
 
 def probe(
-    job: Job, settings: RunSettings, folder: Path, workers: int, first: Round, second: Callable[[float], Round]
+    job: Job,
+    settings: RunSettings,
+    folder: Path,
+    workers: int,
+    first: Round,
+    second: Callable[[float], Round],
 ) -> Probed:
-    """Run a job's worker over samples, two rounds. `second` gets the seconds that a unit of the first took.
+    """Run a job's worker over samples, two rounds. `second` gets the seconds that a unit of the
+    first took.
 
     Raises what the job's own run would raise.
     """
-    settings = replace(settings, workers=workers, overwrite=False, dry_run=False, runner=LOCAL, beam_options=())
+    settings = replace(
+        settings, workers=workers, overwrite=False, dry_run=False, runner=LOCAL, beam_options=()
+    )
     job = replace(job, stage="probe", output=str(folder), most_failed="", units=tuple(first[0]))
     place = Place(job.output)
     begun = time.time()
@@ -116,7 +132,10 @@ def probe(
         started, _, warm = _read(place, job)
         taken = max(marker.seconds for _, marker in warm)
         units, files = second(taken)
-        for name in (MANIFEST_NAME, PLAN_NAME):  # the workers stay: the job is the same but for its units
+        for name in (
+            MANIFEST_NAME,
+            PLAN_NAME,
+        ):  # the workers stay: the job is the same but for its units
             place.remove(name)
         job = replace(job, units=tuple(units))
         ordered = time.time()
@@ -124,28 +143,37 @@ def probe(
         over = time.time()
     begins, ends, measured = _read(place, job)
     busy = busy_seconds(begins, ends, workers)
-    retired = watch.peaks.worker > LARGE  # the pool ended them after the first round: others started
+    retired = (
+        watch.peaks.worker > LARGE
+    )  # the pool ended them after the first round: others started
     if retired and len(measured) > workers:
         by_begin = sorted(range(len(measured)), key=begins.__getitem__)
         measured = [measured[index] for index in sorted(by_begin[workers:])]
         busy = sum(marker.seconds for _, marker in measured)
-    until = 0.1 if retired else max(0.0, min(begins) - ordered)  # from an order until its first unit begins
+    until = (
+        0.1 if retired else max(0.0, min(begins) - ordered)
+    )  # from an order until its first unit begins
     share = until + max(0.0, over - max(ends))
     each = busy / max(1, sum(marker.counts.inputs for _, marker in measured))
-    extra = statistics.mean(max(0.0, marker.seconds - each * marker.counts.inputs) for _, marker in warm)
+    extra = statistics.mean(
+        max(0.0, marker.seconds - each * marker.counts.inputs) for _, marker in warm
+    )
     start = max(0.0, statistics.mean(started) - begun - until) + extra
     return Probed(place, start, share, warm, measured, busy, watch.peaks)
 
 
 def rounds(least: float) -> int:
-    """Units a worker in the measured round, where the smallest that can be measured takes so many seconds."""
+    """Units a worker in the measured round, where the smallest that can be measured takes so many
+    seconds.
+    """
     return ROUNDS if ROUNDS * least <= LONG else 1
 
 
 def busy_seconds(begins: Sequence[float], ends: Sequence[float], workers: int) -> float:
     """Seconds of workers between the begins and ends of units.
 
-    A unit is committed while the worker is at the next: where more are under way than there are workers, those that
+    A unit is committed while the worker is at the next: where more are under way than there are
+        workers, those that
     are only being committed do not count.
     """
     turns = sorted([*((time, 1) for time in begins), *((time, -1) for time in ends)])
@@ -157,9 +185,15 @@ def busy_seconds(begins: Sequence[float], ends: Sequence[float], workers: int) -
 
 
 def spread(measured: Sequence[tuple[Unit, Marker]]) -> float:
-    """Standard deviation of the units' seconds an input, as a share of their mean; 0 for a single unit."""
+    """Standard deviation of the units' seconds an input, as a share of their mean; 0 for a single
+    unit.
+    """
     each = [marker.seconds / max(1, marker.counts.inputs) for _, marker in measured]
-    return statistics.stdev(each) / statistics.mean(each) if len(each) > 1 and statistics.mean(each) > 0 else 0.0
+    return (
+        statistics.stdev(each) / statistics.mean(each)
+        if len(each) > 1 and statistics.mean(each) > 0
+        else 0.0
+    )
 
 
 def _read(place: Place, job: Job) -> tuple[list[float], list[float], list[tuple[Unit, Marker]]]:
@@ -173,5 +207,6 @@ def _read(place: Place, job: Job) -> tuple[list[float], list[float], list[tuple[
         ends.append(end)
         found.append((unit, marker))
     return begins, ends, found
+
 
 SEED = 0

@@ -1,4 +1,6 @@
-"""How long the driver takes for units of known lengths: its dealing (driver.Loop._deal), replayed without work."""
+"""How long the driver takes for units of known lengths: its dealing (driver.Loop._deal), replayed
+without work.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,8 @@ from pipelines.engines.loop import MOST_A_SHARE, SHARES_A_WORKER
 def wall_seconds(units: Sequence[float], workers: int, start: float, share: float) -> float:
     """Seconds until the last of some units ends, dealt in their order to workers that become free.
 
-    units  seconds of each on a worker;  start  seconds until a worker can begin;  share  seconds each share costs
+    units  seconds of each on a worker;  start  seconds until a worker can begin;  share  seconds
+           each share costs
     """
     if not units:
         return 0.0

@@ -26,13 +26,20 @@ def table(estimate: Estimate) -> str:
     if estimate.free is not None:
         line("", f"{'free':<16}{byte_text(estimate.free):>10}")
         if to_come > estimate.free:
-            line("WARNING", f"it does not fit: {byte_text(to_come - estimate.free)} more must be free at the place")
+            line(
+                "WARNING",
+                f"it does not fit: {byte_text(to_come - estimate.free)} more must be free at the "
+                f"place",
+            )
     if estimate.memory_total:
         many = f"{estimate.workers} worker{'s' if estimate.workers > 1 else ''}"
         each, total = byte_text(estimate.memory_worker), byte_text(estimate.memory_total)
         line("memory", f"{each} a worker, {total} with {many} and the driver")
     if estimate.workers:
-        line("time", f"{duration(estimate.seconds)} with {workers_text(estimate.workers)} on this machine")
+        line(
+            "time",
+            f"{duration(estimate.seconds)} with {workers_text(estimate.workers)} on this machine",
+        )
     for count, seconds in estimate.elsewhere.items():
         line("", f"{duration(seconds)} with {workers_text(count)} as fast as these")
     if estimate.probe:
@@ -40,8 +47,10 @@ def table(estimate: Estimate) -> str:
         rate = _each(told.seconds_an_input)
         line(
             "probe",
-            f"{told.inputs:,} {estimate.noun}, {rate} in one of {workers_text(told.workers)} at once "
-            f"(spread {100 * told.spread:.0f} %), start {told.start_seconds:.1f} s; it took {told.seconds:.0f} s",
+            f"{told.inputs:,} {estimate.noun}, {rate} in one of {workers_text(told.workers)} at "
+            f"once "
+            f"(spread {100 * told.spread:.0f} %), start {told.start_seconds:.1f} s; it took "
+            f"{told.seconds:.0f} s",
         )
     for note in estimate.notes:
         line("note", note)

@@ -1,4 +1,6 @@
-"""Ensembles of a run: what `--ensemble` asks for, where it lies, and its rankings, replayed from the scores."""
+"""Ensembles of a run: what `--ensemble` asks for, where it lies, and its rankings, replayed from
+the scores.
+"""
 
 from __future__ import annotations
 
@@ -38,11 +40,15 @@ class Asked:
     input: dict[str, str] | None = None
 
     def at(self, shortlist: int, where: str) -> Ensemble:
-        """The ensemble over a run's shortlist. Raises UserError where fewer were reranked than it reorders."""
+        """The ensemble over a run's shortlist.
+
+        Raises UserError where fewer were reranked than it reorders.
+        """
         k = shortlist if self.k is None else self.k
         if k > shortlist:
             raise UserError(
-                f"{where}: the ensemble reorders the first {k}, but only {shortlist} were reranked; "
+                f"{where}: the ensemble reorders the first {k}, but only {shortlist} were "
+                f"reranked; "
                 f"rerank with --shortlist {k}, or give a smaller k"
             )
         return Ensemble(self.lambda_, self.gamma, k)
@@ -56,7 +62,10 @@ class Asked:
 
 
 def read_asked(pieces: Sequence[str]) -> Asked:
-    """What the pieces of `--ensemble`, split at its commas, ask for. Raises UserError for anything else."""
+    """What the pieces of `--ensemble`, split at its commas, ask for.
+
+    Raises UserError for anything else.
+    """
     text = ",".join(pieces)
     try:
         numbers = [float(piece) for piece in pieces]
@@ -79,28 +88,44 @@ def _read_tuned(url: str) -> Asked:
     try:
         data = place.read("")
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-        raise UserError(f"--ensemble is {url!r}, and there is no such file; it must be {FORMS}") from None
+        raise UserError(
+            f"--ensemble is {url!r}, and there is no such file; it must be {FORMS}"
+        ) from None
     tuned = Tuned.from_bytes(data, place.url)
     try:
         chosen = Ensemble(tuned.best["lambda"], tuned.best["gamma"], int(tuned.best["k"]))
     except ValueError as error:
         raise UserError(f"{place.url} holds no ensemble: {error}; tune again") from None
-    return Asked(chosen.lambda_, chosen.gamma, chosen.k, tuned, {"url": place.url, "content": sha256_text(data.hex())})
+    return Asked(
+        chosen.lambda_,
+        chosen.gamma,
+        chosen.k,
+        tuned,
+        {"url": place.url, "content": sha256_text(data.hex())},
+    )
 
 
 def require_scores(url: str, shortlist: Manifest) -> Manifest:
-    """The manifest of a run's scores. Raises UserError where there are none, or those of another shortlist."""
+    """The manifest of a run's scores.
+
+    Raises UserError where there are none, or those of another shortlist.
+    """
     scores = require_manifest(f"{url}/scores", "scores", "rerank")
     if scores.inputs["shortlist"]["content"] != shortlist.content:
-        raise UserError(f"{url}/scores was made for another shortlist than {url}/shortlist holds; rerank again")
+        raise UserError(
+            f"{url}/scores was made for another shortlist than {url}/shortlist holds; rerank again"
+        )
     return scores
 
 
 def refuse_other_truth(url: str, scores: Manifest, truth: dict[str, str]) -> None:
-    """Raise UserError where the scores hold not the shortlists that this ground truth's protocols rerank."""
+    """Raise UserError where the scores hold not the shortlists that this ground truth's protocols
+    rerank.
+    """
     if scores.inputs.get("ground_truth", {}).get("content") != truth["content"]:
         raise UserError(
-            f"{url}/scores was not made with the ground truth {truth['url']}, so that the shortlists of its protocols "
+            f"{url}/scores was not made with the ground truth {truth['url']}, so that the "
+            f"shortlists of its protocols "
             "may lack scores; rerank with --ground-truth"
         )
 
@@ -114,19 +139,23 @@ def extractor_of(shortlist: Manifest) -> dict[str, Any] | None:
 def refuse_where_tuned(
     asked: Asked, url: str, shortlist: Manifest, scores: Manifest, truth: dict[str, str]
 ) -> None:
-    """Raise UserError where a tuned ensemble would be used on what it was tuned on, or for other models."""
+    """Raise UserError where a tuned ensemble would be used on what it was tuned on, or for other
+    models.
+    """
     if asked.tuned is None or asked.input is None:
         return
     file, made_on = asked.input["url"], asked.tuned.inputs
     same = {
         f"the ground truth {truth['url']}": made_on["ground_truth"]["content"] == truth["content"],
         f"the scores of {url}": made_on["scores"]["content"] == scores.content,
-        f"the queries of {url}": made_on["queries"]["content"] == shortlist.inputs["queries"]["content"],
+        f"the queries of {url}": made_on["queries"]["content"]
+        == shortlist.inputs["queries"]["content"],
     }
     for what, is_same in same.items():
         if is_same:
             raise UserError(
-                f"{file} was tuned on {what}, and is never evaluated there; tune on other queries, a validation set"
+                f"{file} was tuned on {what}, and is never evaluated there; tune on other "
+                f"queries, a validation set"
             )
     models = {"reranker": (asked.tuned.reranker, scores.recipe["reranker"])}
     extractor = extractor_of(shortlist)
@@ -136,7 +165,9 @@ def refuse_where_tuned(
         different = list(differences(old, new))
         if different:
             first = "; ".join(different[:3])
-            raise UserError(f"{file} was tuned for another {what} than made {url} ({first}); tune again")
+            raise UserError(
+                f"{file} was tuned for another {what} than made {url} ({first}); tune again"
+            )
 
 
 @dataclass(frozen=True)
@@ -144,9 +175,11 @@ class Shortlisted:
     """A query's list as one protocol sees it.
 
     Attributes:
-        ranking: gallery positions int64 [n] in the global order; -1 for distractors, and where no truth is known.
+        ranking: gallery positions int64 [n] in the global order; -1 for distractors, and where no
+            truth is known.
         junk: gallery positions that the protocol moves to the end.
-        places: int64 [m], places in the ranking: the first that are no junk, as many as the run reranked.
+        places: int64 [m], places in the ranking: the first that are no junk, as many as the run
+            reranked.
         logits: float64 [n], NaN elsewhere than at `places`.
     """
 
@@ -158,7 +191,9 @@ class Shortlisted:
 
 @dataclass(frozen=True)
 class ScoredList:
-    """A query's list in the global order: record ids [n], global scores float64 [n], and what its pairs scored."""
+    """A query's list in the global order: record ids [n], global scores float64 [n], and what its
+    pairs scored.
+    """
 
     query_id: str
     record_ids: list[str]
@@ -169,13 +204,17 @@ class ScoredList:
         """The list under a protocol; without a truth (`deploy`) no junk is known."""
         query = truth.query(self.query_id) if truth else None
         ranking = truth.positions(self.record_ids) if truth else np.full(len(self.record_ids), -1)
-        junk: np.ndarray = positions_of(query, PROTOCOLS[protocol].junk) if query else np.zeros(0, np.int64)
+        junk: np.ndarray = (
+            positions_of(query, PROTOCOLS[protocol].junk) if query else np.zeros(0, np.int64)
+        )
         places = shortlist_positions(ranking, junk, shortlist)
         logits = np.full(len(ranking), np.nan)
         logits[places] = self.scores.logits_of([self.record_ids[place] for place in places])
         return Shortlisted(ranking, junk, places, logits)
 
-    def replayed(self, protocol: str, truth: Truth | None, shortlist: int, chosen: Ensemble) -> list[str]:
+    def replayed(
+        self, protocol: str, truth: Truth | None, shortlist: int, chosen: Ensemble
+    ) -> list[str]:
         """The record ids in the ensemble's order under a protocol."""
         seen = self.under(protocol, truth, shortlist)
         order = replay_ensemble(seen.ranking, seen.junk, self.global_scores, seen.logits, chosen)

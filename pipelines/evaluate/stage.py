@@ -1,6 +1,8 @@
-"""evaluate: rankings + ground truth -> metrics.json and per_query.parquet (ROxford / RParis protocols).
+"""evaluate: rankings + ground truth -> metrics.json and per_query.parquet (ROxford / RParis
+protocols).
 
-The evaluation of an ensemble is a folder of its own beside the plain one; its rankings are replayed from the scores.
+The evaluation of an ensemble is a folder of its own beside the plain one; its rankings are replayed
+from the scores.
 """
 
 from __future__ import annotations
@@ -12,7 +14,13 @@ from typing import Any
 
 from pipelines.engines.driver import run_job
 from pipelines.engines.settings import RunSettings
-from pipelines.evaluate.ensembles import Asked, read_asked, refuse_other_truth, refuse_where_tuned, require_scores
+from pipelines.evaluate.ensembles import (
+    Asked,
+    read_asked,
+    refuse_other_truth,
+    refuse_where_tuned,
+    require_scores,
+)
 from pipelines.evaluate.table import metrics_table
 from pipelines.jobs.manifests import as_input, require_manifest
 from pipelines.options import option
@@ -31,17 +39,23 @@ STAGE = "evaluate"
 class Options:
     """Options of `evaluate`."""
 
-    out: str = option("run folder that holds shortlist and rankings; the evaluation is made below it")
+    out: str = option(
+        "run folder that holds shortlist and rankings; the evaluation is made below it"
+    )
     ground_truth: str = option("ground-truth file (.json, revisitop's .pkl)")
     ensemble: tuple[str, ...] = option(
-        "rows for lambda * global + (1 - lambda) * sigmoid(gamma * logit) over the first k, replayed from the scores: "
+        "rows for lambda * global + (1 - lambda) * sigmoid(gamma * logit) over the first k, "
+        "replayed from the scores: "
         "lambda,gamma or lambda,gamma,k, or the file that tune wrote",
         (),
     )
 
 
 def run(options: Options, settings: RunSettings) -> Manifest:
-    """Make (or finish, or skip) the evaluation, and that of an ensemble. Raises UserError and driver.JobFailed."""
+    """Make (or finish, or skip) the evaluation, and that of an ensemble.
+
+    Raises UserError and driver.JobFailed.
+    """
     asked = read_asked(options.ensemble) if options.ensemble else None
     shortlist = require_manifest(f"{options.out}/shortlist", "shortlist", "search")
     ranking = require_manifest(f"{options.out}/ranking", "rankings", "rerank")
@@ -58,7 +72,11 @@ def run(options: Options, settings: RunSettings) -> Manifest:
         },
         units=(Unit("evaluation", {}, len(truth.queries)),),
         settings={**asdict(options), "protocols": ranking.facts["protocols"], "ensemble": None},
-        facts={"kind": "evaluation", "truncated": shortlist.facts["truncated"], "k": shortlist.facts["k"]},
+        facts={
+            "kind": "evaluation",
+            "truncated": shortlist.facts["truncated"],
+            "k": shortlist.facts["k"],
+        },
         noun="queries",
     )
     ensembled = _with_ensemble(plain, asked, options.out, shortlist) if asked else None
@@ -67,7 +85,10 @@ def run(options: Options, settings: RunSettings) -> Manifest:
 
 
 def _with_ensemble(plain: Job, asked: Asked, url: str, shortlist: Manifest) -> Job:
-    """The job that evaluates an ensemble beside the other rankings. Raises UserError where it must not be."""
+    """The job that evaluates an ensemble beside the other rankings.
+
+    Raises UserError where it must not be.
+    """
     scores = require_scores(url, shortlist)
     depth = int(scores.recipe["shortlist"])
     if plain.settings["protocols"] != [DEPLOY]:
@@ -82,12 +103,17 @@ def _with_ensemble(plain: Job, asked: Asked, url: str, shortlist: Manifest) -> J
         recipe={**plain.recipe, "ensemble": values},
         inputs={**inputs, "tuned": asked.input} if asked.input else inputs,
         settings={**plain.settings, "ensemble": {**values, "shortlist": depth}},
-        facts={**plain.facts, "ensemble": {**values, "tuned": asked.tuned.inputs if asked.tuned else None}},
+        facts={
+            **plain.facts,
+            "ensemble": {**values, "tuned": asked.tuned.inputs if asked.tuned else None},
+        },
     )
 
 
 def evaluation_place(url: str, ensemble: Sequence[str]) -> str:
-    """Where a run's evaluation lies: the plain one's folder, or that of an ensemble. Raises UserError."""
+    """Where a run's evaluation lies: the plain one's folder, or that of an ensemble. Raises
+    UserError.
+    """
     if not ensemble:
         return f"{url}/evaluation"
     scores = require_manifest(f"{url}/scores", "scores", "rerank")
@@ -95,7 +121,9 @@ def evaluation_place(url: str, ensemble: Sequence[str]) -> str:
 
 
 def read_metrics(url: str, ensemble: Sequence[str] = ()) -> dict[str, Any]:
-    """The metrics of a run; with `ensemble` (the option's pieces) those that hold that ensemble's rows too."""
+    """The metrics of a run; with `ensemble` (the option's pieces) those that hold that ensemble's
+    rows too.
+    """
     record: dict[str, Any] = json.loads(Place(evaluation_place(url, ensemble)).read("metrics.json"))
     return record
 

@@ -1,4 +1,4 @@
-"""TODO: say what this file is for."""
+"""The table of metrics that a person reads."""
 
 from __future__ import annotations
 
@@ -23,8 +23,13 @@ def metrics_table(metrics: dict[str, Any]) -> str:
     lines = [head, "-" * len(head)]
     for ranking, by_protocol in metrics["rankings"].items():
         cells = [by_protocol[protocol]["mAP"] for protocol in protocols]
-        lines.append(f"{TITLES[ranking]:<30}" + "".join(f"{'-' if c is None else f'{100 * c:.2f}':>9}" for c in cells))
+        lines.append(
+            f"{TITLES[ranking]:<30}"
+            + "".join(f"{'-' if c is None else f'{100 * c:.2f}':>9}" for c in cells)
+        )
     if "ensemble" in metrics:
         values = metrics["ensemble"]
-        lines.append(f"ensemble: lambda {values['lambda']:g}, gamma {values['gamma']:g}, k {values['k']}")
+        lines.append(
+            f"ensemble: lambda {values['lambda']:g}, gamma {values['gamma']:g}, k {values['k']}"
+        )
     return "\n".join(lines)

@@ -1,6 +1,8 @@
-"""tune: scores of a validation set + its ground truth -> the (lambda, gamma, k) of the best ensemble, as a JSON file.
+"""tune: scores of a validation set + its ground truth -> the (lambda, gamma, k) of the best
+ensemble, as a JSON file.
 
-All is replayed from the stored scores, without a model and without Beam: it takes seconds. The file is written at once,
+All is replayed from the stored scores, without a model and without Beam: it takes seconds. The file
+    is written at once,
 last; `evaluate --ensemble` reads it, and refuses it on the set that it was tuned on.
 """
 
@@ -14,7 +16,13 @@ from typing import Any
 import numpy as np
 
 from pipelines.engines.settings import RunSettings
-from pipelines.evaluate.ensembles import ScoredList, extractor_of, read_scored, refuse_other_truth, require_scores
+from pipelines.evaluate.ensembles import (
+    ScoredList,
+    extractor_of,
+    read_scored,
+    refuse_other_truth,
+    require_scores,
+)
 from pipelines.jobs.manifests import as_input, require_manifest
 from pipelines.jobs.plan import refuse_other_recipe
 from pipelines.options import option
@@ -38,8 +46,13 @@ class Options:
     out: str = option("run folder of a validation set, reranked with its ground truth")
     ground_truth: str = option("ground-truth file of the validation set")
     result: str = option("JSON file to write")
-    metric: str = option("protocols whose mAP is averaged: medium+hard (where levels are known), medium, hard ...", "")
-    grid: dict[str, Any] = option("values to try, such as lambda=0,0.5,1 or gamma=0.1,1,10 or k=50,100", {})
+    metric: str = option(
+        "protocols whose mAP is averaged: medium+hard (where levels are known), medium, hard ...",
+        "",
+    )
+    grid: dict[str, Any] = option(
+        "values to try, such as lambda=0,0.5,1 or gamma=0.1,1,10 or k=50,100", {}
+    )
 
 
 def run(options: Options, settings: RunSettings) -> Tuned:
@@ -75,7 +88,9 @@ def run(options: Options, settings: RunSettings) -> Tuned:
     try:
         chosen = best(mean, grid)
     except ValueError:
-        raise UserError(f"{options.ground_truth}: no query has a positive under {'+'.join(protocols)}") from None
+        raise UserError(
+            f"{options.ground_truth}: no query has a positive under {'+'.join(protocols)}"
+        ) from None
     told = {"best": {name: float(found[grid.index(chosen)]) for name, found in values.items()}}
     told["reranked"] = {name: float(found[0, 0, 0]) for name, found in ends.items()}
     told["global"] = {name: float(found[0, 1, 0]) for name, found in ends.items()}
@@ -83,7 +98,10 @@ def run(options: Options, settings: RunSettings) -> Tuned:
         best={"lambda": chosen.lambda_, "gamma": chosen.gamma, "k": chosen.k},
         metric=f"mAP {'+'.join(protocols)}",
         queries=len(seen.truth.queries),
-        values={name: {**each, "mean": float(np.mean(list(each.values())))} for name, each in told.items()},
+        values={
+            name: {**each, "mean": float(np.mean(list(each.values())))}
+            for name, each in told.items()
+        },
         grid={**job.recipe["grid"], "values": np.round(mean, 6).tolist()},
         recipe=job.identity,
         inputs=job.inputs,
@@ -95,13 +113,18 @@ def run(options: Options, settings: RunSettings) -> Tuned:
 
 
 def _made(place: Place, job: Job, settings: RunSettings) -> Tuned | None:
-    """What the file already holds by the same recipe. Raises UserError where it holds anything else."""
+    """What the file already holds by the same recipe.
+
+    Raises UserError where it holds anything else.
+    """
     try:
         data = place.read("")
     except (FileNotFoundError, NotADirectoryError):
         return None
     except IsADirectoryError:
-        raise UserError(f"{place.url} is a folder; --result names a file, such as {place.url}/tuned.json") from None
+        raise UserError(
+            f"{place.url} is a folder; --result names a file, such as {place.url}/tuned.json"
+        ) from None
     tuned = Tuned.from_bytes(data, place.url)  # what is no result of ours is not overwritten
     if settings.overwrite:
         return None
@@ -111,20 +134,27 @@ def _made(place: Place, job: Job, settings: RunSettings) -> Tuned | None:
 
 
 def read_metric(text: str, known: Sequence[str]) -> tuple[str, ...]:
-    """The protocols whose mAP is averaged. Raises UserError for one that the ground truth does not have."""
+    """The protocols whose mAP is averaged.
+
+    Raises UserError for one that the ground truth does not have.
+    """
     if not text:
         return tuple(protocol for protocol in ("medium", "hard") if protocol in known)
     names = tuple(text.split("+"))
     for name in names:
         if name not in known or names.count(name) > 1:
             raise UserError(
-                f"--metric is {text!r}; it must be one of {', '.join(known)}, or different ones joined by '+'"
+                f"--metric is {text!r}; it must be one of {', '.join(known)}, or different ones "
+                f"joined by '+'"
             )
     return names
 
 
 def read_grid(given: dict[str, Any], shortlist: int) -> Grid:
-    """The default grid with the given axes in place of its own. Raises UserError for what is no grid."""
+    """The default grid with the given axes in place of its own.
+
+    Raises UserError for what is no grid.
+    """
     unknown = sorted(set(given) - set(AXES))
     if unknown:
         raise UserError(f"--grid: there is no {unknown[0]!r}; known are {', '.join(AXES)}")
@@ -132,18 +162,24 @@ def read_grid(given: dict[str, Any], shortlist: int) -> Grid:
     for name, value in given.items():
         kind = int if name == "k" else float
         try:
-            numbers = [float(number) for number in (value if isinstance(value, list | tuple) else [value])]
+            numbers = [
+                float(number) for number in (value if isinstance(value, list | tuple) else [value])
+            ]
             if kind is int and not all(number.is_integer() for number in numbers):
                 raise ValueError
             axes[name] = [kind(number) for number in sorted(set(numbers))]
         except (TypeError, ValueError):
-            raise UserError(f"--grid {name} is {value!r}; it must be numbers, such as {name}=10,20") from None
+            raise UserError(
+                f"--grid {name} is {value!r}; it must be numbers, such as {name}=10,20"
+            ) from None
     try:
         grid = Grid(*(tuple(axes[name]) for name in AXES))
     except ValueError as error:
         raise UserError(f"--grid: {error}") from None
     if grid.ks[-1] > shortlist:
-        raise UserError(f"--grid: k is {grid.ks[-1]}, but only {shortlist} were reranked; give none above that")
+        raise UserError(
+            f"--grid: k is {grid.ks[-1]}, but only {shortlist} were reranked; give none above that"
+        )
     return grid
 
 
@@ -154,7 +190,9 @@ def _axes(grid: Grid) -> tuple[list[Any], ...]:
 def _searched(
     lists: Sequence[ScoredList], truth: Truth, protocols: Sequence[str], shortlist: int, grid: Grid
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """mAP by protocol, float64 [ks, lambdas, gammas]: over the grid; and at lambda 0 and 1 over the whole shortlist."""
+    """mAP by protocol, float64 [ks, lambdas, gammas]: over the grid; and at lambda 0 and 1 over the
+    whole shortlist.
+    """
     values, ends = {}, {}
     for protocol in protocols:
         pairs, judged = _candidates(lists, truth, protocol, shortlist)
@@ -170,7 +208,9 @@ def _searched(
 def _candidates(
     lists: Sequence[ScoredList], truth: Truth, protocol: str, shortlist: int
 ) -> tuple[list[tuple[np.ndarray, np.ndarray]], list[Judged]]:
-    """A query's global scores and logits, and how it is judged; a query that was not described has no candidates."""
+    """A query's global scores and logits, and how it is judged; a query that was not described has
+    no candidates.
+    """
     rule = PROTOCOLS[protocol]
     by_name = {item.query_id: item for item in lists}
     names = truth.by_query()
@@ -182,7 +222,9 @@ def _candidates(
             pairs.append((np.zeros(0), np.zeros(0)))
             judged.append(judge(np.zeros(0, np.int64), 0, positive, junk))
             continue
-        seen = item.under("medium" if protocol == "easy" else protocol, truth, shortlist)  # as `evaluate` does
+        seen = item.under(
+            "medium" if protocol == "easy" else protocol, truth, shortlist
+        )  # as `evaluate` does
         moved = np.isin(seen.ranking, seen.junk)
         moved_last = np.concatenate([np.flatnonzero(~moved), np.flatnonzero(moved)])
         pairs.append((item.global_scores[seen.places], seen.logits[seen.places]))
@@ -200,16 +242,25 @@ def summarise(options: Options, tuned: Tuned) -> None:
     titles = {"global": "global (lambda 1)", "reranked": "reranked (lambda 0)", "best": setting}
     print(f"\n{head}\n{'-' * len(head)}")
     for row, title in titles.items():
-        print(f"{title:<40}" + "".join(f"{100 * tuned.values[row][name]:>9.2f}" for name in columns))
+        print(
+            f"{title:<40}" + "".join(f"{100 * tuned.values[row][name]:>9.2f}" for name in columns)
+        )
     tried = int(np.prod([len(tuned.grid[axis]) for axis in AXES]))
     mean = {row: 100 * values["mean"] for row, values in tuned.values.items()}
     print(
-        f"\nOf {tried:,} tried on {tuned.queries:,} queries, {setting} is best: {mean['best'] - mean['reranked']:+.2f} "
+        f"\nOf {tried:,} tried on {tuned.queries:,} queries, {setting} is best: "
+        f"{mean['best'] - mean['reranked']:+.2f} "
         f"points of mAP against reranked, {mean['best'] - mean['global']:+.2f} against global."
     )
     gammas = tuned.grid["gamma"]
     if chosen["lambda"] in (0, 1):
-        print(f"No ensemble is better here than the {'reranker' if chosen['lambda'] == 0 else 'global score'} alone.")
+        print(
+            f"No ensemble is better here than the "
+            f"{'reranker' if chosen['lambda'] == 0 else 'global score'} alone."
+        )
     elif chosen["gamma"] in (gammas[0], gammas[-1]):
-        print("It lies at the edge of the grid in gamma: widen it, such as --grid gamma=0.01,0.02,0.05.")
+        print(
+            "It lies at the edge of the grid in gamma: widen it, such as --grid "
+            "gamma=0.01,0.02,0.05."
+        )
     print(f"For other queries: evaluate --out RUN --ground-truth FILE --ensemble {options.result}")

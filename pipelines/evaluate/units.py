@@ -1,4 +1,4 @@
-"""TODO: say what this file is for."""
+"""The unit worker of `evaluate`: the metrics of each ranking, and a table of each query's."""
 
 from __future__ import annotations
 
@@ -34,7 +34,11 @@ class Evaluate(UnitWorker):
         options = self.job.settings
         rankings = self._rankings(options["out"], options["protocols"])
         first: Ranked = rankings[GLOBAL][""]
-        truth = Truth(options["ground_truth"], first, sorted({name for names in first.values() for name in names}))
+        truth = Truth(
+            options["ground_truth"],
+            first,
+            sorted({name for names in first.values() for name in names}),
+        )
         if options["ensemble"]:
             rankings |= self._ensembles(options["out"], options["protocols"], truth)
         results: dict[str, dict[str, Evaluation]] = {}
@@ -55,23 +59,34 @@ class Evaluate(UnitWorker):
     def _rankings(url: str, protocols: Sequence[str]) -> dict[str, dict[str, Ranked]]:
         """ranking -> protocol ("" for any) -> query -> records."""
         parts = [read_shortlist_part(url, entry.name) for entry in shortlist_files(url)]
-        found: dict[str, dict[str, Ranked]] = {GLOBAL: {"": _ranked([item for part in parts for item in part])}}
+        found: dict[str, dict[str, Ranked]] = {
+            GLOBAL: {"": _ranked([item for part in parts for item in part])}
+        }
         labelled = [name for name in protocols if name != DEPLOY]
         if labelled:
             found[RERANKED] = {name: _ranked(read_ranking(url, name)) for name in labelled}
         found[DEPLOY] = {"": _ranked(read_ranking(url, DEPLOY))}
         return found
 
-    def _ensembles(self, url: str, protocols: Sequence[str], truth: Truth) -> dict[str, dict[str, Ranked]]:
-        """The ensemble's rankings as `_rankings` gives the others, replayed from the scores without a model."""
+    def _ensembles(
+        self, url: str, protocols: Sequence[str], truth: Truth
+    ) -> dict[str, dict[str, Ranked]]:
+        """The ensemble's rankings as `_rankings` gives the others, replayed from the scores without
+        a model.
+        """
         values = self.job.settings["ensemble"]
-        chosen, shortlist = Ensemble(values["lambda"], values["gamma"], values["k"]), values["shortlist"]
+        chosen, shortlist = (
+            Ensemble(values["lambda"], values["gamma"], values["k"]),
+            values["shortlist"],
+        )
         lists = read_scored(url)
         found: dict[str, dict[str, Ranked]] = {}
         labelled = [name for name in protocols if name != DEPLOY]
         if labelled:
             found[ENSEMBLE] = {
-                name: {item.query_id: item.replayed(name, truth, shortlist, chosen) for item in lists}
+                name: {
+                    item.query_id: item.replayed(name, truth, shortlist, chosen) for item in lists
+                }
                 for name in labelled
             }
         deployed = {item.query_id: item.replayed(DEPLOY, None, shortlist, chosen) for item in lists}
@@ -102,7 +117,11 @@ class Evaluate(UnitWorker):
             "ground_truth": truth.truth.name,
             "queries": len(truth.truth.queries),
             "facts": facts,
-            **({"ensemble": {key: ensemble[key] for key in ("lambda", "gamma", "k")}} if ensemble else {}),
+            **(
+                {"ensemble": {key: ensemble[key] for key in ("lambda", "gamma", "k")}}
+                if ensemble
+                else {}
+            ),
             "rankings": {
                 ranking: {
                     protocol: {**_finite(evaluation.means), "counted": evaluation.counted}
@@ -143,5 +162,7 @@ def _per_query(truth: Truth, results: dict[str, dict[str, Evaluation]]) -> pa.Ta
             }
             for column, kappa in enumerate(KAPPAS):
                 columns[f"precision_at_{kappa}"] = evaluation.precision[:, column]
-            tables.append(pa.table({field.name: columns[field.name] for field in PER_QUERY}, schema=PER_QUERY))
+            tables.append(
+                pa.table({field.name: columns[field.name] for field in PER_QUERY}, schema=PER_QUERY)
+            )
     return pa.concat_tables(tables)

@@ -1,8 +1,10 @@
-"""convert-delg: a TensorFlow SavedModel of DELG -> the safetensors file that the extractor `delg` reads.
+"""convert-delg: a TensorFlow SavedModel of DELG -> the safetensors file that the extractor `delg`
+reads.
 
-The variables are read from the model's checkpoint. What they do not tell (where attention looks, the stride of the
-local map) is found by running the SavedModel itself on a picture and comparing; a network that does not give what the
-SavedModel gives is not written. TensorFlow (extra `convert`) is needed here alone.
+The variables are read from the model's checkpoint. What they do not tell (where attention looks,
+the stride of the local map) is found by running the SavedModel itself on a picture and comparing; a
+network that does not give what the SavedModel gives is not written. TensorFlow (extra `convert`) is
+needed here alone.
 """
 
 from __future__ import annotations
@@ -19,7 +21,13 @@ from pipelines.options import option
 from pipelines.storage.place import Place
 from rrt_core.extractors.delg.extractor import THRESHOLDS
 from rrt_core.extractors.delg.network import BLOCK3, EXPANDED, KERAS, weights_file
-from rrt_core.extractors.delg.variables import Mapped, looking_at_block3, map_variables, object_paths, tensors
+from rrt_core.extractors.delg.variables import (
+    Mapped,
+    looking_at_block3,
+    map_variables,
+    object_paths,
+    tensors,
+)
 from schemas.errors import UserError
 
 CHECKPOINT = "variables/variables"
@@ -34,14 +42,22 @@ class Options:
     model: str = option("folder of the SavedModel (saved_model.pb, variables/)", positional=True)
     out: str = option("safetensors file to write", positional=True)
     published: str = option(
-        "which published model it is, for its threshold; default: told by the folder's name", "", tuple(THRESHOLDS)
+        "which published model it is, for its threshold; default: told by the folder's name",
+        "",
+        tuple(THRESHOLDS),
     )
-    threshold: float | None = option("least attention of a local descriptor; default: of the published model", None)
+    threshold: float | None = option(
+        "least attention of a local descriptor; default: of the published model", None
+    )
     attention_input: str = option(
         "what attention looks at; default: found by the check", "", (EXPANDED, BLOCK3)
     )
-    local_stride: int = option("pixels between local descriptors, 16 or 32; default: found by the check", 0)
-    check: bool = option("compare with the SavedModel's own output on a picture, and refuse where they differ", True)
+    local_stride: int = option(
+        "pixels between local descriptors, 16 or 32; default: found by the check", 0
+    )
+    check: bool = option(
+        "compare with the SavedModel's own output on a picture, and refuse where they differ", True
+    )
 
 
 @dataclass(frozen=True)
@@ -65,12 +81,17 @@ def run(options: Options, settings: Settings) -> Converted:
     """Write the file: whole, under a temporary name, fsynced, renamed. Raises UserError."""
     folder, name = os.path.split(options.out)
     if not name:
-        raise UserError(f"convert-delg: OUT is {options.out!r}, a folder; name the file to write, x.safetensors.")
+        raise UserError(
+            f"convert-delg: OUT is {options.out!r}, a folder; name the file to write, "
+            f"x.safetensors."
+        )
     place = Place(folder or ".")
     if place.exists(name) and not settings.overwrite:
         raise UserError(f"{options.out} is there already: name another file, or give --overwrite.")
     if options.local_stride not in (0, *STRIDES):
-        raise UserError(f"convert-delg: --local-stride is {options.local_stride}; it must be 16 or 32.")
+        raise UserError(
+            f"convert-delg: --local-stride is {options.local_stride}; it must be 16 or 32."
+        )
     model = Path(options.model)
     _require_saved_model(model, options.check)
     threshold = threshold_of(options)
@@ -89,9 +110,12 @@ def run(options: Options, settings: Settings) -> Converted:
         refused.append((candidate, agreement))
     nearest, by = min(refused, key=lambda pair: pair[1].worst())
     raise UserError(
-        f"The network converted from {options.model} does not give what the SavedModel gives, so nothing was written: "
-        f"{by} (layout {nearest.architecture.layout}, attention at {nearest.architecture.attention_input}, stride "
-        f"{nearest.architecture.local_stride}). It is of another architecture than those that are known here."
+        f"The network converted from {options.model} does not give what the SavedModel gives, so "
+        f"nothing was written: "
+        f"{by} (layout {nearest.architecture.layout}, attention at "
+        f"{nearest.architecture.attention_input}, stride "
+        f"{nearest.architecture.local_stride}). It is of another architecture than those that are "
+        f"known here."
     )
 
 
@@ -99,8 +123,10 @@ def summarise(options: Options, converted: Converted) -> None:
     """Say what was written and how near it is."""
     a = converted.mapped.architecture
     print(
-        f"{options.out}: ResNet-{a.depth} ({a.layout}), attention at {a.attention_input}, local stride "
-        f"{a.local_stride}, {a.local_dim}-D locals, {a.global_dim}-D global, threshold {converted.threshold:g}, "
+        f"{options.out}: ResNet-{a.depth} ({a.layout}), attention at {a.attention_input}, local "
+        f"stride "
+        f"{a.local_stride}, {a.local_dim}-D locals, {a.global_dim}-D global, threshold "
+        f"{converted.threshold:g}, "
         f"{converted.size / 1e6:.1f} MB"
     )
     if converted.agreement is None:
@@ -110,25 +136,35 @@ def summarise(options: Options, converted: Converted) -> None:
 
 
 def threshold_of(options: Options) -> float:
-    """The threshold given, or that of the published model named or told by the folder's name. Raises UserError."""
+    """The threshold given, or that of the published model named or told by the folder's name.
+
+    Raises UserError.
+    """
     if options.threshold is not None:
         if not math.isfinite(options.threshold):
-            raise UserError(f"convert-delg: --threshold is {options.threshold}; it must be a number.")
+            raise UserError(
+                f"convert-delg: --threshold is {options.threshold}; it must be a number."
+            )
         return options.threshold
     if options.published:
         return THRESHOLDS[options.published]
     name = Path(options.model).resolve().name
-    told = [known for known in THRESHOLDS if name == known or name.startswith(f"{known}_")]  # a date follows
+    told = [
+        known for known in THRESHOLDS if name == known or name.startswith(f"{known}_")
+    ]  # a date follows
     if not told:
         raise UserError(
-            f"The folder {options.model} is not named as a published model, so the threshold of its attention is "
+            f"The folder {options.model} is not named as a published model, so the threshold of "
+            f"its attention is "
             f"unknown: give --published ({', '.join(THRESHOLDS)}) or --threshold."
         )
     return THRESHOLDS[told[0]]
 
 
 def candidates(mapped: Mapped, options: Options) -> Iterator[Mapped]:
-    """The architectures that the variables leave open, the likeliest first; with --no-check the first is taken."""
+    """The architectures that the variables leave open, the likeliest first; with --no-check the
+    first is taken.
+    """
     seen = [EXPANDED, BLOCK3] if mapped.architecture.attention_input == EXPANDED else [BLOCK3]
     if mapped.architecture.layout != KERAS:
         seen.reverse()  # the paper's attention looks at the third stage
@@ -137,11 +173,16 @@ def candidates(mapped: Mapped, options: Options) -> Iterator[Mapped]:
         strides = STRIDES[::-1]
     if options.attention_input:
         if options.attention_input not in seen:
-            raise UserError(f"{options.model} has no expanding layer, so its attention looks at {BLOCK3}.")
+            raise UserError(
+                f"{options.model} has no expanding layer, so its attention looks at {BLOCK3}."
+            )
         seen = [options.attention_input]
     if options.local_stride:
         if options.local_stride not in strides:
-            raise UserError(f"{options.model} is of layout {mapped.architecture.layout}: its local stride is 32.")
+            raise UserError(
+                f"{options.model} is of layout {mapped.architecture.layout}: its local stride is "
+                f"32."
+            )
         strides = (options.local_stride,)
     for stride in strides:
         for attention_input in seen:
@@ -156,7 +197,8 @@ def import_tensorflow() -> Any:
         import tensorflow
     except ImportError as error:
         raise UserError(
-            f"convert-delg needs TensorFlow, which cannot be imported ({error}): install the extra `convert` "
+            f"convert-delg needs TensorFlow, which cannot be imported ({error}): install the "
+            f"extra `convert` "
             "(pip install 'rrt-pipelines[convert]')."
         ) from error
     return tensorflow
@@ -177,7 +219,9 @@ def _open_checkpoint(tensorflow: Any, model: Path) -> tuple[dict[str, tuple[int,
         shapes = {name: tuple(shape) for name, shape in reader.get_variable_to_shape_map().items()}
     except Exception as error:  # TensorFlow's own errors, of a damaged file
         said = str(error).split("\n")[0][:200]
-        raise UserError(f"The variables of {model} cannot be read ({said}): the files are damaged.") from error
+        raise UserError(
+            f"The variables of {model} cannot be read ({said}): the files are damaged."
+        ) from error
     return shapes, reader
 
 
@@ -189,5 +233,10 @@ def _object_paths(reader: Any, shapes: Mapping[str, tuple[int, ...]]) -> dict[st
 
     graph = TrackableObjectGraph()
     graph.ParseFromString(reader.get_tensor(_GRAPH))
-    keys = [{a.name: a.checkpoint_key for a in node.attributes}.get("VARIABLE_VALUE") for node in graph.nodes]
-    return object_paths([{c.local_name: c.node_id for c in node.children} for node in graph.nodes], keys)
+    keys = [
+        {a.name: a.checkpoint_key for a in node.attributes}.get("VARIABLE_VALUE")
+        for node in graph.nodes
+    ]
+    return object_paths(
+        [{c.local_name: c.node_id for c in node.children} for node in graph.nodes], keys
+    )

@@ -1,6 +1,7 @@
 """Whether a converted DELG network gives what its SavedModel gives, on one picture.
 
-SavedModels of TF1 (the published ones) and of TF2 are run as delf/python/examples/extractor.py runs them.
+SavedModels of TF1 (the published ones) and of TF2 are run as delf/python/examples/extractor.py runs
+them.
 """
 
 from __future__ import annotations
@@ -22,7 +23,13 @@ from schemas.errors import UserError
 TOLERANCE = 1e-3
 _MOST = 1000
 _ALL = -1.0  # attention is softplus, so this threshold keeps every cell
-_FEEDS = ("input_image", "input_scales", "input_abs_thres", "input_max_feature_num", "input_global_scales_ind")
+_FEEDS = (
+    "input_image",
+    "input_scales",
+    "input_abs_thres",
+    "input_max_feature_num",
+    "input_global_scales_ind",
+)
 _FETCHES = ("boxes", "features", "scales", "scores", "global_descriptors")
 
 
@@ -30,7 +37,8 @@ _FETCHES = ("boxes", "features", "scales", "scores", "global_descriptors")
 class Agreement:
     """How far the two are from each other.
 
-    places       share of the SavedModel's locals that the network finds too, at the same place and scale
+    places       share of the SavedModel's locals that the network finds too, at the same place and
+                 scale
     attention    greatest difference, over the greatest attention
     descriptors  greatest L2 distance of descriptors of norm 1
     globals      L2 distance of the global descriptors of norm 1
@@ -46,12 +54,18 @@ class Agreement:
         return max(1.0 - self.places, self.attention, self.descriptors, self.globals)
 
     def close(self) -> bool:
-        """Equal but for rounding. Of 1,000 places a few may differ: those whose attention is all but equal."""
-        return self.places >= 0.99 and max(self.attention, self.descriptors, self.globals) <= TOLERANCE
+        """Equal but for rounding.
+
+        Of 1,000 places a few may differ: those whose attention is all but equal.
+        """
+        return (
+            self.places >= 0.99 and max(self.attention, self.descriptors, self.globals) <= TOLERANCE
+        )
 
     def __str__(self) -> str:
         return (
-            f"{100 * self.places:.1f}% of its places, attention within {self.attention:.1e}, descriptors within "
+            f"{100 * self.places:.1f}% of its places, attention within {self.attention:.1e}, "
+            f"descriptors within "
             f"{self.descriptors:.1e}, global within {self.globals:.1e}"
         )
 
@@ -59,11 +73,15 @@ class Agreement:
 class SavedDelg:
     """What a SavedModel says of the picture."""
 
-    def __init__(self, outputs: dict[str, npt.NDArray[np.float32]], picture: npt.NDArray[np.uint8]) -> None:
+    def __init__(
+        self, outputs: dict[str, npt.NDArray[np.float32]], picture: npt.NDArray[np.uint8]
+    ) -> None:
         boxes = outputs["boxes"]
         self._picture = picture
         self._yx = (boxes[:, :2] + boxes[:, 2:]) / 2
-        self._ordinals = np.abs(outputs["scales"][:, None] * np.array(IMAGE_SCALES)[None] - 1).argmin(1)
+        self._ordinals = np.abs(
+            outputs["scales"][:, None] * np.array(IMAGE_SCALES)[None] - 1
+        ).argmin(1)
         self._scores = outputs["scores"].reshape(-1)
         self._descriptors = _rows(outputs["features"])
         self._global = _rows(_rows(outputs["global_descriptors"]).sum(0, keepdims=True))[0]
@@ -80,7 +98,10 @@ class SavedDelg:
         dimensions = (ours.descriptors.shape[1], len(ours.global_descriptor))
         if dimensions != (self._descriptors.shape[1], len(self._global)):
             return Agreement(0.0, np.inf, np.inf, np.inf)
-        known = {_key(scale, x, y): n for n, (scale, (x, y)) in enumerate(zip(ours.scale, ours.xy, strict=True))}
+        known = {
+            _key(scale, x, y): n
+            for n, (scale, (x, y)) in enumerate(zip(ours.scale, ours.xy, strict=True))
+        }
         theirs = [_key(scale, x, y) for scale, (y, x) in zip(self._ordinals, self._yx, strict=True)]
         both = [(n, known[key]) for n, key in enumerate(theirs) if key in known]
         if not both:
@@ -89,13 +110,18 @@ class SavedDelg:
         return Agreement(
             places=len(both) / len(theirs),
             attention=_greatest(self._scores[them] - ours.strength[us]) / float(self._scores.max()),
-            descriptors=float(np.linalg.norm(self._descriptors[them] - ours.descriptors[us], axis=1).max()),
+            descriptors=float(
+                np.linalg.norm(self._descriptors[them] - ours.descriptors[us], axis=1).max()
+            ),
             globals=float(np.linalg.norm(self._global - ours.global_descriptor)),
         )
 
 
 def load_saved_model(tensorflow: Any, model: Path) -> SavedDelg:
-    """Run it on the picture. Raises UserError where it cannot be loaded, or takes or gives other things than DELG."""
+    """Run it on the picture.
+
+    Raises UserError where it cannot be loaded, or takes or gives other things than DELG.
+    """
     tf, shown = tensorflow, picture()
     inputs = {
         "input_image": tf.constant(shown),
@@ -110,13 +136,16 @@ def load_saved_model(tensorflow: Any, model: Path) -> SavedDelg:
         if signature is not None and set(inputs) <= set(signature.structured_input_signature[1]):
             outputs = signature(**inputs)
         else:
-            run = loaded.prune(feeds=[f"{name}:0" for name in _FEEDS], fetches=[f"{name}:0" for name in _FETCHES])
+            run = loaded.prune(
+                feeds=[f"{name}:0" for name in _FEEDS], fetches=[f"{name}:0" for name in _FETCHES]
+            )
             outputs = dict(zip(_FETCHES, run(*(inputs[feed] for feed in _FEEDS)), strict=True))
         arrays = {name: np.asarray(outputs[name].numpy(), np.float32) for name in _FETCHES}
     except Exception as error:  # TensorFlow raises many kinds for a model of other inputs
         said = str(error).split("\n")[0][:200]
         raise UserError(
-            f"The SavedModel in {model} cannot be run as one of DELG's local and global features ({said}): export it "
+            f"The SavedModel in {model} cannot be run as one of DELG's local and global features "
+            f"({said}): export it "
             "with export_local_and_global_model.py, or convert it unchecked with --no-check."
         ) from error
     return SavedDelg(arrays, shown)

@@ -1,7 +1,9 @@
-"""export: a store -> NumPy arrays and the record ids of their rows (schemas/exporters/arrays.py tells the files).
+"""export: a store -> NumPy arrays and the record ids of their rows (schemas/exporters/arrays.py
+tells the files).
 
-Failed images are left out and counted. A part's globals and 256 images' locals are in memory at a time. `export.json`
-is written last: a folder without it is not whole, and a second command with the same store finds it and does nothing.
+Failed images are left out and counted. A part's globals and 256 images' locals are in memory at a
+time. `export.json` is written last: a folder without it is not whole, and a second command with the
+same store finds it and does nothing.
 """
 
 from __future__ import annotations
@@ -58,7 +60,9 @@ def run(options: Options, settings: Settings) -> dict[str, Any]:
         if all(made.get(key) == value for key, value in asked.items()):
             print(f"export     already made: {place.url}", file=sys.stderr)
             return made
-        raise UserError(f"{place.url} holds an export of another store or of other files; give --overwrite")
+        raise UserError(
+            f"{place.url} holds an export of another store or of other files; give --overwrite"
+        )
     if made is None and not place.exists(NAME) and place.has_files() and not _ours(place):
         raise UserError(f"{place.url} holds files of something else; give an empty or a new folder")
     with place.alone():
@@ -81,7 +85,9 @@ def _made(place: Place) -> dict[str, Any] | None:
 
 def _ours(place: Place) -> bool:
     """Whether nothing but what a killed export leaves is there."""
-    names = {name.removesuffix(".tmp") for name in os.listdir(place.root) if not name.startswith(".")}
+    names = {
+        name.removesuffix(".tmp") for name in os.listdir(place.root) if not name.startswith(".")
+    }
     names = {name for name in names if not name.startswith(f"{NAME}.")}  # its temporary name
     return names <= {"globals.npy", "record_ids.txt", "locals"}
 
@@ -94,7 +100,9 @@ def _export(store: Store, place: Place, options: Options, asked: dict[str, Any])
     rows = store.manifest.counts.succeeded
     globals_ = GrowingArray(root / "globals.npy", (rows, store.dimension), "<f4")
     ids = root / "record_ids.txt"
-    for name in LOCAL_ARRAYS:  # those of an export that is made again must not stand beside other globals
+    for (
+        name
+    ) in LOCAL_ARRAYS:  # those of an export that is made again must not stand beside other globals
         (root / "locals" / f"{name}.npy").unlink(missing_ok=True)
     if not options.locals:
         with contextlib.suppress(OSError):  # it is not there, or holds files of something else
@@ -135,7 +143,8 @@ def _require_locals(store: Store) -> None:
     for part in store.parts:
         if part.locals is None or part.locals.layout is None:
             raise UserError(
-                f"{store.place.url}: part {part.number} holds no local descriptors (those of a layer are of some "
+                f"{store.place.url}: part {part.number} holds no local descriptors (those of a "
+                f"layer are of some "
                 "images only, and are not exported); leave --locals out"
             )
 
@@ -156,7 +165,10 @@ def _open_locals(store: Store, folder: Path) -> dict[str, GrowingArray]:
         "strength": ((total,), "<f4"),
         "offset": ((store.manifest.counts.succeeded + 1,), "<i8"),
     }
-    flat = {name: GrowingArray(folder / f"{name}.npy", shape, dtype) for name, (shape, dtype) in made.items()}
+    flat = {
+        name: GrowingArray(folder / f"{name}.npy", shape, dtype)
+        for name, (shape, dtype) in made.items()
+    }
     flat["offset"].add(np.zeros(1, np.int64))
     return flat
 
@@ -166,7 +178,10 @@ def _local_pieces(store: Store, part: PartFiles, ok: np.ndarray) -> Iterator[dic
     assert part.locals is not None
     file = LocalsFile(store.place, part.locals)
     if not np.array_equal(file.rows, ok):
-        raise UserError(f"{store.place.url}: the local descriptors of part {part.number} are not those of its images")
+        raise UserError(
+            f"{store.place.url}: the local descriptors of part {part.number} are not those of its "
+            f"images"
+        )
     for first in range(0, len(ok), IMAGES_READ):
         ends = file.offsets[first : first + IMAGES_READ + 1]
         yield {**file.read([(int(ends[0]), int(ends[-1]))])[0], "offset": np.diff(ends)}
@@ -174,5 +189,8 @@ def _local_pieces(store: Store, part: PartFiles, ok: np.ndarray) -> Iterator[dic
 
 def summarise(options: Options, result: dict[str, Any]) -> None:
     """Print what was written."""
-    print(f"{result['rows']:,} images of {result['dimension']} dimensions; {result['failed']:,} failed ones left out")
+    print(
+        f"{result['rows']:,} images of {result['dimension']} dimensions; {result['failed']:,} "
+        f"failed ones left out"
+    )
     print(f"arrays: {options.out}")

@@ -1,4 +1,6 @@
-"""What `import` finds: the images by name, the descriptors' shape, and a fingerprint of the files."""
+"""What `import` finds: the images by name, the descriptors' shape, and a fingerprint of the
+files.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,13 @@ from pipelines.sources.spec import SourceSpec, read_input, refuse_unreadable_nam
 from pipelines.storage.place import Place
 from schemas.errors import UserError
 from schemas.ground_truth.ground_truth import load_ground_truth
-from schemas.image_list import SUFFIXES, ImageReference, decode_name, make_record_id, split_record_id
+from schemas.image_list import (
+    SUFFIXES,
+    ImageReference,
+    decode_name,
+    make_record_id,
+    split_record_id,
+)
 from schemas.importers import Unusable, delg
 from schemas.importers.ames import AmesFile
 from schemas.importers.arrays import LOCAL_ARRAYS, FlatLocals, clip_files, clip_names
@@ -34,8 +42,10 @@ BLOCKS = 1_000
 class Inputs:
     """The listed input.
 
-    references: an image each, in the rows' order. stems: of DELG's files, None where there are none; None for matrices.
-    local_dim: 0 without locals. unlisted: pairs of files that no name of the list or ground truth asks for.
+    references: an image each, in the rows' order. stems: of DELG's files, None where there are
+        none; None for matrices.
+    local_dim: 0 without locals. unlisted: pairs of files that no name of the list or ground truth
+        asks for.
     """
 
     references: Sequence[ImageReference]
@@ -76,7 +86,11 @@ def _matrix(options: Options) -> Inputs:
         files = vectors + metadata
     if options.format == "ames":
         ames = AmesFile(options.input)
-        local_dim, scales, told[ames.path] = ames.dimension, options.scales or ames.default_scales(), ames.rows
+        local_dim, scales, told[ames.path] = (
+            ames.dimension,
+            options.scales or ames.default_scales(),
+            ames.rows,
+        )
         files.append(options.input)
     if options.local_arrays:
         flat = FlatLocals(options.local_arrays)
@@ -92,11 +106,15 @@ def _matrix(options: Options) -> Inputs:
         raise UserError(f"{options.input}: it holds no image")
     names_hash = sha256_text("\n".join(reference.record_id for reference in references))
     content = sha256_text(canonical_json([names_hash, [fingerprint(path) for path in files]]))
-    return Inputs(references, None, matrix.dimension, local_dim, scales, content, variable, matrix.rows)
+    return Inputs(
+        references, None, matrix.dimension, local_dim, scales, content, variable, matrix.rows
+    )
 
 
 def fingerprint(path: str) -> list[int | str]:
-    """Size and SHA-256 of a local file; of one above 1 GB, of 1,000 blocks that are spread over it."""
+    """Size and SHA-256 of a local file; of one above 1 GB, of 1,000 blocks that are spread over
+    it.
+    """
     size = os.path.getsize(path)
     digest = sha256()
     with open(path, "rb") as file:
@@ -115,7 +133,9 @@ def _delg(options: Options) -> Inputs:
         raise UserError(f"{options.input}: there is no such folder")
     found = _pairs(place)
     if not found:
-        raise UserError(f"{options.input}: it holds no {delg.GLOBAL_SUFFIX} or {delg.LOCAL_SUFFIX} file")
+        raise UserError(
+            f"{options.input}: it holds no {delg.GLOBAL_SUFFIX} or {delg.LOCAL_SUFFIX} file"
+        )
     references = _named(options)
     if references is None and options.images:
         references = _of_folder(options)
@@ -126,9 +146,13 @@ def _delg(options: Options) -> Inputs:
         stems = list(in_order)
     else:
         stems = _matched(options, references, found)
-    sizes = [[os.fsencode(stem).hex(), *found[stem]] if stem is not None else None for stem in stems]
+    sizes = [
+        [os.fsencode(stem).hex(), *found[stem]] if stem is not None else None for stem in stems
+    ]
     names_hash = sha256_text("\n".join(reference.record_id for reference in references))
-    global_dim, local_dim = _dimensions(place, options, [stem for stem in stems if stem is not None])
+    global_dim, local_dim = _dimensions(
+        place, options, [stem for stem in stems if stem is not None]
+    )
     return Inputs(
         references,
         stems,
@@ -168,12 +192,15 @@ def _pairs(place: Place) -> dict[str, list[int]]:
                     elif os.path.splitext(entry.name)[1] in suffixes:
                         note(relative, entry.stat().st_size)
         except OSError as error:
-            raise UserError(f"{error.filename or place.path(below)}: it cannot be listed: {error.strerror}") from None
+            raise UserError(
+                f"{error.filename or place.path(below)}: it cannot be listed: {error.strerror}"
+            ) from None
     return found
 
 
 def _dimensions(place: Place, options: Options, stems: Sequence[str]) -> tuple[int, int]:
-    """The dimensions that most of the first readable files have. Raises UserError where none of the first 100 is.
+    """The dimensions that most of the first readable files have. Raises UserError where none of the
+    first 100 is.
 
     One damaged file must not make failures of all others.
     """
@@ -186,7 +213,9 @@ def _dimensions(place: Place, options: Options, stems: Sequence[str]) -> tuple[i
                     vector = delg.parse_global(place.read(stem + suffix))
                     counter[len(vector) if vector.ndim == 1 else 0] += 1
                 elif options.locals:
-                    counter[int(delg.parse_local(place.read(stem + suffix)).descriptors.shape[1])] += 1
+                    counter[
+                        int(delg.parse_local(place.read(stem + suffix)).descriptors.shape[1])
+                    ] += 1
             except (OSError, Unusable) as error:
                 why = str(error)
         for counter in seen:
@@ -198,7 +227,9 @@ def _dimensions(place: Place, options: Options, stems: Sequence[str]) -> tuple[i
         return global_dim, local_dim
     lacking = "local" if global_dim else "global"
     hint = "; --no-locals takes the global ones alone" if global_dim else ""
-    raise UserError(f"{place.url}: no {lacking} descriptors can be read in its first files: {why}{hint}")
+    raise UserError(
+        f"{place.url}: no {lacking} descriptors can be read in its first files: {why}{hint}"
+    )
 
 
 def _source_name(options: Options) -> str:
@@ -206,7 +237,9 @@ def _source_name(options: Options) -> str:
     if "/" in name:
         raise UserError(f"import: --source is {options.source!r}; the name of a source has no '/'")
     refuse_unreadable_name("import", name)
-    return name if options.source or options.format in ("delg", "clip") else os.path.splitext(name)[0]
+    return (
+        name if options.source or options.format in ("delg", "clip") else os.path.splitext(name)[0]
+    )
 
 
 def _unseen(options: Options, names: Iterable[str]) -> list[ImageReference]:
@@ -216,41 +249,67 @@ def _unseen(options: Options, names: Iterable[str]) -> list[ImageReference]:
 
 
 def _of_folder(options: Options) -> list[ImageReference]:
-    """What `extract` lists with the same options; without --images the same ids, but no pictures."""
+    """What `extract` lists with the same options; without --images the same ids, but no
+    pictures.
+    """
     if options.images:
-        return list_images(SourceSpec(options.images, options.list, options.ground_truth, options.take, options.source))
+        return list_images(
+            SourceSpec(
+                options.images, options.list, options.ground_truth, options.take, options.source
+            )
+        )
     source = _source_name(options)
     if options.ground_truth:
         return _of_truth(options, source)
-    below = options.input if options.format in ("delg", "clip") else os.path.dirname(Place(options.input).root) or "/"
+    below = (
+        options.input
+        if options.format in ("delg", "clip")
+        else os.path.dirname(Place(options.input).root) or "/"
+    )
     return [
-        replace(reference, location=b"") for reference in list_images(SourceSpec(below, options.list, source=source))
+        replace(reference, location=b"")
+        for reference in list_images(SourceSpec(below, options.list, source=source))
     ]
 
 
 def _of_truth(options: Options, source: str) -> list[ImageReference]:
-    """The gallery or queries of a ground truth; revisitop's names lack the suffix .jpg, which record ids have."""
+    """The gallery or queries of a ground truth; revisitop's names lack the suffix .jpg, which
+    record ids have.
+    """
     truth = load_ground_truth(options.ground_truth)
     bare = not all(os.path.splitext(name)[1].lower() in SUFFIXES for name in truth.gallery[:100])
     suffix = ".jpg" if bare else ""
     entries = truth_entries(truth, options.take, options.ground_truth)
-    return [ImageReference(make_record_id(source, name + suffix, box), source, b"", box) for name, box in entries]
+    return [
+        ImageReference(make_record_id(source, name + suffix, box), source, b"", box)
+        for name, box in entries
+    ]
 
 
 def _named(options: Options) -> list[ImageReference] | None:
     """The images that a list, a ground truth or record ids name, in that order; None without."""
     if options.record_ids:
-        return [_of_record_id(options.record_ids, row, text) for row, text in enumerate(_lines(options.record_ids), 1)]
+        return [
+            _of_record_id(options.record_ids, row, text)
+            for row, text in enumerate(_lines(options.record_ids), 1)
+        ]
     if not (options.list or options.ground_truth):
         if options.images and options.format != "delg":
             raise UserError(
-                f"import {options.format}: which row is which image? Give --list, --ground-truth or --record-ids"
+                f"import {options.format}: which row is which image? Give --list, --ground-truth "
+                f"or --record-ids"
             )
         return None
     references = _of_folder(options)
     if options.take == "queries" and options.format == "delg" and not options.queries_cropped:
-        plain = [make_record_id(item.source, decode_name(split_record_id(item.record_id)[1])) for item in references]
-        references = [replace(item, record_id=name, box=None) for item, name in zip(references, plain, strict=True)]
+        plain = [
+            make_record_id(item.source, decode_name(split_record_id(item.record_id)[1]))
+            for item in references
+        ]
+        references = [
+            replace(item, record_id=name, box=None)
+            for item, name in zip(references, plain, strict=True)
+        ]
     return references
 
 
@@ -266,16 +325,24 @@ def _of_record_id(path: str, row: int, text: str) -> ImageReference:
     encoded, name, box = split_record_id(text)
     source = os.fsdecode(decode_name(encoded))
     if not source or not name or make_record_id(source, decode_name(name), box) != text:
-        raise UserError(f"{path}: line {row}: {text!r} is no record id (source/name, percent-encoded, with #x,y,w,h)")
+        raise UserError(
+            f"{path}: line {row}: {text!r} is no record id (source/name, percent-encoded, with "
+            f"#x,y,w,h)"
+        )
     try:
         source.encode()
     except UnicodeEncodeError:
-        raise UserError(f"{path}: line {row}: the source of {text!r} is no UTF-8; no record can hold it") from None
+        raise UserError(
+            f"{path}: line {row}: the source of {text!r} is no UTF-8; no record can hold it"
+        ) from None
     return ImageReference(text, source, b"", box)
 
 
-def _matched(options: Options, references: Sequence[ImageReference], found: dict[str, list[int]]) -> list[str | None]:
-    """The stem of each image's files: its path, that without its suffix, or its bare name, as DELG's scripts write.
+def _matched(
+    options: Options, references: Sequence[ImageReference], found: dict[str, list[int]]
+) -> list[str | None]:
+    """The stem of each image's files: its path, that without its suffix, or its bare name, as
+    DELG's scripts write.
 
     Raises UserError where two images would share files.
     """
@@ -288,7 +355,8 @@ def _matched(options: Options, references: Sequence[ImageReference], found: dict
         stem = next((name for name in candidates if name in found), None)
         if stem is not None and owners.setdefault(stem, reference.record_id) != reference.record_id:
             raise UserError(
-                f"{options.input}: {stem}{delg.GLOBAL_SUFFIX} would belong to both {owners[stem]} and "
+                f"{options.input}: {stem}{delg.GLOBAL_SUFFIX} would belong to both {owners[stem]} "
+                f"and "
                 f"{reference.record_id}; import them from folders of their own"
             )
         stems.append(stem)

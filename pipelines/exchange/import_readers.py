@@ -23,7 +23,9 @@ BLOCK_BYTES = 64_000_000  # of a matrix that is read at once
 
 @dataclass(frozen=True)
 class ImportedImage:
-    """One image's descriptors as a store has them; `bytes` of the files that hold them alone, else 0."""
+    """One image's descriptors as a store has them; `bytes` of the files that hold them alone, else
+    0.
+    """
 
     global_descriptor: np.ndarray
     locals: ImportedLocals | None
@@ -40,11 +42,16 @@ class Reader(ABC):
     def images(
         self, start: int, references: Sequence[ImageReference], stems: Sequence[bytes | None]
     ) -> Iterator[Taken]:
-        """For each image from the plan's row `start` on, in order, what gives its descriptors; called at once."""
+        """For each image from the plan's row `start` on, in order, what gives its descriptors;
+        called at once.
+        """
 
 
 def open_reader(options: dict[str, Any]) -> Reader:
-    """The reader of a job's settings. Raises UserError where the input has gone or changed its shape."""
+    """The reader of a job's settings.
+
+    Raises UserError where the input has gone or changed its shape.
+    """
     if options["format"] == "delg":
         return DelgReader(options)
     return MatrixReader(options)
@@ -86,9 +93,13 @@ class DelgReader(Reader):
             )
         except Unusable as error:
             raise Unusable(f"{delg.LOCAL_SUFFIX}: {error.reason}", error.error_class) from None
-        if self.crops and reference.box:  # DELG crops at whole pixels and counts from the crop's corner
+        if (
+            self.crops and reference.box
+        ):  # DELG crops at whole pixels and counts from the crop's corner
             corner = np.array([round(reference.box[0]), round(reference.box[1])], np.float32)
-            found = ImportedLocals(found.descriptors, found.xy + corner, found.scale, found.strength)
+            found = ImportedLocals(
+                found.descriptors, found.xy + corner, found.scale, found.strength
+            )
         return ImportedImage(described, found, len(data) + len(local))
 
     def _read(self, stem: str, suffix: str) -> bytes:
@@ -98,7 +109,10 @@ class DelgReader(Reader):
             if size is None:
                 raise Unusable(f"its {suffix} is missing", "missing")
             if size > delg.MOST_BYTES:
-                raise Unusable(f"its {suffix} has {size:,} bytes; at most {delg.MOST_BYTES:,} are read", "too_large")
+                raise Unusable(
+                    f"its {suffix} has {size:,} bytes; at most {delg.MOST_BYTES:,} are read",
+                    "too_large",
+                )
             return self.place.read(name)
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
@@ -106,7 +120,9 @@ class DelgReader(Reader):
 
 
 class MatrixReader(Reader):
-    """A matrix of globals, with locals of AMES's file or of flat arrays where they are given; row k is image k."""
+    """A matrix of globals, with locals of AMES's file or of flat arrays where they are given; row k
+    is image k.
+    """
 
     def __init__(self, options: dict[str, Any]) -> None:
         self.options, self.scales = options, tuple(options["scales"])
@@ -114,7 +130,9 @@ class MatrixReader(Reader):
         self.ames = AmesFile(options["input"]) if options["format"] == "ames" else None
         self.flat = FlatLocals(options["local_arrays"]) if options["local_arrays"] else None
         if (self.matrix.rows, self.matrix.dimension) != (options["rows"], options["global_dim"]):
-            raise UserError(f"{self.matrix.path} has changed since the import was begun; give --overwrite")
+            raise UserError(
+                f"{self.matrix.path} has changed since the import was begun; give --overwrite"
+            )
 
     def images(
         self, start: int, references: Sequence[ImageReference], stems: Sequence[bytes | None]
@@ -127,7 +145,9 @@ class MatrixReader(Reader):
             globals_ = self.matrix.read(first, last)
             block = self.ames.read(first, last) if self.ames else None
             for place, described in enumerate(globals_):
-                yield partial(self._image, first + place, described, None if block is None else block[place])
+                yield partial(
+                    self._image, first + place, described, None if block is None else block[place]
+                )
 
     def _image(self, row: int, described: np.ndarray, local: np.ndarray | None) -> ImportedImage:
         vector = unit_global(described, self.options["global_dim"])
@@ -141,7 +161,10 @@ class MatrixReader(Reader):
 
 
 def matrix_of(options: dict[str, Any], expected: int) -> Matrix:
-    """The matrix of globals that options name. Raises UserError (schemas.importers.arrays.open_matrix)."""
+    """The matrix of globals that options name.
+
+    Raises UserError (schemas.importers.arrays.open_matrix).
+    """
     path, kind = options["input"], options["format"]
     if kind == "ames":
         path = options["globals"]

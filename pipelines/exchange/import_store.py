@@ -1,7 +1,9 @@
-"""import: descriptors that other software made -> a store as `extract` makes it, for index, search and rerank.
+"""import: descriptors that other software made -> a store as `extract` makes it, for index, search
+and rerank.
 
-The driver lists what there is, once, and cuts it into parts; a worker reads its part's files, checks every descriptor
-and writes the part. What cannot be taken is a failed row with its reason (docs/importing.md).
+The driver lists what there is, once, and cuts it into parts; a worker reads its part's files,
+checks every descriptor and writes the part. What cannot be taken is a failed row with its reason
+(docs/importing.md).
 """
 
 from __future__ import annotations
@@ -22,7 +24,14 @@ from pipelines.exchange.import_readers import ImportedImage, Reader, open_reader
 from pipelines.jobs.attempt import Attempt
 from pipelines.jobs.unit_worker import UnitWorker
 from pipelines.storage.place import Place
-from pipelines.stores.image_plan import images_file, read_rows, read_slice, repeated_places, rows_per_part, table_file
+from pipelines.stores.image_plan import (
+    images_file,
+    read_rows,
+    read_slice,
+    repeated_places,
+    rows_per_part,
+    table_file,
+)
 from schemas import failures, global_descriptors, local_descriptors
 from schemas.failures import FailureRow
 from schemas.global_descriptors import GlobalRow
@@ -41,7 +50,10 @@ def run(options: Options, settings: RunSettings) -> Manifest:
 
 
 def plan(options: Options) -> tuple[Job, dict[str, bytes]]:
-    """The job, and its plan's files. Raises UserError where input, names and options do not fit together."""
+    """The job, and its plan's files.
+
+    Raises UserError where input, names and options do not fit together.
+    """
     refuse_mistakes(options)
     inputs = describe_inputs(options)
     names = [reference.record_id for reference in inputs.references]
@@ -51,7 +63,12 @@ def plan(options: Options) -> tuple[Job, dict[str, bytes]]:
     for part, start in enumerate(range(0, len(names), rows)):
         ids = names[start : start + rows]
         again = [row for row in range(len(ids)) if start + row in repeated]
-        payload = {"part": part, "start": start, "ids": sha256_text("\n".join(ids)), "repeated": again}
+        payload = {
+            "part": part,
+            "start": start,
+            "ids": sha256_text("\n".join(ids)),
+            "repeated": again,
+        }
         units.append(Unit(f"part-{part:05}", payload, len(ids)))
     has_locals = inputs.local_dim > 0
     job = Job(
@@ -97,7 +114,11 @@ def plan(options: Options) -> tuple[Job, dict[str, bytes]]:
 
 def _inputs_of(options: Options) -> dict[str, str]:
     """What workers open: by absolute paths, wherever they run."""
-    return {"input": options.input, "globals": options.globals, "local_arrays": options.local_arrays}
+    return {
+        "input": options.input,
+        "globals": options.globals,
+        "local_arrays": options.local_arrays,
+    }
 
 
 def _extractor(options: Options, inputs: Inputs) -> dict[str, Any]:
@@ -118,8 +139,14 @@ def _rows_per_part(options: Options, inputs: Inputs) -> int:
     """Images a part: as many as are asked for, else as `extract` has them."""
     if options.rows_per_part:
         return options.rows_per_part
-    a_local = local_descriptors.bytes_a_local(inputs.local_dim, options.local_dtype) if inputs.local_dim else 0
-    return rows_per_part(4 * inputs.global_dim + options.max_locals * a_local, len(inputs.references))
+    a_local = (
+        local_descriptors.bytes_a_local(inputs.local_dim, options.local_dtype)
+        if inputs.local_dim
+        else 0
+    )
+    return rows_per_part(
+        4 * inputs.global_dim + options.max_locals * a_local, len(inputs.references)
+    )
 
 
 def _plan_files(inputs: Inputs) -> dict[str, bytes]:
@@ -159,15 +186,21 @@ class ImportPart(UnitWorker):
         lost: list[FailureRow] = []
         for row, image in enumerate(self._images(references, stems, start)):
             if row in repeated:
-                image = Unusable("the record id stands twice in the input; only the first is taken", "duplicate")
+                image = Unusable(
+                    "the record id stands twice in the input; only the first is taken", "duplicate"
+                )
             if isinstance(image, Unusable):
-                lost.append(FailureRow(references[row].record_id, STAGE, image.reason, image.error_class))
+                lost.append(
+                    FailureRow(references[row].record_id, STAGE, image.reason, image.error_class)
+                )
                 rows.append(_global_row(references[row], None))
             else:
                 rows.append(_global_row(references[row], image))
                 if image.locals is not None:
                     found = image.locals
-                    descriptors = local_descriptors.encoded(found.descriptors, self.options["local_dtype"])
+                    descriptors = local_descriptors.encoded(
+                        found.descriptors, self.options["local_dtype"]
+                    )
                     kept.append(LocalRow(row, descriptors, found.xy, found.scale, found.strength))
             attempt.tell(len(rows))
         self._write(attempt, unit, rows, kept, lost)
@@ -192,11 +225,15 @@ class ImportPart(UnitWorker):
         lost: Sequence[FailureRow],
     ) -> None:
         path = attempt.path("global.parquet")
-        global_descriptors.write_part(path, rows, self.options["global_dim"], self.options["global_dtype"])
+        global_descriptors.write_part(
+            path, rows, self.options["global_dim"], self.options["global_dtype"]
+        )
         attempt.add(path, f"global/{unit.name}.parquet", len(rows))
         if self.options["local_dim"]:
             path = attempt.path("local.h5")
-            layout = local_descriptors.write_part(path, kept, self.options["local_dim"], self.options["local_dtype"])
+            layout = local_descriptors.write_part(
+                path, kept, self.options["local_dim"], self.options["local_dtype"]
+            )
             attempt.add(path, f"local/{LAYER}/{unit.name}.h5", len(kept), layout)
         path = attempt.path("failures.parquet")
         failures.write_part(path, lost)

@@ -26,7 +26,9 @@ def missing_images(place: Place) -> Iterator[ImageReference]:
 
     Raises UserError where the archives hold none of a list's images, or two archives hold the same.
     """
-    found = np.sort(np.concatenate([np.zeros(0, np.uint64), *(hashes(ids) for ids in _ids_of_archives(place))]))
+    found = np.sort(
+        np.concatenate([np.zeros(0, np.uint64), *(hashes(ids) for ids in _ids_of_archives(place))])
+    )
     _refuse_repeated(place, found)
     absent: set[int] = set()
     listed: dict[str, bool] = {}  # source -> whether the archives hold any of its list
@@ -42,7 +44,8 @@ def missing_images(place: Place) -> Iterator[ImageReference]:
     for source, held in listed.items():
         if not held:
             raise UserError(
-                f"{place.url}: the archives of the source {source!r} hold none of the images that the list names; give "
+                f"{place.url}: the archives of the source {source!r} hold none of the images that "
+                f"the list names; give "
                 "the right list"
             )
 
@@ -56,7 +59,9 @@ def _ids_of_archives(place: Place) -> Iterator[set[str]]:
         ids: set[str] = set()
         for entry in marker.files if marker else ():
             if entry.name.startswith("global/"):
-                ids.update(part_columns(place, entry.name, ["record_id"]).column("record_id").to_pylist())
+                ids.update(
+                    part_columns(place, entry.name, ["record_id"]).column("record_id").to_pylist()
+                )
         yield ids
 
 
@@ -69,7 +74,8 @@ def _refuse_repeated(place: Place, found: np.ndarray) -> None:
         here = {record_id for record_id in ids if holds(repeated, record_id)}
         if here & seen:
             raise UserError(
-                f"{place.url}: the image {min(here & seen)} stands in two archives; without the list, images are told "
+                f"{place.url}: the image {min(here & seen)} stands in two archives; without the "
+                f"list, images are told "
                 "apart by their archive's name"
             )
         seen |= here

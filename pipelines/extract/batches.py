@@ -1,4 +1,6 @@
-"""Describing runs of images in a worker: decoded ahead of the model, in batches, or one by one in a child process."""
+"""Describing runs of images in a worker: decoded ahead of the model, in batches, or one by one in a
+child process.
+"""
 
 from __future__ import annotations
 
@@ -30,10 +32,11 @@ USUAL_BYTES = 12_000_000  # of a decoded image, until a larger one was seen
 def batched(describer: Describer, items: Iterable[Item]) -> Iterator[Described]:
     """Threads read and decode up to two batches ahead of the model, as far as memory allows.
 
-    Where reading and decoding an image takes longer than `image_seconds`, or the model longer than that for each image
-    of a batch, the process ends, with a traceback in the log: the driver deals the unit again, and from the third
-    attempt on the image is found out one by one. The time that `items` takes to give the next image, such as an
-    archive's in which few are wanted, does not count.
+    Where reading and decoding an image takes longer than `image_seconds`, or the model longer than
+    that for each image of a batch, the process ends, with a traceback in the log: the driver deals
+    the unit again, and from the third attempt on the image is found out one by one. The time that
+    `items` takes to give the next image, such as an archive's in which few are wanted, does not
+    count.
     """
     seconds = float(describer.options["image_seconds"])
     size = describer.extractor.batch
@@ -44,13 +47,18 @@ def batched(describer: Describer, items: Iterable[Item]) -> Iterator[Described]:
             if not batch:
                 return
             with patience(seconds * len(batch)):
-                described = list(describer.describe([item for item, _ in batch], [image for _, image in batch]))
+                described = list(
+                    describer.describe([item for item, _ in batch], [image for _, image in batch])
+                )
             yield from described
 
 
 @dataclass
 class _Waiting:
-    """An image that is being decoded, or waits for the model. Its file's bytes go when it is decoded."""
+    """An image that is being decoded, or waits for the model.
+
+    Its file's bytes go when it is decoded.
+    """
 
     item: Item
     file_bytes: int
@@ -75,7 +83,9 @@ class _Waiting:
 class _Ahead:
     """What is being decoded and what waits for the model, in order."""
 
-    def __init__(self, describer: Describer, items: Iterator[Item], pool: ThreadPoolExecutor, most: int) -> None:
+    def __init__(
+        self, describer: Describer, items: Iterator[Item], pool: ThreadPoolExecutor, most: int
+    ) -> None:
         self.describer, self.items, self.pool, self.most = describer, items, pool, most
         self.seconds = float(describer.options["image_seconds"])
         self.queue: deque[_Waiting] = deque()
@@ -105,11 +115,16 @@ class _Ahead:
         return batch
 
     def _fill(self) -> None:
-        """Submit what fits: files and images that wait or are in work, and room for one more image."""
+        """Submit what fits: files and images that wait or are in work, and room for one more
+        image.
+        """
         done = [_bytes(one.future.result()) for one in self.queue if one.future.done()]
         self.largest = max([self.largest, *done])
         while not self.ended and len(self.queue) < self.most:
-            if self.queue and sum(one.held(self.largest) for one in self.queue) + self.largest > AHEAD_BYTES:
+            if (
+                self.queue
+                and sum(one.held(self.largest) for one in self.queue) + self.largest > AHEAD_BYTES
+            ):
                 return
             item = next(self.items, None)
             if item is None:
@@ -126,7 +141,9 @@ def _bytes(decoded: Decoded) -> int:
 
 @contextlib.contextmanager
 def patience(seconds: float) -> Iterator[None]:
-    """End the process where the block takes longer: an endless loop of a decoder or a model cannot be interrupted."""
+    """End the process where the block takes longer: an endless loop of a decoder or a model cannot
+    be interrupted.
+    """
     faulthandler.dump_traceback_later(seconds, exit=True, file=2)
     try:
         yield
@@ -135,9 +152,11 @@ def patience(seconds: float) -> Iterator[None]:
 
 
 def isolated(options: dict[str, Any], threads: int, items: Iterable[Item]) -> Iterator[Described]:
-    """One by one in a child process: an image that kills it, or on which it fails, becomes a failed row.
+    """One by one in a child process: an image that kills it, or on which it fails, becomes a failed
+    row.
 
-    Raises the last failure where not one image went well, nor a picture of ours: then it is not the images; and
+    Raises the last failure where not one image went well, nor a picture of ours: then it is not the
+        images; and
     UserError where a place does not answer: no image is failed for that.
     """
     trouble: Exception | None = None
@@ -148,7 +167,9 @@ def isolated(options: dict[str, Any], threads: int, items: Iterable[Item]) -> It
                 described = child.describe(item)
                 well += 1
             except Crashed as crash:
-                described = failed_item(item, f"describing it killed the process ({crash})", "crashed")
+                described = failed_item(
+                    item, f"describing it killed the process ({crash})", "crashed"
+                )
             except DescribingFailed as error:
                 trouble = error
                 described = failed_item(item, f"describing it failed: {error}", "error")

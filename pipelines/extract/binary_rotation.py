@@ -28,15 +28,23 @@ SAMPLE = 64  # images, evenly spaced in the listing
 
 
 def make_rotation(
-    place: Place, planned: Planned, files: Mapping[str, bytes], options: dict[str, Any], settings: RunSettings
+    place: Place,
+    planned: Planned,
+    files: Mapping[str, bytes],
+    options: dict[str, Any],
+    settings: RunSettings,
 ) -> tuple[bytes, bool]:
-    """The rotation of the store's plan, or one learned from a sample of its images: float32 bytes [W, W], and if new.
+    """The rotation of the store's plan, or one learned from a sample of its images: float32 bytes
+    [W, W], and if new.
 
-    The sample is described one by one in a child process: an image that kills it does not kill the driver. Raises
+    The sample is described one by one in a child process: an image that kills it does not kill the
+        driver. Raises
     UserError where the extractor fails on all of it.
     """
     dimension = create(options["extractor"], **options["extractor_option"]).local_dim
-    if not settings.overwrite and place.exists(PLAN_NAME):  # without a plan another extractor may have left it
+    if not settings.overwrite and place.exists(
+        PLAN_NAME
+    ):  # without a plan another extractor may have left it
         with contextlib.suppress(FileNotFoundError):
             there = place.read(ROTATION_NAME)
             if len(there) == 4 * dimension * dimension:

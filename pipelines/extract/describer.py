@@ -1,4 +1,6 @@
-"""From an image's bytes to what became of it: read, decoded and described, or failed with a reason."""
+"""From an image's bytes to what became of it: read, decoded and described, or failed with a
+reason.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ from schemas.global_descriptors import GlobalRow
 from schemas.image_list import ImageReference
 
 STAGE = "extract"
-CRASH_VARIABLE = "RRT_TEST_CRASH_ON"  # a test hook: decoding an id that contains this text kills the process
+CRASH_VARIABLE = (
+    "RRT_TEST_CRASH_ON"  # a test hook: decoding an id that contains this text kills the process
+)
 
 
 @dataclass
@@ -41,14 +45,17 @@ class Decoded:
 class Describer:
     """Reads, decodes and describes images: in the worker, or alone in a child process.
 
-    Of `options` (those of the stage) it knows: extractor, extractor_option, max_pixels, min_side, decoding, locals.
+    Of `options` (those of the stage) it knows: extractor, extractor_option, max_pixels, min_side,
+    decoding, locals.
     """
 
     def __init__(self, options: dict[str, Any]) -> None:
         self.options = options
         self.extractor: Extractor = create(options["extractor"], **options["extractor_option"])
         reduced = options.get("decoding") == "draft" and self.extractor.largest_side
-        self.decoding: dict[str, Any] = {"largest_side": self.extractor.largest_side} if reduced else {}
+        self.decoding: dict[str, Any] = (
+            {"largest_side": self.extractor.largest_side} if reduced else {}
+        )
 
     def decoded(self, item: Item) -> Decoded:
         """Read and decode an image; never raises for what its bytes hold."""
@@ -114,14 +121,20 @@ class Describer:
         return next(self.describe([item], [self.decoded(item)]))
 
 
-def failed(reference: ImageReference, reason: str, error_class: str, size: int = 0, digest: str = "") -> Described:
+def failed(
+    reference: ImageReference, reason: str, error_class: str, size: int = 0, digest: str = ""
+) -> Described:
     """A failed image: its row with zeros for a descriptor, and its row of the failures table."""
-    row = GlobalRow(reference.record_id, reference.source, 0, 0, reference.box, 1.0, size, digest, None)
+    row = GlobalRow(
+        reference.record_id, reference.source, 0, 0, reference.box, 1.0, size, digest, None
+    )
     return Described(row, None, FailureRow(reference.record_id, STAGE, reason, error_class))
 
 
 def failed_item(item: Item, reason: str, error_class: str) -> Described:
-    """As `failed`, with size and SHA-256 of the bytes at hand: an archive's members are told apart by them later."""
+    """As `failed`, with size and SHA-256 of the bytes at hand: an archive's members are told apart
+    by them later.
+    """
     data = item.data
     known = (0, "") if data is None else (len(data), sha256(data).hexdigest())
     return failed(item.reference, reason, error_class, *known)

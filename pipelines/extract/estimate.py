@@ -1,4 +1,6 @@
-"""What `extract` would take: images counted, a probe of some dozens, the driver's dealing replayed."""
+"""What `extract` would take: images counted, a probe of some dozens, the driver's dealing
+replayed.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,16 @@ from pipelines.engines.driver import refuse_other
 from pipelines.engines.settings import RunSettings
 from pipelines.estimate.disk import StoreDisk, bookkeeping, store_disk
 from pipelines.estimate.model import Estimate, Probe, elsewhere
-from pipelines.estimate.probe import SEED, WISHED, Probed, Round, probe, probe_folder, rounds, spread
+from pipelines.estimate.probe import (
+    SEED,
+    WISHED,
+    Probed,
+    Round,
+    probe,
+    probe_folder,
+    rounds,
+    spread,
+)
 from pipelines.estimate.schedule import wall_seconds
 from pipelines.extract import estimate_more as estimate_layer
 from pipelines.extract import options as extract_options
@@ -37,11 +48,15 @@ NOTED_ROW = 1_500  # bytes in memory of an image's columns beside its descriptor
 
 @dataclass
 class Work:
-    """What a job has to do: images of each of its units (0 of one that looks for missing ones), and what is done."""
+    """What a job has to do: images of each of its units (0 of one that looks for missing ones), and
+    what is done.
+    """
 
     job: Job
     images: dict[str, float]
-    done: dict[str, int] = field(default_factory=dict)  # images of finished units, and of finished pieces of others
+    done: dict[str, int] = field(
+        default_factory=dict
+    )  # images of finished units, and of finished pieces of others
     there: int = 0  # bytes of data files that are in place
     counted: Counted | None = None
     listed: int = 0  # names of image lists that archives hold
@@ -66,12 +81,18 @@ class Work:
         """Inputs: also those that lists name and no archive holds."""
         open_ones = [unit for unit in self.job.units if unit.payload.get("listed")]
         of_lists = sum(self.images[unit.name] for unit in open_ones)
-        return round(self.described - of_lists + max(of_lists, self.listed)) if self.listed else round(self.described)
+        return (
+            round(self.described - of_lists + max(of_lists, self.listed))
+            if self.listed
+            else round(self.described)
+        )
 
     @property
     def known(self) -> str:
         """How the number of images is known."""
-        if self.counted is None or (self.listed and all(u.payload.get("listed", True) for u in self.job.units)):
+        if self.counted is None or (
+            self.listed and all(u.payload.get("listed", True) for u in self.job.units)
+        ):
             return "counted"
         told, archives = self.counted, len(self.counted.images)
         if told.whole == archives:
@@ -79,13 +100,19 @@ class Work:
         return f"estimated by bytes: {told.looked:,} of {archives:,} archives were looked into"
 
 
-def estimate(options: extract_options.Options, settings: RunSettings, before: float) -> list[Estimate]:
-    """The estimate of an extraction; `before` are seconds that the command took until here. Raises UserError."""
+def estimate(
+    options: extract_options.Options, settings: RunSettings, before: float
+) -> list[Estimate]:
+    """The estimate of an extraction; `before` are seconds that the command took until here. Raises
+    UserError.
+    """
     with probe_folder() as folder:
         return [estimate_in(folder, options, settings, before)]
 
 
-def estimate_in(folder: Path, options: extract_options.Options, settings: RunSettings, before: float) -> Estimate:
+def estimate_in(
+    folder: Path, options: extract_options.Options, settings: RunSettings, before: float
+) -> Estimate:
     """As `estimate`; what the probe makes stays in the folder: a finished store, FOLDER/probe."""
     if options.locals_for:
         return estimate_layer.estimate(folder, options, settings, before)
@@ -101,7 +128,10 @@ def estimate_in(folder: Path, options: extract_options.Options, settings: RunSet
     told.done, told.disk_there = round(sum(work.done.values())), work.there
     told.free, told.workers = free_bytes(options.out), settings.worker_count
     if not work.left and not work.done:
-        raise UserError(f"{extract_options._where(options)}: no image was found, so that nothing can be estimated")
+        raise UserError(
+            f"{extract_options._where(options)}: no image was found, so that nothing can be "
+            f"estimated"
+        )
     if not work.left:
         told.disk = {"in place": work.there}
         told.elsewhere = elsewhere(settings, lambda _: before)
@@ -116,7 +146,9 @@ def estimate_in(folder: Path, options: extract_options.Options, settings: RunSet
     return told
 
 
-def _work(job: Job, files: Mapping[str, bytes], place: Place, settings: RunSettings, folder: Path) -> Work:
+def _work(
+    job: Job, files: Mapping[str, bytes], place: Place, settings: RunSettings, folder: Path
+) -> Work:
     """Count what is to be done, and what is done."""
     work = Work(job, {unit.name: float(unit.inputs) for unit in job.units})
     there = set() if settings.overwrite else set(place.names("done"))
@@ -141,7 +173,11 @@ def _work(job: Job, files: Mapping[str, bytes], place: Place, settings: RunSetti
     for name in [] if settings.overwrite else place.names(PIECES):
         unit_name = name.partition(".")[0]
         piece = Marker.from_bytes(place.read(f"{PIECES}/{name}"))
-        if piece is not None and piece.recipe == job.recipe_hash and f"{unit_name}.json" not in there:
+        if (
+            piece is not None
+            and piece.recipe == job.recipe_hash
+            and f"{unit_name}.json" not in there
+        ):
             work.done[unit_name] = work.done.get(unit_name, 0) + piece.counts.inputs
             work.there += sum(entry.bytes for entry in piece.files)
     return work
@@ -157,17 +193,29 @@ def _urls(files: Mapping[str, bytes], place: Place) -> list[str]:
     return urls
 
 
-def _listed(archives: list[Unit], files: Mapping[str, bytes], place: Place, folder: Path) -> list[Listed | None]:
+def _listed(
+    archives: list[Unit], files: Mapping[str, bytes], place: Place, folder: Path
+) -> list[Listed | None]:
     if not any(unit.payload["listed"] for unit in archives):
         return [None] * len(archives)
     own = Place(str(folder / "listed"))
     own.write(LISTED_NAME, _planned(files, place, LISTED_NAME))
-    of = {str(u.payload["source"]): Listed(own, str(u.payload["source"])) for u in archives if u.payload["listed"]}
-    return [of[str(unit.payload["source"])] if unit.payload["listed"] else None for unit in archives]
+    of = {
+        str(u.payload["source"]): Listed(own, str(u.payload["source"]))
+        for u in archives
+        if u.payload["listed"]
+    }
+    return [
+        of[str(unit.payload["source"])] if unit.payload["listed"] else None for unit in archives
+    ]
 
 
 def _probe(
-    work: Work, files: Mapping[str, bytes], settings: RunSettings, folder: Path, extractor: Extractor
+    work: Work,
+    files: Mapping[str, bytes],
+    settings: RunSettings,
+    folder: Path,
+    extractor: Extractor,
 ) -> Probed:
     """Describe samples of what is left. Raises UserError where not one of them can be described."""
     left, job = work.left, work.job
@@ -177,7 +225,9 @@ def _probe(
     images_left = sum(images for _, images in left)
     share = sum(images for unit, images in left if "archive" in unit.payload) / images_left
     listing, packed = _samples(left, of_archives, files, place, folder)
-    shared = {name: _planned(files, place, name) for name in (LISTED_NAME,) if of_archives and work.listed}
+    shared = {
+        name: _planned(files, place, name) for name in (LISTED_NAME,) if of_archives and work.listed
+    }
     if job.settings["local_dtype"] == "binary":
         shared[ROTATION_NAME] = _planned(files, place, ROTATION_NAME)
     parts = iter(range(1_000_000))
@@ -201,7 +251,9 @@ def _probe(
         return units(workers * many, images)
 
     sampled = Job(**{**job.__dict__, "settings": {**job.settings, "out": str(folder / "probe")}})
-    probed = probe(sampled, settings, folder / "probe", workers, units(workers, extractor.batch), second)
+    probed = probe(
+        sampled, settings, folder / "probe", workers, units(workers, extractor.batch), second
+    )
     _refuse_none(probed)
     return probed
 
@@ -214,7 +266,11 @@ def _samples(
     folder: Path,
 ) -> tuple[ListSample | None, ArchiveSample | None]:
     listing, packed = None, None
-    rows = [np.arange(u.payload["start"], u.payload["start"] + u.inputs) for u, _ in left if "start" in u.payload]
+    rows = [
+        np.arange(u.payload["start"], u.payload["start"] + u.inputs)
+        for u, _ in left
+        if "start" in u.payload
+    ]
     if rows:
         table = pq.read_table(io.BytesIO(_planned(files, place, IMAGES_NAME)))
         listing = ListSample(table, np.concatenate(rows))
@@ -241,8 +297,10 @@ def _refuse_none(probed: Probed) -> None:
             if entry.name.startswith("failures/"):
                 for row in failures.read_part(io.BytesIO(probed.place.read(entry.name))):
                     raise UserError(
-                        f"none of the {sum(count.inputs for count in counts):,} images of the probe could be "
-                        f"described, so that nothing can be estimated; the first is {row.record_id}: {row.reason}"
+                        f"none of the {sum(count.inputs for count in counts):,} images of the "
+                        f"probe could be "
+                        f"described, so that nothing can be estimated; the first is "
+                        f"{row.record_id}: {row.reason}"
                     )
     raise UserError("the archives hold no image for a probe, so that nothing can be estimated")
 
@@ -273,7 +331,10 @@ def _tell(
 
     told.seconds, told.elsewhere = seconds(settings.worker_count), elsewhere(settings, seconds)
     if any(count > len(lengths) for count in settings.on):
-        told.notes.append(f"more than {len(lengths):,} workers have nothing to do: there are no more units of work")
+        told.notes.append(
+            f"more than {len(lengths):,} workers have nothing to do: there are no more units of "
+            f"work"
+        )
     sizes = store_disk(probed)
     told.disk = _disk(work, sizes, probed, files, folder, settings)
     rows = [_rows(unit, images) for unit, images in work.left]
@@ -285,7 +346,9 @@ def _tell(
     told.memory_worker = probed.peaks.worker + growth
     told.memory_total = probed.peaks.total + workers * growth
     told.workers = workers
-    told.probe = Probe(probed.inputs, probed.each, spread(probed.measured), probed.start, workers, 0.0)
+    told.probe = Probe(
+        probed.inputs, probed.each, spread(probed.measured), probed.start, workers, 0.0
+    )
     lost = sum(marker.counts.failed for _, marker in probed.units)
     if lost:
         seen = sum(marker.counts.inputs for _, marker in probed.units)
@@ -297,13 +360,17 @@ def _tell(
 
 
 def _fetching(work: Work, told: Estimate) -> float:
-    """Seconds an image that reading remote archives takes in one stream; 0 where they are on this machine."""
+    """Seconds an image that reading remote archives takes in one stream; 0 where they are on this
+    machine.
+    """
     if work.counted is None or not any("://" in url for url in work.urls):
         return 0.0
     images, size = 0.0, 0
     for unit, count in zip(_archive_units(work), work.counted.images, strict=True):
         images, size = images + count, size + int(unit.payload["bytes"])
-    told.notes.append(f"the archives were read at {work.counted.rate / 1e6:,.1f} MB/s, in one stream")
+    told.notes.append(
+        f"the archives were read at {work.counted.rate / 1e6:,.1f} MB/s, in one stream"
+    )
     return size / max(1.0, images) / max(1.0, work.counted.rate)
 
 
@@ -317,16 +384,27 @@ def _rows(unit: Unit, images: float) -> float:
 
 
 def _disk(
-    work: Work, sizes: StoreDisk, probed: Probed, files: Mapping[str, bytes], folder: Path, settings: RunSettings
+    work: Work,
+    sizes: StoreDisk,
+    probed: Probed,
+    files: Mapping[str, bytes],
+    folder: Path,
+    settings: RunSettings,
 ) -> dict[str, int]:
-    pieces = sum(-(-work.images[unit.name] // int(unit.payload["rows"])) for unit in _archive_units(work))
+    pieces = sum(
+        -(-work.images[unit.name] // int(unit.payload["rows"])) for unit in _archive_units(work)
+    )
     parts = sum("start" in unit.payload for unit in work.job.units)
     count, images = round(parts + pieces), work.described
     own = {name: data for name, data in files.items() if data}
     if not own:
         place = Place(work.job.output)
         own = {f"plan/{name}": place.read(f"plan/{name}") for name in place.names("plan")}
-        own = {name: data for name, data in own.items() if name not in ("plan/plan.json", "plan/job.json")}
+        own = {
+            name: data
+            for name, data in own.items()
+            if name not in ("plan/plan.json", "plan/job.json")
+        }
     beside = bookkeeping(work.job, own, probed, folder, parts, round(pieces))
     disk = {
         "globals": round(sizes.globals.total(count, images)),

@@ -26,7 +26,9 @@ from schemas.errors import UserError
 from schemas.plan import Job, Unit
 
 
-def estimate(folder: Path, options: extract_options.Options, settings: RunSettings, before: float) -> Estimate:
+def estimate(
+    folder: Path, options: extract_options.Options, settings: RunSettings, before: float
+) -> Estimate:
     """The estimate of a layer of local descriptors. Raises UserError."""
     extract_options.check_seconds(options, settings)
     begun = time.monotonic()
@@ -39,7 +41,9 @@ def estimate(folder: Path, options: extract_options.Options, settings: RunSettin
         told.notes = ["all images that are named have local descriptors"]
         return told
     there = set() if settings.overwrite else set(place.names("done"))
-    left = [u for u in job.units if f"{u.name}.json" not in there or read_marker(place, job, u) is None]
+    left = [
+        u for u in job.units if f"{u.name}.json" not in there or read_marker(place, job, u) is None
+    ]
     told.inputs = sum(unit.inputs for unit in job.units)
     told.done = told.inputs - sum(unit.inputs for unit in left)
     if not left:
@@ -63,19 +67,37 @@ def estimate(folder: Path, options: extract_options.Options, settings: RunSettin
     each = probed.each
 
     def seconds(count: int) -> float:
-        return before + wall_seconds([each * unit.inputs for unit in left], count, probed.start, probed.share)
+        return before + wall_seconds(
+            [each * unit.inputs for unit in left], count, probed.start, probed.share
+        )
 
-    told.seconds, told.elsewhere, told.workers = seconds(settings.worker_count), elsewhere(settings, seconds), workers
+    told.seconds, told.elsewhere, told.workers = (
+        seconds(settings.worker_count),
+        elsewhere(settings, seconds),
+        workers,
+    )
     parts = sum(len(unit.payload["parts"]) for unit in job.units)
     sizes = store_disk(probed)
     kinds = {"locals": sizes.locals, "failures": sizes.failures}
     told.disk = {name: round(kind.total(parts, told.inputs)) for name, kind in kinds.items()}
     told.disk["bookkeeping"] = round(bookkeeping(job, {}, probed, folder, len(job.units), 0))
     told.memory_worker = probed.peaks.worker
-    held = max(unit.inputs for unit in left) - max(marker.counts.inputs for _, marker in probed.units)
+    held = max(unit.inputs for unit in left) - max(
+        marker.counts.inputs for _, marker in probed.units
+    )
     growth = round(max(0, held) * 2 * sizes.locals.each)
-    told.memory_worker, told.memory_total = probed.peaks.worker + growth, probed.peaks.total + workers * growth
-    told.probe = Probe(probed.inputs, each, spread(probed.measured), probed.start, workers, time.monotonic() - began)
+    told.memory_worker, told.memory_total = (
+        probed.peaks.worker + growth,
+        probed.peaks.total + workers * growth,
+    )
+    told.probe = Probe(
+        probed.inputs,
+        each,
+        spread(probed.measured),
+        probed.start,
+        workers,
+        time.monotonic() - began,
+    )
     return told
 
 
@@ -91,21 +113,34 @@ def _first(unit: Unit, images: int, number: int) -> Unit:
 
 
 def of_retry(job: Job, settings: RunSettings, before: float) -> Estimate:
-    """The estimate of a retry, from what the store's own images took: what fails again takes less."""
+    """The estimate of a retry, from what the store's own images took: what fails again takes
+    less.
+    """
     place = Place(job.output)
     manifest = read_manifest(place)
     if manifest is None:
-        raise UserError(f"{place.url} is not finished; give the command without --retry-failed first")
+        raise UserError(
+            f"{place.url} is not finished; give the command without --retry-failed first"
+        )
     refuse_other_recipe(place, job, manifest.recipe)
-    archives = sum("archive" in unit.payload and not unit.payload.get("again") for unit in job.units)
+    archives = sum(
+        "archive" in unit.payload and not unit.payload.get("again") for unit in job.units
+    )
     listed, of_archives = retry.failed_images(Store(job.output), archives + 1)
     images = len(listed) + sum(map(len, of_archives.values()))
     each = manifest.work_seconds / max(1, manifest.counts.inputs)
     size = manifest.parts["bytes"] / max(1, manifest.counts.succeeded)
-    told = Estimate("extract", place.url, "images", images, "counted, that failed", free=free_bytes(job.output))
+    told = Estimate(
+        "extract", place.url, "images", images, "counted, that failed", free=free_bytes(job.output)
+    )
     told.disk = {"at most": round(images * size)}
     told.workers = settings.worker_count
     told.seconds = before + images * each / settings.worker_count
     told.elsewhere = elsewhere(settings, lambda count: before + images * each / count)
-    told.notes = ["no probe: time and bytes are those of the store's other images, the start of workers left out"]
+    told.notes = [
+        (
+            "no probe: time and bytes are those of the store's other images, the start of workers "
+            "left out"
+        )
+    ]
     return told

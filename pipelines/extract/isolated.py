@@ -9,7 +9,12 @@ import traceback
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pipelines.engines.processes import PARENT_VARIABLE, die_with_parent, limit_threads, thread_environment
+from pipelines.engines.processes import (
+    PARENT_VARIABLE,
+    die_with_parent,
+    limit_threads,
+    thread_environment,
+)
 from pipelines.storage.retries import Unreachable
 from schemas.errors import UserError
 
@@ -20,7 +25,8 @@ if TYPE_CHECKING:
     from pipelines.sources.item import Item
 
 
-ANSWER_SECONDS = 300.0  # an image that takes longer is given up; shorter than the driver's patience with a worker
+# an image that takes longer is given up; shorter than the driver's patience with a worker
+ANSWER_SECONDS = 300.0
 
 
 class Crashed(Exception):
@@ -33,7 +39,10 @@ class DescribingFailed(Exception):
 
 @dataclass(frozen=True)
 class _Raised:
-    """What the child raised. A user's mistake, and a place that does not answer, stay what they are."""
+    """What the child raised.
+
+    A user's mistake, and a place that does not answer, stay what they are.
+    """
 
     words: str
     kind: type[Exception] = DescribingFailed
@@ -48,7 +57,9 @@ class _Raised:
 class Isolated:
     """Describes images in a child that is started again after each crash."""
 
-    def __init__(self, options: dict[str, Any], threads: int, seconds: float = ANSWER_SECONDS) -> None:
+    def __init__(
+        self, options: dict[str, Any], threads: int, seconds: float = ANSWER_SECONDS
+    ) -> None:
         self.options, self.threads, self.seconds = options, threads, seconds
         self.process: Any = None
         self.pipe: Any = None
@@ -62,8 +73,8 @@ class Isolated:
     def describe(self, item: Item) -> Described:
         """What became of the image.
 
-        Raises Crashed where the child died, and what it raised as DescribingFailed; but a UserError, such as
-        retrying.Unreachable, as itself: it says nothing of the image.
+        Raises Crashed where the child died, and what it raised as DescribingFailed; but a
+        UserError, such as retrying.Unreachable, as itself: it says nothing of the image.
         """
         if self.process is None:
             self._start()
@@ -88,7 +99,9 @@ class Isolated:
         os.environ.update(thread_environment(self.threads))
         os.environ[PARENT_VARIABLE] = str(os.getpid())
         self.pipe, far = context.Pipe()
-        self.process = context.Process(target=_serve, args=(far, self.options, self.threads), daemon=True)
+        self.process = context.Process(
+            target=_serve, args=(far, self.options, self.threads), daemon=True
+        )
         self.process.start()
         far.close()
         try:

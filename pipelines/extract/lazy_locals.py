@@ -1,8 +1,9 @@
-"""extract --locals-for: local descriptors of the images that a shortlist names, as a layer of a finished store.
+"""extract --locals-for: local descriptors of the images that a shortlist names, as a layer of a
+finished store.
 
-Of a million images only some ten thousand are ever reranked; the others need no locals. A layer lies in
-STORE/layers/NAME, an output of its own: local/part-00017.<hash>.h5 with the rows of the store's part 17 that were asked
-for and are in no layer yet.
+Of a million images only some ten thousand are ever reranked; the others need no locals. A layer
+lies in STORE/layers/NAME, an output of its own: local/part-00017.<hash>.h5 with the rows of the
+store's part 17 that were asked for and are in no layer yet.
 """
 
 from __future__ import annotations
@@ -46,7 +47,13 @@ from schemas.plan import Job, Unit
 from schemas.row_ids import ROWS_A_PART
 
 STAGE = "locals"
-OF_THE_STORE = ("local_dtype", "max_locals", "decoding", "max_pixels", "min_side")  # a layer has its store's
+OF_THE_STORE = (
+    "local_dtype",
+    "max_locals",
+    "decoding",
+    "max_pixels",
+    "min_side",
+)  # a layer has its store's
 
 Wanted = dict[int, list[int]]  # part number -> rows, both ascending
 
@@ -57,11 +64,14 @@ def run(options: dict[str, Any], settings: RunSettings) -> Manifest:
     if job is None:
         return Store(options["out"]).manifest
     if options["retry_failed"] and read_manifest(Place(job.output)) is not None:
-        settings = replace(settings, overwrite=True)  # finished, and yet none of these has locals: all of it failed
+        settings = replace(
+            settings, overwrite=True
+        )  # finished, and yet none of these has locals: all of it failed
     manifest = run_job(job, settings)
     if manifest.counts.failed:
         print(
-            f"{STAGE:<9}  {manifest.counts.failed:,} images failed (see {job.output}/failures); once they are as they "
+            f"{STAGE:<9}  {manifest.counts.failed:,} images failed (see {job.output}/failures); "
+            f"once they are as they "
             "were, give --retry-failed too",
             file=sys.stderr,
         )
@@ -69,14 +79,17 @@ def run(options: dict[str, Any], settings: RunSettings) -> Manifest:
 
 
 def plan(options: dict[str, Any], settings: RunSettings) -> Job | None:
-    """The job of the layer; None where all images that are named have local descriptors. Raises UserError."""
+    """The job of the layer; None where all images that are named have local descriptors. Raises
+    UserError.
+    """
     from rrt_core.extractors import identity_of
 
     store = Store(options["out"])
     extractor = create(options["extractor"], **options["extractor_option"])
     if json.loads(canonical_json(identity_of(extractor))) != store.extractor:
         raise UserError(
-            f"{store.place.url} was described by {store.extractor['name']} with other settings or weights; give the "
+            f"{store.place.url} was described by {store.extractor['name']} with other settings or "
+            f"weights; give the "
             "same --extractor and --extractor-option"
         )
     _refuse_other_options(store, options, settings)
@@ -84,12 +97,17 @@ def plan(options: dict[str, Any], settings: RunSettings) -> Job | None:
     wanted = _not_there(store, named)
     images = sum(map(len, wanted.values()))
     if not images:
-        print(f"{STAGE:<9}  all {sum(map(len, named.values())):,} images have local descriptors", file=sys.stderr)
+        print(
+            f"{STAGE:<9}  all {sum(map(len, named.values())):,} images have local descriptors",
+            file=sys.stderr,
+        )
         return None
     kept = {key: store.manifest.recipe[key] for key in OF_THE_STORE}
     units = _units(store, wanted)
     globals_of = {number: store.part(number).globals.name for number in wanted}
-    layer = sha256_text(canonical_json([[number, wanted[number], globals_of[number]] for number in sorted(wanted)]))
+    layer = sha256_text(
+        canonical_json([[number, wanted[number], globals_of[number]] for number in sorted(wanted)])
+    )
     content = sha256_text(canonical_json(sorted(globals_of.values())))
     return Job(
         stage=STAGE,
@@ -110,21 +128,28 @@ def plan(options: dict[str, Any], settings: RunSettings) -> Job | None:
 
 
 def _refuse_other_options(store: Store, options: dict[str, Any], settings: RunSettings) -> None:
-    """Raise UserError for an option that is given and is not the store's: it would do nothing, or change bytes."""
+    """Raise UserError for an option that is given and is not the store's: it would do nothing, or
+    change bytes.
+    """
     from pipelines.extract.options import Options
 
     usual = {field.name: field.default for field in fields(Options)}
     recipe = store.manifest.recipe
     for name in OF_THE_STORE:
         if name not in recipe:
-            raise UserError(f"{store.place.url} was imported, so that its images are not known; describe them anew")
+            raise UserError(
+                f"{store.place.url} was imported, so that its images are not known; describe them "
+                f"anew"
+            )
         if options[name] not in (usual[name], recipe[name]):
             raise UserError(
-                f"extract: {name} is {options[name]!r}; of {store.place.url} it is {recipe[name]!r}, so leave it out"
+                f"extract: {name} is {options[name]!r}; of {store.place.url} it is "
+                f"{recipe[name]!r}, so leave it out"
             )
     if settings.threads_per_worker != recipe["threads"]:
         raise UserError(
-            f"{store.place.url} was described with {recipe['threads']} threads a worker, which change the bytes; give "
+            f"{store.place.url} was described with {recipe['threads']} threads a worker, which "
+            f"change the bytes; give "
             f"--threads-per-worker {recipe['threads']}"
         )
 
@@ -138,7 +163,9 @@ def _named(store: Store, options: dict[str, Any]) -> Wanted:
     try:
         text = Place(folder or ("/" if asked.startswith("/") else ".")).read(name).decode()
     except (FileNotFoundError, IsADirectoryError):
-        raise UserError(f"{asked}: there is neither a shortlist of 'search' nor such a file of record ids") from None
+        raise UserError(
+            f"{asked}: there is neither a shortlist of 'search' nor such a file of record ids"
+        ) from None
     except UnicodeDecodeError:
         raise UserError(f"{asked}: it is no text of record ids") from None
     ids = {line.rstrip("\r") for line in text.split("\n") if line.strip()}
@@ -151,7 +178,9 @@ def _named(store: Store, options: dict[str, Any]) -> Wanted:
         for number, listed in rows.items():
             held = store.read_ids(store.part(number)).record_ids
             there.update(held[row] for row in listed)
-        raise UserError(f"{asked}: {sorted(ids - there)[0]!r} is no described image of {store.place.url}")
+        raise UserError(
+            f"{asked}: {sorted(ids - there)[0]!r} is no described image of {store.place.url}"
+        )
     return rows
 
 
@@ -168,10 +197,16 @@ def _rows_of(store: Store, ids: set[str]) -> Wanted:
 def _of_shortlist(store: Store, url: str, options: dict[str, Any]) -> Wanted:
     """Of a gallery's store the candidates that are reranked, of the queries' store the queries."""
     manifest = require_manifest(f"{url}/shortlist", "shortlist", "search")
-    bases = [entry["base"] for entry in manifest.facts["stores"] if entry["content"] == store.manifest.content]
+    bases = [
+        entry["base"]
+        for entry in manifest.facts["stores"]
+        if entry["content"] == store.manifest.content
+    ]
     queries = manifest.inputs["queries"]["content"] == store.manifest.content
     if not bases and not queries:
-        raise UserError(f"{url}/shortlist was not made of {store.place.url} as it is now; search again")
+        raise UserError(
+            f"{url}/shortlist was not made of {store.place.url} as it is now; search again"
+        )
     names: set[str] = set()
     row_ids: set[int] = set()
     for entry in shortlist_files(url):
@@ -208,23 +243,34 @@ def _files(store: Store, part: PartFiles) -> Iterable[LocalsFile]:
 
 
 def _units(store: Store, wanted: Wanted) -> list[Unit]:
-    """A unit a part of a listing, or an archive. It holds the unit of the store's plan that made the part."""
+    """A unit a part of a listing, or an archive.
+
+    It holds the unit of the store's plan that made the part.
+    """
     parts: dict[str, list[int]] = {}
     makers: dict[str, Unit] = {}
     planned = planned_units(store.place)
-    table = pq.read_table(io.BytesIO(store.place.read("parts.parquet")), columns=["unit", "name"]).to_pylist()
+    table = pq.read_table(
+        io.BytesIO(store.place.read("parts.parquet")), columns=["unit", "name"]
+    ).to_pylist()
     unit_of = {row["name"]: row["unit"] for row in table}
     by_name = {unit.name: unit for unit in planned}
     for number in sorted(wanted):
         maker = by_name.get(unit_of[store.part(number).globals.name])
         if maker is None or not ({"archive", "start"} & maker.payload.keys()):
-            raise UserError(f"{store.place.url} was imported, so that its images are not known; describe them anew")
+            raise UserError(
+                f"{store.place.url} was imported, so that its images are not known; describe them "
+                f"anew"
+            )
         parts.setdefault(maker.name, []).append(number)
         makers[maker.name] = maker
     return [
         Unit(
             name,
-            {"maker": asdict(makers[name]), "parts": [[number, wanted[number]] for number in numbers]},
+            {
+                "maker": asdict(makers[name]),
+                "parts": [[number, wanted[number]] for number in numbers],
+            },
             sum(len(wanted[number]) for number in numbers),
         )
         for name, numbers in parts.items()
@@ -239,7 +285,9 @@ class DescribeLocals(UnitWorker):
         self.options = job.settings
         self.store = Store(job.settings["store"])
         self.describer = Describer(self.options)
-        self.rotation = read_rotation(self.store.place, self.options, self.describer.extractor.local_dim)
+        self.rotation = read_rotation(
+            self.store.place, self.options, self.describer.extractor.local_dim
+        )
 
     def do(self, unit: Unit, attempt: Attempt) -> Counts:
         """Describe the rows and hand over a file of locals, and one of failures, a part."""
@@ -258,10 +306,15 @@ class DescribeLocals(UnitWorker):
             number, row, _ = expected.pop(described.row.record_id)
             reason = ""
             if described.description:
-                kept[number].append(local_row(row, described.description, self.options, self.rotation))
+                kept[number].append(
+                    local_row(row, described.description, self.options, self.rotation)
+                )
             elif described.failure:
                 lost[number].append(described.failure)
-                failed, reason = failed + 1, f"{described.row.record_id}: {described.failure.reason}"
+                failed, reason = (
+                    failed + 1,
+                    f"{described.row.record_id}: {described.failure.reason}",
+                )
             left[number] -= 1
             if not left[number]:  # a part of an archive goes to the disk as soon as it is whole
                 self._write(attempt, number, kept.pop(number), lost.pop(number))
@@ -275,7 +328,9 @@ class DescribeLocals(UnitWorker):
         return Counts(unit.inputs, unit.inputs - failed, failed)
 
     def _rows(self, number: int, rows: Sequence[int]) -> Iterable[tuple[int, dict[str, Any]]]:
-        table = part_columns(self.store.place, self.store.part(number).globals.name, ["record_id", "sha256"])
+        table = part_columns(
+            self.store.place, self.store.part(number).globals.name, ["record_id", "sha256"]
+        )
         return zip(rows, table.take(list(rows)).to_pylist(), strict=True)
 
     def _items(self, unit: Unit, expected: dict[str, tuple[int, int, str]]) -> Iterable[Item]:
@@ -289,19 +344,27 @@ class DescribeLocals(UnitWorker):
             return
         listed = Listed(place, str(payload["source"])) if payload["listed"] else None
         url = archive_url(place, int(payload["archive"]))
-        images = ArchiveImages(url, str(payload["source"]), str(payload["prefix"]), listed, expected.keys())
+        images = ArchiveImages(
+            url, str(payload["source"]), str(payload["prefix"]), listed, expected.keys()
+        )
         for item in islice(images, len(expected)):
-            yield Item(item.reference, item.data, item.refusal, expected[item.reference.record_id][2])
+            yield Item(
+                item.reference, item.data, item.refusal, expected[item.reference.record_id][2]
+            )
 
     def _described(self, items: Iterable[Item], attempt: Attempt) -> Iterable[Any]:
         if attempt.number >= ISOLATE_FROM:
             return isolated(self.options, self.job.recipe["threads"], items)
         return batched(self.describer, items)
 
-    def _write(self, attempt: Attempt, number: int, kept: list[LocalRow], lost: list[FailureRow]) -> None:
+    def _write(
+        self, attempt: Attempt, number: int, kept: list[LocalRow], lost: list[FailureRow]
+    ) -> None:
         kept.sort(key=lambda one: one.row)
         path = attempt.path(f"part-{number:05}.h5")
-        layout = write_locals(path, kept, self.describer.extractor.local_dim, self.options, self.rotation)
+        layout = write_locals(
+            path, kept, self.describer.extractor.local_dim, self.options, self.rotation
+        )
         attempt.add(path, f"local/part-{number:05}.h5", len(kept), layout)
         path = attempt.path(f"part-{number:05}.parquet")
         failures.write_part(path, lost)

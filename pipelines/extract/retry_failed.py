@@ -1,7 +1,7 @@
 """extract --retry-failed: the failed images of a finished store once more, as further parts.
 
-What failed stays where it is; an image that succeeds now is alive in the new part. Where a retry was killed, the next
-one goes on with it.
+What failed stays where it is; an image that succeeds now is alive in the new part. Where a retry
+was killed, the next one goes on with it.
 """
 
 from __future__ import annotations
@@ -36,21 +36,26 @@ NOT_AGAIN = frozenset({"duplicate", "missing"})  # classes that no second look m
 
 
 def run(job: Job, settings: RunSettings, plan_files: Mapping[str, bytes]) -> Manifest:
-    """Describe the failed images again; `plan_files` as of `run_job`, where images lie elsewhere now.
+    """Describe the failed images again; `plan_files` as of `run_job`, where images lie elsewhere
+    now.
 
     Raises UserError where the store is not finished, and driver.JobFailed.
     """
     place = Place(job.output)
     manifest = read_manifest(place)
     if manifest is None:
-        raise UserError(f"{place.url} is not finished; give the command without --retry-failed first")
+        raise UserError(
+            f"{place.url} is not finished; give the command without --retry-failed first"
+        )
     refuse_other_recipe(place, job, manifest.recipe)
     if _under_way(place, job, manifest):
         return run_job(job, settings, plan_files, again=True)
     if not is_whole(place, manifest):  # files were lost since
         manifest = run_job(job, settings, plan_files, again=True)
     store = Store(job.output)
-    archives = [unit for unit in job.units if "archive" in unit.payload and not unit.payload.get("again")]
+    archives = [
+        unit for unit in job.units if "archive" in unit.payload and not unit.payload.get("again")
+    ]
     listed, of_archives = failed_images(store, len(archives) + 1)
     if not listed and not of_archives:
         print(f"extract    nothing failed that could be tried again: {place.url}", file=sys.stderr)
@@ -65,16 +70,20 @@ def run(job: Job, settings: RunSettings, plan_files: Mapping[str, bytes]) -> Man
 
 
 def _under_way(place: Place, job: Job, manifest: Manifest) -> bool:
-    """Whether an earlier retry was not brought to its end: a unit's files are not among those that the manifest counts.
+    """Whether an earlier retry was not brought to its end: a unit's files are not among those that
+    the manifest counts.
 
-    Of what the manifest counts nothing is known where parts.parquet is not its own: it is written first.
+    Of what the manifest counts nothing is known where parts.parquet is not its own: it is written
+        first.
     """
     parts = parts_of(place, manifest)
     made = set(parts.column("unit").to_pylist()) if parts is not None else set()
     for unit in job.units:
         if unit.payload.get("again") and unit.name not in made:
             marker = read_marker(place, job, unit)
-            if marker is None or marker.files:  # without files: the archive holds none of the images any more
+            if (
+                marker is None or marker.files
+            ):  # without files: the archive holds none of the images any more
                 return True
     return False
 
@@ -86,7 +95,9 @@ def _number(unit: Unit) -> int:
 
 
 def failed_images(store: Store, stride: int) -> tuple[list[str], dict[int, list[str]]]:
-    """Failed record ids that are alive in no part: of the listing, and of each archive (by its ordinal)."""
+    """Failed record ids that are alive in no part: of the listing, and of each archive (by its
+    ordinal).
+    """
     alive: set[str] = set()
     lost: dict[str, int] = {}
     for part in store.parts:
@@ -95,7 +106,9 @@ def failed_images(store: Store, stride: int) -> tuple[list[str], dict[int, list[
         for row in failures.read_part(io.BytesIO(store.place.read(part.failures.name))):
             if row.error_class not in NOT_AGAIN:
                 residue = part.number % stride
-                if residue != stride - 1 or row.record_id not in lost:  # an archive's own part, before a retry's
+                if (
+                    residue != stride - 1 or row.record_id not in lost
+                ):  # an archive's own part, before a retry's
                     lost[row.record_id] = residue
     for part in store.parts if lost else ():
         read = store.read_ids(part)
@@ -104,7 +117,9 @@ def failed_images(store: Store, stride: int) -> tuple[list[str], dict[int, list[
     of_archives: dict[int, list[str]] = {}
     for record_id, residue in lost.items():
         if record_id not in alive:
-            (listed if residue == stride - 1 else of_archives.setdefault(residue, [])).append(record_id)
+            (listed if residue == stride - 1 else of_archives.setdefault(residue, [])).append(
+                record_id
+            )
     return listed, of_archives
 
 
@@ -113,7 +128,9 @@ def _references(images: bytes, ids: Sequence[str]) -> list[ImageReference]:
     if not ids:
         return []
     table = pq.read_table(io.BytesIO(images))
-    found = references_of(table.filter(pc.is_in(table.column("record_id"), pa.array(ids, pa.string()))))
+    found = references_of(
+        table.filter(pc.is_in(table.column("record_id"), pa.array(ids, pa.string())))
+    )
     return list({reference.record_id: reference for reference in found}.values())
 
 
@@ -138,7 +155,13 @@ def _units(
     rows = int(job.recipe["rows_per_part"])
     for start in range(0, len(references), rows):
         ids = [reference.record_id for reference in references[start : start + rows]]
-        payload = {"part": part, "start": start, "ids": sha256_text("\n".join(ids)), "repeated": [], "again": name}
+        payload = {
+            "part": part,
+            "start": start,
+            "ids": sha256_text("\n".join(ids)),
+            "repeated": [],
+            "again": name,
+        }
         units.append(Unit(f"part-{part:05}", payload, len(ids)))
         part += stride
     for place, ordinal in enumerate(sorted(of_archives)):

@@ -1,4 +1,6 @@
-"""Units of `extract` over samples of what is to be described: listed images, and the first images of archives."""
+"""Units of `extract` over samples of what is to be described: listed images, and the first images
+of archives.
+"""
 
 from __future__ import annotations
 
@@ -45,8 +47,11 @@ class Counted:
     damaged: str = ""
 
 
-def count_images(urls: Sequence[str], sizes: Sequence[int], listed: Sequence[Listed | None]) -> Counted:
-    """Images (or of a list those that it names) of each archive; `sizes` in bytes, 0 where not known.
+def count_images(
+    urls: Sequence[str], sizes: Sequence[int], listed: Sequence[Listed | None]
+) -> Counted:
+    """Images (or of a list those that it names) of each archive; `sizes` in bytes, 0 where not
+    known.
 
     Raises UserError where an archive is not there.
     """
@@ -68,7 +73,9 @@ def count_images(urls: Sequence[str], sizes: Sequence[int], listed: Sequence[Lis
     density = images[share > 0].sum() / max(1.0, read.sum())
     mean = images[share > 0].mean() if (share > 0).any() else 0.0
     sized = np.array(sizes, float) > 0
-    rest = np.where(sized, (1 - share) * np.array(sizes, float) * density, np.where(share > 0, 0.0, mean))
+    rest = np.where(
+        sized, (1 - share) * np.array(sizes, float) * density, np.where(share > 0, 0.0, mean)
+    )
     told.images = [float(value) for value in images + np.where(partial, rest, 0.0)]
     return told
 
@@ -98,7 +105,9 @@ def wanted(entry: Entry, listed: Listed | None) -> bool:
 
 
 def first_images(url: str, count: int, listed: Listed | None) -> list[tuple[bytes, bytes]]:
-    """(path, bytes) of an archive's first images that are inputs; fewer where it holds no more or is damaged."""
+    """(path, bytes) of an archive's first images that are inputs; fewer where it holds no more or
+    is damaged.
+    """
     names: set[bytes] = set()
     found: list[tuple[bytes, bytes]] = []
     try:
@@ -117,7 +126,8 @@ def first_images(url: str, count: int, listed: Listed | None) -> list[tuple[byte
 def write_archive(path: Path, members: Sequence[tuple[bytes, bytes]]) -> Path:
     """An archive of the kind that its name tells, of these members; gives where it lies.
 
-    A zip file whose names are no UTF-8 becomes a tar, which holds any bytes; the names stay what a list says.
+    A zip file whose names are no UTF-8 becomes a tar, which holds any bytes; the names stay what a
+    list says.
     """
     if path.name.lower().endswith(".zip"):
         if not all(_is_text(name) for name, _ in members):
@@ -132,7 +142,11 @@ def write_archive(path: Path, members: Sequence[tuple[bytes, bytes]]) -> Path:
             about = tarfile.TarInfo(name.decode(errors="surrogateescape"))
             about.size = len(data)
             tar.addfile(about, io.BytesIO(data))
-    packers: dict[str, Callable[[bytes], bytes]] = {"gz": gzip.compress, "bz2": bz2.compress, "xz": lzma.compress}
+    packers: dict[str, Callable[[bytes], bytes]] = {
+        "gz": gzip.compress,
+        "bz2": bz2.compress,
+        "xz": lzma.compress,
+    }
     pack = packers.get(path.name.lower().rpartition(".")[2].replace("tgz", "gz"), bytes)
     path.write_bytes(pack(buffer.getvalue()))
     return path
@@ -148,7 +162,9 @@ def _is_text(name: bytes) -> bool:
 
 @dataclass
 class ListSample:
-    """Listed images in a seeded order, `left` being the rows of the table that are still to be described."""
+    """Listed images in a seeded order, `left` being the rows of the table that are still to be
+    described.
+    """
 
     table: pa.Table
     left: np.ndarray
@@ -158,7 +174,9 @@ class ListSample:
         self.order = np.random.default_rng(SEED).permutation(self.left)
 
     def round(self, parts: Sequence[int], images: int) -> tuple[list[Unit], dict[str, bytes]]:
-        """A unit of so many images for each part number, each image once before any comes again; the plan's table."""
+        """A unit of so many images for each part number, each image once before any comes again;
+        the plan's table.
+        """
         rows = self.order.take(range(self.taken, self.taken + len(parts) * images), mode="wrap")
         self.taken += len(rows)
         references = references_of(self.table.take(rows))
@@ -194,7 +212,13 @@ class ArchiveSample:
             path = self.folder / f"{len(self.made):05}" / str(archive["name"])
             path.parent.mkdir(parents=True)
             path = write_archive(path, members)
-            payload = {**archive, "archive": len(self.made), "bytes": path.stat().st_size, "part": part, "stride": 1}
+            payload = {
+                **archive,
+                "archive": len(self.made),
+                "bytes": path.stat().st_size,
+                "part": part,
+                "stride": 1,
+            }
             units.append(Unit(f"archive-{part:05}", {**payload, "rows": ROWS_A_PART}, 0))
             self.made.append(str(path))
         buffer = io.BytesIO()
@@ -211,6 +235,8 @@ class ArchiveSample:
 
 
 def images_a_unit(batch: int, seconds_an_image: float, wished: float, most: int) -> int:
-    """Whole batches that take the wished seconds; at least one, and not above `most` images where that is more."""
+    """Whole batches that take the wished seconds; at least one, and not above `most` images where
+    that is more.
+    """
     batches = round(wished / max(1e-9, seconds_an_image) / batch)
     return int(np.clip(batches * batch, batch, max(batch, most)))

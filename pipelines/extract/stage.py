@@ -1,4 +1,6 @@
-"""extract: images -> global descriptors (Parquet), local descriptors (HDF5) and failures, a part at a time."""
+"""extract: images -> global descriptors (Parquet), local descriptors (HDF5) and failures, a part at
+a time.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +50,9 @@ def run(options: Options, settings: RunSettings) -> Manifest:
         _refuse_other_sources(options)
         return layers.run(asdict(options), settings)
     if options.retry_failed and settings.overwrite:
-        raise UserError("extract: --retry-failed keeps what --overwrite would remove; give one of them")
+        raise UserError(
+            "extract: --retry-failed keeps what --overwrite would remove; give one of them"
+        )
     job, plan_files = plan(options, settings)
     if options.retry_failed:
         return retry.run(job, settings, plan_files)
@@ -58,38 +62,56 @@ def run(options: Options, settings: RunSettings) -> Manifest:
         _say_changes(options, job.inputs["images"]["content"])
     manifest = run_job(job, settings, plan_files)
     if not manifest.counts.inputs:
-        raise UserError(f"{_where(options)}: the archives hold no images; give others, and --overwrite")
+        raise UserError(
+            f"{_where(options)}: the archives hold no images; give others, and --overwrite"
+        )
     return manifest
 
 
 def _say_changes(options: Options, fingerprint: str) -> None:
-    """Say where the sources are no longer what the store was planned from. The plan stands: parts were made of it."""
+    """Say where the sources are no longer what the store was planned from.
+
+    The plan stands: parts were made of it.
+    """
     changed = changed_since(Place(options.out), _specs(options), fingerprint)
     if changed:
         print(
-            f"{STAGE:<9}  NOTE: {_where(options)} holds {changed}; the store stays with what it was planned for. "
+            f"{STAGE:<9}  NOTE: {_where(options)} holds {changed}; the store stays with what it "
+            f"was planned for. "
             "For what is there now give --overwrite, or another place",
             file=sys.stderr,
         )
 
 
 def _say_disk(job: Job) -> None:
-    """Say before a large job starts what it will take on the disk, at most, and where it does not fit."""
+    """Say before a large job starts what it will take on the disk, at most, and where it does not
+    fit.
+    """
     images, an_image = job.facts["images_planned"], int(job.facts["bytes_an_image"])
     expected = an_image * (images or 0)
     if images and expected < WORTH_SAYING:
         return
     place = Place(job.output)
     free = free_bytes(place.url)
-    at_most = f"{byte_text(expected)} for {images:,} images" if images else "the archives tell no number of images"
+    at_most = (
+        f"{byte_text(expected)} for {images:,} images"
+        if images
+        else "the archives tell no number of images"
+    )
     there = f"; {byte_text(free)} are free at {place.url}" if free is not None else ""
     print(f"{STAGE:<9}  at most {byte_text(an_image)} an image, {at_most}{there}", file=sys.stderr)
     if free is not None and expected > free:
-        print(f"{STAGE:<9}  WARNING: that may not fit; see --max-locals, --local-dtype, --locals none", file=sys.stderr)
+        print(
+            f"{STAGE:<9}  WARNING: that may not fit; see --max-locals, --local-dtype, --locals "
+            f"none",
+            file=sys.stderr,
+        )
 
 
 def plan(options: Options, settings: RunSettings) -> tuple[Job, dict[str, bytes]]:
-    """The job, and its plan's files where the images were listed just now: lists once, cuts them into parts."""
+    """The job, and its plan's files where the images were listed just now: lists once, cuts them
+    into parts.
+    """
     check_seconds(options, settings)
     specs = _specs(options)
     extractor = create(options.extractor, **options.extractor_option)
@@ -131,7 +153,9 @@ def plan(options: Options, settings: RunSettings) -> tuple[Job, dict[str, bytes]
             "kind": "store",
             "layer": LAYER,
             "rows_per_part": rows,
-            "bytes_a_local": local_descriptors.bytes_a_local(extractor.local_dim, options.local_dtype),
+            "bytes_a_local": local_descriptors.bytes_a_local(
+                extractor.local_dim, options.local_dtype
+            ),
             "bytes_an_image": an_image,
             "images_planned": planned.images,
         },
@@ -143,21 +167,26 @@ def plan(options: Options, settings: RunSettings) -> tuple[Job, dict[str, bytes]
 
 def _refuse_other_sources(options: Options) -> None:
     """Raise UserError where --locals-for is given images that are not those of the store's plan."""
-    given = [name for name in ("images", "list", "sources", "source", "take") if getattr(options, name)]
+    given = [
+        name for name in ("images", "list", "sources", "source", "take") if getattr(options, name)
+    ]
     if not given:
         return
     single = replace(options, ground_truth=options.ground_truth if options.take else "")
     if read_planned(Place(options.out), _specs(single)) is None:
         raise UserError(
-            f"extract: --locals-for takes the images of the store, and --{given[0]} names others; leave it out, or, "
+            f"extract: --locals-for takes the images of the store, and --{given[0]} names others; "
+            f"leave it out, or, "
             "where they lie elsewhere now, give the store's own command with the new place first"
         )
 
 
 def _units(planned: Planned, rows: int, archive_rows: int) -> list[Unit]:
-    """Parts of the listing, an open unit an archive, and one that looks for what lists name and no archive held.
+    """Parts of the listing, an open unit an archive, and one that looks for what lists name and no
+    archive held.
 
-    Part numbers are dealt in turn: one to each archive, one to all else, and so on, so that an archive may fill as many
+    Part numbers are dealt in turn: one to each archive, one to all else, and so on, so that an
+        archive may fill as many
     as it needs. Without archives they are 0, 1, 2 ...
     """
     stride = len(planned.archives) + 1
@@ -167,7 +196,12 @@ def _units(planned: Planned, rows: int, archive_rows: int) -> list[Unit]:
     for start in range(0, len(planned.ids), rows):
         ids = planned.ids[start : start + rows]
         again = [row for row in range(len(ids)) if start + row in repeated]
-        payload = {"part": number, "start": start, "ids": sha256_text("\n".join(ids)), "repeated": again}
+        payload = {
+            "part": number,
+            "start": start,
+            "ids": sha256_text("\n".join(ids)),
+            "repeated": again,
+        }
         units.append(Unit(f"part-{number:05}", payload, len(ids)))
         number += stride
     for ordinal, archive in enumerate(planned.archives):
@@ -181,7 +215,13 @@ def _units(planned: Planned, rows: int, archive_rows: int) -> list[Unit]:
         }
         units.append(Unit(f"archive-{ordinal:05}", payload, 0))
     if planned.listed:
-        payload = {"missing": planned.listed, "part": number, "stride": stride, "open": True, "last": True}
+        payload = {
+            "missing": planned.listed,
+            "part": number,
+            "stride": stride,
+            "open": True,
+            "last": True,
+        }
         units.append(Unit("missing", payload, 0))
     return units
 
@@ -200,11 +240,16 @@ def _rows_per_part(options: Options, an_image: int, images: int) -> tuple[int, i
     """(images a part of the listing, the most that fit into a part)."""
     if options.rows_per_part:
         if not 1 <= options.rows_per_part <= ROWS_A_PART:
-            raise UserError(f"extract: --rows-per-part is {options.rows_per_part}; it must lie in 1 .. {ROWS_A_PART}")
+            raise UserError(
+                f"extract: --rows-per-part is {options.rows_per_part}; it must lie in 1 .. "
+                f"{ROWS_A_PART}"
+            )
         return options.rows_per_part, options.rows_per_part
     return rows_per_part(an_image, images), rows_that_fit(an_image)
 
 
 def failure_rows(store: Place, names: Sequence[str]) -> list[FailureRow]:
     """The failures of a store's parts, in order."""
-    return [row for name in sorted(names) for row in failures.read_part(io.BytesIO(store.read(name)))]
+    return [
+        row for name in sorted(names) for row in failures.read_part(io.BytesIO(store.read(name)))
+    ]

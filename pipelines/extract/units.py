@@ -1,4 +1,6 @@
-"""The worker of `extract`: does a slice of a listing, or an archive piece by piece, and writes its parts."""
+"""The worker of `extract`: does a slice of a listing, or an archive piece by piece, and writes its
+parts.
+"""
 
 from __future__ import annotations
 
@@ -58,14 +60,18 @@ class _Differs(Exception):
 
 
 class DescribeUnit(UnitWorker):
-    """Does a unit: decodes ahead of the model, describes in batches, writes up to three files a part."""
+    """Does a unit: decodes ahead of the model, describes in batches, writes up to three files a
+    part.
+    """
 
     def __init__(self, job: Job) -> None:
         super().__init__(job)
         self.options = job.settings
         self.describer = Describer(self.options)
         self.lists: dict[str, Listed] = {}
-        self.rotation = read_rotation(Place(job.settings["out"]), self.options, self.describer.extractor.local_dim)
+        self.rotation = read_rotation(
+            Place(job.settings["out"]), self.options, self.describer.extractor.local_dim
+        )
 
     def do(self, unit: Unit, attempt: Attempt) -> Counts:
         """Describe the unit's images and hand over its files."""
@@ -87,8 +93,10 @@ class DescribeUnit(UnitWorker):
     def _archive(self, unit: Unit, attempt: Attempt) -> Counts:
         """Stream an archive, once unless pieces of a damaged copy must be taken back.
 
-        The checksum of a compressed archive comes at its end: pieces were committed before the damage was known,
-        and may hold damaged images. With a whole copy in place those that differ are dropped and made again.
+        The checksum of a compressed archive comes at its end: pieces were committed before the
+            damage was known,
+        and may hold damaged images. With a whole copy in place those that differ are dropped and
+        made again.
         """
         while True:
             try:
@@ -96,14 +104,20 @@ class DescribeUnit(UnitWorker):
             except _Differs as differs:
                 later = attempt.pieces_from(differs.piece).values()
                 whole = any(marker is not None and marker.summary["end"] for marker in later)
-                if whole or attempt.place.exists(REPAIR_RECORD):  # they were read to the end: it is another archive
+                if whole or attempt.place.exists(
+                    REPAIR_RECORD
+                ):  # they were read to the end: it is another archive
                     sentence = "holds other images than before; give --overwrite, or another place"
-                    raise UserError(f"{archive_url(attempt.place, int(unit.payload['archive']))} {sentence}") from None
+                    raise UserError(
+                        f"{archive_url(attempt.place, int(unit.payload['archive']))} {sentence}"
+                    ) from None
                 attempt.drop_pieces(differs.piece)
                 attempt.pieces.clear()
 
     def _stream(self, unit: Unit, attempt: Attempt) -> Counts:
-        """Stream an archive once; what an earlier attempt committed of it is passed over without decoding."""
+        """Stream an archive once; what an earlier attempt committed of it is passed over without
+        decoding.
+        """
         payload = unit.payload
         source, size = str(payload["source"]), int(payload["rows"])
         listed = self._listed(attempt.place, source) if payload["listed"] else None
@@ -147,15 +161,23 @@ class DescribeUnit(UnitWorker):
         """A failed row for each image that a list names and no archive held."""
         missing, counts = missing_images(attempt.place), Counts(0, 0, 0)
         for piece, references in enumerate(iter(lambda: list(islice(missing, ROWS_A_PART)), [])):
-            described = [failed(reference, "no archive holds it", "missing") for reference in references]
+            described = [
+                failed(reference, "no archive holds it", "missing") for reference in references
+            ]
             lost = [one.failure for one in described if one.failure]
             rows = Rows([one.row for one in described], [], lost)
-            self._write(attempt, int(unit.payload["part"]) + piece * int(unit.payload["stride"]), rows)
+            self._write(
+                attempt, int(unit.payload["part"]) + piece * int(unit.payload["stride"]), rows
+            )
             counts += rows.counts
         return counts
 
-    def _rows(self, items: Iterable[Item], attempt: Attempt, before: Counts, images: ArchiveImages | None) -> Rows:
-        """Describe a run of images; tells how far it is, counted from what the unit did `before`."""
+    def _rows(
+        self, items: Iterable[Item], attempt: Attempt, before: Counts, images: ArchiveImages | None
+    ) -> Rows:
+        """Describe a run of images; tells how far it is, counted from what the unit did
+        `before`.
+        """
         later = _taken_over(attempt.place, str(attempt.unit.payload.get("again") or ""))
         if attempt.number >= ISOLATE_FROM:
             stream = isolated(self.options, self.job.recipe["threads"], items)
@@ -181,7 +203,9 @@ class DescribeUnit(UnitWorker):
     def _write(self, attempt: Attempt, part: int, found: Rows) -> None:
         extractor, options, name = self.describer.extractor, self.options, f"part-{part:05}"
         path = attempt.path(f"{name}.parquet")
-        global_descriptors.write_part(path, found.rows, extractor.global_dim, options["global_dtype"])
+        global_descriptors.write_part(
+            path, found.rows, extractor.global_dim, options["global_dtype"]
+        )
         attempt.add(path, f"global/{name}.parquet", len(found.rows))
         if options["locals"] != "none":
             path = attempt.path(f"{name}.h5")
@@ -193,11 +217,14 @@ class DescribeUnit(UnitWorker):
 
 
 def _taken_over(place: Place, own: str) -> frozenset[str]:
-    """Record ids that retries have taken over from a unit of the first round, or from the retry with the images `own`.
+    """Record ids that retries have taken over from a unit of the first round, or from the retry
+    with the images `own`.
 
     Where such a unit is done again, they must not come to life in two parts.
     """
-    names = (f"plan/{name}" for name in place.names("plan") if re.fullmatch(r"retry-\d+\.parquet", name))
+    names = (
+        f"plan/{name}" for name in place.names("plan") if re.fullmatch(r"retry-\d+\.parquet", name)
+    )
     return frozenset[str]().union(*(_ids(place, name) for name in names if name > own))
 
 
@@ -218,4 +245,8 @@ def _fingerprint(rows: Iterable[tuple[str, str]]) -> str:
 
 def _ids(place: Place, name: str) -> frozenset[str]:
     """The record ids of a plan's table of images."""
-    return frozenset(pq.read_table(io.BytesIO(place.read(name)), columns=["record_id"]).column("record_id").to_pylist())
+    return frozenset(
+        pq.read_table(io.BytesIO(place.read(name)), columns=["record_id"])
+        .column("record_id")
+        .to_pylist()
+    )

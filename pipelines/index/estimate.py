@@ -1,4 +1,6 @@
-"""What `index` would take: a small training, some parts added by the stage's own workers; bytes by the key's codes."""
+"""What `index` would take: a small training, some parts added by the stage's own workers; bytes by
+the key's codes.
+"""
 
 from __future__ import annotations
 
@@ -56,16 +58,23 @@ def shape_of(key: str, dimension: int) -> Shape:
 
     empty = indexes.empty_index(key, dimension)
     inner = faiss.try_extract_index_ivf(empty)
-    fixed = len(faiss.serialize_index(empty)) + (4.0 * inner.nlist * dimension if inner is not None else 0.0)
+    fixed = len(faiss.serialize_index(empty)) + (
+        4.0 * inner.nlist * dimension if inner is not None else 0.0
+    )
     return Shape(indexes.code_bytes(empty) + 8.0, fixed)
 
 
-def _estimate(folder: Path, options: index.Options, settings: RunSettings, before: float) -> Estimate:
+def _estimate(
+    folder: Path, options: index.Options, settings: RunSettings, before: float
+) -> Estimate:
     begun = began = time.monotonic()
     stores = stores_gallery._open(options.stores)
     dimension, rows = stores[0].dimension, sum(store.manifest.counts.succeeded for store in stores)
     if not rows:
-        raise UserError(f"{', '.join(options.stores)}: no image was described, so that there is nothing to index")
+        raise UserError(
+            f"{', '.join(options.stores)}: no image was described, so that there is nothing to "
+            f"index"
+        )
     key = key_of(options, rows, dimension)
     shards = index_plan._groups(stores, options.rows_per_shard)
     files = index_plan._files(shards, rows, options.max_memory, key, dimension)
@@ -84,7 +93,12 @@ def _estimate(folder: Path, options: index.Options, settings: RunSettings, befor
         stage="index",
         output=str(folder),
         worker="",
-        recipe={"key": key, "seed": options.seed, "dimension": dimension, "threads": settings.threads_per_worker},
+        recipe={
+            "key": key,
+            "seed": options.seed,
+            "dimension": dimension,
+            "threads": settings.threads_per_worker,
+        },
         inputs={f"store-{number}": store.as_input for number, store in enumerate(stores)},
         units=(),
         settings={**asdict(options), "stores": described, "dimension": dimension, "key": key},
@@ -93,7 +107,9 @@ def _estimate(folder: Path, options: index.Options, settings: RunSettings, befor
     train_seconds, trained_bytes, peaks = 0.0, 0, Peaks()
     wanted = min(rows, options.training_rows or indexes.training_rows(key, dimension))
     if indexes.needs_training(key, dimension):
-        job, train_seconds, trained_bytes, peaks = _train(job, settings, folder, wanted, rows, key, dimension)
+        job, train_seconds, trained_bytes, peaks = _train(
+            job, settings, folder, wanted, rows, key, dimension
+        )
     groups = [(group, count) for group, count in shards]
     workers = min(settings.worker_count, len(groups))
     probed = probe(
@@ -106,7 +122,9 @@ def _estimate(folder: Path, options: index.Options, settings: RunSettings, befor
     )
     entries = {marker.files[0].rows: marker.files[0].bytes for _, marker in probed.units}
     shape = shape_of(key, dimension)
-    shape = Shape(shape.row, max(0.0, float(np.mean([size - shape.row * n for n, size in entries.items()]))))
+    shape = Shape(
+        shape.row, max(0.0, float(np.mean([size - shape.row * n for n, size in entries.items()])))
+    )
     each = probed.each
     several = len(shards) > 1
     sizes = [count * shape.row + shape.fixed for _, count in files]
@@ -119,7 +137,11 @@ def _estimate(folder: Path, options: index.Options, settings: RunSettings, befor
             total += wall_seconds([merging * size for size in sizes], count, 0.0, probed.share)
         return total
 
-    told.seconds, told.elsewhere, told.workers = seconds(settings.worker_count), elsewhere(settings, seconds), workers
+    told.seconds, told.elsewhere, told.workers = (
+        seconds(settings.worker_count),
+        elsewhere(settings, seconds),
+        workers,
+    )
     told.disk = {"search files": round(sum(sizes))}
     if several:
         told.disk["shards"] = round(rows * shape.row + len(shards) * shape.fixed)
@@ -129,11 +151,20 @@ def _estimate(folder: Path, options: index.Options, settings: RunSettings, befor
     told.disk["bookkeeping"] = 2 * beside * (1 + several + bool(trained_bytes))
     largest = max(sizes) if not several else max(sizes) + max(n for _, n in groups) * shape.row
     grown = round(max(0.0, REWRITES * (largest - max(entries.values()))))
-    grown = max(grown, round(2.0 * 4 * dimension * max(0, wanted - LEAST_TRAINED)) if trained_bytes else 0)
+    grown = max(
+        grown, round(2.0 * 4 * dimension * max(0, wanted - LEAST_TRAINED)) if trained_bytes else 0
+    )
     peaks = probed.peaks | peaks
     told.memory_worker = peaks.worker + grown
     told.memory_total = peaks.total + min(workers, len(files)) * grown
-    told.probe = Probe(probed.inputs, each, spread(probed.measured), probed.start, workers, time.monotonic() - began)
+    told.probe = Probe(
+        probed.inputs,
+        each,
+        spread(probed.measured),
+        probed.start,
+        workers,
+        time.monotonic() - began,
+    )
     if train_seconds:
         told.notes.append(f"{train_seconds:,.0f} s of it are training, reckoned from a small one")
     return told
@@ -142,7 +173,9 @@ def _estimate(folder: Path, options: index.Options, settings: RunSettings, befor
 def _train(
     job: Job, settings: RunSettings, folder: Path, wanted: int, rows: int, key: str, dimension: int
 ) -> tuple[Job, float, int, Peaks]:
-    """A small training by the real worker: (job with its result, seconds of the whole one, bytes, memory)."""
+    """A small training by the real worker: (job with its result, seconds of the whole one, bytes,
+    memory).
+    """
     import faiss
 
     inner = faiss.try_extract_index_ivf(indexes.empty_index(key, dimension))
@@ -150,11 +183,14 @@ def _train(
     small = min(wanted, max(LEAST_TRAINED, lists))
     unit = Unit("trained", {"rows": small}, small)
     output = str(folder / "trained")
-    settings = replace(settings, workers=1, overwrite=False, dry_run=False, runner="local", beam_options=())
+    settings = replace(
+        settings, workers=1, overwrite=False, dry_run=False, runner="local", beam_options=()
+    )
     begun = time.monotonic()
     with MemoryWatch() as watch:
         manifest = run_job(
-            replace(job, stage="probe", output=output, worker="index/train", units=(unit,)), settings
+            replace(job, stage="probe", output=output, worker="index/train", units=(unit,)),
+            settings,
         )
     passed, worked = time.monotonic() - begun, manifest.work_seconds
     begun = time.monotonic()
@@ -180,7 +216,9 @@ def _fill(groups: list[Any], stores: list[Any], workers: int, most: int, first: 
     for number in range(workers):
         taken: list[list[int]] = []
         count = 0
-        while not taken or (count < min(most, sum(n for _, n in groups) // workers) and len(taken) < len(parts)):
+        while not taken or (
+            count < min(most, sum(n for _, n in groups) // workers) and len(taken) < len(parts)
+        ):
             store, part = parts[at % len(parts)]
             taken.append([store, part])
             count += stores[store].part(part).globals.rows

@@ -1,4 +1,4 @@
-"""TODO: say what this file is for."""
+"""Which parts go into which shard, and which shards into which search file."""
 
 from __future__ import annotations
 

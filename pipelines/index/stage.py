@@ -1,6 +1,8 @@
-"""index: globals of one or more stores -> a trained index, shards, and the few files that `search` opens.
+"""index: globals of one or more stores -> a trained index, shards, and the few files that `search`
+opens.
 
-Three jobs: `trained/` (left out where the kind needs none), `shards/` (left out where one is enough) and
+Three jobs: `trained/` (left out where the kind needs none), `shards/` (left out where one is
+    enough) and
 `search/`. The folder's own manifest is that of `search/`.
 """
 
@@ -30,7 +32,9 @@ class Options:
 
     stores: tuple[str, ...] = option("stores of 'extract' that make the gallery, comma-separated")
     out: str = option("the index to make: a folder (path or URL)")
-    key: str = option("faiss factory key (Flat, IVF4096,PQ64x8 ...); auto: exact up to 100,000 images", "auto")
+    key: str = option(
+        "faiss factory key (Flat, IVF4096,PQ64x8 ...); auto: exact up to 100,000 images", "auto"
+    )
     seed: int = option("seed of the training sample", 0)
     training_rows: int = option("images to train on; 0 chooses by the key", 0)
     rows_per_shard: int = option("images a unit of adding", 131_072)
@@ -43,14 +47,24 @@ def run(options: Options, settings: RunSettings) -> Manifest:
     dimension = stores[0].dimension
     rows = sum(store.manifest.counts.succeeded for store in stores)
     if not rows:
-        raise UserError(f"{', '.join(options.stores)}: no image was described, so that there is nothing to index")
+        raise UserError(
+            f"{', '.join(options.stores)}: no image was described, so that there is nothing to "
+            f"index"
+        )
     key = indexes.choose_key(rows, dimension) if options.key == "auto" else options.key
-    recipe = {"key": key, "seed": options.seed, "dimension": dimension, "threads": settings.threads_per_worker}
+    recipe = {
+        "key": key,
+        "seed": options.seed,
+        "dimension": dimension,
+        "threads": settings.threads_per_worker,
+    }
     described = [{**store.as_input, "base": store.base} for store in stores]
     settings_json = {**asdict(options), "stores": described, "dimension": dimension, "key": key}
     inputs = {f"store-{number}": store.as_input for number, store in enumerate(stores)}
 
-    def job(folder: str, worker: str, units: Sequence[Unit], more: dict[str, Any], extra: dict[str, Any]) -> Job:
+    def job(
+        folder: str, worker: str, units: Sequence[Unit], more: dict[str, Any], extra: dict[str, Any]
+    ) -> Job:
         return Job(
             stage=STAGE,
             output=f"{options.out}/{folder}",
@@ -59,7 +73,13 @@ def run(options: Options, settings: RunSettings) -> Manifest:
             inputs={**inputs, **extra},
             units=tuple(units),
             settings=settings_json,
-            facts={"kind": folder, "key": key, "dimension": dimension, "rows": rows, "stores": described},
+            facts={
+                "kind": folder,
+                "key": key,
+                "dimension": dimension,
+                "rows": rows,
+                "stores": described,
+            },
             noun="images",
         )
 
@@ -80,7 +100,11 @@ def run(options: Options, settings: RunSettings) -> Manifest:
         chain["shards"] = as_input(f"{options.out}/shards", filled)
     files = _files(shards, rows, options.max_memory, key, dimension)
     units = [
-        Unit(f"search-{number:03}", {"shards": list(members), "parts": _parts_of(shards, members)}, count)
+        Unit(
+            f"search-{number:03}",
+            {"shards": list(members), "parts": _parts_of(shards, members)},
+            count,
+        )
         for number, (members, count) in enumerate(files)
     ]
     return run_job(job("search", "Merge", units, {"files": len(files)}, chain), settings)

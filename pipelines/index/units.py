@@ -1,4 +1,4 @@
-"""TODO: say what this file is for."""
+"""The unit workers of `index`: train, fill a shard, merge shards into a search file."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ from schemas.plan import Job, Unit
 
 
 class _IndexWorker(UnitWorker):
-    """What the three workers share: the stores, an index to start from, reading and writing indexes."""
+    """What the three workers share: the stores, an index to start from, reading and writing
+    indexes.
+    """
 
     def __init__(self, job: Job) -> None:
         super().__init__(job)
@@ -34,7 +36,11 @@ class _IndexWorker(UnitWorker):
     def start(self) -> Any:
         """An empty index, trained where the kind needs it."""
         trained = self.job.inputs.get("trained")
-        return self.read(trained["url"], "trained") if trained else indexes.empty_index(self.key, self.dimension)
+        return (
+            self.read(trained["url"], "trained")
+            if trained
+            else indexes.empty_index(self.key, self.dimension)
+        )
 
     def read(self, url: str, unit: str) -> Any:
         """The index that a unit of another job wrote."""
@@ -74,8 +80,14 @@ class Train(_IndexWorker):
             for part in store.parts:
                 read = store.read_global(part)
                 rows = np.flatnonzero(read.ok)
-                keys.append(indexes.sample_order([read.record_ids[row] for row in rows], self.job.settings["seed"]))
-                places.append(np.stack([np.full(len(rows), number), np.full(len(rows), part.number), rows], 1))
+                keys.append(
+                    indexes.sample_order(
+                        [read.record_ids[row] for row in rows], self.job.settings["seed"]
+                    )
+                )
+                places.append(
+                    np.stack([np.full(len(rows), number), np.full(len(rows), part.number), rows], 1)
+                )
         chosen = np.concatenate(places)[np.argsort(np.concatenate(keys), kind="stable")[:wanted]]
         chosen = chosen[np.lexsort((chosen[:, 2], chosen[:, 1], chosen[:, 0]))]
         sample = np.zeros((len(chosen), self.dimension), np.float32)
@@ -97,7 +109,9 @@ class Fill(_IndexWorker):
         index = self.start()
         self.fill(index, unit.payload["parts"], attempt)
         self.write(index, unit, attempt)
-        return Counts(unit.inputs, index.ntotal, unit.inputs - index.ntotal)  # failed rows are not indexed
+        return Counts(
+            unit.inputs, index.ntotal, unit.inputs - index.ntotal
+        )  # failed rows are not indexed
 
 
 class Merge(_IndexWorker):

@@ -1,9 +1,11 @@
-"""The commit protocol: jobs, units, attempts, markers, manifests (docs/architecture.md, "Commit protocol").
+"""The commit protocol: jobs, units, attempts, markers, manifests (docs/architecture.md, "Commit
+protocol").
 
-A stage is a chain of *jobs*; a job fills one output folder by deterministic *units*. A worker does one unit at
-a time: an `Attempt` gathers finished files, gives them their final name by content and then drops the unit's
-marker by exclusive create. The first attempt wins; a loser deletes nothing. What the markers do not name is
-rubbish; what they name is done. The driver writes the manifest when every unit has its marker.
+A stage is a chain of *jobs*; a job fills one output folder by deterministic *units*. A worker does
+one unit at a time: an `Attempt` gathers finished files, gives them their final name by content and
+then drops the unit's marker by exclusive create. The first attempt wins; a loser deletes nothing.
+What the markers do not name is rubbish; what they name is done. The driver writes the manifest when
+every unit has its marker.
 """
 
 from __future__ import annotations
@@ -62,7 +64,9 @@ class Attempt:
         *,
         plain_name: bool = False,
     ) -> None:
-        """Hand over a finished file, to be ``stem.<hash12>.suffix`` (or exactly `stem`) when the unit commits."""
+        """Hand over a finished file, to be ``stem.<hash12>.suffix`` (or exactly `stem`) when the
+        unit commits.
+        """
         self.finished.append((local_file, stem, rows, layout, plain_name))
 
     def _place_files(self) -> Iterator[FileEntry]:
@@ -78,7 +82,8 @@ class Attempt:
     def tell(self, done: int, failed: int = 0, share: float = 0.0, reason: str = "") -> None:
         """Say how far it is, for progress (at most once a second).
 
-        done, failed  inputs so far;  share  of an open unit's bytes, 0..1;  reason  of the last failure
+        done, failed  inputs so far;  share  of an open unit's bytes, 0..1;  reason  of the last
+                      failure
         """
         now = time.monotonic()
         if self.place.local and now - self._told > 1.0:
@@ -91,22 +96,32 @@ class Attempt:
                 os.replace(f"{path}.tmp", path)
 
     def read_piece(self, number: int) -> Marker | None:
-        """The marker of a piece of this unit that an earlier attempt committed, where it is valid."""
+        """The marker of a piece of this unit that an earlier attempt committed, where it is
+        valid.
+        """
         return _valid_marker(self.place, self.job, self.unit, self._piece_name(number))
 
     def pieces_from(self, first: int) -> dict[str, Marker | None]:
-        """Markers of this unit's committed pieces from the number `first` on, by name; None where one is not valid."""
+        """Markers of this unit's committed pieces from the number `first` on, by name; None where
+        one is not valid.
+        """
         found = {}
         for name in self.place.names(PIECES):
             unit, _, number = name.removesuffix(".json").rpartition(".")
             if unit == self.unit.name and number.isdecimal() and int(number) >= first:
-                found[f"{PIECES}/{name}"] = _valid_marker(self.place, self.job, self.unit, f"{PIECES}/{name}")
+                found[f"{PIECES}/{name}"] = _valid_marker(
+                    self.place, self.job, self.unit, f"{PIECES}/{name}"
+                )
         return found
 
     def drop_pieces(self, first: int) -> None:
-        """Take back the committed pieces from the number `first` on: their markers, then their files."""
+        """Take back the committed pieces from the number `first` on: their markers, then their
+        files.
+        """
         dropped = self.pieces_from(first)
-        for name in sorted(dropped, reverse=True):  # the last first: a kill leaves pieces without a gap
+        for name in sorted(
+            dropped, reverse=True
+        ):  # the last first: a kill leaves pieces without a gap
             self.place.remove(name)
         for marker in dropped.values():
             for entry in marker.files if marker else ():
@@ -117,9 +132,11 @@ class Attempt:
         self.pieces += marker.files
 
     def commit_piece(self, number: int, counts: Counts, summary: dict[str, Any]) -> None:
-        """Commit the files added since the last piece, so that they are never made again; `summary` is kept with them.
+        """Commit the files added since the last piece, so that they are never made again; `summary`
+        is kept with them.
 
-        What a unit of many pieces is spared by it when it is killed. Earlier attempts no longer count: they ended in an
+        What a unit of many pieces is spared by it when it is killed. Earlier attempts no longer
+            count: they ended in an
         earlier piece.
         """
         marker = self._marker(tuple(self._place_files()), counts, summary)
@@ -141,7 +158,9 @@ class Attempt:
         marker = self._marker((*self.pieces, *self._place_files()), counts, self.summary)
         return self._create(marker_name(self.unit), marker)
 
-    def _marker(self, files: tuple[FileEntry, ...], counts: Counts, summary: dict[str, Any]) -> Marker:
+    def _marker(
+        self, files: tuple[FileEntry, ...], counts: Counts, summary: dict[str, Any]
+    ) -> Marker:
         return Marker(
             unit=self.unit.name,
             recipe=self.job.recipe_hash,
@@ -164,7 +183,10 @@ class Attempt:
         return marker
 
     def close(self, *, failed: bool = False) -> None:
-        """End this attempt. A failed one stays written down and counts, like one whose process was killed."""
+        """End this attempt.
+
+        A failed one stays written down and counts, like one whose process was killed.
+        """
         shutil.rmtree(self.scratch, ignore_errors=True)
         if self.place.local:
             self.place.remove(f"{self.name}.progress")

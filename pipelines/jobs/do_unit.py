@@ -1,4 +1,6 @@
-"""TODO: say what this file is for."""
+"""One unit from its attempt to its marker: what every engine calls. Exceptions become files in
+`errors/`.
+"""
 
 from __future__ import annotations
 
@@ -17,12 +19,15 @@ from schemas.plan import Unit
 
 
 def do_unit(worker: UnitWorker, unit: Unit) -> bool:
-    """Do a unit from attempt to marker; an exception is written to `errors/`, not raised. True if done."""
+    """Do a unit from attempt to marker; an exception is written to `errors/`, not raised. True if
+    done.
+    """
     return begin_unit(worker, unit)()
 
 
 def begin_unit(worker: UnitWorker, unit: Unit) -> Callable[[], bool]:
-    """Do a unit's work; what is given back commits it, and may do so in a thread while the next one is begun.
+    """Do a unit's work; what is given back commits it, and may do so in a thread while the next one
+    is begun.
 
     Exceptions are written to `errors/`, here as there. The commit tells whether the unit is done.
     """
@@ -52,7 +57,9 @@ def begin_unit(worker: UnitWorker, unit: Unit) -> Callable[[], bool]:
 
 def _fail(place: Place, unit: Unit, attempt: Attempt | None, error: Exception) -> None:
     if attempt is not None:
-        with contextlib.suppress(UserError):  # a place that does not answer: its first error is what counts
+        with contextlib.suppress(
+            UserError
+        ):  # a place that does not answer: its first error is what counts
             attempt.close(failed=not _final(error, place))
     write_error(place, unit.name, error)
 
@@ -65,7 +72,9 @@ def _final(error: Exception, place: Place) -> UserError | None:
 
 
 def write_error(place: Place, unit: str, error: Exception) -> None:
-    """Write a unit's exception down for the driver: a sentence, whether a retry is of use, the traceback."""
+    """Write a unit's exception down for the driver: a sentence, whether a retry is of use, the
+    traceback.
+    """
     final = _final(error, place)
     record = {
         "unit": unit,

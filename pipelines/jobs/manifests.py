@@ -27,7 +27,9 @@ from schemas.manifest import (
 from schemas.plan import Job, Unit
 
 
-def write_manifest(place: Place, job: Job, markers: Sequence[Marker], wall_seconds: float) -> Manifest:
+def write_manifest(
+    place: Place, job: Job, markers: Sequence[Marker], wall_seconds: float
+) -> Manifest:
     """Write parts.parquet and, last, manifest.json."""
     files = [entry for marker in markers for entry in marker.files]
     buffer = BytesIO()
@@ -59,7 +61,9 @@ def write_manifest(place: Place, job: Job, markers: Sequence[Marker], wall_secon
 
 
 def counted(unit: Unit, marker: Marker) -> Counts:
-    """What a unit adds to its job's counts; one done "again" turns inputs that failed before into succeeded ones."""
+    """What a unit adds to its job's counts; one done "again" turns inputs that failed before into
+    succeeded ones.
+    """
     if unit.payload.get("again"):
         return Counts(0, marker.counts.succeeded, -marker.counts.succeeded)
     return marker.counts
@@ -72,18 +76,27 @@ def read_manifest(place: Place) -> Manifest | None:
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         return None
     except ValueError as error:
-        raise UserError(f"{place.url}/{MANIFEST_NAME} cannot be used: {error}; make it again") from error
+        raise UserError(
+            f"{place.url}/{MANIFEST_NAME} cannot be used: {error}; make it again"
+        ) from error
 
 
 def is_whole(place: Place, manifest: Manifest) -> bool:
-    """Whether all files that the manifest counts are there with their sizes. Their bytes are not read."""
+    """Whether all files that the manifest counts are there with their sizes.
+
+    Their bytes are not read.
+    """
     parts = parts_of(place, manifest)
     entries = entries_of(parts) if parts is not None else None
-    return entries is not None and place.sizes([entry.name for entry in entries]) == [entry.bytes for entry in entries]
+    return entries is not None and place.sizes([entry.name for entry in entries]) == [
+        entry.bytes for entry in entries
+    ]
 
 
 def parts_of(place: Place, manifest: Manifest) -> pa.Table | None:
-    """The table of the files that a manifest counts (schema PARTS); None where it is absent or another one."""
+    """The table of the files that a manifest counts (schema PARTS); None where it is absent or
+    another one.
+    """
     try:
         data = place.read(PARTS_NAME)
     except FileNotFoundError:

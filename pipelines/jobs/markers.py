@@ -1,4 +1,4 @@
-"""TODO: say what this file is for."""
+"""Markers of finished units: where they lie, when they are valid, what versions they record."""
 
 from __future__ import annotations
 
@@ -11,7 +11,16 @@ from pipelines.storage.place import Place
 from schemas.manifest import Marker
 from schemas.plan import Job, Unit
 
-PACKAGES = ("apache-beam", "torch", "numpy", "pyarrow", "h5py", "pillow", "opencv-python-headless", "faiss-cpu")
+PACKAGES = (
+    "apache-beam",
+    "torch",
+    "numpy",
+    "pyarrow",
+    "h5py",
+    "pillow",
+    "opencv-python-headless",
+    "faiss-cpu",
+)
 
 
 def marker_name(unit: Unit) -> str:
@@ -20,7 +29,9 @@ def marker_name(unit: Unit) -> str:
 
 
 def read_marker(place: Place, job: Job, unit: Unit) -> Marker | None:
-    """The unit's marker where it is valid: readable, of this recipe and slice, its files in place."""
+    """The unit's marker where it is valid: readable, of this recipe and slice, its files in
+    place.
+    """
     return _valid_marker(place, job, unit, marker_name(unit))
 
 

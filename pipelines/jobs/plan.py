@@ -1,4 +1,6 @@
-"""A job's plan: written once; what was made by another recipe is refused, and the sentence says what differs."""
+"""A job's plan: written once; what was made by another recipe is refused, and the sentence says
+what differs.
+"""
 
 from __future__ import annotations
 
@@ -15,17 +17,25 @@ from schemas.plan import Job, Unit
 
 
 def write_plan(place: Place, job: Job, files: Mapping[str, bytes]) -> None:
-    """Write the job's plan, and first the `files` that belong to it, unless it stands there already.
+    """Write the job's plan, and first the `files` that belong to it, unless it stands there
+    already.
 
     A plan that only grew, by units that do failed inputs again, is written anew.
-    Raises UserError where the folder holds something else: another recipe's output, or files that are not ours.
+    Raises UserError where the folder holds something else: another recipe's output, or files that
+        are not ours.
     """
-    record = {"recipe": job.identity, "recipe_hash": job.recipe_hash, "units": [unit.__dict__ for unit in job.units]}
+    record = {
+        "recipe": job.identity,
+        "recipe_hash": job.recipe_hash,
+        "units": [unit.__dict__ for unit in job.units],
+    }
     data = (json.dumps(record, sort_keys=True, indent=1) + "\n").encode()
     planned = read_plan(place)
     if planned is None:
         if place.has_files(besides=PLAN_FOLDER) and not is_ours(place):
-            raise UserError(f"{place.url} holds files of something else; give an empty or a new folder")
+            raise UserError(
+                f"{place.url} holds files of something else; give an empty or a new folder"
+            )
         _write_files(place, files)
         place.write(JOB_NAME, job.to_json().encode())
         if place.create(PLAN_NAME, data):
@@ -33,9 +43,12 @@ def write_plan(place: Place, job: Job, files: Mapping[str, bytes]) -> None:
         planned = read_plan(place) or {}
     refuse_other_recipe(place, job, planned.get("recipe"))
     units, there = json.loads(data)["units"], planned.get("units") or []
-    if there != units[: len(there)] or not all(unit["payload"].get("again") for unit in units[len(there) :]):
+    if there != units[: len(there)] or not all(
+        unit["payload"].get("again") for unit in units[len(there) :]
+    ):
         raise UserError(
-            f"{place.url} was planned for other units by the same recipe; give --overwrite or another place"
+            f"{place.url} was planned for other units by the same recipe; give --overwrite or "
+            f"another place"
         )
     _write_files(place, files)  # listed anew, with the same names: the files may have moved
     place.write(JOB_NAME, job.to_json().encode())
@@ -49,7 +62,9 @@ def _write_files(place: Place, files: Mapping[str, bytes]) -> None:
 
 
 def planned_units(place: Place) -> tuple[Unit, ...]:
-    """The units of the folder's plan; none where there is no plan. Raises UserError where it is damaged."""
+    """The units of the folder's plan; none where there is no plan. Raises UserError where it is
+    damaged.
+    """
     planned = read_plan(place)
     try:
         return tuple(Unit(**unit) for unit in planned["units"]) if planned else ()
@@ -77,7 +92,8 @@ def refuse_other_recipe(place: Place, job: Job, made_by: Any) -> None:
     changed = list(differences(made_by, json.loads(canonical_json(job.identity))))
     if changed:
         raise UserError(
-            f"{place.url} was made by another recipe ({'; '.join(changed)}); give --overwrite to make it again, "
+            f"{place.url} was made by another recipe ({'; '.join(changed)}); give --overwrite to "
+            f"make it again, "
             "or another place"
         )
 
@@ -85,16 +101,19 @@ def refuse_other_recipe(place: Place, job: Job, made_by: Any) -> None:
 def refuse_to_empty(place: Place, manifest: Manifest | None) -> None:
     """Raise UserError where --overwrite would remove what is no output of this software.
 
-    An output is known by a manifest or a plan that can be read: a folder of that name may be anybody's.
+    An output is known by a manifest or a plan that can be read: a folder of that name may be
+        anybody's.
     """
     if manifest is None and place.has_files() and not is_ours(place):
         raise UserError(
-            f"{place.url} is no output of this software, so that --overwrite does not empty it; give another place"
+            f"{place.url} is no output of this software, so that --overwrite does not empty it; "
+            f"give another place"
         )
 
 
 def is_ours(place: Place) -> bool:
-    """Whether a folder is an output of this software: it has a plan, a manifest or a marker that can be read.
+    """Whether a folder is an output of this software: it has a plan, a manifest or a marker that
+    can be read.
 
     Names alone prove nothing: anybody may have a folder "plan".
     """
@@ -107,7 +126,9 @@ def is_ours(place: Place) -> bool:
 
 
 def differences(old: Any, new: Any, name: str = "") -> Iterable[str]:
-    """What differs between two recipes, a phrase an entry; inner mappings with dotted names below `name`."""
+    """What differs between two recipes, a phrase an entry; inner mappings with dotted names below
+    `name`.
+    """
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         for key in sorted({*old, *new}):
             inner = f"{name}.{key}" if name else str(key)

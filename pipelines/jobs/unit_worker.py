@@ -1,4 +1,4 @@
-"""TODO: say what this file is for."""
+"""The contract of unit workers, and making the one that a job names."""
 
 from __future__ import annotations
 

@@ -13,15 +13,25 @@ from pipelines.stores.store import Store
 from schemas.errors import UserError
 from schemas.plan import Unit
 
-MOST_BYTES = 4_000_000_000  # of archives that are streamed for it; pictures in further ones are not shown
+MOST_BYTES = (
+    4_000_000_000  # of archives that are streamed for it; pictures in further ones are not shown
+)
 
 
 def archived_pictures(store: Store, record_ids: Collection[str]) -> Iterator[tuple[str, bytes]]:
-    """(record id, file) of those of the images that lie in local archives, as far as these are not too large."""
-    units = [unit for unit in planned_units(store.place) if "archive" in unit.payload and not unit.payload.get("again")]
+    """(record id, file) of those of the images that lie in local archives, as far as these are not
+    too large.
+    """
+    units = [
+        unit
+        for unit in planned_units(store.place)
+        if "archive" in unit.payload and not unit.payload.get("again")
+    ]
     left = MOST_BYTES
     for unit, wanted in _by_archive(store, units, record_ids):
-        with contextlib.suppress(UserError, OSError):  # damaged, changed, not to be read: the rest is not shown
+        with contextlib.suppress(
+            UserError, OSError
+        ):  # damaged, changed, not to be read: the rest is not shown
             url = archive_url(store.place, int(unit.payload["archive"]))
             size = int(unit.payload["bytes"])
             if "://" in url or not os.path.exists(url) or size > left:
@@ -35,7 +45,9 @@ def archived_pictures(store: Store, record_ids: Collection[str]) -> Iterator[tup
                     yield item.reference.record_id, item.data
 
 
-def _by_archive(store: Store, units: list[Unit], record_ids: Collection[str]) -> Iterator[tuple[Unit, frozenset[str]]]:
+def _by_archive(
+    store: Store, units: list[Unit], record_ids: Collection[str]
+) -> Iterator[tuple[Unit, frozenset[str]]]:
     """The archives' units, each with those of the records that its parts hold."""
     if not units or not record_ids:
         return
@@ -43,7 +55,9 @@ def _by_archive(store: Store, units: list[Unit], record_ids: Collection[str]) ->
     for part in store.parts:
         ordinal = part.number % (len(units) + 1)
         if ordinal < len(units):
-            wanted.setdefault(ordinal, set()).update(named.intersection(store.read_ids(part).record_ids))
+            wanted.setdefault(ordinal, set()).update(
+                named.intersection(store.read_ids(part).record_ids)
+            )
     for ordinal, found in sorted(wanted.items()):
         if found:
             yield units[ordinal], frozenset(found)

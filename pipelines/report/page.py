@@ -1,8 +1,9 @@
-"""The report as one HTML page: a pure function from prepared data to text, without files, clocks or network.
+"""The report as one HTML page: a pure function from prepared data to text, without files, clocks or
+network.
 
-The page holds all it shows (images as data, style, script), opens from disk, and forbids itself any request
-by its content policy. `templates/report.*` are its form; this file is what it may show, and the chart's
-geometry.
+The page holds all it shows (images as data, style, script), opens from disk, and forbids itself any
+request by its content policy. `templates/report.*` are its form; this file is what it may show, and
+the chart's geometry.
 """
 
 from __future__ import annotations
@@ -27,8 +28,10 @@ class ReportImage:
     """An image of the page.
 
     Attributes:
-        thumbnail_jpeg: the whole upright image, made small (200 pixels at its longest side are plenty).
-        box_in_thumbnail: (x, y, w, h) in pixels of the thumbnail, drawn on it; None for the whole image.
+        thumbnail_jpeg: the whole upright image, made small (200 pixels at its longest side are
+            plenty).
+        box_in_thumbnail: (x, y, w, h) in pixels of the thumbnail, drawn on it; None for the whole
+            image.
     """
 
     record_id: str
@@ -60,7 +63,8 @@ class QueryResult:
     """A query with its first images before and after reranking.
 
     Attributes:
-        ap_before, ap_after: average precision in [0, 1] by protocol; NaN where the query has no positive.
+        ap_before, ap_after: average precision in [0, 1] by protocol; NaN where the query has no
+            positive.
         before, after: first images of the ranking, usually ten.
     """
 
@@ -77,7 +81,8 @@ class MetricsRow:
 
     Attributes:
         name: of the ranking: "Global similarity", "Reranked", "Reranked, without label knowledge".
-        values: by protocol, then by metric ("mAP", "mP@1", ...), in [0, 1]; what is absent or NaN is a dash.
+        values: by protocol, then by metric ("mAP", "mP@1", ...), in [0, 1]; what is absent or NaN
+            is a dash.
     """
 
     name: str
@@ -98,9 +103,11 @@ class ReportData:
 
     Attributes:
         summary: a sentence or two under the title; may be empty.
-        metrics: the first line is the ranking before, the second after; differences are against the first.
+        metrics: the first line is the ranking before, the second after; differences are against the
+            first.
         queries: in the order of the ground truth.
-        made_by: protocol, models, index, software, inputs: whatever a reader needs to judge or repeat it.
+        made_by: protocol, models, index, software, inputs: whatever a reader needs to judge or
+            repeat it.
         counted: by protocol, how many of how many queries are in the means.
         lists_note: what ranking the lists of the queries are of, and what their labels mean.
     """
@@ -116,7 +123,9 @@ class ReportData:
 
 @dataclass(frozen=True)
 class _Bar:
-    """A bar of the chart in its coordinates: x in queries, y in percent of the height from the top."""
+    """A bar of the chart in its coordinates: x in queries, y in percent of the height from the
+    top.
+    """
 
     query: int
     x: int
@@ -142,12 +151,16 @@ def _change(result: QueryResult, protocol: str) -> float:
 
 
 def _chart(queries: Sequence[QueryResult], protocol: str) -> _Chart:
-    """Bars of the change of each query, the greatest loss first; changes below half a thousandth are none."""
+    """Bars of the change of each query, the greatest loss first; changes below half a thousandth
+    are none.
+    """
     changes = [(_change(result, protocol), row) for row, result in enumerate(queries)]
     defined = sorted(pair for pair in changes if not math.isnan(pair[0]))
     reach = [0.0, *(change for change, _ in defined)]
     span = max(reach) - min(reach)
-    step = next(step for step in (0.02, 0.05, 0.1, 0.2, 0.25, 0.5) if span / step <= 5 or step == 0.5)
+    step = next(
+        step for step in (0.02, 0.05, 0.1, 0.2, 0.25, 0.5) if span / step <= 5 or step == 0.5
+    )
     low = math.floor(min(reach) / step + 1e-9) * step
     high = max(math.ceil(max(reach) / step - 1e-9) * step, low + step)
 
@@ -158,7 +171,9 @@ def _chart(queries: Sequence[QueryResult], protocol: str) -> _Chart:
     for x, (change, row) in enumerate(defined):
         kind = "same" if abs(change) < 0.0005 else "gain" if change > 0 else "loss"
         top, bottom = y_of(max(change, 0.0)), y_of(min(change, 0.0))
-        bars.append(_Bar(row, x, top, round(max(bottom - top, 0.5), 3), kind))  # no change is a thin line
+        bars.append(
+            _Bar(row, x, top, round(max(bottom - top, 0.5), 3), kind)
+        )  # no change is a thin line
     values = [low + step * tick for tick in range(round((high - low) / step) + 1)]
     kinds = [bar.kind for bar in bars]
     return _Chart(
@@ -173,13 +188,17 @@ def _chart(queries: Sequence[QueryResult], protocol: str) -> _Chart:
 
 
 class _Thumbnails:
-    """Hands each distinct thumbnail to the page once; a repetition is told the first one's element id."""
+    """Hands each distinct thumbnail to the page once; a repetition is told the first one's element
+    id.
+    """
 
     def __init__(self) -> None:
         self._known: dict[bytes, str] = {}
 
     def place(self, image: ReportImage) -> dict[str, object]:
-        """Element id and data of a first occurrence, or `same`; pixel size; box in percent of the size."""
+        """Element id and data of a first occurrence, or `same`; pixel size; box in percent of the
+        size.
+        """
         with PIL.Image.open(io.BytesIO(image.thumbnail_jpeg)) as opened:
             width, height = opened.size
         placed: dict[str, object] = {"width": width, "height": height, "box": None}
@@ -191,7 +210,10 @@ class _Thumbnails:
         if digest in self._known:
             return placed | {"same": self._known[digest]}
         self._known[digest] = f"image-{len(self._known)}"
-        return placed | {"id": self._known[digest], "data": base64.b64encode(image.thumbnail_jpeg).decode()}
+        return placed | {
+            "id": self._known[digest],
+            "data": base64.b64encode(image.thumbnail_jpeg).decode(),
+        }
 
 
 def _percent(value: float | None, digits: int = 1) -> str:
@@ -210,7 +232,9 @@ def _signed(value: float, digits: int = 1) -> str:
 
 
 def _short_name(record_id: str) -> str:
-    """The file name of a record id, without its box; ids are percent-encoded, so `#` starts a box."""
+    """The file name of a record id, without its box; ids are percent-encoded, so `#` starts a
+    box.
+    """
     return record_id.rsplit("#", 1)[0].rsplit("/", 1)[-1] or record_id
 
 
@@ -235,7 +259,9 @@ def render_report(data: ReportData) -> str:
     environment.filters |= {"percent": _percent, "signed": _signed, "short_name": _short_name}
     protocols = _in_order([row.values for row in data.metrics])
     labels = {ranked.label for query in data.queries for ranked in (*query.before, *query.after)}
-    charts = [_chart(data.queries, protocol) for protocol in _in_order([q.ap_after for q in data.queries])]
+    charts = [
+        _chart(data.queries, protocol) for protocol in _in_order([q.ap_after for q in data.queries])
+    ]
     return environment.get_template("report.html.j2").render(
         data=data,
         protocols=protocols,

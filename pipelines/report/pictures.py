@@ -1,4 +1,4 @@
-"""TODO: say what this file is for."""
+"""The pictures of a report: read where the images lie, drawn small, embedded."""
 
 from __future__ import annotations
 
@@ -49,7 +49,9 @@ class Pictures:
             if part:
                 x, y, w, h = (value * factor for value in part)
                 box = (x, y, w, h)
-            picture.thumbnail((self.side, self.side), PillowImage.Resampling.LANCZOS, reducing_gap=2.0)
+            picture.thumbnail(
+                (self.side, self.side), PillowImage.Resampling.LANCZOS, reducing_gap=2.0
+            )
         except DecodeError:
             picture = PillowImage.new("RGB", (self.side, self.side * 3 // 4), (128, 128, 128))
         buffer = io.BytesIO()

@@ -1,4 +1,5 @@
-"""What made a run's results, gathered from its manifests: what a reader needs to judge or to repeat them.
+"""What made a run's results, gathered from its manifests: what a reader needs to judge or to repeat
+them.
 
 No times: the page is a function of what was made, so that the same results give the same page.
 """
@@ -14,13 +15,16 @@ from schemas.manifest import Manifest
 
 CHARACTERS_OF_A_HASH = 12
 JUNK_RULE = (
-    "Medium moves junk, Hard moves junk and easy images to the end before the first {depth} are taken; the row without "
+    "Medium moves junk, Hard moves junk and easy images to the end before the first {depth} are "
+    "taken; the row without "
     "label knowledge takes the first of the list as it is. Easy is evaluated on Medium's reranking."
 )
 
 
 def fact_groups(url: str, evaluation_url: str) -> list[FactGroup]:
-    """Groups of facts of a run folder and of the evaluation that is shown; what is absent is left out."""
+    """Groups of facts of a run folder and of the evaluation that is shown; what is absent is left
+    out.
+    """
     places = (f"{url}/shortlist", f"{url}/scores", evaluation_url)
     shortlist, scores, evaluation = (read_manifest(Place(place)) for place in places)
     groups = []
@@ -28,7 +32,9 @@ def fact_groups(url: str, evaluation_url: str) -> list[FactGroup]:
         groups.append(FactGroup("Protocol", _protocol(shortlist, scores, evaluation)))
         groups.append(FactGroup("Reranker", _reranker(scores)))
         if scores.facts.get("weights_notes"):
-            groups.append(FactGroup("What made the reranker's weights", _flat(scores.facts["weights_notes"])))
+            groups.append(
+                FactGroup("What made the reranker's weights", _flat(scores.facts["weights_notes"]))
+            )
     if evaluation and evaluation.facts.get("ensemble"):
         groups.append(FactGroup("Ensemble", _ensemble(evaluation.facts["ensemble"])))
     if shortlist:
@@ -39,18 +45,28 @@ def fact_groups(url: str, evaluation_url: str) -> list[FactGroup]:
     return groups
 
 
-def _protocol(shortlist: Manifest, scores: Manifest, evaluation: Manifest | None) -> list[tuple[str, str]]:
+def _protocol(
+    shortlist: Manifest, scores: Manifest, evaluation: Manifest | None
+) -> list[tuple[str, str]]:
     depth = int(scores.recipe["shortlist"])
     facts = [
         ("Reranked", f"the first {depth} of each query's list"),
         ("Junk rule", JUNK_RULE.format(depth=depth)),
-        ("Query crop", "queries are cropped to their boxes, at the size they have in the whole picture"),
-        ("Kept of each list", f"{int(shortlist.facts['k']):,} of {int(shortlist.facts['gallery_rows']):,} images"),
+        (
+            "Query crop",
+            "queries are cropped to their boxes, at the size they have in the whole picture",
+        ),
+        (
+            "Kept of each list",
+            f"{int(shortlist.facts['k']):,} of {int(shortlist.facts['gallery_rows']):,} images",
+        ),
     ]
     if evaluation:
         facts.append(("Ground truth", _short(evaluation.inputs["ground_truth"]["content"])))
         if evaluation.counts.failed:
-            facts.append(("Queries not described", f"{evaluation.counts.failed} (average precision 0)"))
+            facts.append(
+                ("Queries not described", f"{evaluation.counts.failed} (average precision 0)")
+            )
     return facts
 
 
@@ -73,7 +89,10 @@ def _ensemble(values: dict[str, Any]) -> list[tuple[str, str]]:
     ]
     tuned = values["tuned"]
     if tuned:
-        facts += [(f"Tuned on {name.replace('_', ' ')}", _short(entry["content"])) for name, entry in tuned.items()]
+        facts += [
+            (f"Tuned on {name.replace('_', ' ')}", _short(entry["content"]))
+            for name, entry in tuned.items()
+        ]
     else:
         facts.append(("Weights", "given by hand"))
     return facts
@@ -102,7 +121,10 @@ def _stores(shortlist: Manifest) -> dict[str, Manifest]:
 def _store(manifest: Manifest) -> list[tuple[str, str]]:
     extractor, counts = manifest.recipe["extractor"], manifest.counts
     return [
-        ("Images", f"{counts.inputs:,} = {counts.succeeded:,} described + {counts.failed:,} failed"),
+        (
+            "Images",
+            f"{counts.inputs:,} = {counts.succeeded:,} described + {counts.failed:,} failed",
+        ),
         ("Extractor", f"{extractor['name']}, revision {extractor['revision']}"),
         ("Weights SHA-256", _short(extractor["weights_sha256"]) or "none"),
         ("Descriptors", f"global {extractor['global_dim']}-D, local {extractor['local_dim']}-D"),

@@ -22,10 +22,14 @@ SHOWN = 10  # of each list
 MEASURES = ("mAP", "mP@1", "mP@5", "mP@10")
 LABELS_OF = "medium"  # the protocol whose labels frame the lists
 LISTS_NOTE = (
-    "Before: the order of the global descriptors. After: reranked as a user without labels would see it, so that junk "
-    "stands where it falls. Frames by the Medium protocol: easy and hard images are right, junk counts neither way."
+    "Before: the order of the global descriptors. After: reranked as a user without labels would "
+    "see it, so that junk "
+    "stands where it falls. Frames by the Medium protocol: easy and hard images are right, junk "
+    "counts neither way."
 )
-LISTS_NOTE_WITHOUT_TRUTH = "Before: the order of the global descriptors. After: reranked. There is no ground truth."
+LISTS_NOTE_WITHOUT_TRUTH = (
+    "Before: the order of the global descriptors. After: reranked. There is no ground truth."
+)
 
 
 @dataclass(frozen=True)
@@ -34,10 +38,14 @@ class Options:
 
     out: str = option("run folder that holds the rankings; the report is made below it")
     ground_truth: str = option("ground-truth file, where known", "")
-    ensemble: tuple[str, ...] = option("show the rows of this ensemble too, as given to evaluate", ())
+    ensemble: tuple[str, ...] = option(
+        "show the rows of this ensemble too, as given to evaluate", ()
+    )
     title: str = option("title of the page", "Retrieval report")
     thumbnail: int = option("longest side of the pictures, pixels", 180)
-    max_queries: int = option("queries shown; of more, those whose average precision changed most", 150)
+    max_queries: int = option(
+        "queries shown; of more, those whose average precision changed most", 150
+    )
 
 
 def run(options: Options, settings: RunSettings) -> Manifest:
@@ -50,12 +58,19 @@ def run(options: Options, settings: RunSettings) -> Manifest:
     }
     if options.ground_truth:
         place = evaluation_place(options.out, options.ensemble)
-        command = f"evaluate --ensemble {','.join(options.ensemble)}" if options.ensemble else "evaluate"
+        command = (
+            f"evaluate --ensemble {','.join(options.ensemble)}" if options.ensemble else "evaluate"
+        )
         inputs["evaluation"] = as_input(place, require_manifest(place, "evaluation", command))
         inputs["ground_truth"] = truth_input(options.ground_truth)
     elif options.ensemble:
         raise UserError("report: --ensemble shows rows of an evaluation; give --ground-truth too")
-    recipe = {"thumbnail": options.thumbnail, "max_queries": options.max_queries, "title": options.title, "page": 1}
+    recipe = {
+        "thumbnail": options.thumbnail,
+        "max_queries": options.max_queries,
+        "title": options.title,
+        "page": 1,
+    }
     return run_job(
         Job(
             stage=STAGE,

@@ -1,4 +1,4 @@
-"""TODO: say what this file is for."""
+"""The unit worker of `report`: gathers lists and pictures, and writes the page."""
 
 from __future__ import annotations
 
@@ -16,7 +16,14 @@ from pipelines.jobs.attempt import Attempt
 from pipelines.jobs.manifests import require_manifest
 from pipelines.jobs.unit_worker import UnitWorker
 from pipelines.report.archived import archived_pictures
-from pipelines.report.page import Label, MetricsRow, QueryResult, RankedImage, ReportData, render_report
+from pipelines.report.page import (
+    Label,
+    MetricsRow,
+    QueryResult,
+    RankedImage,
+    ReportData,
+    render_report,
+)
 from pipelines.report.pictures import Pictures
 from pipelines.report.provenance import fact_groups
 from pipelines.report.stage import LABELS_OF, LISTS_NOTE, LISTS_NOTE_WITHOUT_TRUTH, MEASURES, SHOWN
@@ -42,7 +49,9 @@ class MakeReport(UnitWorker):
         """Write report.html."""
         options = self.job.settings
         url = options["out"]
-        before = dict(item for entry in shortlist_files(url) for item in read_shortlist_part(url, entry.name))
+        before = dict(
+            item for entry in shortlist_files(url) for item in read_shortlist_part(url, entry.name)
+        )
         after = dict(read_ranking(url, DEPLOY))
         precisions = self._precisions(url)
         shown = self._shown(list(before), precisions)
@@ -51,7 +60,9 @@ class MakeReport(UnitWorker):
         pictures = self._pictures(shown, before, after, manifest)
         queries = []
         for number, name in enumerate(shown):
-            queries.append(self._query(name, before[name], after[name], precisions, truth, pictures))
+            queries.append(
+                self._query(name, before[name], after[name], precisions, truth, pictures)
+            )
             attempt.tell(number + 1)
         data = ReportData(
             title=options["title"],
@@ -69,23 +80,33 @@ class MakeReport(UnitWorker):
         return Counts(unit.inputs, unit.inputs)
 
     def _truth(self, before: Lists) -> Truth:
-        gallery = {name for rows in before.values() for name in rows.column("record_id").to_pylist()}
+        gallery = {
+            name for rows in before.values() for name in rows.column("record_id").to_pylist()
+        }
         return Truth(self.job.settings["ground_truth"], before, sorted(gallery))
 
     def _evaluation(self, url: str) -> str:
         return evaluation_place(url, self.job.settings["ensemble"])
 
     def _precisions(self, url: str) -> dict[str, dict[str, dict[str, float]]]:
-        """query id -> ranking -> protocol -> average precision (NaN where there are no positives)."""
+        """query id -> ranking -> protocol -> average precision (NaN where there are no
+        positives).
+        """
         found: dict[str, dict[str, dict[str, float]]] = {}
         if self.job.settings["ground_truth"]:
-            table = pq.read_table(io.BytesIO(Place(self._evaluation(url)).read("per_query.parquet")))
+            table = pq.read_table(
+                io.BytesIO(Place(self._evaluation(url)).read("per_query.parquet"))
+            )
             for row in table.to_pylist():
                 by_ranking = found.setdefault(row["query_id"], {})
-                by_ranking.setdefault(row["ranking"], {})[row["protocol"]] = row["average_precision"]
+                by_ranking.setdefault(row["ranking"], {})[row["protocol"]] = row[
+                    "average_precision"
+                ]
         return found
 
-    def _shown(self, names: Sequence[str], precisions: dict[str, dict[str, dict[str, float]]]) -> list[str]:
+    def _shown(
+        self, names: Sequence[str], precisions: dict[str, dict[str, dict[str, float]]]
+    ) -> list[str]:
         """The queries that the page shows, in the order of the run."""
         most = self.job.settings["max_queries"]
         if len(names) <= most:
@@ -94,14 +115,20 @@ class MakeReport(UnitWorker):
         def change(name: str) -> float:
             rankings = precisions.get(name, {})
             old, new = rankings.get(GLOBAL, {}), rankings.get(RERANKED, {})
-            differences = [abs(new[protocol] - old[protocol]) for protocol in new if protocol in old]
+            differences = [
+                abs(new[protocol] - old[protocol]) for protocol in new if protocol in old
+            ]
             return float(np.nansum(differences))
 
         chosen = set(sorted(names, key=lambda name: -change(name))[:most])
         return [name for name in names if name in chosen]
 
-    def _pictures(self, shown: Sequence[str], before: Lists, after: Lists, manifest: Manifest) -> Pictures:
-        """The pictures of the queries shown and of the first images of their lists; archived ones are made at once."""
+    def _pictures(
+        self, shown: Sequence[str], before: Lists, after: Lists, manifest: Manifest
+    ) -> Pictures:
+        """The pictures of the queries shown and of the first images of their lists; archived ones
+        are made at once.
+        """
         first = {
             name
             for query in shown
@@ -129,7 +156,10 @@ class MakeReport(UnitWorker):
         pictures: Pictures,
     ) -> QueryResult:
         old, new = before.column("record_id").to_pylist(), after.column("record_id").to_pylist()
-        places = {record: rank for rank, record in enumerate(old)}, {record: rank for rank, record in enumerate(new)}
+        places = (
+            {record: rank for rank, record in enumerate(old)},
+            {record: rank for rank, record in enumerate(new)},
+        )
         first = {*old[:SHOWN], *new[:SHOWN]}
         logits = dict(zip(new, after.column("logit").to_pylist(), strict=True))
         scores = dict(zip(old, before.column("score").to_pylist(), strict=True))
@@ -159,12 +189,20 @@ class MakeReport(UnitWorker):
             return []
         metrics = read_metrics(url, self.job.settings["ensemble"])
         rankings, values = metrics["rankings"], metrics.get("ensemble")
-        named = f" (λ\u00a0{values['lambda']:g}, γ\u00a0{values['gamma']:g}, k\u00a0{values['k']})" if values else ""
+        named = (
+            f" (λ\u00a0{values['lambda']:g}, γ\u00a0{values['gamma']:g}, k\u00a0{values['k']})"
+            if values
+            else ""
+        )
         return [
             MetricsRow(
-                TITLES[ranking].capitalize() + (named if ranking in (ENSEMBLE, ENSEMBLE_DEPLOY) else ""),
+                TITLES[ranking].capitalize()
+                + (named if ranking in (ENSEMBLE, ENSEMBLE_DEPLOY) else ""),
                 {
-                    protocol: {key: float("nan") if measures[key] is None else measures[key] for key in MEASURES}
+                    protocol: {
+                        key: float("nan") if measures[key] is None else measures[key]
+                        for key in MEASURES
+                    }
                     for protocol, measures in by_protocol.items()
                 },
             )
@@ -176,12 +214,20 @@ class MakeReport(UnitWorker):
             return {}
         metrics = read_metrics(url, self.job.settings["ensemble"])
         rows: dict[str, Any] = metrics["rankings"][GLOBAL]
-        return {protocol: (measures["counted"], metrics["queries"]) for protocol, measures in rows.items()}
+        return {
+            protocol: (measures["counted"], metrics["queries"])
+            for protocol, measures in rows.items()
+        }
 
     def _summary(self, queries: int, manifest: Manifest, shown: int) -> str:
-        text = f"{queries:,} queries against {int(manifest.facts['gallery_rows']):,} gallery images."
+        text = (
+            f"{queries:,} queries against {int(manifest.facts['gallery_rows']):,} gallery images."
+        )
         if manifest.facts["truncated"]:
-            text += f" Rankings end after {int(manifest.facts['k']):,} images: positives beyond add nothing."
+            text += (
+                f" Rankings end after {int(manifest.facts['k']):,} images: positives beyond add "
+                f"nothing."
+            )
         if shown < queries:
             text += f" Shown are the {shown:,} queries whose average precision changed most."
         return text
@@ -194,7 +240,9 @@ def label_of(truth: Truth | None, query: str, records: Iterable[str]) -> dict[st
     if truth is None or known is None:
         return dict.fromkeys(names, "unjudged")
     rule = PROTOCOLS[LABELS_OF]
-    positive, junk = (set(positions_of(known, kinds).tolist()) for kinds in (rule.positive, rule.junk))
+    positive, junk = (
+        set(positions_of(known, kinds).tolist()) for kinds in (rule.positive, rule.junk)
+    )
     return {
         name: "positive" if place in positive else "junk" if place in junk else "negative"
         for name, place in zip(names, truth.positions(names).tolist(), strict=True)

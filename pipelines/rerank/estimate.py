@@ -1,4 +1,6 @@
-"""What `rerank` would take: its pairs counted, some queries scored, rankings made up to see their size."""
+"""What `rerank` would take: its pairs counted, some queries scored, rankings made up to see their
+size.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,9 @@ MOST_UNITS = 4  # of scores that are
 
 @dataclass(frozen=True)
 class Query:
-    """A query of a part of the shortlist: its place there, the row ids that are reranked, the length of its list."""
+    """A query of a part of the shortlist: its place there, the row ids that are reranked, the
+    length of its list.
+    """
 
     part: str
     place: int
@@ -51,7 +55,9 @@ def estimate(options: rerank.Options, settings: RunSettings, before: float) -> l
         return [estimate_in(folder, options, settings, before)]
 
 
-def estimate_in(folder: Path, options: rerank.Options, settings: RunSettings, before: float) -> Estimate:
+def estimate_in(
+    folder: Path, options: rerank.Options, settings: RunSettings, before: float
+) -> Estimate:
     """As `estimate`, with a folder for the probe."""
     begun = time.monotonic()
     job = rerank.plan_scores(options, settings)
@@ -61,11 +67,23 @@ def estimate_in(folder: Path, options: rerank.Options, settings: RunSettings, be
     queries = _queries(options)
     of_unit = {unit.name: _of(unit, queries) for unit in job.units}
     there = set() if settings.overwrite else set(place.names("done"))
-    left = [u for u in job.units if f"{u.name}.json" not in there or read_marker(place, job, u) is None]
+    left = [
+        u for u in job.units if f"{u.name}.json" not in there or read_marker(place, job, u) is None
+    ]
     pairs = sum(len(query.row_ids) for query in queries)
-    told = Estimate("rerank", place.url.removesuffix("/scores"), "pairs", pairs, f"counted, {len(queries):,} queries")
+    told = Estimate(
+        "rerank",
+        place.url.removesuffix("/scores"),
+        "pairs",
+        pairs,
+        f"counted, {len(queries):,} queries",
+    )
     left_pairs = sum(len(query.row_ids) for unit in left for query in of_unit[unit.name])
-    told.done, told.free, told.workers = pairs - left_pairs, free_bytes(job.output), settings.worker_count
+    told.done, told.free, told.workers = (
+        pairs - left_pairs,
+        free_bytes(job.output),
+        settings.worker_count,
+    )
     if not left:
         told.seconds, told.elsewhere = before, elsewhere(settings, lambda _: before)
         told.notes = ["all pairs are scored"]
@@ -80,7 +98,9 @@ def estimate_in(folder: Path, options: rerank.Options, settings: RunSettings, be
     replays = len(shortlist_files(options.out)) * len(rerank.rankings_of(options))
 
     def seconds(count: int) -> float:
-        again = probed.start if probed.peaks.worker > LARGE else 0.0  # the pool ends large workers between the jobs
+        again = (
+            probed.start if probed.peaks.worker > LARGE else 0.0
+        )  # the pool ends large workers between the jobs
         last = wall_seconds([ranking_seconds / replays] * replays, count, again, probed.share)
         return before + wall_seconds(lengths, count, probed.start, probed.share) + last
 
@@ -91,12 +111,25 @@ def estimate_in(folder: Path, options: rerank.Options, settings: RunSettings, be
         "rankings": round(ranking_bytes),
         "bookkeeping": round(
             bookkeeping(job, {}, probed, folder, len(job.units), 0)
-            + bookkeeping(replace(job, units=job.units[:1] * replays), {}, probed, folder / "ranking", replays, 0)
+            + bookkeeping(
+                replace(job, units=job.units[:1] * replays),
+                {},
+                probed,
+                folder / "ranking",
+                replays,
+                0,
+            )
         ),
     }
     tokens, dimension = _tokens(job)
-    held = [len(np.unique(np.concatenate([query.row_ids for query in of_unit[unit.name]]))) for unit in left]
-    seen = [len(np.unique(np.concatenate([q.row_ids for q in _of(unit, queries)]))) for unit, _ in probed.measured]
+    held = [
+        len(np.unique(np.concatenate([query.row_ids for query in of_unit[unit.name]])))
+        for unit in left
+    ]
+    seen = [
+        len(np.unique(np.concatenate([q.row_ids for q in _of(unit, queries)])))
+        for unit, _ in probed.measured
+    ]
     growth = max(0, max(held) - max(seen)) * tokens * (4 * dimension + 13)
     told.memory_worker = probed.peaks.worker + growth
     told.memory_total = probed.peaks.total + workers * growth
@@ -120,7 +153,11 @@ def _queries(options: rerank.Options) -> list[Query]:
 
 def _of(unit: Unit, queries: Sequence[Query]) -> list[Query]:
     name, first = unit.payload["shortlist"], unit.payload["first"]
-    return [query for query in queries if query.part == name and first <= query.place < first + unit.inputs]
+    return [
+        query
+        for query in queries
+        if query.part == name and first <= query.place < first + unit.inputs
+    ]
 
 
 def _probe(
@@ -166,17 +203,23 @@ def _tokens(job: Job) -> tuple[int, int]:
 def _scores_bytes(
     job: Job, options: rerank.Options, queries: Sequence[Query], probed: Probed, folder: Path
 ) -> float:
-    """Bytes of all files of scores: some are made up with logits by chance, which no coding makes smaller."""
+    """Bytes of all files of scores: some are made up with logits by chance, which no coding makes
+    smaller.
+    """
     name = probed.measured[0][1].files[0].name
     written = pq.read_schema(probed.place.path(name))
     if written.names != SCORES.names:  # a cascade's: as dense as those of the probe
         files = [entry for _, marker in probed.units for entry in marker.files]
         pairs = sum(len(query.row_ids) for query in queries)
-        return sum(entry.bytes for entry in files) / max(1, sum(entry.rows for entry in files)) * pairs
+        return (
+            sum(entry.bytes for entry in files) / max(1, sum(entry.rows for entry in files)) * pairs
+        )
     chance, sizes, pairs = np.random.default_rng(SEED), 0, 0
     for unit in job.units[:: -(-len(job.units) // MOST_UNITS)]:
         first = unit.payload["first"]
-        shortlists = read_shortlist_part(options.out, unit.payload["shortlist"])[first : first + unit.inputs]
+        shortlists = read_shortlist_part(options.out, unit.payload["shortlist"])[
+            first : first + unit.inputs
+        ]
         truth = results_truth.truth_of(options.ground_truth, shortlists)
         tables = []
         for query, rows in shortlists:
@@ -195,7 +238,9 @@ def _scores_bytes(
 
 
 def _rankings(job: Job, options: rerank.Options, folder: Path) -> tuple[float, float]:
-    """(bytes, seconds of one worker) of all rankings: some are made by the stage's worker, from logits by chance."""
+    """(bytes, seconds of one worker) of all rankings: some are made by the stage's worker, from
+    logits by chance.
+    """
     chance, worker = np.random.default_rng(SEED), rerank_units.Replay(job)
     size, taken, rows, all_rows = 0, 0.0, 0, 0
     for entry in shortlist_files(options.out):
@@ -210,7 +255,10 @@ def _rankings(job: Job, options: rerank.Options, folder: Path) -> tuple[float, f
         for protocol in rerank.rankings_of(options):
             begun = time.monotonic()
             seen = truth if protocol != DEPLOY else None
-            tables = [worker._rank(name, listed, scores[name], seen, protocol) for name, listed in shortlists]
+            tables = [
+                worker._rank(name, listed, scores[name], seen, protocol)
+                for name, listed in shortlists
+            ]
             path = folder / "ranking.parquet"
             pq.write_table(pa.concat_tables(tables), path, compression="zstd")
             taken += time.monotonic() - begun

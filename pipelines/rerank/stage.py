@@ -1,7 +1,7 @@
 """rerank: shortlist + locals -> scores (each pair once, raw logits) -> a ranking for each protocol.
 
-The shortlists of all protocols are scored as one union; each protocol's ranking is then replayed from the
-scores without the model.
+The shortlists of all protocols are scored as one union; each protocol's ranking is then replayed
+from the scores without the model.
 """
 
 from __future__ import annotations
@@ -38,9 +38,13 @@ class Options:
     queries: str = option("store of the queries")
     out: str = option("run folder that holds the shortlist; scores and rankings are made below it")
     reranker: str = option("rrt, geometric, mutual_nn, cascade, or package.module:Class", "rrt")
-    reranker_option: dict[str, Any] = option("an option of the reranker, such as gallery_tokens=128", {})
+    reranker_option: dict[str, Any] = option(
+        "an option of the reranker, such as gallery_tokens=128", {}
+    )
     shortlist: int = option("how many of the shortlist are reranked", 100)
-    ground_truth: str = option("ground-truth file: Medium and Hard are ranked too, after their junk is removed", "")
+    ground_truth: str = option(
+        "ground-truth file: Medium and Hard are ranked too, after their junk is removed", ""
+    )
     queries_per_unit: int = option("queries a unit; 0 chooses by memory", 0)
 
 
@@ -49,7 +53,9 @@ def run(options: Options, settings: RunSettings) -> Manifest:
     job = plan_scores(options, settings)
     scores = run_job(job, settings)
     names = rankings_of(options)
-    files = {entry.name.split(".")[0]: entry.name for entry in read_entries(f"{options.out}/scores")}
+    files = {
+        entry.name.split(".")[0]: entry.name for entry in read_entries(f"{options.out}/scores")
+    }
     replays = _replay_units(job.units, names, files)
     return run_job(
         Job(
@@ -72,11 +78,17 @@ def plan_scores(options: Options, settings: RunSettings) -> Job:
     queries = Store(options.queries)
     shortlist = require_manifest(f"{options.out}/shortlist", "shortlist", "search")
     if shortlist.inputs["queries"]["content"] != queries.manifest.content:
-        raise UserError(f"{queries.place.url} is not the store that {options.out}/shortlist was made for; search again")
+        raise UserError(
+            f"{queries.place.url} is not the store that {options.out}/shortlist was made for; "
+            f"search again"
+        )
     reranker = create(options.reranker, **options.reranker_option)
     notes: dict[str, Any] = getattr(reranker, "notes", {})
     _refuse_other_descriptors(notes, queries)
-    inputs = {"shortlist": as_input(f"{options.out}/shortlist", shortlist), "queries": queries.as_input}
+    inputs = {
+        "shortlist": as_input(f"{options.out}/shortlist", shortlist),
+        "queries": queries.as_input,
+    }
     if options.ground_truth:
         inputs["ground_truth"] = truth_input(options.ground_truth)
     return Job(
@@ -102,12 +114,15 @@ def rankings_of(options: Options) -> list[str]:
 
 
 def _refuse_other_descriptors(notes: dict[str, Any], store: Store) -> None:
-    """Raise UserError where the weights say that they were trained for other descriptors than the store's."""
+    """Raise UserError where the weights say that they were trained for other descriptors than the
+    store's.
+    """
     trained, stored = notes.get("extractor"), store.extractor
     if trained and any(trained[key] != stored[key] for key in ("name", "weights_sha256")):
         raise UserError(
             f"the reranker's weights were trained for descriptors of {trained['name']} (weights "
-            f"{trained['weights_sha256'][:12]}), but {store.place.url} holds those of {stored['name']} (weights "
+            f"{trained['weights_sha256'][:12]}), but {store.place.url} holds those of "
+            f"{stored['name']} (weights "
             f"{stored['weights_sha256'][:12]}); give weights trained for these, or another reranker"
         )
 
@@ -117,22 +132,34 @@ def _protocols(options: Options) -> Sequence[str]:
 
 
 def _units(options: Options, queries: Store, tokens: int) -> list[Unit]:
-    """Runs of queries within a part of the shortlist, so few that their candidates' locals fit in memory."""
-    counts = [(entry.name, queries_in(options.out, entry.name)) for entry in shortlist_files(options.out)]
+    """Runs of queries within a part of the shortlist, so few that their candidates' locals fit in
+    memory.
+    """
+    counts = [
+        (entry.name, queries_in(options.out, entry.name)) for entry in shortlist_files(options.out)
+    ]
     size = options.queries_per_unit
     if not size:
         a_query = 1.5 * options.shortlist * tokens * (int(queries.extractor["local_dim"]) * 4 + 13)
         total = sum(count for _, count in counts)
         size = max(1, min(int(UNIT_BYTES // a_query), -(-total // BLOCKS_WISHED)))
-    slices = [(name, first, min(size, count - first)) for name, count in counts for first in range(0, count, size)]
+    slices = [
+        (name, first, min(size, count - first))
+        for name, count in counts
+        for first in range(0, count, size)
+    ]
     return [
         Unit(f"part-{number:05}", {"shortlist": name, "first": first}, count)
         for number, (name, first, count) in enumerate(slices)
     ]
 
 
-def _replay_units(scored: Sequence[Unit], protocols: Sequence[str], scores: dict[str, str]) -> list[Unit]:
-    """A unit a protocol and part of the shortlist; it names the files of scores that hold the part's queries."""
+def _replay_units(
+    scored: Sequence[Unit], protocols: Sequence[str], scores: dict[str, str]
+) -> list[Unit]:
+    """A unit a protocol and part of the shortlist; it names the files of scores that hold the
+    part's queries.
+    """
     needed: dict[str, list[str]] = {}
     queries: Counter[str] = Counter()
     for unit in scored:

@@ -1,4 +1,6 @@
-"""TODO: say what this file is for."""
+"""The unit workers of `rerank`: score pairs once, then replay each protocol's ranking from the
+logits.
+"""
 
 from __future__ import annotations
 
@@ -43,11 +45,15 @@ class ScorePairs(UnitWorker):
     def do(self, unit: Unit, attempt: Attempt) -> Counts:
         """Read the locals of the unit's pairs once, score, write."""
         first, url = unit.payload["first"], self.job.settings["out"]
-        shortlists = read_shortlist_part(url, unit.payload["shortlist"])[first : first + unit.inputs]
+        shortlists = read_shortlist_part(url, unit.payload["shortlist"])[
+            first : first + unit.inputs
+        ]
         truth = truth_of(self.job.settings["ground_truth"], shortlists)
         size = int(self.job.settings["shortlist"])
         chosen = [(name, *reranked_rows(name, rows, truth, size)) for name, rows in shortlists]
-        gallery_ids = np.unique(np.concatenate([rows.column("row_id").to_numpy() for _, rows, _ in chosen]))
+        gallery_ids = np.unique(
+            np.concatenate([rows.column("row_id").to_numpy() for _, rows, _ in chosen])
+        )
         gallery = self._read(self.locals, gallery_ids, self.gallery_tokens)
         queries = self._read_queries([name for name, _, _ in chosen])
         tables = []
@@ -64,7 +70,9 @@ class ScorePairs(UnitWorker):
             schema = SCORES
             if scores.first is not None:
                 columns["first_logit"] = scores.first
-                schema = CASCADE_SCORES.with_metadata({**CASCADE_SCORES.metadata, KEEP_KEY: str(scores.keep)})
+                schema = CASCADE_SCORES.with_metadata(
+                    {**CASCADE_SCORES.metadata, KEEP_KEY: str(scores.keep)}
+                )
             tables.append(pa.table(columns, schema=schema))
             attempt.tell(number + 1)
         table = pa.concat_tables(tables)
@@ -85,7 +93,9 @@ class ScorePairs(UnitWorker):
             read = store.read_global(part)
             for row in np.flatnonzero(read.ok):
                 where[read.record_ids[row]] = int(store.row_ids(part, np.array([row]))[0])
-        return self._read(self.queries, np.array([where[name] for name in names], np.int64), self.query_tokens)
+        return self._read(
+            self.queries, np.array([where[name] for name in names], np.int64), self.query_tokens
+        )
 
 
 class Replay(UnitWorker):
@@ -97,11 +107,16 @@ class Replay(UnitWorker):
         shortlists = read_shortlist_part(options["out"], unit.payload["shortlist"])
         scores = read_scores(options["out"], unit.payload["scores"])
         truth = truth_of(options["ground_truth"], shortlists) if protocol != DEPLOY else None
-        tables = [self._rank(name, rows, scores.get(name, NO_SCORES), truth, protocol) for name, rows in shortlists]
+        tables = [
+            self._rank(name, rows, scores.get(name, NO_SCORES), truth, protocol)
+            for name, rows in shortlists
+        ]
         table = pa.concat_tables(tables)
         path = attempt.path("ranking.parquet")
         pq.write_table(table, path, compression="zstd")
-        attempt.add(path, f"protocol={protocol}/part-{unit.payload['number']:05}.parquet", len(table))
+        attempt.add(
+            path, f"protocol={protocol}/part-{unit.payload['number']:05}.parquet", len(table)
+        )
         return Counts(unit.inputs, unit.inputs)
 
     def _rank(
@@ -111,7 +126,9 @@ class Replay(UnitWorker):
         record_ids = rows.column("record_id").to_pylist()
         ranking = truth.positions(record_ids) if truth else np.full(len(rows), -1)
         query = truth.query(name) if truth else None
-        junk: Any = positions_of(query, PROTOCOLS[protocol].junk) if query else np.zeros(0, np.int64)
+        junk: Any = (
+            positions_of(query, PROTOCOLS[protocol].junk) if query else np.zeros(0, np.int64)
+        )
         shortlist = shortlist_positions(ranking, junk, size)
         scored = np.full(len(rows), np.nan)
         scored[shortlist] = scores.logits_of([record_ids[place] for place in shortlist])

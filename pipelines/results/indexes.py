@@ -1,4 +1,4 @@
-"""TODO: say what this file is for."""
+"""Opening the search files of an index."""
 
 from __future__ import annotations
 
@@ -27,4 +27,6 @@ def read_search_file(url: str, name: str) -> Any:
     place = Place(f"{url}/search")
     if place.local:
         return faiss.read_index(place.path(name))
-    return faiss.deserialize_index(np.frombuffer(io.BytesIO(place.read(name)).getbuffer(), np.uint8))
+    return faiss.deserialize_index(
+        np.frombuffer(io.BytesIO(place.read(name)).getbuffer(), np.uint8)
+    )

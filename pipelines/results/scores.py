@@ -1,4 +1,4 @@
-"""TODO: say what this file is for."""
+"""Reading scores and rankings."""
 
 from __future__ import annotations
 
@@ -19,14 +19,17 @@ from schemas.scores import KEEP_KEY
 
 @dataclass
 class StoredScores:
-    """What is stored of one query's pairs: record id -> raw logit; of a cascade its first reranker's logits too."""
+    """What is stored of one query's pairs: record id -> raw logit; of a cascade its first
+    reranker's logits too.
+    """
 
     logit: dict[str, float]
     first: dict[str, float]
     keep: int
 
     def logits_of(self, record_ids: Sequence[str]) -> np.ndarray:
-        """float32 [n]: the logits of one list, in global order, by which it is ranked; NaN where a pair was not scored.
+        """float32 [n]: the logits of one list, in global order, by which it is ranked; NaN where a
+        pair was not scored.
 
         Those of a cascade are combined for this very list (rrt_core/rerankers/cascade.py).
         """
@@ -52,7 +55,9 @@ def read_scores(url: str, names: Sequence[str]) -> dict[str, StoredScores]:
             records = rows.column("record_id").to_pylist()
             scores.logit.update(zip(records, rows.column("logit").to_pylist(), strict=True))
             if "first_logit" in rows.column_names:
-                scores.first.update(zip(records, rows.column("first_logit").to_pylist(), strict=True))
+                scores.first.update(
+                    zip(records, rows.column("first_logit").to_pylist(), strict=True)
+                )
     return found
 
 
@@ -60,7 +65,9 @@ def read_ranking(url: str, protocol: str) -> list[tuple[str, pa.Table]]:
     """(query id, its ranking) under a protocol."""
     place = Place(f"{url}/ranking")
     names = sorted(
-        entry.name for entry in read_entries(place.url) if entry.name.startswith(f"protocol={protocol}/")
+        entry.name
+        for entry in read_entries(place.url)
+        if entry.name.startswith(f"protocol={protocol}/")
     )
     table = pa.concat_tables([pq.read_table(io.BytesIO(place.read(name))) for name in names])
     return split_by_query(table)

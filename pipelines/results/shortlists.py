@@ -1,4 +1,4 @@
-"""TODO: say what this file is for."""
+"""Reading shortlists: their files, their queries, one part."""
 
 from __future__ import annotations
 
@@ -33,6 +33,13 @@ def read_shortlist_part(url: str, name: str) -> list[tuple[str, pa.Table]]:
 def split_by_query(table: pa.Table) -> list[tuple[str, pa.Table]]:
     """(query id, its rows) of a table whose rows stand query by query."""
     ids = table.column("query_id").to_numpy(zero_copy_only=False)
-    starts = np.flatnonzero(np.concatenate([[True], ids[1:] != ids[:-1]])) if len(ids) else np.zeros(0, int)
+    starts = (
+        np.flatnonzero(np.concatenate([[True], ids[1:] != ids[:-1]]))
+        if len(ids)
+        else np.zeros(0, int)
+    )
     stops = [*starts[1:], len(ids)]
-    return [(ids[start], table.slice(start, stop - start)) for start, stop in zip(starts, stops, strict=True)]
+    return [
+        (ids[start], table.slice(start, stop - start))
+        for start, stop in zip(starts, stops, strict=True)
+    ]

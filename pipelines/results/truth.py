@@ -1,4 +1,6 @@
-"""A ground truth beside a run: which query is which, and where ranked records stand in its gallery."""
+"""A ground truth beside a run: which query is which, and where ranked records stand in its
+gallery.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ from schemas.manifest import sha256_text
 def reranked_rows(
     name: str, rows: pa.Table, truth: Truth | None, size: int
 ) -> tuple[pa.Table, list[np.ndarray]]:
-    """The rows of a query's shortlist that any protocol reranks, in global order; which of them each protocol does."""
+    """The rows of a query's shortlist that any protocol reranks, in global order; which of them
+    each protocol does.
+    """
     places = [np.arange(min(size, len(rows)))]
     query = truth.query(name) if truth else None
     if truth and query:

@@ -1,4 +1,4 @@
-"""TODO: say what this file is for."""
+"""The YAML configuration of `run`, and the options of each stage made from it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,9 @@ KNOWN = {"out", "images", "list", "sources", "ground_truth", "queries", "title",
 
 
 def read_config(path: str, changes: dict[str, Any]) -> dict[str, Any]:
-    """The configuration with changes applied; relative paths in it are relative to the working directory."""
+    """The configuration with changes applied; relative paths in it are relative to the working
+    directory.
+    """
     try:
         text = Place(path).read("").decode()
     except FileNotFoundError:
@@ -44,7 +46,9 @@ def read_config(path: str, changes: dict[str, Any]) -> dict[str, Any]:
         target[last] = value
     unknown = sorted(set(config) - KNOWN)
     if unknown:
-        raise UserError(f"{path}: there is no entry {unknown[0]!r}; known are {', '.join(sorted(KNOWN))}")
+        raise UserError(
+            f"{path}: there is no entry {unknown[0]!r}; known are {', '.join(sorted(KNOWN))}"
+        )
     return config
 
 
@@ -52,7 +56,8 @@ def read_config(path: str, changes: dict[str, Any]) -> dict[str, Any]:
 class Stages:
     """The options of all stages of a configuration, in their order.
 
-    `lazy` adds local descriptors of what is reranked, where the gallery has none; `evaluate` needs a ground truth.
+    `lazy` adds local descriptors of what is reranked, where the gallery has none; `evaluate` needs
+    a ground truth.
     """
 
     gallery: extract_options.Options
@@ -75,9 +80,13 @@ def stages_of(config: dict[str, Any], where: str) -> Stages:
     truth = str(config.get("ground_truth") or "")
     queries = config.get("queries")
     if not truth and not queries:
-        raise UserError(f"{where}: name the queries: 'ground_truth', or 'queries' (a folder of images)")
+        raise UserError(
+            f"{where}: name the queries: 'ground_truth', or 'queries' (a folder of images)"
+        )
     if truth and not images:
-        raise UserError(f"{where}: 'images' must name the folder that holds the queries of the ground truth")
+        raise UserError(
+            f"{where}: 'images' must name the folder that holds the queries of the ground truth"
+        )
 
     def stage(name: str) -> dict[str, Any]:
         value = config.get(name) or {}
@@ -91,7 +100,12 @@ def stages_of(config: dict[str, Any], where: str) -> Stages:
     judging = build(evaluate.Options, judged, f"{where}: evaluate") if truth else None
     if judging and judging.ensemble:
         read_asked(judging.ensemble)  # a mistake in it is told before hours of work
-    gallery = {**stage("extract"), "images": images or "", "out": gallery_store, "list": config.get("list") or ""}
+    gallery = {
+        **stage("extract"),
+        "images": images or "",
+        "out": gallery_store,
+        "list": config.get("list") or "",
+    }
     if sources:
         gallery.update(images="", list="", sources=sources)
     asked = {**stage("extract"), "images": queries or images, "out": query_store, "locals": "all"}
@@ -101,11 +115,21 @@ def stages_of(config: dict[str, Any], where: str) -> Stages:
         asked.update(ground_truth=truth, take="queries", images=images)
     indexed = {**stage("index"), "stores": (gallery_store,), "out": index_place}
     shortlist = int(stage("rerank").get("shortlist", 100))
-    searched = {"shortlist": shortlist, **stage("search"), "queries": query_store, "index": index_place}
+    searched = {
+        "shortlist": shortlist,
+        **stage("search"),
+        "queries": query_store,
+        "index": index_place,
+    }
     searched.update(out=run_place, ground_truth=truth)
     lazy = None
     if gallery.get("locals") == "none":
-        lazy = {**stage("extract"), "out": gallery_store, "locals_for": run_place, "ground_truth": truth}
+        lazy = {
+            **stage("extract"),
+            "out": gallery_store,
+            "locals_for": run_place,
+            "ground_truth": truth,
+        }
         lazy["shortlist"] = shortlist
     reranked = {**stage("rerank"), "queries": query_store, "out": run_place, "ground_truth": truth}
     shown = {"title": config.get("title") or Path(out).name, **stage("report"), "out": run_place}

@@ -1,4 +1,6 @@
-"""run: all stages from one YAML configuration; a stage whose output is there by the same recipe is skipped."""
+"""run: all stages from one YAML configuration; a stage whose output is there by the same recipe is
+skipped.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ class Options:
     """Options of `run`."""
 
     config: str = option("YAML configuration of all stages (see configs/)")
-    set: dict[str, Any] = option("a value in place of the configuration's, such as out=RUN or rerank.shortlist=200", {})
+    set: dict[str, Any] = option(
+        "a value in place of the configuration's, such as out=RUN or rerank.shortlist=200", {}
+    )
 
 
 def run(options: Options, settings: RunSettings) -> dict[str, Any]:

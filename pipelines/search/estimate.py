@@ -22,7 +22,10 @@ from pipelines.storage.place import Place, free_bytes
 from schemas.manifest import Manifest
 from schemas.plan import Unit
 
-FEW, MANY = 4, 32  # queries of the two measured blocks: what a block costs beside its queries is told apart
+FEW, MANY = (
+    4,
+    32,
+)  # queries of the two measured blocks: what a block costs beside its queries is told apart
 
 
 def estimate(options: search.Options, settings: RunSettings, before: float) -> list[Estimate]:
@@ -31,14 +34,19 @@ def estimate(options: search.Options, settings: RunSettings, before: float) -> l
         return [_estimate(folder, options, settings, before)]
 
 
-def _estimate(folder: Path, options: search.Options, settings: RunSettings, before: float) -> Estimate:
+def _estimate(
+    folder: Path, options: search.Options, settings: RunSettings, before: float
+) -> Estimate:
     begun = began = time.monotonic()
     planned = search.plan(options, settings)
     before += time.monotonic() - begun
     place = Place(f"{options.out}/shortlist")
     queries = sum(map(len, planned.blocks))
     told = Estimate("search", Place(options.out).url, "queries", queries, "counted")
-    told.free, told.workers = free_bytes(options.out), min(settings.worker_count, len(planned.blocks))
+    told.free, told.workers = (
+        free_bytes(options.out),
+        min(settings.worker_count, len(planned.blocks)),
+    )
     manifest = None if settings.overwrite else read_manifest(place)
     if manifest is not None:
         told.done, told.disk = queries, {"in place": manifest.parts["bytes"]}
@@ -52,10 +60,14 @@ def _estimate(folder: Path, options: search.Options, settings: RunSettings, befo
     rounds = _rounds(chosen, workers)
     fetching, candidates = 0.0, None
     if files > 1:
-        start, fetching, candidates = _candidates(planned, options, [*rounds[0], *rounds[1]], settings, folder)
+        start, fetching, candidates = _candidates(
+            planned, options, [*rounds[0], *rounds[1]], settings, folder
+        )
         before += start
     job = search.shortlist_job(planned, str(folder), candidates)
-    probed = probe(job, settings, folder / "shortlist", workers, (rounds[0], {}), lambda _: (rounds[1], {}))
+    probed = probe(
+        job, settings, folder / "shortlist", workers, (rounds[0], {}), lambda _: (rounds[1], {})
+    )
     fixed, each = _line([(len(u.payload["rows"]), m.seconds) for u, m in probed.measured])
     # Each worker opens index and stores once, for its first block.
     first = max(m.seconds - fixed - each * len(u.payload["rows"]) for u, m in probed.first)
@@ -84,7 +96,9 @@ def _rounds(chosen: list[list[int]], workers: int) -> tuple[list[Unit], list[Uni
 
     def unit(size: int) -> Unit:
         number = next(turn)
-        rows = [chosen[(number * MANY + place) % len(chosen)] for place in range(min(size, len(chosen)))]
+        rows = [
+            chosen[(number * MANY + place) % len(chosen)] for place in range(min(size, len(chosen)))
+        ]
         return Unit(f"part-{number:05}", {"rows": rows}, len(rows))
 
     first = [unit(FEW) for _ in range(workers)]
@@ -92,22 +106,36 @@ def _rounds(chosen: list[list[int]], workers: int) -> tuple[list[Unit], list[Uni
 
 
 def _candidates(
-    planned: search.Plan, options: search.Options, blocks: list[Unit], settings: RunSettings, folder: Path
+    planned: search.Plan,
+    options: search.Options,
+    blocks: list[Unit],
+    settings: RunSettings,
+    folder: Path,
 ) -> tuple[float, float, Manifest]:
-    """(start, seconds of one worker for all candidates, those of some blocks in the first search file)."""
+    """(start, seconds of one worker for all candidates, those of some blocks in the first search
+    file).
+    """
     file, files = planned.shared["files"][0], len(planned.shared["files"])
     units = tuple(
-        Unit(block.name.replace("part", "candidates-000"), {**block.payload, "file": file}, block.inputs)
+        Unit(
+            block.name.replace("part", "candidates-000"),
+            {**block.payload, "file": file},
+            block.inputs,
+        )
         for block in blocks
     )
     job = search.candidates_job(planned, options.out)
     job = replace(job, stage="probe", output=str(folder / "candidates"), units=units)
-    alone = replace(settings, workers=1, overwrite=False, dry_run=False, runner="local", beam_options=())
+    alone = replace(
+        settings, workers=1, overwrite=False, dry_run=False, runner="local", beam_options=()
+    )
     begun = time.monotonic()
     manifest = run_job(job, alone)
     start = max(0.0, time.monotonic() - begun - manifest.work_seconds)
     markers = [read_marker(Place(job.output), job, unit) for unit in units]
-    points = [(unit.inputs, marker.seconds) for unit, marker in zip(units, markers, strict=True) if marker]
+    points = [
+        (unit.inputs, marker.seconds) for unit, marker in zip(units, markers, strict=True) if marker
+    ]
     fixed, each = _line(points[1:])
     load = max(0.0, points[0][1] - fixed - each * points[0][0])
     queries = sum(map(len, planned.blocks))
@@ -126,8 +154,14 @@ def _line(points: list[tuple[int, float]]) -> tuple[float, float]:
 
 
 def _bytes(place: Place, queries: int, blocks: int) -> float:
-    """Bytes of the shortlist's parts: what a block takes beside its queries (names of the gallery), and a query."""
-    points = [(_queries(place, entry.name), float(entry.bytes)) for entry in read_entries(place.url) if entry.rows]
+    """Bytes of the shortlist's parts: what a block takes beside its queries (names of the gallery),
+    and a query.
+    """
+    points = [
+        (_queries(place, entry.name), float(entry.bytes))
+        for entry in read_entries(place.url)
+        if entry.rows
+    ]
     fixed, each = _line(points)
     return blocks * fixed + queries * each
 

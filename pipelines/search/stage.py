@@ -1,7 +1,8 @@
-"""search: query globals + index -> for each query its shortlist, rescored exactly from the stored globals.
+"""search: query globals + index -> for each query its shortlist, rescored exactly from the stored
+globals.
 
-Units are query blocks. Where the index has several search files, a first job gathers candidates (search file x
-query block) and the second merges them; with one file a block does both.
+Units are query blocks. Where the index has several search files, a first job gathers candidates
+(search file x query block) and the second merges them; with one file a block does both.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ from schemas.manifest import Manifest
 from schemas.plan import Job, Unit
 
 STAGE = "search"
-KEEP_ALL_UP_TO = 10_000  # a gallery of this size is ranked whole, so that no metric is of a truncated list
+KEEP_ALL_UP_TO = (
+    10_000  # a gallery of this size is ranked whole, so that no metric is of a truncated list
+)
 KEPT = 1_000
 
 
@@ -35,17 +38,27 @@ class Options:
     queries: str = option("store of the queries")
     index: str = option("index of the gallery")
     out: str = option("run folder; the shortlist is made below it")
-    k: int = option("candidates kept a query; 0: all of a gallery of up to 10,000, else 1,000 or what is needed", 0)
+    k: int = option(
+        "candidates kept a query; 0: all of a gallery of up to 10,000, else 1,000 or what is "
+        "needed",
+        0,
+    )
     shortlist: int = option("how many will be reranked", 100)
-    ground_truth: str = option("ground-truth file, where known: k is then held to what its protocols need", "")
+    ground_truth: str = option(
+        "ground-truth file, where known: k is then held to what its protocols need", ""
+    )
     nprobe: int = option("lists of an IVF index that are visited", 32)
-    oversample: float = option("candidates fetched from an approximate index, as a multiple of k", 2.0)
+    oversample: float = option(
+        "candidates fetched from an approximate index, as a multiple of k", 2.0
+    )
     queries_per_block: int = option("queries a unit", 1_024)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is searched: the recipe and inputs of both jobs, settings of their workers, and blocks of queries."""
+    """What is searched: the recipe and inputs of both jobs, settings of their workers, and blocks
+    of queries.
+    """
 
     recipe: dict[str, Any]
     inputs: dict[str, dict[str, str]]
@@ -60,12 +73,15 @@ def plan(options: Options, settings: RunSettings) -> Plan:
     index, files = open_search(options.index)
     if queries.extractor != index_extractor(index):
         raise UserError(
-            f"{queries.place.url} was described with other settings or weights than the gallery of {options.index}; "
+            f"{queries.place.url} was described with other settings or weights than the gallery "
+            f"of {options.index}; "
             "describe both alike"
         )
     k = choose_k(options, index)
     approximate = index.facts["key"] != "Flat"
-    fetched = min(round(k * options.oversample) if approximate else k + 16, int(index.facts["rows"]))
+    fetched = min(
+        round(k * options.oversample) if approximate else k + 16, int(index.facts["rows"])
+    )
     recipe = {"k": k, "fetched": fetched, "nprobe": options.nprobe if approximate else None}
     recipe["threads"] = settings.threads_per_worker
     inputs = {"queries": queries.as_input, "index": as_input(f"{options.index}/search", index)}
@@ -98,7 +114,10 @@ def shortlist_job(planned: Plan, out: str, candidates: Manifest | None) -> Job:
     if candidates is not None:
         inputs = {**inputs, "candidates": as_input(f"{out}/candidates", candidates)}
     k = planned.shared["k"]
-    units = [Unit(f"part-{number:05}", {"rows": rows}, len(rows)) for number, rows in enumerate(planned.blocks)]
+    units = [
+        Unit(f"part-{number:05}", {"rows": rows}, len(rows))
+        for number, rows in enumerate(planned.blocks)
+    ]
     return Job(
         stage=STAGE,
         output=f"{out}/shortlist",
@@ -135,7 +154,10 @@ def index_extractor(index: Manifest) -> dict[str, Any]:
 
 
 def choose_k(options: Options, index: Manifest) -> int:
-    """How many candidates are kept. Raises UserError where a given k is less than the protocols need."""
+    """How many candidates are kept.
+
+    Raises UserError where a given k is less than the protocols need.
+    """
     rows = int(index.facts["rows"])
     needed = options.shortlist
     if options.ground_truth:
@@ -145,7 +167,10 @@ def choose_k(options: Options, index: Manifest) -> int:
     if options.k < min(needed, rows):
         why = "the shortlist is as long"
         if options.ground_truth:
-            why = f"the shortlist of {options.shortlist} plus the largest number of easy + junk of a query"
+            why = (
+                f"the shortlist of {options.shortlist} plus the largest number of easy + junk of "
+                f"a query"
+            )
         raise UserError(f"search: --k is {options.k}, but at least {needed} must be kept ({why})")
     return min(options.k, rows)
 

@@ -1,4 +1,4 @@
-"""TODO: say what this file is for."""
+"""The unit workers of `search`: candidates from the index, then the shortlist, rescored exactly."""
 
 from __future__ import annotations
 
@@ -37,7 +37,10 @@ class FetchCandidates(UnitWorker):
     def __init__(self, job: Job) -> None:
         super().__init__(job)
         self.queries = Store(job.settings["queries"])
-        self.open: tuple[str, Any] = ("", None)  # the search file of the last unit: neighbours share it
+        self.open: tuple[str, Any] = (
+            "",
+            None,
+        )  # the search file of the last unit: neighbours share it
 
     def do(self, unit: Unit, attempt: Attempt) -> Counts:
         """Write the candidates of a block in a file."""
@@ -45,11 +48,16 @@ class FetchCandidates(UnitWorker):
         _, descriptors = read_queries(self.queries, unit.payload["rows"])
         if self.open[0] != unit.payload["file"]:
             self.open = ("", None)  # let go of one before the next is read
-            self.open = (unit.payload["file"], read_search_file(options["index"], unit.payload["file"]))
+            self.open = (
+                unit.payload["file"],
+                read_search_file(options["index"], unit.payload["file"]),
+            )
         ids = indexes.search(self.open[1], descriptors, options["fetched"], options["nprobe"])
         query, place = np.nonzero(ids >= 0)
         path = attempt.path("candidates.parquet")
-        table = pa.table({"query": query.astype(np.int32), "row_id": ids[query, place]}, schema=CANDIDATES)
+        table = pa.table(
+            {"query": query.astype(np.int32), "row_id": ids[query, place]}, schema=CANDIDATES
+        )
         pq.write_table(table, path, compression="zstd")
         attempt.add(path, f"{unit.name}.parquet", len(table))
         return Counts(unit.inputs, unit.inputs)
@@ -103,7 +111,10 @@ class MakeShortlist(UnitWorker):
             for entry in read_entries(place.url):
                 if entry.name.split(".")[0].endswith(f"-{block}"):
                     table = pq.read_table(io.BytesIO(place.read(entry.name)))
-                    query, row_id = table.column("query").to_numpy(), table.column("row_id").to_numpy()
+                    query, row_id = (
+                        table.column("query").to_numpy(),
+                        table.column("row_id").to_numpy(),
+                    )
                     for number in range(len(found)):
                         found[number].append(row_id[query == number])
         else:
@@ -117,7 +128,9 @@ class MakeShortlist(UnitWorker):
     def _rescore(
         self, queries: np.ndarray, candidates: Sequence[np.ndarray], ids: np.ndarray
     ) -> tuple[list[np.ndarray], list[str]]:
-        """Exact scores a query, and the record ids of all candidates; each gallery part is read once."""
+        """Exact scores a query, and the record ids of all candidates; each gallery part is read
+        once.
+        """
         scores = [np.zeros(len(mine), np.float32) for mine in candidates]
         record_ids = [""] * len(ids)
         for positions in self.gallery.locate(ids).values():

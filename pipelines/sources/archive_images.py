@@ -1,4 +1,6 @@
-"""The images of an archive as items to describe, in the order of its stream, each with its record id."""
+"""The images of an archive as items to describe, in the order of its stream, each with its record
+id.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,9 @@ class Listed:
         self.hashes = hashes(name.as_py() for name in names)
 
     def name(self, member: str) -> str | None:
-        """The listed name that a member's path is or ends with, the longest; None where there is none."""
+        """The listed name that a member's path is or ends with, the longest; None where there is
+        none.
+        """
         pieces = member.split("/")
         endings = ("/".join(pieces[first:]) for first in range(len(pieces)))
         return next((ending for ending in endings if holds(self.hashes, ending)), None)
@@ -59,7 +63,8 @@ def archive_url(place: Place, ordinal: int) -> str:
 class ArchiveImages:
     """Iterates over an archive's images as items.
 
-    prefix    a folder before the members' paths in record ids: the archive's name, where there are several
+    prefix    a folder before the members' paths in record ids: the archive's name, where there are
+              several
     listed    only images that the list names are inputs; they have its name in their record ids
     only      only these record ids are inputs
     position  share of the archive's bytes read so far
@@ -67,9 +72,20 @@ class ArchiveImages:
     """
 
     def __init__(
-        self, url: str, source: str, prefix: str, listed: Listed | None = None, only: Collection[str] | None = None
+        self,
+        url: str,
+        source: str,
+        prefix: str,
+        listed: Listed | None = None,
+        only: Collection[str] | None = None,
     ) -> None:
-        self.url, self.source, self.prefix, self.listed, self.only = url, source, prefix, listed, only
+        self.url, self.source, self.prefix, self.listed, self.only = (
+            url,
+            source,
+            prefix,
+            listed,
+            only,
+        )
         self.position, self.unlisted = 0.0, 0
         self._location = os.fsencode(url)
         self._stream = self._items()

@@ -1,4 +1,6 @@
-"""Images in tar and zip archives, read as a stream: nothing is unpacked, and one member at a time is in memory."""
+"""Images in tar and zip archives, read as a stream: nothing is unpacked, and one member at a time
+is in memory.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,9 @@ class Entry:
     position: float  # share of the archive's bytes read so far, 0..1; 0 where the size is unknown
     data: bytes | None  # None where it was not wanted, or refused
     reason: str = ""  # why it was refused, a sentence
-    error_class: str = ""  # unsafe_name | link | special | sparse | encrypted | too_large | unreadable
+    error_class: str = (
+        ""  # unsafe_name | link | special | sparse | encrypted | too_large | unreadable
+    )
 
 
 def is_archive(url: str) -> bool:
@@ -59,8 +63,9 @@ def path_of(url: str) -> str:
 def find_archives(pattern: str) -> list[str]:
     """The archives that a path, a glob or a range like ``revisitop1m.{1..100}.tar.gz`` names.
 
-    A range counts as it is written, with its leading zeros; a glob's matches are sorted with numbers by their value.
-    What http(s) URLs name is not looked at. Raises UserError where something is not there.
+    A range counts as it is written, with its leading zeros; a glob's matches are sorted with
+    numbers by their value. What http(s) URLs name is not looked at. Raises UserError where
+    something is not there.
     """
     if is_http(pattern):
         return [_checked(url) for url in _expanded(pattern)]
@@ -85,7 +90,9 @@ def find_archives(pattern: str) -> list[str]:
 
 def _checked(url: str) -> str:
     if not is_archive(url):
-        raise UserError(f"{url}: an archive's name must end with one of {', '.join(ARCHIVE_SUFFIXES)}")
+        raise UserError(
+            f"{url}: an archive's name must end with one of {', '.join(ARCHIVE_SUFFIXES)}"
+        )
     return url
 
 
@@ -110,7 +117,10 @@ def _matches(url: str) -> list[str]:
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
-    return [(int(piece), piece) if piece.isdecimal() else (-1, piece) for piece in re.split(r"(\d+)", name)]
+    return [
+        (int(piece), piece) if piece.isdecimal() else (-1, piece)
+        for piece in re.split(r"(\d+)", name)
+    ]
 
 
 def _expanded(pattern: str) -> list[str]:
@@ -121,7 +131,10 @@ def _expanded(pattern: str) -> list[str]:
         low, high = int(first), int(last)
         total *= abs(high - low) + 1
         if total > MOST_ARCHIVES:
-            raise UserError(f"{pattern}: it names more than {MOST_ARCHIVES:,} archives; give the range in smaller ones")
+            raise UserError(
+                f"{pattern}: it names more than {MOST_ARCHIVES:,} archives; give the range in "
+                f"smaller ones"
+            )
         # As in a shell: a 0 alone is no leading zero.
         padded = any(len(end) > 1 and end.startswith("0") for end in (first, last))
         width = max(len(first), len(last)) if padded else 0
@@ -135,7 +148,9 @@ def _expanded(pattern: str) -> list[str]:
 
 
 def archive_size(url: str) -> int:
-    """Bytes of an archive as it lies there; 0 where a server does not tell. Raises UserError where it is not there."""
+    """Bytes of an archive as it lies there; 0 where a server does not tell. Raises UserError where
+    it is not there.
+    """
     with contextlib.closing(open_bytes(url)) as source:
         return source.size or 0
 
@@ -143,14 +158,16 @@ def archive_size(url: str) -> int:
 def entries(
     url: str, wanted: Callable[[bytes], bool] | None = None, *, most_bytes: int = 1_000_000_000
 ) -> Iterator[Entry]:
-    """The images of an archive, in the order in which they lie there; the same name as often as it stands there.
+    """The images of an archive, in the order in which they lie there; the same name as often as it
+    stands there.
 
-    Files that are no images by their suffix, hidden ones and folders are passed over, as in a folder of images. What
-    is no plain file, lies outside by its name or is larger than `most_bytes` is refused: an entry with a reason.
-    `wanted` is asked once for each other entry, in order; what it does not want is passed over without a copy.
+    Files that are no images by their suffix, hidden ones and folders are passed over, as in a
+    folder of images. What is no plain file, lies outside by its name or is larger than `most_bytes`
+    is refused: an entry with a reason. `wanted` is asked once for each other entry, in order; what
+    it does not want is passed over without a copy.
 
-    Raises ArchiveDamaged after the entries before the damage; UserError where the archive is not there, changes, or
-    its place does not answer (retrying.Unreachable).
+    Raises ArchiveDamaged after the entries before the damage; UserError where the archive is not
+    there, changes, or its place does not answer (retrying.Unreachable).
     """
     with contextlib.closing(BlockFile(open_bytes(url))) as file:
         yielded = 0
@@ -162,7 +179,8 @@ def entries(
                     yielded += 1
         except Broken as error:
             raise ArchiveDamaged(
-                f"{url}: the archive is damaged or cut off: {error}; {yielded:,} images before were read; "
+                f"{url}: the archive is damaged or cut off: {error}; {yielded:,} images before "
+                f"were read; "
                 "fetch it again"
             ) from error
 
@@ -171,7 +189,10 @@ def _members(url: str, file: BlockFile) -> Iterator[Member]:
     if not path_of(url).lower().endswith(".zip"):
         return tar_members(file)
     if not file.seekable() or file.source.size is None:
-        raise UserError(f"{url}: the server sends no byte ranges, which a zip file needs; fetch it to a local disk")
+        raise UserError(
+            f"{url}: the server sends no byte ranges, which a zip file needs; fetch it to a local "
+            f"disk"
+        )
     return zip_members(file, file.source.size)
 
 

@@ -1,4 +1,6 @@
-"""A compressed stream read forward, a bounded piece at a time: gzip, bzip2 and xz, told by their first bytes."""
+"""A compressed stream read forward, a bounded piece at a time: gzip, bzip2 and xz, told by their
+first bytes.
+"""
 
 from __future__ import annotations
 
@@ -81,7 +83,9 @@ class Plain:
 
 
 class Unpacked:
-    """The unpacked stream of one compressed file, of several members where it has them; what follows is left alone."""
+    """The unpacked stream of one compressed file, of several members where it has them; what
+    follows is left alone.
+    """
 
     packed = True
 
@@ -124,7 +128,14 @@ class Unpacked:
             data, self._input = self._input, b""
             try:
                 piece = self._decoder.decompress(data, PIECE)
-            except (zlib.error, lzma.LZMAError, OSError, EOFError, ValueError, MemoryError) as error:
+            except (
+                zlib.error,
+                lzma.LZMAError,
+                OSError,
+                EOFError,
+                ValueError,
+                MemoryError,
+            ) as error:
                 raise Broken(f"its compressed data cannot be read: {error}") from error
             if piece:
                 return piece

@@ -1,4 +1,4 @@
-"""TODO: say what this file is for."""
+"""An image on its way to the describer: where it lies, or its bytes, or why it is refused."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ MOST_BYTES = 1_000_000_000  # of an image file
 
 @dataclass(frozen=True)
 class Item:
-    """An image of a unit: where it lies, its bytes where they came from a stream, or why it is not looked at."""
+    """An image of a unit: where it lies, its bytes where they came from a stream, or why it is not
+    looked at.
+    """
 
     reference: ImageReference
     data: bytes | None = None
@@ -24,7 +26,8 @@ class Item:
 
 
 def read_location(location: bytes) -> bytes:
-    """The bytes of a file by local path or URL. Raises OSError; a device or a pipe is never waited for.
+    """The bytes of a file by local path or URL. Raises OSError; a device or a pipe is never waited
+    for.
 
     Raises UserError where a remote place does not answer: no image is failed for that.
     """

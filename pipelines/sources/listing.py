@@ -1,7 +1,8 @@
-"""What is to be described: a folder, a glob, archives, an image list, or the gallery or queries of a ground truth.
+"""What is to be described: a folder, a glob, archives, an image list, or the gallery or queries of
+a ground truth.
 
-The listing is made once, by the driver, and written into the store's plan; reruns and workers read it there and
-never list again. Archives are not opened for it.
+The listing is made once, by the driver, and written into the store's plan; reruns and workers read
+it there and never list again. Archives are not opened for it.
 """
 
 from __future__ import annotations
@@ -21,14 +22,22 @@ from pipelines.sources.spec import SourceSpec, _folder_of, read_input
 from pipelines.storage.place import Place
 from schemas.errors import UserError
 from schemas.ground_truth.ground_truth import GroundTruth, load_ground_truth
-from schemas.image_list import SUFFIXES, Box, ImageReference, encode_name, make_record_id, relative_name
+from schemas.image_list import (
+    SUFFIXES,
+    Box,
+    ImageReference,
+    encode_name,
+    make_record_id,
+    relative_name,
+)
 
 NAME_COLUMNS = ("path", "name", "image", "file", "filename")
 _RELATIVE = "must be a name relative to the folder of images, without '..'"
 
 
 def list_images(spec: SourceSpec) -> list[ImageReference]:
-    """The references of a source, in the order of their record ids' UTF-8 bytes, or as the list gives them.
+    """The references of a source, in the order of their record ids' UTF-8 bytes, or as the list
+    gives them.
 
     Raises UserError where nothing is found, or a list or ground truth cannot be read.
     """
@@ -36,28 +45,49 @@ def list_images(spec: SourceSpec) -> list[ImageReference]:
     listed_on_web = place.http and bool(spec.list)  # the server need not show its folders
     if not listed_on_web and not place.is_folder():
         if place.exists():
-            raise UserError(f"{spec.images}: it is a file; give its folder, and --list for some of the images there")
+            raise UserError(
+                f"{spec.images}: it is a file; give its folder, and --list for some of the images "
+                f"there"
+            )
         raise UserError(f"{spec.images}: there is no such folder of images")
     if spec.ground_truth:
         references = list(_from_ground_truth(spec, place))
     elif spec.list:
         references = list(_from_list(spec, place))
     else:
-        references = sorted(_from_folder(spec, place), key=lambda reference: reference.record_id.encode())
+        references = sorted(
+            _from_folder(spec, place), key=lambda reference: reference.record_id.encode()
+        )
     if not references:
-        whole_folder = not (spec.list or spec.ground_truth) and _folder_of(spec.images) == spec.images
+        whole_folder = (
+            not (spec.list or spec.ground_truth) and _folder_of(spec.images) == spec.images
+        )
         if whole_folder and any(map(is_archive, place.names(""))):
-            suffix = next(suffix for name in place.names("") for suffix in ARCHIVE_SUFFIXES if name.endswith(suffix))
-            raise UserError(f"{spec.images}: no images are here, but archives lie here; give {place.url}/*{suffix}")
-        raise UserError(f"{spec.list or spec.ground_truth or spec.images}: no images are named here")
+            suffix = next(
+                suffix
+                for name in place.names("")
+                for suffix in ARCHIVE_SUFFIXES
+                if name.endswith(suffix)
+            )
+            raise UserError(
+                f"{spec.images}: no images are here, but archives lie here; give "
+                f"{place.url}/*{suffix}"
+            )
+        raise UserError(
+            f"{spec.list or spec.ground_truth or spec.images}: no images are named here"
+        )
     return references
 
 
-def _reference(spec: SourceSpec, place: Place, name: str | bytes, box: Box | None = None) -> ImageReference:
+def _reference(
+    spec: SourceSpec, place: Place, name: str | bytes, box: Box | None = None
+) -> ImageReference:
     try:
         raw = os.fsencode(name) if isinstance(name, str) else name
     except UnicodeEncodeError:
-        raise UserError(f"{spec.list or spec.ground_truth}: {name!r} is no valid Unicode text") from None
+        raise UserError(
+            f"{spec.list or spec.ground_truth}: {name!r} is no valid Unicode text"
+        ) from None
     location = os.fsencode(place.url.rstrip("/")) + b"/" + raw
     return ImageReference(make_record_id(spec.name, raw, box), spec.name, location, box)
 
@@ -89,9 +119,11 @@ def _from_folder(spec: SourceSpec, place: Place) -> Iterator[ImageReference]:
 
 
 def _walk(folder: str, above: frozenset[tuple[int, int]]) -> Iterator[str]:
-    """Files below a folder that are not hidden, links followed; a link to a folder above leads nowhere.
+    """Files below a folder that are not hidden, links followed; a link to a folder above leads
+    nowhere.
 
-    Raises UserError for a folder that cannot be listed: a store without its images would look complete.
+    Raises UserError for a folder that cannot be listed: a store without its images would look
+        complete.
     """
     try:
         about = os.stat(folder)
@@ -117,8 +149,8 @@ def _from_list(spec: SourceSpec, place: Place) -> Iterator[ImageReference]:
 def listed_names(spec: SourceSpec) -> Iterator[str]:
     """The names of an image list. Raises UserError.
 
-    CSV or text (the paper's ``path,label,width,height``, or a name a line), or Parquet with a column of names. A name
-    comes without `./` (as `find .` writes it) and doubled slashes.
+    CSV or text (the paper's ``path,label,width,height``, or a name a line), or Parquet with a
+    column of names. A name comes without `./` (as `find .` writes it) and doubled slashes.
     """
     data = read_input(spec.list, "image list")
     try:
@@ -126,7 +158,9 @@ def listed_names(spec: SourceSpec) -> Iterator[str]:
     except (csv.Error, pa.ArrowException, OSError) as error:
         raise UserError(f"{spec.list}: it cannot be read as an image list: {error}") from None
     if names is None:
-        raise UserError(f"{spec.list}: it has no column of names (one of {', '.join(NAME_COLUMNS)})")
+        raise UserError(
+            f"{spec.list}: it has no column of names (one of {', '.join(NAME_COLUMNS)})"
+        )
     for number, name in enumerate(names, 1):
         relative = relative_name(name) if isinstance(name, str) else None
         if relative is None:
@@ -141,7 +175,9 @@ def _parquet_names(data: bytes) -> list[str] | None:
 
 
 def _csv_names(data: bytes) -> list[str]:
-    rows = csv.reader(io.StringIO(data.decode("utf-8-sig", "surrogateescape"), newline=""))  # -sig: a BOM is no name
+    rows = csv.reader(
+        io.StringIO(data.decode("utf-8-sig", "surrogateescape"), newline="")
+    )  # -sig: a BOM is no name
     names = [row[0].strip() for row in rows if row and row[0].strip()]
     return names[1:] if names and names[0].lower() in NAME_COLUMNS else names
 
@@ -155,7 +191,10 @@ def _from_ground_truth(spec: SourceSpec, place: Place) -> Iterator[ImageReferenc
 
 
 def truth_entries(truth: GroundTruth, take: str, url: str) -> list[tuple[str, Box | None]]:
-    """The names of a gallery, or of queries with their boxes. Raises UserError for one that leads out of the folder."""
+    """The names of a gallery, or of queries with their boxes.
+
+    Raises UserError for one that leads out of the folder.
+    """
     entries: list[tuple[str, Box | None]] = [(name, None) for name in truth.gallery]
     if take == "queries":
         entries = [(query.name, query.box) for query in truth.queries]
@@ -166,7 +205,9 @@ def truth_entries(truth: GroundTruth, take: str, url: str) -> list[tuple[str, Bo
     return entries
 
 
-def _complete_names(truth: GroundTruth, place: Place, spec: SourceSpec) -> Callable[[str], str | bytes]:
+def _complete_names(
+    truth: GroundTruth, place: Place, spec: SourceSpec
+) -> Callable[[str], str | bytes]:
     """Revisitop's files name images without a suffix: it is found in the folder, once for all."""
     if all(os.path.splitext(name)[1].lower() in SUFFIXES for name in truth.gallery[:100]):
         return lambda name: name

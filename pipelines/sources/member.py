@@ -14,8 +14,8 @@ class Member:
     size      bytes that its header declares
     position  share of the archive's bytes before it, 0 to 1
     refusal   why it is not read (error class, sentence), or None
-    read      its data; to be called once at most, before the next member is asked for. Raises Unreadable where this
-              member alone is bad
+    read      its data; to be called once at most, before the next member is asked for. Raises
+              Unreadable where this member alone is bad
     """
 
     name: bytes

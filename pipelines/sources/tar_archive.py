@@ -1,7 +1,8 @@
 """Members of a tar file in the order of the stream: ustar, pax and GNU headers.
 
-tarfile parses each header block; the way from header to header is ours. tarfile reads extended headers of any size
-into memory, follows chains of them by recursion, keeps a list of all members, and takes a damaged header for the end.
+tarfile parses each header block; the way from header to header is ours. tarfile reads extended
+headers of any size into memory, follows chains of them by recursion, keeps a list of all members,
+and takes a damaged header for the end.
 """
 
 from __future__ import annotations
@@ -18,7 +19,14 @@ MOST_HEADER = 1_000_000  # bytes of one extended header
 MOST_BEHIND = 64_000_000  # bytes unpacked after the end mark, for the checksum that follows
 _DATA = frozenset((tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE, tarfile.GNUTYPE_SPARSE))
 _BARE = frozenset(
-    (tarfile.LNKTYPE, tarfile.SYMTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE, tarfile.DIRTYPE)
+    (
+        tarfile.LNKTYPE,
+        tarfile.SYMTYPE,
+        tarfile.CHRTYPE,
+        tarfile.BLKTYPE,
+        tarfile.FIFOTYPE,
+        tarfile.DIRTYPE,
+    )
 )
 _EXTENDED = frozenset((tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE))
 _LONG = frozenset((tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK))
@@ -28,7 +36,10 @@ _SPARSE = ("sparse", "it is a sparse file; put it into the archive without --spa
 
 
 def tar_members(file: BlockFile) -> Iterator[Member]:
-    """The members of a tar file that are no folders, compressed or not. Raises archive_members.Broken."""
+    """The members of a tar file that are no folders, compressed or not.
+
+    Raises archive_members.Broken.
+    """
     stream = forward(file)
     first, name, pax = True, b"", {}
     while True:
@@ -37,14 +48,18 @@ def tar_members(file: BlockFile) -> Iterator[Member]:
         if not block and stream.packed and not first:
             return  # whole by the compression's own end
         if len(block) < BLOCK:
-            raise Broken("it is empty" if first and not block else "it ends without the mark of its end")
+            raise Broken(
+                "it is empty" if first and not block else "it ends without the mark of its end"
+            )
         if not any(block):
             _drain(stream)
             return
         try:
             info = tarfile.TarInfo.frombuf(block, "latin-1", "strict")
         except tarfile.HeaderError as error:
-            raise Broken("it is no tar file" if first else f"a header cannot be read: {error}") from None
+            raise Broken(
+                "it is no tar file" if first else f"a header cannot be read: {error}"
+            ) from None
         first = False
         kind, size = info.type, info.size
         if size < 0:
@@ -61,7 +76,9 @@ def tar_members(file: BlockFile) -> Iterator[Member]:
         if kind == tarfile.GNUTYPE_SPARSE:
             _pass_sparse_headers(stream, block)
         name = pax.get(b"GNU.sparse.name") or pax.get(b"path") or name or _plain_name(block)
-        sparse = kind == tarfile.GNUTYPE_SPARSE or any(key.startswith(b"GNU.sparse.") for key in pax)
+        sparse = kind == tarfile.GNUTYPE_SPARSE or any(
+            key.startswith(b"GNU.sparse.") for key in pax
+        )
         member = _Pending(stream, 0 if kind in _BARE else size)
         if kind != tarfile.DIRTYPE and not name.endswith(b"/"):
             yield Member(name, size, position, _refusal(kind, sparse), member.read)
@@ -105,7 +122,9 @@ def _plain_name(block: bytes) -> bytes:
 def _extended(stream: Forward, size: int) -> bytes:
     """The content of an extended header."""
     if size > MOST_HEADER:
-        raise Broken(f"a header of {size:,} bytes stands in it; more than {MOST_HEADER:,} are not read")
+        raise Broken(
+            f"a header of {size:,} bytes stands in it; more than {MOST_HEADER:,} are not read"
+        )
     content = stream.read(size + -size % BLOCK)
     if len(content) < size:
         raise Broken("it ends in the middle of a header")
@@ -146,7 +165,9 @@ def _pass_sparse_headers(stream: Forward, block: bytes) -> None:
 
 
 def _drain(stream: Forward) -> None:
-    """Read on to the end of the compressed data: its checksum tells whether all before was right."""
+    """Read on to the end of the compressed data: its checksum tells whether all before was
+    right.
+    """
     left = MOST_BEHIND if stream.packed else 0
     while left > 0 and (data := stream.read(min(left, 1 << 20))):
         left -= len(data)

@@ -24,17 +24,24 @@ class _Bounded:
 
     def read(self, count: int = -1) -> bytes:
         if count > MOST_DIRECTORY:
-            raise Broken(f"its directory has {count:,} bytes; more than {MOST_DIRECTORY:,} are not read")
+            raise Broken(
+                f"its directory has {count:,} bytes; more than {MOST_DIRECTORY:,} are not read"
+            )
         return self._file.read(count)
 
 
 def zip_members(file: BlockFile, size: int) -> Iterator[Member]:
-    """The members of a zip file of `size` bytes that are no folders. Raises archive_members.Broken."""
+    """The members of a zip file of `size` bytes that are no folders.
+
+    Raises archive_members.Broken.
+    """
     try:
         archive = zipfile.ZipFile(_Bounded(file))
     except (Broken, UserError, MemoryError):
         raise
-    except Exception as error:  # names that are not the UTF-8 they claim to be, offsets out of the file, ...
+    except (
+        Exception
+    ) as error:  # names that are not the UTF-8 they claim to be, offsets out of the file, ...
         raise Broken(f"its directory cannot be read: {error}") from error
     infos = sorted(archive.infolist(), key=lambda info: info.header_offset)
     for place, info in enumerate(infos):
@@ -57,7 +64,10 @@ def _refusal(info: zipfile.ZipInfo, behind: int) -> tuple[str, str] | None:
     if info.header_offset + info.compress_size > behind:
         return "unreadable", "its data overlap with another file's"
     if info.file_size > BOMB_BYTES and info.file_size > BOMB_RATIO * info.compress_size:
-        return "too_large", f"{info.compress_size:,} bytes would unpack to {info.file_size:,}: a zip bomb"
+        return (
+            "too_large",
+            f"{info.compress_size:,} bytes would unpack to {info.file_size:,}: a zip bomb",
+        )
     return None
 
 
@@ -66,8 +76,12 @@ def _reader(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Callable[[], byt
         try:
             with archive.open(info) as member:
                 data = member.read(info.file_size)
-                if len(data) < info.file_size or member.read(1):  # the last read compares the checksum
-                    raise Unreadable(f"its data have not the {info.file_size:,} bytes that the directory tells")
+                if len(data) < info.file_size or member.read(
+                    1
+                ):  # the last read compares the checksum
+                    raise Unreadable(
+                        f"its data have not the {info.file_size:,} bytes that the directory tells"
+                    )
                 return data
         except (Unreadable, Broken, UserError, MemoryError):
             raise

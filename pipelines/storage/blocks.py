@@ -1,7 +1,9 @@
-"""An archive's bytes as a file that is read by blocks: local, on any fsspec file system, or behind http(s).
+"""An archive's bytes as a file that is read by blocks: local, on any fsspec file system, or behind
+http(s).
 
-Remote blocks are fetched one ahead in a thread, so that network and processor overlap, and each is tried again where
-the connection breaks. An object that changes while it is read is refused: its pieces would not fit each other.
+Remote blocks are fetched one ahead in a thread, so that network and processor overlap, and each is
+tried again where the connection breaks. An object that changes while it is read is refused: its
+pieces would not fit each other.
 """
 
 from __future__ import annotations
@@ -120,11 +122,16 @@ class FsspecBytes:
 
 def changed(url: str) -> UserError:
     """The refusal of an archive that is being written."""
-    return UserError(f"{url}: the archive changed while it was read; run the command again when it is complete")
+    return UserError(
+        f"{url}: the archive changed while it was read; run the command again when it is complete"
+    )
 
 
 def open_bytes(url: str) -> Bytes:
-    """The bytes of a path or URL. Raises UserError where there is no such file or it cannot be read."""
+    """The bytes of a path or URL.
+
+    Raises UserError where there is no such file or it cannot be read.
+    """
     if is_http(url):
         return HttpBytes(url)
     fs, path = open_file_system(url)
@@ -132,7 +139,9 @@ def open_bytes(url: str) -> Bytes:
 
 
 class BlockFile:
-    """A binary file over bytes that are fetched in blocks; holds two blocks at most. Not for several threads."""
+    """A binary file over bytes that are fetched in blocks; holds two blocks at most. Not for
+    several threads.
+    """
 
     def __init__(self, source: Bytes, block: int = 0) -> None:
         self.source = source
@@ -207,7 +216,9 @@ class BlockFile:
             return ahead[1].result()
         if ahead is not None:
             ahead[1].cancel()
-        return self._thread.submit(self._range(number)).result()  # one request at a time: a session is no thread's own
+        return self._thread.submit(
+            self._range(number)
+        ).result()  # one request at a time: a session is no thread's own
 
     def _range(self, number: int) -> Callable[[], bytes]:
         return lambda: self.source.fetch(number * self.block, (number + 1) * self.block)

@@ -1,6 +1,8 @@
-"""An archive behind http(s): by byte ranges, and where a server knows none, as one stream that is started again.
+"""An archive behind http(s): by byte ranges, and where a server knows none, as one stream that is
+started again.
 
-Not by fsspec's http file system: where a server answers a range with the whole object, that holds it in memory.
+Not by fsspec's http file system: where a server answers a range with the whole object, that holds
+it in memory.
 """
 
 from __future__ import annotations
@@ -36,7 +38,9 @@ class HttpBytes:
         self.size: int | None = None
         self.seekable = True
         self._tag: tuple[int | None, str] | None = None
-        self._stream: urllib3.BaseHTTPResponse | None = None  # the whole object, where a server knows no ranges
+        self._stream: urllib3.BaseHTTPResponse | None = (
+            None  # the whole object, where a server knows no ranges
+        )
         self._at = 0  # of the stream
         self._session = requests.Session()
         self._session.headers.update({"Accept-Encoding": "identity", "User-Agent": "rrt-pipelines"})
@@ -86,7 +90,9 @@ class HttpBytes:
         return UserError(f"{self.url}: the archive cannot be read: {words(error)}")
 
     def _open(self, start: int, stop: int) -> urllib3.BaseHTTPResponse | None:
-        """The body of a range; None where it lies behind the end, or the server sends the whole (`_stream`)."""
+        """The body of a range; None where it lies behind the end, or the server sends the whole
+        (`_stream`).
+        """
         response = self._session.get(
             self.url, headers={"Range": f"bytes={start}-{stop - 1}"}, stream=True, timeout=SECONDS
         )
@@ -102,12 +108,16 @@ class HttpBytes:
         response.raise_for_status()
         found = _RANGE.match(told) if response.status_code == 206 else None
         if found is None and response.status_code != 200:
-            raise UserError(f"{self.url}: the server answers a byte range with status {response.status_code}")
+            raise UserError(
+                f"{self.url}: the server answers a byte range with status {response.status_code}"
+            )
         if found is not None:
             size = None if found[3] == "*" else int(found[3])
         else:
             length = response.headers.get("Content-Length", "")
-            size = int(length) if re.fullmatch(r"[0-9]{1,18}", length) else None  # not known where it is no number
+            size = (
+                int(length) if re.fullmatch(r"[0-9]{1,18}", length) else None
+            )  # not known where it is no number
         tag = (size, response.headers.get("ETag") or response.headers.get("Last-Modified") or "")
         if self._tag is None:
             self._tag, self.size, self.seekable = tag, size, found is not None
@@ -118,12 +128,15 @@ class HttpBytes:
             self._stream, self._at = response.raw, 0
             return None
         if int(found[1]) != start:
-            raise UserError(f"{self.url}: the server sent bytes from {found[1]} on where {start} was asked for")
+            raise UserError(
+                f"{self.url}: the server sent bytes from {found[1]} on where {start} was asked for"
+            )
         return response.raw
 
     def _changed(self) -> UserError:
         return UserError(
-            f"{self.url}: the archive changed while it was read; run the command again when it is complete"
+            f"{self.url}: the archive changed while it was read; run the command again when it is "
+            f"complete"
         )
 
     def _read(self, start: int, stop: int, data: bytearray) -> None:

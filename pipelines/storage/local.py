@@ -27,9 +27,15 @@ _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EMLINK, errno.ENOSYS}
 
 
 def full_disk(error: OSError, where: str) -> UserError | None:
-    """The sentence for an error that can only come from a disk that takes no more; None for any other."""
+    """The sentence for an error that can only come from a disk that takes no more; None for any
+    other.
+    """
     why = _FULL.get(error.errno or 0)
-    return UserError(f"{where} cannot be written: {why}; mend it, the same command goes on from there") if why else None
+    return (
+        UserError(f"{where} cannot be written: {why}; mend it, the same command goes on from there")
+        if why
+        else None
+    )
 
 
 def sha256_file(path: str | Path) -> str:

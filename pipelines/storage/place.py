@@ -1,8 +1,9 @@
 """A folder anywhere that fsspec reaches, with the few operations that the commit protocol needs.
 
-Local: write to a temporary name, fsync, rename, fsync of the folder; exclusive create by link. Remote
-(pipelines/remote.py): whole objects only, each operation retried, exclusive create by the store's own precondition,
-and no listings cache (others' markers would stay unseen).
+Local: write to a temporary name, fsync, rename, fsync of the folder; exclusive create by link.
+    Remote
+(pipelines/storage/remote.py): whole objects only, each operation retried, exclusive create by the
+store's own precondition, and no listings cache (others' markers would stay unseen).
 """
 
 from __future__ import annotations
@@ -27,8 +28,15 @@ from schemas.manifest import MANIFEST_NAME
 
 _TEMPORARY = re.compile(r".+\.[0-9a-f]{12}\.tmp", re.DOTALL)  # what Place writes before it renames
 _URL = re.compile(r"([a-z0-9]+::)*[A-Za-z][A-Za-z0-9+.-]*://")
-_CHAIN = re.compile(r"^[a-z0-9]+::|::[a-z0-9]+://")  # fsspec's URL chains; any other "::" belongs to a name
-_EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcp", "gcs": "gcp"}  # protocol -> the extra that brings its package
+_CHAIN = re.compile(
+    r"^[a-z0-9]+::|::[a-z0-9]+://"
+)  # fsspec's URL chains; any other "::" belongs to a name
+_EXTRAS = {
+    "s3": "s3",
+    "s3a": "s3",
+    "gs": "gcp",
+    "gcs": "gcp",
+}  # protocol -> the extra that brings its package
 
 
 def is_http(url: str) -> bool:
@@ -42,7 +50,10 @@ def is_temporary(name: str) -> bool:
 
 
 def open_file_system(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """The file system and path of a URL. Raises UserError for an unknown protocol or a missing package."""
+    """The file system and path of a URL.
+
+    Raises UserError for an unknown protocol or a missing package.
+    """
     if not _URL.match(url):  # a local path, whatever is in its names
         return LocalFileSystem(), os.path.abspath(os.path.expanduser(url))
     try:
@@ -53,7 +64,11 @@ def open_file_system(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
         return file_system(kind, settings), str(kind._strip_protocol(url))
     except ImportError as error:
         extra = _EXTRAS.get(url.partition("://")[0])
-        mend = f"; give RRT_EXTRAS={extra} to run_pipeline.sh once, or install the package" if extra else ""
+        mend = (
+            f"; give RRT_EXTRAS={extra} to run_pipeline.sh once, or install the package"
+            if extra
+            else ""
+        )
         raise UserError(f"{url}: cannot be opened: {error}{mend}") from error
     except ValueError as error:
         raise UserError(f"{url}: cannot be opened: {error}") from error
@@ -62,8 +77,8 @@ def open_file_system(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
 def read_url(url: str, most: int | None = None) -> bytes:
     """The whole file at a remote URL, retried: one that may be bad by itself, such as an image.
 
-    Raises OSError for what is wrong with this file alone (absent, not allowed, more than `most` bytes), and UserError
-    where its place does not answer.
+    Raises OSError for what is wrong with this file alone (absent, not allowed, more than `most`
+    bytes), and UserError where its place does not answer.
     """
     fs, path = open_file_system(url)
     return RemoteFiles(fs).read(path, (*ABSENT, PermissionError, TooLarge), most)
@@ -77,8 +92,8 @@ def _when_emptied(name: str) -> tuple[int, str]:
 class Place:
     """A folder by path or URL. Names are relative, with forward slashes.
 
-    Where it is remote, each operation raises UserError (retrying.Unreachable) when the place failed in all tries or
-    refuses.
+    Where it is remote, each operation raises UserError (retrying.Unreachable) when the place failed
+    in all tries or refuses.
     """
 
     def __init__(self, url: str) -> None:
@@ -98,20 +113,28 @@ class Place:
 
     def exists(self, name: str = "") -> bool:
         """Whether a file (or, locally, a folder) is there."""
-        return os.path.exists(self.path(name)) if self.local else self.remote.info(self.path(name)) is not None
+        return (
+            os.path.exists(self.path(name))
+            if self.local
+            else self.remote.info(self.path(name)) is not None
+        )
 
     def is_folder(self) -> bool:
         """Whether the place itself is a folder; a remote one is where files lie below it."""
         if self.local:
             return os.path.isdir(self.root)
         told = self.remote.info(self.root)
-        if told is not None and told["type"] != "directory" and self.http:  # which knows pages alone
+        if (
+            told is not None and told["type"] != "directory" and self.http
+        ):  # which knows pages alone
             return bool(self.remote.listed(self.root))
         return told is not None and told["type"] == "directory"
 
     @property
     def http(self) -> bool:
-        """Whether it is read over http(s), where a folder is a page of links, if the server makes one."""
+        """Whether it is read over http(s), where a folder is a page of links, if the server makes
+        one.
+        """
         return is_http(self.url)
 
     def size(self, name: str) -> int | None:
@@ -136,9 +159,13 @@ class Place:
 
     def read(self, name: str) -> bytes:
         """The whole file. Raises FileNotFoundError."""
-        return Path(self.path(name)).read_bytes() if self.local else self.remote.read(self.path(name))
+        return (
+            Path(self.path(name)).read_bytes() if self.local else self.remote.read(self.path(name))
+        )
 
-    def read_ranges(self, names: Sequence[str], starts: Sequence[int], stops: Sequence[int]) -> list[bytes]:
+    def read_ranges(
+        self, names: Sequence[str], starts: Sequence[int], stops: Sequence[int]
+    ) -> list[bytes]:
         """Byte ranges of files, in order; concurrently where the file system can."""
         if not self.local:
             return self.remote.ranges([self.path(name) for name in names], starts, stops)
@@ -161,8 +188,14 @@ class Place:
                     return sorted(entry.name for entry in entries if entry.is_file())
             except FileNotFoundError:
                 return []
-        files = [entry["name"] for entry in self.remote.listed(self.path(folder)) if entry["type"] == "file"]
-        return sorted(name.rpartition("/")[2] for name in files if not name.endswith("/"))  # "x/" stands for a folder
+        files = [
+            entry["name"]
+            for entry in self.remote.listed(self.path(folder))
+            if entry["type"] == "file"
+        ]
+        return sorted(
+            name.rpartition("/")[2] for name in files if not name.endswith("/")
+        )  # "x/" stands for a folder
 
     def folders(self, folder: str) -> list[str]:
         """Names of the folders directly in a folder, sorted; empty where the folder is absent."""
@@ -173,10 +206,15 @@ class Place:
             except FileNotFoundError:
                 return []
         listed = self.remote.listed(self.path(folder))
-        return sorted(entry["name"].rstrip("/").rpartition("/")[2] for entry in listed if entry["type"] == "directory")
+        return sorted(
+            entry["name"].rstrip("/").rpartition("/")[2]
+            for entry in listed
+            if entry["type"] == "directory"
+        )
 
     def write(self, name: str, data: bytes, *, durable: bool = True) -> None:
-        """Write or replace a whole file at once. What need not outlive a power cut is not `durable`.
+        """Write or replace a whole file at once. What need not outlive a power cut is not
+        `durable`.
 
         Raises UserError where the place cannot be written; so do `create` and `put`.
         """
@@ -206,7 +244,9 @@ class Place:
         return True
 
     def put(self, local_file: str, name: str) -> None:
-        """Bring a finished local file to its name; locally it is moved (it must lie on the same disk)."""
+        """Bring a finished local file to its name; locally it is moved (it must lie on the same
+        disk).
+        """
         if not self.local:
             self.remote.put(local_file, self.path(name))
             os.remove(local_file)
@@ -238,12 +278,15 @@ class Place:
     def empty(self) -> None:
         """Remove all that is in the folder; the folder stays.
 
-        The manifest goes first, so that nobody takes what is left for whole where this is killed, and plan/plan.json
+        The manifest goes first, so that nobody takes what is left for whole where this is killed,
+        and plan/plan.json
         last: by it the next command knows that the rest is its own to remove.
         """
         if not self.local:
             paths = [entry["name"].strip("/") for entry in self.remote.listed(self.root)]
-            below = [path.rpartition("/")[2] for path in paths if path != self.root.strip("/")]  # not its own marker
+            below = [
+                path.rpartition("/")[2] for path in paths if path != self.root.strip("/")
+            ]  # not its own marker
             for name in sorted(below, key=_when_emptied):
                 self._empty_plan(name)
                 self.remote.remove_below(self.path(name))
@@ -279,8 +322,8 @@ class Place:
     def alone(self) -> Iterator[None]:
         """Hold the folder for this process while the block runs (local folders only, by flock).
 
-        Raises UserError where another process holds it. Elsewhere, and where the disk knows no locks, two commands
-        do the same work twice: the commit protocol keeps the result right.
+        Raises UserError where another process holds it. Elsewhere, and where the disk knows no
+        locks, two commands do the same work twice: the commit protocol keeps the result right.
         """
         if not self.local:
             yield
@@ -296,7 +339,8 @@ class Place:
         except BlockingIOError:
             os.close(folder)
             raise UserError(
-                f"{self.url} is being made by another command; wait for its end, or give another place"
+                f"{self.url} is being made by another command; wait for its end, or give another "
+                f"place"
             ) from None
         except OSError:
             pass  # no locks on this disk
@@ -333,7 +377,9 @@ class Place:
 
     @staticmethod
     def _link(temporary: str, target: str) -> None:
-        """Exclusive create of a whole file; on disks without links its name comes first, then its content."""
+        """Exclusive create of a whole file; on disks without links its name comes first, then its
+        content.
+        """
         try:
             os.link(temporary, target)
         except FileExistsError:

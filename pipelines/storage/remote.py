@@ -1,7 +1,9 @@
-"""Files on any file system that fsspec reaches and that is no local disk: whole objects, each operation retried.
+"""Files on any file system that fsspec reaches and that is no local disk: whole objects, each
+operation retried.
 
-Nothing is written by `open("wb")`, which on S3 commits what was written before an exception. A multipart upload that
-breaks is no visible object. What is read is checked for its length, what was put for its size.
+Nothing is written by `open("wb")`, which on S3 commits what was written before an exception. A
+multipart upload that breaks is no visible object. What is read is checked for its length, what was
+put for its size.
 """
 
 from __future__ import annotations
@@ -16,7 +18,14 @@ from typing import Any, TypeVar
 
 import fsspec
 
-from pipelines.storage.retries import ShortRead, Unreachable, condition_failed, passes, retried, words
+from pipelines.storage.retries import (
+    ShortRead,
+    Unreachable,
+    condition_failed,
+    passes,
+    retried,
+    words,
+)
 
 Result = TypeVar("Result")
 
@@ -28,8 +37,12 @@ _made: dict[tuple[Any, ...], fsspec.AbstractFileSystem] = {}
 _lock = threading.Lock()
 
 
-def file_system(kind: type[fsspec.AbstractFileSystem], settings: dict[str, Any]) -> fsspec.AbstractFileSystem:
-    """A file system, one for all threads of the process where it may be shared: each has connections of its own."""
+def file_system(
+    kind: type[fsspec.AbstractFileSystem], settings: dict[str, Any]
+) -> fsspec.AbstractFileSystem:
+    """A file system, one for all threads of the process where it may be shared: each has
+    connections of its own.
+    """
     if not kind.async_impl:
         return kind(**settings)
     for name in _NOISY:  # their warnings about requests that are tried again
@@ -50,7 +63,8 @@ class TooLarge(OSError):
 class RemoteFiles:
     """The operations on paths of one file system.
 
-    All raise retrying.Unreachable where the file system fails in all tries or refuses; only what each says besides.
+    All raise retrying.Unreachable where the file system fails in all tries or refuses; only what
+    each says besides.
     """
 
     def __init__(self, fs: fsspec.AbstractFileSystem) -> None:
@@ -63,8 +77,13 @@ class RemoteFiles:
         except ABSENT:
             return None
 
-    def read(self, path: str, final: tuple[type[Exception], ...] = ABSENT, most: int | None = None) -> bytes:
-        """The whole object. Raises FileNotFoundError, and what else is `final`; TooLarge above `most` bytes."""
+    def read(
+        self, path: str, final: tuple[type[Exception], ...] = ABSENT, most: int | None = None
+    ) -> bytes:
+        """The whole object.
+
+        Raises FileNotFoundError, and what else is `final`; TooLarge above `most` bytes.
+        """
 
         def whole() -> bytes:
             size = self.fs.info(path).get("size")
@@ -73,28 +92,38 @@ class RemoteFiles:
             if not size or size > AT_ONCE:
                 data = bytes(self.fs.cat_file(path))
             else:
-                data = bytes(self.fs.cat_file(path, start=0, end=size))  # s3fs would else ask for the size again
+                data = bytes(
+                    self.fs.cat_file(path, start=0, end=size)
+                )  # s3fs would else ask for the size again
             if size is not None and len(data) != size:
                 raise ShortRead(f"{len(data):,} bytes came of {size:,}")
             return data
 
         return self._do(whole, "read", path, final)
 
-    def ranges(self, paths: Sequence[str], starts: Sequence[int], stops: Sequence[int]) -> list[bytes]:
-        """Byte ranges, in order, concurrently where the file system can. Raises FileNotFoundError."""
+    def ranges(
+        self, paths: Sequence[str], starts: Sequence[int], stops: Sequence[int]
+    ) -> list[bytes]:
+        """Byte ranges, in order, concurrently where the file system can.
+
+        Raises FileNotFoundError.
+        """
         pieces: dict[int, bytes] = {}
 
         def missing() -> None:
             left = [index for index in range(len(paths)) if index not in pieces]
             asked = [paths[i] for i in left], [starts[i] for i in left], [stops[i] for i in left]
             trouble: Exception | None = None
-            for index, data in zip(left, self.fs.cat_ranges(*asked, on_error="return"), strict=True):
+            for index, data in zip(
+                left, self.fs.cat_ranges(*asked, on_error="return"), strict=True
+            ):
                 if isinstance(data, Exception):
                     if trouble is None or not passes(data):
                         trouble = data
                 elif len(data) != stops[index] - starts[index]:
                     trouble = trouble or ShortRead(
-                        f"{len(data):,} bytes came of {starts[index]:,} .. {stops[index]:,} of {paths[index]}"
+                        f"{len(data):,} bytes came of {starts[index]:,} .. {stops[index]:,} of "
+                        f"{paths[index]}"
                     )
                 else:
                     pieces[index] = bytes(data)
@@ -131,10 +160,11 @@ class RemoteFiles:
         self._do(lambda: self.fs.pipe_file(path, data), "written", path, final=())
 
     def create(self, path: str, data: bytes) -> bool:
-        """Write a whole object unless there is one; whether exactly these bytes are the ones that stand there.
+        """Write a whole object unless there is one; whether exactly these bytes are the ones that
+        stand there.
 
-        A request whose answer was lost may have made the object (and layers below try again by themselves), so that
-        a refusal alone does not tell who was first.
+        A request whose answer was lost may have made the object (and layers below try again by
+        themselves), so that a refusal alone does not tell who was first.
         """
 
         def make() -> bool:
@@ -177,9 +207,15 @@ class RemoteFiles:
             self._do(lambda: self.fs.rm(path, recursive=True), "removed", path)
 
     def _do(
-        self, operation: Callable[[], Result], verb: str, path: str, final: tuple[type[Exception], ...] = ABSENT
+        self,
+        operation: Callable[[], Result],
+        verb: str,
+        path: str,
+        final: tuple[type[Exception], ...] = ABSENT,
     ) -> Result:
-        """The operation, retried; errors of the classes `final` come as they are, all others as Unreachable."""
+        """The operation, retried; errors of the classes `final` come as they are, all others as
+        Unreachable.
+        """
         what = f"{self.fs.unstrip_protocol(path)} cannot be {verb}"
         try:
             return retried(operation, what)

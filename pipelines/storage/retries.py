@@ -1,8 +1,9 @@
 """Which failures of a remote place pass by themselves, and how long one waits for that.
 
-An operation is tried again after a connection that broke or timed out, a throttled request or a server's own error
-(HTTP 408, 425, 429 and 5xx); never where the answer is final: not there, not allowed, a condition that does not hold.
-File systems are optional packages, so that their exceptions are known by the names of their classes.
+An operation is tried again after a connection that broke or timed out, a throttled request or a
+server's own error (HTTP 408, 425, 429 and 5xx); never where the answer is final: not there, not
+allowed, a condition that does not hold. File systems are optional packages, so that their
+exceptions are known by the names of their classes.
 """
 
 from __future__ import annotations
@@ -24,7 +25,13 @@ SECONDS_VARIABLE = "RRT_STORAGE_SECONDS"
 TRIES, SECONDS = 8, 120.0
 FIRST_WAIT, LONGEST_WAIT = 0.2, 15.0
 
-_FINAL = (FileNotFoundError, PermissionError, FileExistsError, IsADirectoryError, NotADirectoryError)
+_FINAL = (
+    FileNotFoundError,
+    PermissionError,
+    FileExistsError,
+    IsADirectoryError,
+    NotADirectoryError,
+)
 _PASSING = (ConnectionError, TimeoutError, http.client.HTTPException)
 _PASSING_NAMES = {  # botocore, aiobotocore, aiohttp, requests, urllib3, google.api_core
     "ConnectionError",
@@ -51,7 +58,12 @@ _PASSING_ERRNOS = {
     errno.EIO,
     getattr(errno, "EREMOTEIO", errno.EIO),  # s3fs: 500
 }
-_PASSING_STATUS = {408, 409, 425, 429}  # 409: another conditional write of the same name is under way
+_PASSING_STATUS = {
+    408,
+    409,
+    425,
+    429,
+}  # 409: another conditional write of the same name is under way
 _PASSING_CODES = {  # S3's, some of which come with status 200 or 400
     "BadDigest",
     "ConditionalRequestConflict",
@@ -80,8 +92,11 @@ def passes(error: BaseException) -> bool:
     """Whether the same request may well succeed a little later."""
     if isinstance(error, _FINAL):
         return False
-    # The class before the status: aiohttp gives a body that broke off a status of its own making, 400.
-    if isinstance(error, (*_PASSING, ShortRead)) or any(k.__name__ in _PASSING_NAMES for k in type(error).__mro__):
+    # The class before the status: aiohttp gives a body that broke off a status of its own making,
+    # 400.
+    if isinstance(error, (*_PASSING, ShortRead)) or any(
+        k.__name__ in _PASSING_NAMES for k in type(error).__mro__
+    ):
         return True
     status, code = _answer(error)
     if code in _PASSING_CODES:
@@ -92,7 +107,9 @@ def passes(error: BaseException) -> bool:
 
 
 def condition_failed(error: BaseException) -> bool:
-    """Whether an exclusive create was refused because the object exists (HTTP 412 where the store says no more)."""
+    """Whether an exclusive create was refused because the object exists (HTTP 412 where the store
+    says no more).
+    """
     return isinstance(error, FileExistsError) or _answer(error)[0] == 412
 
 
@@ -121,7 +138,10 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 
 def limits() -> tuple[int, float]:
-    """Tries and total seconds of an operation, from the environment. Raises UserError for what is no number."""
+    """Tries and total seconds of an operation, from the environment.
+
+    Raises UserError for what is no number.
+    """
     found = []
     for name, standard in ((TRIES_VARIABLE, float(TRIES)), (SECONDS_VARIABLE, SECONDS)):
         text = os.environ.get(name, "")
@@ -135,7 +155,8 @@ def limits() -> tuple[int, float]:
 def retried(operation: Callable[[], Result], what: str) -> Result:
     """The operation's result, tried again with growing waits while its error passes.
 
-    Raises what is no passing error as it is, and Unreachable ("`what`: ...") when tries or seconds are used up.
+    Raises what is no passing error as it is, and Unreachable ("`what`: ...") when tries or seconds
+    are used up.
     """
     tries, seconds = limits()
     begun = time.monotonic()
@@ -150,7 +171,8 @@ def retried(operation: Callable[[], Result], what: str) -> Result:
             spent = time.monotonic() - begun
             if number == tries or spent + wait > seconds:
                 raise Unreachable(
-                    f"{what}: it failed {number} times in {spent:.0f} s, at last with: {words(error)}; "
+                    f"{what}: it failed {number} times in {spent:.0f} s, at last with: "
+                    f"{words(error)}; "
                     "when the place answers again, the same command goes on from there"
                 ) from error
             time.sleep(wait)

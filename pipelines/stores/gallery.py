@@ -1,4 +1,4 @@
-"""TODO: say what this file is for."""
+"""The stores of an index under one numbering of rows: which row id lies where."""
 
 from __future__ import annotations
 
@@ -13,14 +13,18 @@ from schemas.row_ids import ROWS_A_PART
 
 
 def _open(urls: Sequence[str]) -> list[Store]:
-    """The stores with their bases, one after the other. Raises UserError where they do not fit together."""
+    """The stores with their bases, one after the other.
+
+    Raises UserError where they do not fit together.
+    """
     stores: list[Store] = []
     base = 0
     for url in urls:
         store = Store(url, base)
         if stores and store.extractor != stores[0].extractor:
             raise UserError(
-                f"{store.place.url} was described by {store.extractor['name']} with other settings or weights than "
+                f"{store.place.url} was described by {store.extractor['name']} with other "
+                f"settings or weights than "
                 f"{stores[0].place.url}; describe both alike"
             )
         stores.append(store)
@@ -31,12 +35,17 @@ def _open(urls: Sequence[str]) -> list[Store]:
 
 
 def open_stores(inputs: Sequence[dict[str, Any]]) -> list[Store]:
-    """The stores that an index names, with their bases. Raises UserError where one was made again since."""
+    """The stores that an index names, with their bases.
+
+    Raises UserError where one was made again since.
+    """
     stores = []
     for entry in inputs:
         store = Store(entry["url"], int(entry["base"]))
         if store.manifest.content != entry["content"]:
-            raise UserError(f"{store.place.url} was made again since it was indexed; run 'index' again")
+            raise UserError(
+                f"{store.place.url} was made again since it was indexed; run 'index' again"
+            )
         stores.append(store)
     return stores
 
@@ -46,7 +55,9 @@ class Gallery:
 
     def __init__(self, stores: Sequence[Store]) -> None:
         self.stores = list(stores)
-        self._by_part = {store.base + part.number: (store, part) for store in stores for part in store.parts}
+        self._by_part = {
+            store.base + part.number: (store, part) for store in stores for part in store.parts
+        }
 
     def locate(self, row_ids: np.ndarray) -> dict[int, np.ndarray]:
         """Global part number -> which positions of `row_ids` lie in it, parts ascending."""

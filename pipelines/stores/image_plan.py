@@ -1,4 +1,5 @@
-"""The plan of what a store describes: listed images and archives, written once, read by reruns and workers.
+"""The plan of what a store describes: listed images and archives, written once, read by reruns and
+workers.
 
 `extract` and `import` cut it into parts alike.
 """
@@ -30,7 +31,9 @@ from schemas.plan import Unit
 from schemas.row_ids import ROWS_A_PART
 
 PART_BYTES = 256_000_000
-PARTS_WISHED = 16  # small stores are cut finer, so that workers share them and little is lost on a kill
+PARTS_WISHED = (
+    16  # small stores are cut finer, so that workers share them and little is lost on a kill
+)
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,9 @@ class Archive:
 
 @dataclass(frozen=True)
 class Planned:
-    """What is to be described: record ids of listed images, archives, and the hash of the lists of what they hold."""
+    """What is to be described: record ids of listed images, archives, and the hash of the lists of
+    what they hold.
+    """
 
     ids: Sequence[str]
     archives: tuple[Archive, ...]
@@ -56,7 +61,9 @@ class Planned:
     @property
     def images(self) -> int | None:
         """Images in all; None where archives without a list hold an unknown number."""
-        return len(self.ids) + self.names if all(archive.listed for archive in self.archives) else None
+        return (
+            len(self.ids) + self.names if all(archive.listed for archive in self.archives) else None
+        )
 
     @property
     def fingerprint(self) -> str:
@@ -64,7 +71,9 @@ class Planned:
         if not self.archives:
             return sha256_text("\n".join(self.ids))
         archives = [asdict(archive) for archive in self.archives]
-        return sha256_text(canonical_json([sha256_text("\n".join(self.ids)), archives, self.listed]))
+        return sha256_text(
+            canonical_json([sha256_text("\n".join(self.ids)), archives, self.listed])
+        )
 
 
 def read_planned(place: Place, specs: Sequence[SourceSpec]) -> Planned | None:
@@ -122,10 +131,14 @@ def list_sources(specs: Sequence[SourceSpec]) -> tuple[Planned, dict[str, bytes]
         stems = [_stem(url) for url in found]
         if not spec.list and len(set(stems)) < len(stems):
             twice = next(stem for stem in stems if stems.count(stem) > 1)
-            raise UserError(f"{spec.images}: two archives are called {twice}; give them as sources of their own")
+            raise UserError(
+                f"{spec.images}: two archives are called {twice}; give them as sources of their own"
+            )
         for url, stem in zip(found, stems, strict=True):
             prefix = f"{stem}/" if len(found) > 1 and not spec.list else ""
-            archives.append(Archive(spec.name, _name(url), archive_size(url), prefix, bool(spec.list)))
+            archives.append(
+                Archive(spec.name, _name(url), archive_size(url), prefix, bool(spec.list))
+            )
         urls += [url if "://" in url else os.path.abspath(os.path.expanduser(url)) for url in found]
         if spec.list:
             listed += [(spec.name, encode_name(name)) for name in listed_names(spec)]
@@ -136,12 +149,16 @@ def list_sources(specs: Sequence[SourceSpec]) -> tuple[Planned, dict[str, bytes]
         columns = {"source": [source for source, _ in listed], "name": [name for _, name in listed]}
         files[LISTED_NAME] = table_file(pa.table(columns, schema=LISTED))
     ids = [reference.record_id for reference in references]
-    hashed = sha256_text("\n".join(f"{source}\0{name}" for source, name in listed)) if listed else ""
+    hashed = (
+        sha256_text("\n".join(f"{source}\0{name}" for source, name in listed)) if listed else ""
+    )
     planned = Planned(ids, tuple(archives), hashed, len(listed))
     told: dict[str, Any] = {
         "spec": _spec(specs),
         "images_sha256": sha256(files[IMAGES_NAME]).hexdigest(),
-        "files": {name: sha256(data).hexdigest() for name, data in files.items() if name != IMAGES_NAME},
+        "files": {
+            name: sha256(data).hexdigest() for name, data in files.items() if name != IMAGES_NAME
+        },
         "archives": [asdict(archive) for archive in archives],
         "listed": hashed,
         "names": len(listed),
@@ -153,7 +170,10 @@ def read_slice(place: Place, unit: Unit) -> Sequence[ImageReference]:
     """The unit's slice of the plan; reads only the row groups that hold it."""
     name = unit.payload.get("again") or IMAGES_NAME
     references = references_of(read_rows(place, name, unit.payload["start"], unit.inputs))
-    if sha256_text("\n".join(reference.record_id for reference in references)) != unit.payload["ids"]:
+    if (
+        sha256_text("\n".join(reference.record_id for reference in references))
+        != unit.payload["ids"]
+    ):
         raise UserError(f"{place.url}/{name} is not what the plan says; give --overwrite")
     return references
 
@@ -173,7 +193,9 @@ def rows_that_fit(bytes_an_image: int) -> int:
 
 
 def rows_per_part(bytes_an_image: int, images: int) -> int:
-    """Images a part of a listing: as many as fit, but a small one is cut into about 16 parts of 32 or more."""
+    """Images a part of a listing: as many as fit, but a small one is cut into about 16 parts of 32
+    or more.
+    """
     return min(rows_that_fit(bytes_an_image), max(32, -(-images // PARTS_WISHED)))
 
 

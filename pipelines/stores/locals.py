@@ -16,7 +16,8 @@ from schemas.local_descriptors import ROTATION, byte_range, decoded, from_bytes
 from schemas.manifest import FileEntry
 from schemas.row_ids import ROWS_A_PART
 
-OFFSETS_KEPT = 256  # files whose row and offset arrays stay in memory (at most 48 kB each; a rotation is 64 kB)
+# files whose row and offset arrays stay in memory (at most 48 kB each; a rotation is 64 kB)
+OFFSETS_KEPT = 256
 DATASETS = ("descriptor", "xy", "scale", "strength")
 
 
@@ -25,7 +26,9 @@ class LocalsFile:
 
     def __init__(self, place: Place, entry: FileEntry) -> None:
         if entry.layout is None:
-            raise UserError(f"{place.url}/{entry.name}: its layout is not known; make the store again")
+            raise UserError(
+                f"{place.url}/{entry.name}: its layout is not known; make the store again"
+            )
         self.place, self.entry, self.layout = place, entry, entry.layout
         spans = [(0, self.layout["row"]["shape"][0]), (0, self.layout["offset"]["shape"][0])]
         self.rows, self.offsets = self._ranges(["row", "offset"], spans)
@@ -34,7 +37,10 @@ class LocalsFile:
             (self.rotation,) = self._ranges([ROTATION], [(0, self.layout[ROTATION]["shape"][0])])
 
     def slice(self, row: int, most: int) -> tuple[int, int] | None:
-        """Entries start .. stop of a row, the strongest first, at most `most`; None where the file has no such row."""
+        """Entries start ..
+
+        stop of a row, the strongest first, at most `most`; None where the file has no such row.
+        """
         place = int(np.searchsorted(self.rows, row))
         if place >= len(self.rows) or self.rows[place] != row:
             return None
@@ -42,21 +48,31 @@ class LocalsFile:
         return start, min(stop, start + most)
 
     def read(self, slices: Sequence[tuple[int, int]]) -> list[dict[str, np.ndarray]]:
-        """The entries of some slices, all in one go: descriptors float32, the others as they are stored."""
+        """The entries of some slices, all in one go: descriptors float32, the others as they are
+        stored.
+        """
         names = list(DATASETS) * len(slices)
         flat = self._ranges(names, [span for span in slices for _ in DATASETS])
         pieces = [dict(zip(DATASETS, flat[i : i + 4], strict=True)) for i in range(0, len(flat), 4)]
-        return [{**piece, "descriptor": decoded(piece["descriptor"], self.rotation)} for piece in pieces]
+        return [
+            {**piece, "descriptor": decoded(piece["descriptor"], self.rotation)} for piece in pieces
+        ]
 
     def _ranges(self, names: Sequence[str], spans: Sequence[tuple[int, int]]) -> list[np.ndarray]:
         """Entries of datasets; empty ones are not asked for."""
-        ranges = [byte_range(self.layout, name, *span) for name, span in zip(names, spans, strict=True)]
+        ranges = [
+            byte_range(self.layout, name, *span) for name, span in zip(names, spans, strict=True)
+        ]
         full = [index for index, (begin, end) in enumerate(ranges) if end > begin]
         read = self.place.read_ranges(
-            [self.entry.name] * len(full), [ranges[index][0] for index in full], [ranges[index][1] for index in full]
+            [self.entry.name] * len(full),
+            [ranges[index][0] for index in full],
+            [ranges[index][1] for index in full],
         )
         data = dict(zip(full, read, strict=True))
-        return [from_bytes(self.layout, name, data.get(index, b"")) for index, name in enumerate(names)]
+        return [
+            from_bytes(self.layout, name, data.get(index, b"")) for index, name in enumerate(names)
+        ]
 
 
 class LocalsReader:
@@ -91,7 +107,9 @@ class LocalsReader:
                     )
         return [found[position] for position in range(len(row_ids))]
 
-    def _find(self, store: Store, part: PartFiles, row: int, most: int) -> tuple[LocalsFile, tuple[int, int]]:
+    def _find(
+        self, store: Store, part: PartFiles, row: int, most: int
+    ) -> tuple[LocalsFile, tuple[int, int]]:
         """The file that holds a row's locals, and where in it."""
         layers = [(store.place, part.locals)] if part.locals else []
         for place, entry in (*layers, *part.layers):

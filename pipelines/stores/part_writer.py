@@ -1,4 +1,4 @@
-"""TODO: say what this file is for."""
+"""Writing the local descriptors of a part, and the rotation of binary ones."""
 
 from __future__ import annotations
 
@@ -14,15 +14,29 @@ from schemas.layout import ROTATION_NAME
 from schemas.local_descriptors import LocalRow
 
 
-def local_row(row: int, description: Description, options: dict[str, Any], rotation: np.ndarray | None) -> LocalRow:
+def local_row(
+    row: int, description: Description, options: dict[str, Any], rotation: np.ndarray | None
+) -> LocalRow:
     """The strongest local descriptors of an image, as they are stored."""
     most = options["max_locals"] or len(description.descriptors)
-    descriptors = local_descriptors.encoded(description.descriptors[:most], options["local_dtype"], rotation)
-    return LocalRow(row, descriptors, description.xy[:most], description.scale[:most], description.strength[:most])
+    descriptors = local_descriptors.encoded(
+        description.descriptors[:most], options["local_dtype"], rotation
+    )
+    return LocalRow(
+        row,
+        descriptors,
+        description.xy[:most],
+        description.scale[:most],
+        description.strength[:most],
+    )
 
 
 def write_locals(
-    path: str, rows: Sequence[LocalRow], dimension: int, options: dict[str, Any], rotation: np.ndarray | None
+    path: str,
+    rows: Sequence[LocalRow],
+    dimension: int,
+    options: dict[str, Any],
+    rotation: np.ndarray | None,
 ) -> dict[str, Any]:
     """Write a part's locals; gives the file's layout."""
     return local_descriptors.write_part(path, rows, dimension, options["local_dtype"], rotation)

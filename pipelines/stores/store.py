@@ -35,9 +35,11 @@ def part_number(name: str) -> int | None:
 
 
 def part_columns(place: Place, name: str, columns: Sequence[str]) -> pa.Table:
-    """Some columns of a part's Parquet file: of a remote one only the blocks that hold them are fetched.
+    """Some columns of a part's Parquet file: of a remote one only the blocks that hold them are
+    fetched.
 
-    Of a part of 4,096 globals that is 2 MB, not the whole file. Raises FileNotFoundError, of a remote one UserError.
+    Of a part of 4,096 globals that is 2 MB, not the whole file. Raises FileNotFoundError, of a
+    remote one UserError.
     """
     if place.local:
         with open(place.path(name), "rb") as file:
@@ -62,18 +64,26 @@ class PartFiles:
     globals: FileEntry
     locals: FileEntry | None
     failures: FileEntry | None
-    layers: tuple[tuple[Place, FileEntry], ...] = ()  # further local descriptors, made for a shortlist
+    layers: tuple[
+        tuple[Place, FileEntry], ...
+    ] = ()  # further local descriptors, made for a shortlist
 
 
 class Store:
-    """A finished store. `base` places its parts among those of an index: row ids start at base * 4096."""
+    """A finished store.
+
+    `base` places its parts among those of an index: row ids start at base * 4096.
+    """
 
     def __init__(self, url: str, base: int = 0) -> None:
         self.place = Place(url)
         self.base = base
         self.manifest = require_manifest(url, "store", "extract")
         if self.manifest.facts.get("kind") != "store":
-            raise UserError(f"{self.place.url} is an output of '{self.manifest.stage}', not a store of 'extract'")
+            raise UserError(
+                f"{self.place.url} is an output of '{self.manifest.stage}', not a store of "
+                f"'extract'"
+            )
         self.extractor: dict[str, Any] = self.manifest.recipe["extractor"]
         self.dimension = int(self.extractor["global_dim"])
         self.scales = tuple(float(scale) for scale in self.extractor["scales"])
@@ -95,10 +105,14 @@ class Store:
         return as_input(self.place.url, self.manifest)
 
     def _parts(self) -> list[PartFiles]:
-        """Raises UserError where the list of files is not the manifest's: the store is being made again."""
+        """Raises UserError where the list of files is not the manifest's: the store is being made
+        again.
+        """
         listed = parts_of(self.place, self.manifest)
         if listed is None:
-            raise UserError(f"{self.place.url} is not finished: give the command that makes it once more")
+            raise UserError(
+                f"{self.place.url} is not finished: give the command that makes it once more"
+            )
         files: dict[int, dict[str, FileEntry]] = {}
         for entry in entries_of(listed):
             number = part_number(entry.name)
@@ -108,7 +122,11 @@ class Store:
         layers = self._layers()
         return [
             PartFiles(
-                number, kinds["global"], kinds.get("local"), kinds.get("failures"), layers.get(kinds["global"].name, ())
+                number,
+                kinds["global"],
+                kinds.get("local"),
+                kinds.get("failures"),
+                layers.get(kinds["global"].name, ()),
             )
             for number, kinds in sorted(files.items())
         ]
@@ -116,8 +134,8 @@ class Store:
     def _layers(self) -> dict[str, tuple[tuple[Place, FileEntry], ...]]:
         """Name of a file of globals -> local descriptors of some of its rows, from finished layers.
 
-        A layer counts for the parts whose globals are still those that it was made for. One whose manifest or list of
-        files is absent or damaged is being made again: it is not finished.
+        A layer counts for the parts whose globals are still those that it was made for. One whose
+        manifest or list of files is absent or damaged is being made again: it is not finished.
         """
         found: dict[str, tuple[tuple[Place, FileEntry], ...]] = {}
         for name in sorted(self.place.folders(LAYERS)):
@@ -150,7 +168,9 @@ class Store:
         return (self.base + part.number) * ROWS_A_PART + rows.astype(np.int64)
 
     def references(self, record_ids: Iterable[str]) -> dict[str, ImageReference]:
-        """Where some images of the plan lie; ids that are not of this store, or in an archive, are absent."""
+        """Where some images of the plan lie; ids that are not of this store, or in an archive, are
+        absent.
+        """
         try:
             table = pq.read_table(io.BytesIO(self.place.read("plan/images.parquet")))
         except FileNotFoundError:  # an imported store

@@ -1,4 +1,4 @@
-"""TODO: say what this file is for."""
+"""What a training is made of: anchors with their neighbours, counted; and what is said of it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,10 @@ from schemas.manifest import canonical_json, sha256_text
 
 @dataclass(frozen=True)
 class Mined:
-    """Records with their descriptors, neighbours and anchors. `held_out` is empty where nothing is held out."""
+    """Records with their descriptors, neighbours and anchors.
+
+    `held_out` is empty where nothing is held out.
+    """
 
     records: Records
     descriptors: np.ndarray
@@ -32,11 +35,13 @@ class Mined:
     held_out: Anchors
 
 
-# ------------------------------------------------------------------------------------------------------------ mining
+# ------------------------------------------------------------------------------------------- mining
 
 
 def _mine(options: Options, records: Records, cache: Path, processes: Processes) -> Mined:
-    """Neighbours and anchors; what took long lies in `cache`, under names that tell what it is of."""
+    """Neighbours and anchors; what took long lies in `cache`, under names that tell what it is
+    of.
+    """
     contents = [store.manifest.content for store in records.stores]
     names = [contents, records.sha256]
     path = cache / f"globals-{sha256_text(canonical_json(names))[:12]}.npy"
@@ -53,7 +58,12 @@ def _mine(options: Options, records: Records, cache: Path, processes: Processes)
         folder = cache / f"neighbours-{sha256_text(canonical_json(key))[:12]}"
         progress = Progress(f"{'mine':<9}", len(records), "records") if processes.first else None
         neighbours = exact_neighbours(
-            records, descriptors, options.neighbours, folder, processes, progress.show if progress else lambda _: None
+            records,
+            descriptors,
+            options.neighbours,
+            folder,
+            processes,
+            progress.show if progress else lambda _: None,
         )
         if progress:
             progress.finish(len(records))
@@ -61,7 +71,7 @@ def _mine(options: Options, records: Records, cache: Path, processes: Processes)
     anchors, held_out = (
         choose_anchors(neighbours, records.labels, rows, options.least_positives) for rows in sides
     )
-    what = f"has {options.least_positives} of its own label among its {options.neighbours} nearest neighbours"
+    what = f"has {options.least_positives} of its own label among its {options.neighbours} nearest neighbours"  # noqa: E501
     if not len(anchors.rows):
         raise UserError(
             f"train: none of the {len(sides[0]):,} records {what}, and one of another; "
@@ -69,7 +79,7 @@ def _mine(options: Options, records: Records, cache: Path, processes: Processes)
         )
     if options.validation and not len(held_out.rows):
         raise UserError(
-            f"train: none of the {len(sides[1]):,} held-out records {what}, and one of another; raise --validation, "
+            f"train: none of the {len(sides[1]):,} held-out records {what}, and one of another; raise --validation, "  # noqa: E501
             "or hold nothing out with --validation 0"
         )
     return Mined(records, descriptors, neighbours, anchors, held_out)
@@ -91,9 +101,9 @@ def _told(options: Options, mined: Mined, model: RerankingTransformer, processes
         "held out": f"{aside:,} labels with {int(records.held_out.sum()):,} records",
         "anchors": _counted(mined.anchors, options),
         "held-out anchors": _counted(mined.held_out, options),
-        "training": f"{steps:,} steps of {options.triplets} triplets ({steps * options.triplets / anchors:.2f} epochs),"
+        "training": f"{steps:,} steps of {options.triplets} triplets ({steps * options.triplets / anchors:.2f} epochs),"  # noqa: E501
         f" {options.query_tokens} + {options.gallery_tokens} locals a pair",
-        "model": f"{sum(p.numel() for p in model.parameters()):,} parameters, start: {options.init}",
+        "model": f"{sum(p.numel() for p in model.parameters()):,} parameters, start: {options.init}",  # noqa: E501
         "on": f"{processes.device}, {options.precision}{several}",
     }
     if not options.validation:
@@ -104,6 +114,6 @@ def _told(options: Options, mined: Mined, model: RerankingTransformer, processes
 
 def _counted(anchors: Anchors, options: Options) -> str:
     kept, few, without = len(anchors.rows), anchors.too_few, anchors.without_negative
-    text = f"{kept:,} of {kept + few + without:,} records; {few:,} have fewer than {options.least_positives} of their"
+    text = f"{kept:,} of {kept + few + without:,} records; {few:,} have fewer than {options.least_positives} of their"  # noqa: E501
     text += f" label among their {options.neighbours} nearest"
     return text + (f", {without:,} have nothing else among them" if without else "")

@@ -32,21 +32,30 @@ def read_budget(text: str, option: str) -> Budget:
     except ValueError:
         budget = 0, 0
     if not 1 <= budget[0] <= budget[1]:
-        raise UserError(f"train: {option} is {text!r}; give a number of at least 1, or a range such as 50-500")
+        raise UserError(
+            f"train: {option} is {text!r}; give a number of at least 1, or a range such as 50-500"
+        )
     return budget
 
 
 class TokenCache:
     """Images as the model takes them, the last used ones kept in memory. Safe among threads."""
 
-    def __init__(self, records: Records, descriptors: np.ndarray, tokens: int, binning: str, most_bytes: int) -> None:
+    def __init__(
+        self, records: Records, descriptors: np.ndarray, tokens: int, binning: str, most_bytes: int
+    ) -> None:
         """Args:
-            descriptors: the records' globals [n, D], in memory or mapped.
-            tokens: strongest locals that are read of an image.
-            binning: a key of transformer.SCALE_TABLES.
-            most_bytes: of descriptors kept.
+        descriptors: the records' globals [n, D], in memory or mapped.
+        tokens: strongest locals that are read of an image.
+        binning: a key of transformer.SCALE_TABLES.
+        most_bytes: of descriptors kept.
         """
-        self.records, self.descriptors, self.tokens, self.most_bytes = records, descriptors, tokens, most_bytes
+        self.records, self.descriptors, self.tokens, self.most_bytes = (
+            records,
+            descriptors,
+            tokens,
+            most_bytes,
+        )
         self._scales = bin_scales(records.stores[0].scales, binning).astype(np.uint8)
         self._reader = LocalsReader(records.gallery)
         self._kept: OrderedDict[int, tuple[np.ndarray, np.ndarray]] = OrderedDict()
@@ -79,10 +88,17 @@ class TokenCache:
         if missing:
             ids = self.records.row_ids[missing]
             globals_unread = np.zeros((len(missing), 0), np.float32)
-            for row, image in zip(missing, self._reader.read(ids, globals_unread, self.tokens), strict=True):
+            for row, image in zip(
+                missing, self._reader.read(ids, globals_unread, self.tokens), strict=True
+            ):
                 half = image.descriptors.astype(np.float16)
-                exact = np.array_equal(half, image.descriptors)  # of stored halves: the same in less memory
-                found[row] = (half if exact else image.descriptors.copy(), self._scales[image.scale])
+                exact = np.array_equal(
+                    half, image.descriptors
+                )  # of stored halves: the same in less memory
+                found[row] = (
+                    half if exact else image.descriptors.copy(),
+                    self._scales[image.scale],
+                )
                 self._keep(row, found[row])
         return found
 
@@ -95,7 +111,9 @@ class TokenCache:
 
 
 class PairBatches:
-    """This process's share of a step's pairs: a function of the seed and the step's number alone."""
+    """This process's share of a step's pairs: a function of the seed and the step's number
+    alone.
+    """
 
     def __init__(
         self,
@@ -107,9 +125,9 @@ class PairBatches:
         processes: Processes,
     ) -> None:
         """Args:
-            triplets: of a step over all processes; each is a positive and a negative pair.
-            budgets: of query and gallery; of a range, each step has one number.
-            swap: whether each pair serves in either order, by chance (the model is not symmetric).
+        triplets: of a step over all processes; each is a positive and a negative pair.
+        budgets: of query and gallery; of a range, each step has one number.
+        swap: whether each pair serves in either order, by chance (the model is not symmetric).
         """
         self.cache, self.sampler, self.triplets = cache, sampler, triplets
         self.budgets, self.swap, self.processes = budgets, swap, processes
@@ -126,7 +144,9 @@ class PairBatches:
         share = self.processes.share(self.triplets)
         mine = slice(2 * share.start, 2 * share.stop)
         label = torch.tensor([1.0, 0.0]).repeat(share.stop - share.start)
-        batch = PairBatch(self._side(query[mine], tokens[0]), self._side(gallery[mine], tokens[1]), label)
+        batch = PairBatch(
+            self._side(query[mine], tokens[0]), self._side(gallery[mine], tokens[1]), label
+        )
         return batch.pinned() if self.processes.device.type == "cuda" else batch
 
     def _side(self, rows: np.ndarray, tokens: int) -> Side:
@@ -156,7 +176,9 @@ class Prefetched:
         self._made: dict[int, Future[PairBatch]] = {}
 
     def __call__(self, step: int) -> PairBatch:
-        """The result of a step; steps are asked for one after the other. Raises what the function raises."""
+        """The result of a step; steps are asked for one after the other. Raises what the function
+        raises.
+        """
         for number in range(step, min(step + 1 + AHEAD, self._steps)):
             if number not in self._made:
                 self._made[number] = self._thread.submit(self._batch_of, number)

@@ -50,7 +50,8 @@ class Speaker:
             text = f"loss {row['loss']:.4f}, accuracy {row['accuracy']:.3f}"
             if SELECT in row:
                 text += (
-                    f"; held out: loss {row['val_loss']:.4f}, AUC {row['val_auc']:.4f}, mAP {row[SELECT]:.4f}"
+                    f"; held out: loss {row['val_loss']:.4f}, AUC {row['val_auc']:.4f}, mAP "
+                    f"{row[SELECT]:.4f}"
                     f" (global {row['val_map_global']:.4f})"
                 )
                 plot(self.folder / PLOT_NAME, read(self.folder / LOG_NAME))
@@ -73,14 +74,17 @@ def save_weights(path: Path, model: RerankingTransformer, notes: dict[str, Any])
     beside.unlink()
 
 
-def finish(place: Place, job: Job, notes: dict[str, Any], progressed: Progressed, seconds: float) -> Manifest:
+def finish(
+    place: Place, job: Job, notes: dict[str, Any], progressed: Progressed, seconds: float
+) -> Manifest:
     """Draw the plot, remove what was kept for a rerun, and write the manifest, last."""
     folder = Path(place.root)
     plot(folder / PLOT_NAME, read(folder / LOG_NAME), progressed.best_step)
     shutil.rmtree(folder / "cache", ignore_errors=True)
     names = [WEIGHTS, *([BEST] if progressed.best_step else [])]
     files = tuple(
-        FileEntry(name, 1, os.path.getsize(place.path(name)), sha256_file(place.path(name))) for name in names
+        FileEntry(name, 1, os.path.getsize(place.path(name)), sha256_file(place.path(name)))
+        for name in names
     )
     selected = {"step": progressed.best_step, **progressed.best} if progressed.best_step else None
     summary = {"figures": progressed.figures, "selected": selected}

@@ -1,9 +1,11 @@
-"""train-products: photographs and labels -> weights of a backbone and its Reranking Transformer for products.
+"""train-products: photographs and labels -> weights of a backbone and its Reranking Transformer for
+products.
 
-One process trains; a rerun goes on from the last checkpoint, and ends with the weights of an undisturbed run (on a
-CPU, with as many threads). Files of the output folder:
+One process trains; a rerun goes on from the last checkpoint, and ends with the weights of an
+undisturbed run (on a CPU, with as many threads). Files of the output folder:
 
-    weights.safetensors   model and backbone, configuration inside (rrt_core.checkpoints, variant `products`)
+    weights.safetensors   model and backbone, configuration inside (rrt_core.checkpoints, variant
+                          `products`)
     log.csv               step, name, value
     manifest.json         last: recipe, figures of the held-out identities
     work/                 state.pt and kept maps, removed at the end
@@ -56,18 +58,23 @@ def run(options: Options, settings: RunSettings) -> Manifest:
     if not options.mode:
         raise UserError(f"{STAGE}: --mode is missing; it is one of {', '.join(MODES)}")
     if len(options.area) != 2:
-        raise UserError(f"{STAGE}: --area takes two numbers, least and most, not {len(options.area)}")
+        raise UserError(
+            f"{STAGE}: --area takes two numbers, least and most, not {len(options.area)}"
+        )
     place = Place(options.out)
     if not place.local:
         raise UserError(
-            f"{STAGE}: --out must be a folder on this machine, not {options.out}: checkpoints are renamed there"
+            f"{STAGE}: --out must be a folder on this machine, not {options.out}: checkpoints are "
+            f"renamed there"
         )
     photographs = read_photographs(options)
     with place.alone():
         return _run(options, settings, place, photographs)
 
 
-def _run(options: Options, settings: RunSettings, place: Place, photographs: Photographs) -> Manifest:
+def _run(
+    options: Options, settings: RunSettings, place: Place, photographs: Photographs
+) -> Manifest:
     job = _job(options, settings, photographs)
     manifest = read_manifest(place)
     if manifest is None and not place.exists(WORK) and place.has_files():
@@ -79,7 +86,8 @@ def _run(options: Options, settings: RunSettings, place: Place, photographs: Pho
         if manifest.recipe_hash != job.recipe_hash:
             changed = [key for key in job.identity if manifest.recipe.get(key) != job.identity[key]]
             raise UserError(
-                f"{place.url} holds weights that were made otherwise ({', '.join(changed) or 'other options'});"
+                f"{place.url} holds weights that were made otherwise "
+                f"({', '.join(changed) or 'other options'});"
                 " give another --out, or --overwrite."
             )
         if is_whole(place, manifest):
@@ -90,12 +98,20 @@ def _run(options: Options, settings: RunSettings, place: Place, photographs: Pho
     training = Training(options, photographs, Path(place.root), job.recipe_hash)
     facts = training.run()
     entries = tuple(
-        FileEntry(name, 1, Path(place.root, name).stat().st_size, sha256_file(Path(place.root, name)))
+        FileEntry(
+            name, 1, Path(place.root, name).stat().st_size, sha256_file(Path(place.root, name))
+        )
         for name in (LOG_NAME, WEIGHTS)
     )
     counts = Counts(len(photographs.files), len(photographs.files))
     marker = Marker(
-        "training", job.recipe_hash, job.units[0].slice, entries, counts, facts, versions=software_versions()
+        "training",
+        job.recipe_hash,
+        job.units[0].slice,
+        entries,
+        counts,
+        facts,
+        versions=software_versions(),
     )
     manifest = write_manifest(place, job, [marker], time.monotonic() - started)
     place.below(WORK).empty()
@@ -113,7 +129,10 @@ def _job(options: Options, settings: RunSettings, photographs: Photographs) -> J
         if given:
             if given != "random" and not Path(given).is_file():
                 raise UserError(f"--{name.replace('_', '-')} {given}: there is no such file.")
-            inputs[name] = {"url": given, "content": given if given == "random" else sha256_file(given)}
+            inputs[name] = {
+                "url": given,
+                "content": given if given == "random" else sha256_file(given),
+            }
     unit = Unit("training", {}, len(photographs.files))
     return Job(STAGE, options.out, "", recipe, inputs, (unit,), asdict(options))
 
@@ -121,13 +140,19 @@ def _job(options: Options, settings: RunSettings, photographs: Photographs) -> J
 class Training:
     """One run of a mode."""
 
-    def __init__(self, options: Options, photographs: Photographs, out: Path, identity: str) -> None:
+    def __init__(
+        self, options: Options, photographs: Photographs, out: Path, identity: str
+    ) -> None:
         self.options, self.photographs, self.identity = options, photographs, identity
         self.out, self.work = out, out / WORK
         self.work.mkdir(exist_ok=True)
         self.device = choose_device(options.device)
         self.options_of_mode = ProductsOptions(
-            **{f.name: getattr(options, f.name) for f in fields(ProductsOptions) if hasattr(options, f.name)}
+            **{
+                f.name: getattr(options, f.name)
+                for f in fields(ProductsOptions)
+                if hasattr(options, f.name)
+            }
         )
         held = np.random.default_rng([options.seed, 3]).permutation(len(photographs.products))
         self.held = np.sort(held[: round(options.validation * len(held))])
@@ -149,15 +174,21 @@ class Training:
             options.jitter,
             options.flip,
         )
-        inputs = self._inputs(network, CropInputs(CropReader(self.photographs.files, crops, options.seed, 4)))
+        inputs = self._inputs(
+            network, CropInputs(CropReader(self.photographs.files, crops, options.seed, 4))
+        )
         chosen = _Rows(inputs, self.training)
         if trained_before is None:
-            self._start(network, chosen)  # a resumed run, too: its negatives are found with what it began with
+            self._start(
+                network, chosen
+            )  # a resumed run, too: its negatives are found with what it began with
         near = None
         if options.mode != "global":
             found = describe(network, chosen, np.arange(len(chosen)))
             near = neighbours(found.descriptors, options.neighbours)
-        sampler = Sampler(self.photographs.labels[self.training], inputs.copies, options.seed, options.lone_share)
+        sampler = Sampler(
+            self.photographs.labels[self.training], inputs.copies, options.seed, options.lone_share
+        )
         if near is not None and trained_before is None and options.start == "matching":
             self._matching_start(network, chosen, sampler, near)
         self.progress = Progress(f"{STAGE} {options.mode}", options.steps, "steps")
@@ -181,34 +212,52 @@ class Training:
         )
         self.progress.finish(options.steps)
         found_at_end = latest or evaluate()
-        notes = {"mode": options.mode, "steps": options.steps, "seed": options.seed, "identity": self.identity}
+        notes = {
+            "mode": options.mode,
+            "steps": options.steps,
+            "seed": options.seed,
+            "identity": self.identity,
+        }
         self._write(network, notes | {"validation": found_at_end})
-        return {"validation": found_at_end, "held_out": [self.photographs.products[number] for number in self.held]}
+        return {
+            "validation": found_at_end,
+            "held_out": [self.photographs.products[number] for number in self.held],
+        }
 
     def _network(self) -> tuple[ProductsNetwork, str | None]:
-        """The network, and the mode that `--weights` was trained in (None: there are none with a matcher)."""
+        """The network, and the mode that `--weights` was trained in (None: there are none with a
+        matcher).
+        """
         options = self.options
         trained = self.options_of_mode.of_backbone
         if not options.weights:
             if options.mode == "joint":
-                raise UserError("Mode joint begins with the weights of mode frozen: name them with --weights.")
+                raise UserError(
+                    "Mode joint begins with the weights of mode frozen: name them with --weights."
+                )
             backbone = create_backbone(options.backbone, options.backbone_weights or None)
             config = ProductsConfig(map_channels=backbone.map_channels, backbone=options.backbone)
             model = ProductsTransformer(config)
             return ProductsNetwork(backbone, model, trained).to(self.device), None
         found = load_checkpoint(options.weights, variant=PRODUCTS)
         name = found.model.config.backbone or options.backbone
-        backbone = create_backbone(name, "random" if found.backbone else options.backbone_weights or None)
+        backbone = create_backbone(
+            name, "random" if found.backbone else options.backbone_weights or None
+        )
         if found.backbone:
             load_backbone_state(backbone.network, found.backbone, options.weights)
         if backbone.map_channels != found.model.config.map_channels:
             raise UserError(
-                f"The weights {options.weights} are for maps of {found.model.config.map_channels} channels, and the"
-                f" backbone {name} gives {backbone.map_channels}: name its backbone with --backbone."
+                f"The weights {options.weights} are for maps of {found.model.config.map_channels} "
+                f"channels, and the"
+                f" backbone {name} gives {backbone.map_channels}: name its backbone with "
+                f"--backbone."
             )
         mode = found.notes.get("mode", "joint")  # the paper's files hold trained matchers
         model = found.model.train()
-        return ProductsNetwork(backbone, model, trained).to(self.device), None if mode == "global" else mode
+        return ProductsNetwork(backbone, model, trained).to(
+            self.device
+        ), None if mode == "global" else mode
 
     def _start(self, network: ProductsNetwork, inputs: Inputs) -> None:
         """Without weights the global descriptor begins as principal components."""
@@ -228,10 +277,16 @@ class Training:
                 if model.remap.bias is not None:
                     model.remap.bias.copy_(bias)
 
-    def _matching_start(self, network: ProductsNetwork, inputs: Inputs, sampler: Sampler, near: Ints) -> None:
+    def _matching_start(
+        self, network: ProductsNetwork, inputs: Inputs, sampler: Sampler, near: Ints
+    ) -> None:
         triplets = sampler.triplets(0, START_TRIPLETS, near)
         with torch.no_grad():
-            maps = network.maps(inputs.batch(triplets.rows, triplets.copies).to(self.device)).float().cpu()
+            maps = (
+                network.maps(inputs.batch(triplets.rows, triplets.copies).to(self.device))
+                .float()
+                .cpu()
+            )
         network.model.cpu()
         start_from_triplets(network.model, maps)
         network.model.to(self.device)
@@ -260,13 +315,22 @@ class Training:
         described = describe(network, inputs, rows)
         labels = self.photographs.labels[rows]
         count = min(self.options.validation_queries, len(rows))
-        queries = np.sort(np.random.default_rng([self.options.seed, 5]).permutation(len(rows))[:count])
+        queries = np.sort(
+            np.random.default_rng([self.options.seed, 5]).permutation(len(rows))[:count]
+        )
         order = rank(described.descriptors[queries], described.descriptors, queries)
-        found = {f"val_{key}_global": value for key, value in figures(order, labels[queries], labels, queries).items()}
+        found = {
+            f"val_{key}_global": value
+            for key, value in figures(order, labels[queries], labels, queries).items()
+        }
         if self.options.mode != "global":
             top = order[:, : min(self.options.shortlist, len(rows) - 1)]
             logits = score(
-                network.model.matcher, described.local[queries], described.local, top, precision=self.options.precision
+                network.model.matcher,
+                described.local[queries],
+                described.local,
+                top,
+                precision=self.options.precision,
             )
             again = figures(reordered(order, logits), labels[queries], labels, queries)
             found |= {f"val_{key}": value for key, value in again.items()}

@@ -1,4 +1,4 @@
-"""TODO: say what this file is for."""
+"""Options of `train-products`, and the photographs that they name."""
 
 from __future__ import annotations
 
@@ -25,26 +25,37 @@ class Options:
     labels: str = option("CSV file with the columns path and product")
     out: str = option("folder of the weights, the log and the manifest")
     mode: str = option(
-        "global, then frozen (over --weights of global), then joint (over --weights of frozen)", "", MODES
+        "global, then frozen (over --weights of global), then joint (over --weights of frozen)",
+        "",
+        MODES,
     )
-    weights: str = option("weights.safetensors of the mode before, or a .pt of the paper's repository", "")
-    backbone: str = option("efficientnet_lite0, efficientnet_lite0+stride16 or timm:MODEL", "efficientnet_lite0")
+    weights: str = option(
+        "weights.safetensors of the mode before, or a .pt of the paper's repository", ""
+    )
+    backbone: str = option(
+        "efficientnet_lite0, efficientnet_lite0+stride16 or timm:MODEL", "efficientnet_lite0"
+    )
     backbone_weights: str = option(
         "file of the backbone's weights; random: none. Without: ImageNet's, or --weights'", ""
     )
-    trained: str = option("global, joint: train all of the backbone, or its late part alone", "all", ("all", "late"))
+    trained: str = option(
+        "global, joint: train all of the backbone, or its late part alone", "all", ("all", "late")
+    )
     unlabelled: str = option("folder of images of other things, each an instance of its own", "")
     validation: float = option("share of the products held out, chosen by the seed", 0.2)
     validation_queries: int = option("at most so many held-out photographs are queries", 200)
     shortlist: int = option("how many of the global ranking are reranked in validation", 100)
     start: str = option(
-        "frozen without a trained matcher: matching (compares alike cells from the start) or random (the paper)",
+        "frozen without a trained matcher: matching (compares alike cells from the start) or "
+        "random (the paper)",
         "matching",
         ("matching", "random"),
     )
     steps: int = option("optimiser steps", 1000)
     batch: int = option("images a step: two a product (global), triplets (frozen, joint)", 72)
-    optimiser: str = option("adamw, or sgd (the paper's for global; for large sets)", "adamw", OPTIMISERS)
+    optimiser: str = option(
+        "adamw, or sgd (the paper's for global; for large sets)", "adamw", OPTIMISERS
+    )
     lr: float = option("peak learning rate", 1e-4)
     backbone_lr: float = option("the backbone's learning rate as a share of lr", 1.0)
     weight_decay: float = option("weight decay", 4e-4)
@@ -52,16 +63,26 @@ class Options:
     temperature: float = option("of the contrastive loss", 0.05)
     global_share: float = option("joint: weight of the contrastive loss beside the reranker's", 0.0)
     neighbours: int = option("negatives are drawn from so many nearest images", 100)
-    copies: int = option("augmented copies of each image that are kept where the backbone is not trained whole", 4)
+    copies: int = option(
+        "augmented copies of each image that are kept where the backbone is not trained whole", 4
+    )
     lone_share: float = option("share of the anchors that are unlabelled images", 0.3)
     resize: int = option("plain crops: side that a picture is resized to, pixels", 256)
     crop: int = option("side of a crop, pixels", 224)
-    area: tuple[float, ...] = option("least and most share of the picture in an augmented crop", (0.25, 1.0))
+    area: tuple[float, ...] = option(
+        "least and most share of the picture in an augmented crop", (0.25, 1.0)
+    )
     degrees: float = option("augmented crops: most turned to either side", 0.0)
-    jitter: float = option("augmented crops: most change of brightness, contrast, saturation, as a share", 0.2)
-    flip: bool = option("augmented crops: mirror half of them (the paper does; print becomes unreadable)", False)
+    jitter: float = option(
+        "augmented crops: most change of brightness, contrast, saturation, as a share", 0.2
+    )
+    flip: bool = option(
+        "augmented crops: mirror half of them (the paper does; print becomes unreadable)", False
+    )
     seed: int = option("seed of all that is drawn", 0)
-    precision: str = option("float32, or bfloat16 for the matcher", "float32", ("float32", "bfloat16"))
+    precision: str = option(
+        "float32, or bfloat16 for the matcher", "float32", ("float32", "bfloat16")
+    )
     device: str = option("auto, cpu or cuda", "auto")
     checkpoint_every: int = option("steps between checkpoints", 50)
     evaluate_every: int = option("steps between validations", 500)
@@ -69,7 +90,9 @@ class Options:
 
 @dataclass(frozen=True)
 class Photographs:
-    """files, and for each its product's number (unlabelled ones have numbers of their own); names of the products."""
+    """files, and for each its product's number (unlabelled ones have numbers of their own); names
+    of the products.
+    """
 
     files: list[Path]
     labels: Ints
@@ -88,7 +111,8 @@ class Photographs:
 def read_photographs(options: Options) -> Photographs:
     """The labelled photographs in the order of the CSV file, then the unlabelled ones.
 
-    Raises UserError for a file that is not there, a column that is missing and a row without path or product.
+    Raises UserError for a file that is not there, a column that is missing and a row without path
+    or product.
     """
     try:
         with open(options.labels, newline="") as file:
@@ -96,10 +120,15 @@ def read_photographs(options: Options) -> Photographs:
             rows = list(reader)
             columns = reader.fieldnames or []
     except OSError as error:
-        raise UserError(f"The labels {options.labels} cannot be read ({error.strerror}).") from error
+        raise UserError(
+            f"The labels {options.labels} cannot be read ({error.strerror})."
+        ) from error
     for column in ("path", "product"):
         if column not in columns:
-            raise UserError(f"The labels {options.labels} have no column {column!r}: the first line must name it.")
+            raise UserError(
+                f"The labels {options.labels} have no column {column!r}: the first line must name "
+                f"it."
+            )
     files, names = [], []
     for number, row in enumerate(rows, 2):
         if not row["path"] or not row["product"]:
@@ -118,6 +147,10 @@ def read_photographs(options: Options) -> Photographs:
         folder = Path(options.unlabelled)
         others = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGES)
         if not others:
-            raise UserError(f"--unlabelled {folder}: there are no images ({', '.join(IMAGES)}) in it.")
-    labels = [numbers[name] for name in names] + [len(products) + number for number in range(len(others))]
+            raise UserError(
+                f"--unlabelled {folder}: there are no images ({', '.join(IMAGES)}) in it."
+            )
+    labels = [numbers[name] for name in names] + [
+        len(products) + number for number in range(len(others))
+    ]
     return Photographs(files + others, np.array(labels, np.int64), products, len(files))

@@ -1,4 +1,6 @@
-"""What `train` learns from: described records of stores with their labels, and which labels are held out."""
+"""What `train` learns from: described records of stores with their labels, and which labels are
+held out.
+"""
 
 from __future__ import annotations
 
@@ -50,14 +52,18 @@ class Records:
 
 
 def open_stores_of(urls: Sequence[str]) -> list[Store]:
-    """Stores with bases one after the other, as `index` gives them. Raises UserError where they do not fit together."""
+    """Stores with bases one after the other, as `index` gives them.
+
+    Raises UserError where they do not fit together.
+    """
     stores: list[Store] = []
     base = 0
     for url in urls:
         store = Store(url, base)
         if stores and store.extractor != stores[0].extractor:
             raise UserError(
-                f"{store.place.url} was described by {store.extractor['name']} with other settings or weights than "
+                f"{store.place.url} was described by {store.extractor['name']} with other "
+                f"settings or weights than "
                 f"{stores[0].place.url}; describe both alike"
             )
         stores.append(store)
@@ -70,8 +76,8 @@ def read_records(stores: list[Store], labels: str, held_out: float, seed: int) -
 
     Args:
         labels: a file (schemas/labels.py), or "folder".
-        held_out: share of the labels held out, chosen by the hash of seed and label: a label stays on its side when
-            others come or go.
+        held_out: share of the labels held out, chosen by the hash of seed and label: a label stays
+            on its side when others come or go.
     Raises:
         UserError: labels that cannot be read, fit two records or none; fewer than two labels.
     """
@@ -85,24 +91,37 @@ def read_records(stores: list[Store], labels: str, held_out: float, seed: int) -
         first = found.unknown[0]
         because = f" ({failed:,} images of the stores could not be described)" if failed else ""
         dropped.append(
-            f"{len(found.unknown):,} rows of {labels} name no described record, the first is row {first.row}, "
+            f"{len(found.unknown):,} rows of {labels} name no described record, the first is row "
+            f"{first.row}, "
             f"{first.name!r}{because}"
         )
     if not found.of_record:
-        raise UserError(f"{labels} names no described record of the stores: {dropped[-1]}; a record id is such as "
-                        f"{record_ids[0]}")
+        raise UserError(
+            f"{labels} names no described record of the stores: {dropped[-1]}; a record id is "
+            f"such as "
+            f"{record_ids[0]}"
+        )
     kept = np.array([record_id in found.of_record for record_id in record_ids], bool)
     ids = [record_id for record_id in record_ids if record_id in found.of_record]
     texts = [found.of_record[record_id] for record_id in ids]
     names = sorted(set(texts))
     if len(names) < 2:
-        raise UserError(f"{labels}: all records have the label {names[0]!r}; training needs at least two labels")
+        raise UserError(
+            f"{labels}: all records have the label {names[0]!r}; training needs at least two labels"
+        )
     place = {name: number for number, name in enumerate(names)}
     codes = np.array([place[text] for text in texts], np.int64)
     aside = np.array([_share(seed, name) < held_out for name in names], bool)
     pairs = sorted(found.of_record.items())
     return Records(
-        stores, row_ids[kept], ids, codes, names, aside[codes], tuple(dropped), sha256_text(canonical_json(pairs))
+        stores,
+        row_ids[kept],
+        ids,
+        codes,
+        names,
+        aside[codes],
+        tuple(dropped),
+        sha256_text(canonical_json(pairs)),
     )
 
 
@@ -127,7 +146,9 @@ def _labels(labels: str, record_ids: Sequence[str]) -> Labels:
     try:
         data = Place(labels).read("")
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
-        raise UserError(f"{labels}: there is no such file of labels; give a CSV or Parquet file, or 'folder'") from None
+        raise UserError(
+            f"{labels}: there is no such file of labels; give a CSV or Parquet file, or 'folder'"
+        ) from None
     return match_labels(read_labels(data, labels), record_ids, labels)
 
 
@@ -143,7 +164,8 @@ def hash_order(seed: int, record_ids: Sequence[str]) -> np.ndarray:
 
 
 def copy_globals(records: Records, path: Path) -> None:
-    """Copy the records' descriptors to a .npy file [n, D] in the stored dtype, which is then read by memory map.
+    """Copy the records' descriptors to a .npy file [n, D] in the stored dtype, which is then read
+    by memory map.
 
     The stores' Parquet files can only be read part by part, and a step needs rows of everywhere.
     """
@@ -157,7 +179,9 @@ def copy_globals(records: Records, path: Path) -> None:
         descriptors = store.read_global(part).descriptors
         if matrix is None:
             shape = (len(records), store.dimension)
-            matrix = np.lib.format.open_memmap(beside, mode="w+", dtype=descriptors.dtype, shape=shape)
+            matrix = np.lib.format.open_memmap(
+                beside, mode="w+", dtype=descriptors.dtype, shape=shape
+            )
         matrix[positions] = descriptors[records.row_ids[positions] % ROWS_A_PART]
     matrix.flush()
     del matrix

@@ -1,7 +1,9 @@
-"""train: stores + labels -> weights of the Reranking Transformer for their extractor (docs/training.md).
+"""train: stores + labels -> weights of the Reranking Transformer for their extractor
+(docs/training.md).
 
-One process, or those that torchrun starts; no Beam, since a step needs the step before. What is done is in pipelines/
-train_run.py; here are the options, so that the command line starts without torch.
+One process, or those that torchrun starts; no Beam, since a step needs the step before. What is
+done is in pipelines/ train_run.py; here are the options, so that the command line starts without
+torch.
 """
 
 from __future__ import annotations
@@ -13,7 +15,8 @@ from schemas.errors import UserError
 
 
 def run(options: Options, settings: Settings) -> Any:
-    """Train (or go on, or skip); gives the manifest, or None for a dry run and in all processes but the first.
+    """Train (or go on, or skip); gives the manifest, or None for a dry run and in all processes but
+    the first.
 
     Raises UserError.
     """
@@ -35,7 +38,8 @@ def summarise(options: Options, manifest: Any) -> None:
         best = facts["selected"]
         print(
             f"Weights of the best step, {best['step']:,}: {options.out}/best.safetensors\n"
-            f"  held-out mAP {best['val_map']:.4f} (global {best['val_map_global']:.4f}), AUC {best['val_auc']:.4f}; "
+            f"  held-out mAP {best['val_map']:.4f} (global {best['val_map_global']:.4f}), AUC "
+            f"{best['val_auc']:.4f}; "
             f"{facts['selected_by']}"
         )
     name = "best" if facts["selected"] else "weights"

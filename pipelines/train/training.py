@@ -40,9 +40,22 @@ from schemas.errors import UserError
 from schemas.manifest import Manifest
 from schemas.plan import Job
 
-STARTS: dict[str, Callable[..., None]] = {"identity": initialise_identity, "matching": initialise_matching}
+STARTS: dict[str, Callable[..., None]] = {
+    "identity": initialise_identity,
+    "matching": initialise_matching,
+}
 # These change where or how, not what; `labels` and `init` stand in the recipe by their content.
-NOT_OF_THE_RECIPE = {"stores", "labels", "out", "config", "dry_run", "shortlist", "cache_mb", "device", "init"}
+NOT_OF_THE_RECIPE = {
+    "stores",
+    "labels",
+    "out",
+    "config",
+    "dry_run",
+    "shortlist",
+    "cache_mb",
+    "device",
+    "init",
+}
 
 
 def run(options: Options, settings: Settings) -> Manifest | None:
@@ -54,7 +67,9 @@ def run(options: Options, settings: Settings) -> Manifest | None:
         processes = join(options.device)
         check_precision(options.precision, processes.device)
         if options.triplets < processes.world:
-            raise UserError(f"train: {options.triplets} triplets a step are too few for {processes.world} processes")
+            raise UserError(
+                f"train: {options.triplets} triplets a step are too few for {processes.world} processes"  # noqa: E501
+            )
         local = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if processes.world > 1 else 1
         limit_threads(settings.threads or max(1, len(os.sched_getaffinity(0)) // local))
         made = None
@@ -64,7 +79,11 @@ def run(options: Options, settings: Settings) -> Manifest | None:
             made = _train(options, settings, processes)
     except UserError:
         if not first:
-            time.sleep(5)  # a mistake that the first process meets too is said there, and torchrun ends this one
+            time.sleep(
+                5
+                # a mistake that the first process meets too is said there, and torchrun ends this
+                # one
+            )
         raise
     processes.leave()
     return made
@@ -93,7 +112,9 @@ def _train(options: Options, settings: Settings, processes: Processes) -> Manife
     started = time.monotonic()
     place = Place(options.out)
     if not place.local:
-        raise UserError(f"train: --out is {options.out}; it must be a local folder, for its checkpoints")
+        raise UserError(
+            f"train: --out is {options.out}; it must be a local folder, for its checkpoints"
+        )
     records, model, start = _prepare(options)
     job = _job(options, records, model, start)
     with contextlib.ExitStack() as stack:
@@ -109,7 +130,9 @@ def _train(options: Options, settings: Settings, processes: Processes) -> Manife
                 place.empty()
             write_plan(place, job, {})
         processes.wait()
-        stopping.during(lambda: f"{_checkpoint(Path(place.root))}; the same command goes on from there")
+        stopping.during(
+            lambda: f"{_checkpoint(Path(place.root))}; the same command goes on from there"
+        )
         try:
             mined = _mine(options, records, Path(place.root, "cache"), processes)
             if processes.first:
@@ -121,23 +144,39 @@ def _train(options: Options, settings: Settings, processes: Processes) -> Manife
 
 def _checkpoint(folder: Path) -> str:
     there = (folder / STATE_NAME).exists()
-    return f"the last checkpoint is in {folder}" if there else f"there is no checkpoint yet in {folder}"
+    return (
+        f"the last checkpoint is in {folder}"
+        if there
+        else f"there is no checkpoint yet in {folder}"
+    )
 
 
-# ------------------------------------------------------------------------------------------------- what is trained
+# ---------------------------------------------------------------------------------- what is trained
 
 
 def _prepare(options: Options) -> tuple[Records, RerankingTransformer, str]:
     """Records, the model at its start, and what names the start."""
     if not 0 <= options.validation < 1:
-        raise UserError(f"train: --validation is {options.validation}; it is a share of the labels, from 0 to below 1")
-    for name in ("neighbours", "least_positives", "triplets", "validation_anchors", "validation_pairs"):
+        raise UserError(
+            f"train: --validation is {options.validation}; it is a share of the labels, from 0 to below 1"  # noqa: E501
+        )
+    for name in (
+        "neighbours",
+        "least_positives",
+        "triplets",
+        "validation_anchors",
+        "validation_pairs",
+    ):
         if getattr(options, name) < 1:
-            raise UserError(f"train: --{name.replace('_', '-')} is {getattr(options, name)}; it must be at least 1")
+            raise UserError(
+                f"train: --{name.replace('_', '-')} is {getattr(options, name)}; it must be at least 1"  # noqa: E501
+            )
     for field in fields(Options):
         value = getattr(options, field.name)
         if isinstance(value, float) and not math.isfinite(value):
-            raise UserError(f"train: --{field.name.replace('_', '-')} is {value}; it must be a number")
+            raise UserError(
+                f"train: --{field.name.replace('_', '-')} is {value}; it must be a number"
+            )
     if not options.steps and options.epochs <= 0:
         raise UserError(f"train: --epochs is {options.epochs}; give more than 0, or --steps")
     _budgets(options)
@@ -150,18 +189,31 @@ def _prepare(options: Options) -> tuple[Records, RerankingTransformer, str]:
 
 def _recipe(options: Options, steps: int) -> TrainingOptions:
     """The loop's options, checked."""
-    names = {field.name for field in fields(TrainingOptions)} & {field.name for field in fields(Options)}
+    names = {field.name for field in fields(TrainingOptions)} & {
+        field.name for field in fields(Options)
+    }
     return TrainingOptions(**{**{name: getattr(options, name) for name in names}, "steps": steps})
 
 
-def _new_model(options: Options, global_dim: int, local_dim: int) -> tuple[RerankingTransformer, str]:
+def _new_model(
+    options: Options, global_dim: int, local_dim: int
+) -> tuple[RerankingTransformer, str]:
     """The model at its start, and the start's name or, of a file of weights, SHA-256."""
-    chosen = {name: getattr(options, name) for name in ("layers", "heads", "feedforward", "scale_binning")}
+    chosen = {
+        name: getattr(options, name) for name in ("layers", "heads", "feedforward", "scale_binning")
+    }
     chosen = {name: value for name, value in chosen.items() if value}
     if options.init == "random" or options.init in STARTS:
         torch.manual_seed(options.seed)
         model = RerankingTransformer(
-            ModelConfig(**{"global_dim": global_dim, "d_model": local_dim, "scale_binning": "fixed", **chosen})
+            ModelConfig(
+                **{
+                    "global_dim": global_dim,
+                    "d_model": local_dim,
+                    "scale_binning": "fixed",
+                    **chosen,
+                }
+            )
         )
         if options.init in STARTS:
             more = {"sharpness": options.sharpness} if options.sharpness else {}
@@ -171,28 +223,38 @@ def _new_model(options: Options, global_dim: int, local_dim: int) -> tuple[Reran
     config = checkpoint.model.config
     if (config.global_dim, config.d_model) != (global_dim, local_dim):
         raise UserError(
-            f"train: {options.init} is for globals of {config.global_dim} and locals of {config.d_model} dimensions, "
+            f"train: {options.init} is for globals of {config.global_dim} and locals of {config.d_model} dimensions, "  # noqa: E501
             f"the stores have {global_dim} and {local_dim}; give other weights, or --init random"
         )
     for name, value in chosen.items():
         if getattr(config, name) != value:
-            raise UserError(f"train: --{name} is {value}, but {options.init} has {getattr(config, name)}; leave it out")
+            raise UserError(
+                f"train: --{name} is {value}, but {options.init} has {getattr(config, name)}; leave it out"  # noqa: E501
+            )
     return checkpoint.model, checkpoint.sha256
 
 
 def _budgets(options: Options) -> tuple[Budget, Budget, int]:
     """Of query and gallery, and the number of validation."""
-    query, gallery = (read_budget(getattr(options, name), f"--{name.replace('_', '-')}")
-                      for name in ("query_tokens", "gallery_tokens"))
+    query, gallery = (
+        read_budget(getattr(options, name), f"--{name.replace('_', '-')}")
+        for name in ("query_tokens", "gallery_tokens")
+    )
     most = max(query[1], gallery[1])
-    tokens = read_budget(options.validation_tokens, "--validation-tokens")[1] if options.validation_tokens else most
+    tokens = (
+        read_budget(options.validation_tokens, "--validation-tokens")[1]
+        if options.validation_tokens
+        else most
+    )
     return query, gallery, tokens
 
 
 def _job(options: Options, records: Records, model: RerankingTransformer, start: str) -> Job:
     """Identity of the training: options by value, stores, labels and start by content."""
     recipe = {
-        field.name: getattr(options, field.name) for field in fields(Options) if field.name not in NOT_OF_THE_RECIPE
+        field.name: getattr(options, field.name)
+        for field in fields(Options)
+        if field.name not in NOT_OF_THE_RECIPE
     }
     recipe |= {"model": asdict(model.config), "init": start, "labels_sha256": records.sha256}
     recipe["extractor"] = records.stores[0].extractor
@@ -223,28 +285,45 @@ def _already_made(place: Place, job: Job, settings: Settings) -> Manifest | None
     return manifest
 
 
-# ---------------------------------------------------------------------------------------------------------- training
+# ----------------------------------------------------------------------------------------- training
 
 
 def _learn(
-    options: Options, processes: Processes, place: Place, job: Job, mined: Mined, model: RerankingTransformer,
+    options: Options,
+    processes: Processes,
+    place: Place,
+    job: Job,
+    mined: Mined,
+    model: RerankingTransformer,
     started: float,
 ) -> Manifest | None:
     folder, records, steps = Path(place.root), mined.records, _steps(options, mined)
     query, gallery, tokens = _budgets(options)
     cache = TokenCache(
-        records, mined.descriptors, max(query[1], gallery[1], tokens), model.config.scale_binning,
+        records,
+        mined.descriptors,
+        max(query[1], gallery[1], tokens),
+        model.config.scale_binning,
         options.cache_mb * 1_000_000,
     )
     sampler = TripletSampler(mined.neighbours, records.labels, mined.anchors.rows, options.seed)
     batches = Prefetched(
-        PairBatches(cache, sampler, options.triplets, (query, gallery), options.symmetric_order, processes), steps
+        PairBatches(
+            cache, sampler, options.triplets, (query, gallery), options.symmetric_order, processes
+        ),
+        steps,
     )
     validation = None
     if options.validation:
         validation = Validation(
-            cache, mined.neighbours, mined.held_out.rows, options.validation_anchors, options.validation_pairs,
-            (tokens, tokens), options.seed, processes,
+            cache,
+            mined.neighbours,
+            mined.held_out.rows,
+            options.validation_anchors,
+            options.validation_pairs,
+            (tokens, tokens),
+            options.seed,
+            processes,
         )
     model.to(processes.device)
     notes = _notes(options, job, mined, steps)
@@ -264,9 +343,18 @@ def _learn(
 
     try:
         progressed = train(
-            model, batches, validation or (lambda _: {}), _recipe(options, steps), folder, report,
-            processes=processes, pairs=2 * options.triplets, identity=job.recipe_hash,
-            select=SELECT if validation else "", keep_best=keep_best, tick=tick,
+            model,
+            batches,
+            validation or (lambda _: {}),
+            _recipe(options, steps),
+            folder,
+            report,
+            processes=processes,
+            pairs=2 * options.triplets,
+            identity=job.recipe_hash,
+            select=SELECT if validation else "",
+            keep_best=keep_best,
+            tick=tick,
         )
     finally:
         batches.close()
@@ -279,7 +367,9 @@ def _learn(
 
 
 def _notes(options: Options, job: Job, mined: Mined, steps: int) -> dict[str, Any]:
-    """What the weights say of their making; nothing of time and place, so that equal training gives equal bytes."""
+    """What the weights say of their making; nothing of time and place, so that equal training gives
+    equal bytes.
+    """
     records = mined.records
     return {
         "made_by": "train",
@@ -303,4 +393,4 @@ def _notes(options: Options, job: Job, mined: Mined, steps: int) -> dict[str, An
 def _selected_by(options: Options) -> str:
     if not options.validation:
         return "nothing was held out: no step is chosen"
-    return "the step with the highest mAP of held-out labels, none of which was trained on or is test data"
+    return "the step with the highest mAP of held-out labels, none of which was trained on or is test data"  # noqa: E501

@@ -1,4 +1,6 @@
-"""What an output folder of any stage says of itself: manifest, plan, markers and parts table, checked on each other."""
+"""What an output folder of any stage says of itself: manifest, plan, markers and parts table,
+checked on each other.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,15 @@ import pyarrow.parquet as pq
 from pipelines.jobs.manifests import counted
 from pipelines.storage.place import Place
 from pipelines.verify.problems import COMMAND, FINISH, REWRITE, Problem
-from schemas.layout import IMAGES_NAME, JOB_NAME, LAYER, PIECES, PLAN_NAME, ROTATION_NAME, SOURCE_NAME
+from schemas.layout import (
+    IMAGES_NAME,
+    JOB_NAME,
+    LAYER,
+    PIECES,
+    PLAN_NAME,
+    ROTATION_NAME,
+    SOURCE_NAME,
+)
 from schemas.manifest import (
     MANIFEST_NAME,
     PARTS_NAME,
@@ -57,14 +67,22 @@ class Output:
     units: dict[str, Unit] = field(default_factory=dict)
     markers: dict[str, Marker] = field(default_factory=dict)  # valid ones
     pieces: dict[str, Marker] = field(default_factory=dict)  # by file name
-    parts: dict[str, tuple[str, FileEntry]] = field(default_factory=dict)  # file -> unit, entry; of parts.parquet
+    parts: dict[str, tuple[str, FileEntry]] = field(
+        default_factory=dict
+    )  # file -> unit, entry; of parts.parquet
     planned: dict[str, Any] | None = None
     problems: list[Problem] = field(default_factory=list)
 
     @property
     def expected(self) -> dict[str, tuple[str, FileEntry]]:
-        """Each file that must be there, with its unit: of the markers, else of parts.parquet or the pieces."""
-        named = {entry.name: (unit, entry) for unit, marker in self.markers.items() for entry in marker.files}
+        """Each file that must be there, with its unit: of the markers, else of parts.parquet or the
+        pieces.
+        """
+        named = {
+            entry.name: (unit, entry)
+            for unit, marker in self.markers.items()
+            for entry in marker.files
+        }
         for marker in self.pieces.values():
             if marker.unit not in self.markers:
                 named.update({entry.name: (marker.unit, entry) for entry in marker.files})
@@ -88,11 +106,21 @@ class Output:
 
 
 def find_outputs(place: Place) -> list[Output]:
-    """The output folders at or below a place, those with a manifest or a plan, each with its own files."""
+    """The output folders at or below a place, those with a manifest or a plan, each with its own
+    files.
+    """
     listing = _listing(place)
     ends = (MANIFEST_NAME, PLAN_NAME)
-    folders = {name[: -len(end)].rstrip("/") for name in listing for end in ends if f"/{name}".endswith(f"/{end}")}
-    found = {folder: Output(place.below(folder) if folder else place, folder, {}) for folder in sorted(folders)}
+    folders = {
+        name[: -len(end)].rstrip("/")
+        for name in listing
+        for end in ends
+        if f"/{name}".endswith(f"/{end}")
+    }
+    found = {
+        folder: Output(place.below(folder) if folder else place, folder, {})
+        for folder in sorted(folders)
+    }
     for name, listed in sorted(listing.items()):
         above = name
         while above and above not in found:
@@ -148,7 +176,11 @@ def read_output(output: Output, pool: ThreadPoolExecutor) -> None:
 
 def _read_manifest(output: Output) -> None:
     if MANIFEST_NAME not in output.listing:
-        output.add(MANIFEST_NAME, "it is missing: the output is not finished, or a repair was interrupted", FINISH)
+        output.add(
+            MANIFEST_NAME,
+            "it is missing: the output is not finished, or a repair was interrupted",
+            FINISH,
+        )
         return
     try:
         manifest = Manifest.from_bytes(output.place.read(MANIFEST_NAME))
@@ -180,7 +212,12 @@ def _read_plan(output: Output) -> None:
         try:
             job = json.loads(output.place.read(JOB_NAME))
             contents = {name: entry["content"] for name, entry in job["inputs"].items()}
-            identity = {"stage": job["stage"], "schema_version": 1, **job["recipe"], "inputs": contents}
+            identity = {
+                "stage": job["stage"],
+                "schema_version": 1,
+                **job["recipe"],
+                "inputs": contents,
+            }
             if recipe_hash(identity) != planned["recipe_hash"]:
                 raise ValueError(f"its recipe is not that of {PLAN_NAME}")
         except (*UNREADABLE, AttributeError) as error:
@@ -189,7 +226,9 @@ def _read_plan(output: Output) -> None:
 
 
 def _check_plan_files(output: Output) -> None:
-    """The tables of images and archives are what was listed; the rotation of binary locals is the recipe's."""
+    """The tables of images and archives are what was listed; the rotation of binary locals is the
+    recipe's.
+    """
     told: dict[str, str] = {}
     recipe = (output.planned or {}).get("recipe", {})
     if "rotation" in recipe:
@@ -212,7 +251,11 @@ def _check_plan_files(output: Output) -> None:
 
 
 def _read_markers(output: Output, pool: ThreadPoolExecutor) -> None:
-    there = [name for name in output.listing if name.startswith((f"{PIECES}/", "done/")) and name.endswith(".json")]
+    there = [
+        name
+        for name in output.listing
+        if name.startswith((f"{PIECES}/", "done/")) and name.endswith(".json")
+    ]
     units = output.units
     read: Iterable[bytes] = pool.map(output.place.read, there)
     done = set()
@@ -251,7 +294,11 @@ def _marker_wrong(output: Output, name: str, data: bytes, marker: Marker | None)
     unit = output.units.get(name)
     if marker.unit != name:
         return f"it is the marker of {marker.unit}"
-    recipe = output.planned["recipe_hash"] if output.planned else output.manifest and output.manifest.recipe_hash
+    recipe = (
+        output.planned["recipe_hash"]
+        if output.planned
+        else output.manifest and output.manifest.recipe_hash
+    )
     if recipe and marker.recipe != recipe:
         return "it is of another recipe"
     if unit is not None and marker.slice != unit.slice:
@@ -290,7 +337,9 @@ def _compare(output: Output) -> None:
     """Markers against plan, parts table and manifest."""
     for unit, marker in output.markers.items():
         planned = output.units.get(unit)
-        wrong = _counts_wrong(marker, planned.inputs if planned and not planned.payload.get("open") else 0)
+        wrong = _counts_wrong(
+            marker, planned.inputs if planned and not planned.payload.get("open") else 0
+        )
         if wrong:
             output.redo(unit, f"done/{unit}.json", wrong)
     for name, marker in output.pieces.items():
@@ -301,26 +350,37 @@ def _compare(output: Output) -> None:
     if manifest is None or not output.markers:
         return
     if output.parts:
-        named = {(unit, entry.name) for unit, marker in output.markers.items() for entry in marker.files}
+        named = {
+            (unit, entry.name) for unit, marker in output.markers.items() for entry in marker.files
+        }
         told = {(unit, name) for name, (unit, _) in output.parts.items() if unit in output.markers}
         for unit, name in sorted(named ^ told):
             has, lacks = ("marker", PARTS_NAME) if (unit, name) in named else (PARTS_NAME, "marker")
-            output.redo(unit, f"done/{unit}.json", f"{name} is in the {has}, but not in the {lacks}")
+            output.redo(
+                unit, f"done/{unit}.json", f"{name} is in the {has}, but not in the {lacks}"
+            )
         for unit, marker in output.markers.items():
             for entry in marker.files:
                 other = output.parts.get(entry.name)
                 if other is not None and other[1] != entry:
-                    output.redo(unit, f"done/{unit}.json", f"{entry.name} is not told as in {PARTS_NAME}")
+                    output.redo(
+                        unit, f"done/{unit}.json", f"{entry.name} is not told as in {PARTS_NAME}"
+                    )
     if len(output.markers) < len(output.units):
         return
     files = [entry for marker in output.markers.values() for entry in marker.files]
     summaries = {unit: marker.summary for unit, marker in output.markers.items() if marker.summary}
-    if content_hash(files, summaries) != manifest.content and (not output.parts or not output.problems):
+    if content_hash(files, summaries) != manifest.content and (
+        not output.parts or not output.problems
+    ):
         output.add(MANIFEST_NAME, "its content hash is not that of the files in the markers")
     pairs = [(output.units.get(unit), marker) for unit, marker in output.markers.items()]
     counts = sum((counted(unit, m) if unit else m.counts for unit, m in pairs), Counts(0, 0, 0))
     if counts != manifest.counts:
-        output.add(MANIFEST_NAME, f"it counts {_words(manifest.counts)}; the markers sum up to {_words(counts)}")
+        output.add(
+            MANIFEST_NAME,
+            f"it counts {_words(manifest.counts)}; the markers sum up to {_words(counts)}",
+        )
 
 
 def _words(counts: Counts) -> str:
@@ -328,7 +388,9 @@ def _words(counts: Counts) -> str:
 
 
 def _counts_wrong(marker: Marker, inputs: int) -> str:
-    """Counts against the plan's inputs (0: unknown) and against the rows of a store's files; "" where they fit."""
+    """Counts against the plan's inputs (0: unknown) and against the rows of a store's files; ""
+    where they fit.
+    """
     counts = marker.counts
     if inputs and counts.inputs != inputs:
         return f"it counts {counts.inputs:,} inputs; the plan gave the unit {inputs:,}"
@@ -340,9 +402,16 @@ def _counts_wrong(marker: Marker, inputs: int) -> str:
         rows[kind] = rows.get(kind, 0) + entry.rows
     if "global" not in rows:
         return ""
-    for kind, told in (("global", counts.inputs), ("failures", counts.failed), (FULL, counts.succeeded)):
+    for kind, told in (
+        ("global", counts.inputs),
+        ("failures", counts.failed),
+        (FULL, counts.succeeded),
+    ):
         if kind in rows and rows[kind] != told:
-            return f"it counts {_words(counts)}; its files of {kind.rstrip('/')}/ have {rows[kind]:,} rows"
+            return (
+                f"it counts {_words(counts)}; its files of {kind.rstrip('/')}/ have "
+                f"{rows[kind]:,} rows"
+            )
     return ""
 
 

@@ -65,9 +65,13 @@ class GroupFindings:
 
 
 class FileChecks:
-    """Checks groups of files of one output: presence and size, SHA-256, and what is in a store's files."""
+    """Checks groups of files of one output: presence and size, SHA-256, and what is in a store's
+    files.
+    """
 
-    def __init__(self, output: Output, quick: bool, parents: Callable[[int], FileEntry | None] | None) -> None:
+    def __init__(
+        self, output: Output, quick: bool, parents: Callable[[int], FileEntry | None] | None
+    ) -> None:
         self.output, self.quick = output, quick
         self.parents = parents  # of a layer: the store's globals by part number
         self.shape = StoreShape.of(output.manifest) if output.manifest is not None else None
@@ -84,15 +88,24 @@ class FileChecks:
                 reports[unit].add(entry.name, f"it has {listed.bytes:,} bytes, not {entry.bytes:,}")
         if not self.quick:
             whole = {problem.file for report in reports.values() for problem in report.problems}
-            self._look(self.output.place, [(u, e) for u, e in group if e.name not in whole], reports, result)
+            self._look(
+                self.output.place,
+                [(u, e) for u, e in group if e.name not in whole],
+                reports,
+                result,
+            )
         result.problems = [problem for report in reports.values() for problem in report.problems]
         return result
 
-    def _look(self, place: Place, group: Group, reports: dict[str, Report], result: GroupFindings) -> None:
+    def _look(
+        self, place: Place, group: Group, reports: dict[str, Report], result: GroupFindings
+    ) -> None:
         kinds = {"global": 0, "failures": 1}
         rows: PartRows | None = None
         there = ""
-        for unit, entry in sorted(group, key=lambda item: kinds.get(item[1].name.partition("/")[0], 2)):
+        for unit, entry in sorted(
+            group, key=lambda item: kinds.get(item[1].name.partition("/")[0], 2)
+        ):
             kind, report = entry.name.partition("/")[0], reports[unit]
             inside = self.shape is not None and kind in ("global", "failures", "local")
             try:
@@ -106,17 +119,30 @@ class FileChecks:
                     if kind == "global":
                         rows, there = self._globals(file, unit, entry, report), entry.name
                         if rows is not None:
-                            result.name, result.unit, result.digests = entry.name, unit, rows.digests
+                            result.name, result.unit, result.digests = (
+                                entry.name,
+                                unit,
+                                rows.digests,
+                            )
                             result.rows = np.flatnonzero(rows.ok).astype(np.uint16)
                     elif kind == "failures":
                         check_failures(file, entry, rows, there, report)
                     elif self.shape is not None:
-                        of = rows if rows is not None or self.parents is None else self._parent_rows(entry)
-                        check_locals(file, entry, of, entry.name.startswith(FULL), self.shape, report)
+                        of = (
+                            rows
+                            if rows is not None or self.parents is None
+                            else self._parent_rows(entry)
+                        )
+                        check_locals(
+                            file, entry, of, entry.name.startswith(FULL), self.shape, report
+                        )
             except FileNotFoundError:
                 report.add(entry.name, "the file is missing")
             except UNREADABLE as error:
-                report.add(entry.name, f"it cannot be read: {str(error).splitlines()[0] if str(error) else error!r}")
+                report.add(
+                    entry.name,
+                    f"it cannot be read: {str(error).splitlines()[0] if str(error) else error!r}",
+                )
         failed = rows is not None and not rows.ok.all()
         if failed and not any(entry.name.startswith("failures/") for _, entry in group):
             named = [entry.name for _, entry in group if entry.name.startswith("global/")]
@@ -131,10 +157,14 @@ class FileChecks:
             digest.update(piece)
         if digest.hexdigest() == entry.sha256:
             return True
-        report.add(entry.name, f"its SHA-256 is {digest.hexdigest()[:12]}..., not {entry.sha256[:12]}...")
+        report.add(
+            entry.name, f"its SHA-256 is {digest.hexdigest()[:12]}..., not {entry.sha256[:12]}..."
+        )
         return False
 
-    def _globals(self, file: IO[bytes], unit: str, entry: FileEntry, report: Report) -> PartRows | None:
+    def _globals(
+        self, file: IO[bytes], unit: str, entry: FileEntry, report: Report
+    ) -> PartRows | None:
         assert self.shape is not None
         rows = check_globals(file, entry, self.shape, report)
         planned = self.output.units.get(unit)

@@ -17,7 +17,9 @@ MOST_ROWS = 5  # rows of a file that are named for one kind of problem
 
 @dataclass(frozen=True)
 class Problem:
-    """Something wrong: in which file (below the output's folder), in which row, and what mends it."""
+    """Something wrong: in which file (below the output's folder), in which row, and what mends
+    it.
+    """
 
     file: str
     what: str
@@ -40,7 +42,10 @@ class Problem:
 
 @dataclass(frozen=True)
 class Leftover:
-    """A file that nothing names. `ours`: it lies where only this software writes; age in seconds, None unknown."""
+    """A file that nothing names.
+
+    `ours`: it lies where only this software writes; age in seconds, None unknown.
+    """
 
     file: str
     bytes: int
@@ -60,16 +65,23 @@ class Report:
         self.problems.append(Problem(file, what, self.unit, row))
 
     def rows(self, file: str, rows: Sequence[int], what: str | Callable[[int], str]) -> None:
-        """The same problem of many rows: the first are named, the others counted. `what` may be made for each row."""
+        """The same problem of many rows: the first are named, the others counted. `what` may be
+        made for each row.
+        """
         for row in rows[:MOST_ROWS]:
             self.add(file, what if isinstance(what, str) else what(int(row)), int(row))
         if len(rows) > MOST_ROWS:
-            self.add(file, f"{len(rows) - MOST_ROWS:,} rows more have the same problem as the one before")
+            self.add(
+                file, f"{len(rows) - MOST_ROWS:,} rows more have the same problem as the one before"
+            )
 
 
 @dataclass
 class Findings:
-    """What was found in one output folder. `folder` is its place below the one that was asked for, "" for itself."""
+    """What was found in one output folder.
+
+    `folder` is its place below the one that was asked for, "" for itself.
+    """
 
     folder: str
     url: str

@@ -1,7 +1,9 @@
-"""repair: does just the damaged units of an output again, so that it is what it was; says so, or what has changed.
+"""repair: does just the damaged units of an output again, so that it is what it was; says so, or
+what has changed.
 
-The markers of the damaged units are removed and the job of plan/job.json is run: the commit protocol does the rest.
-What was there before is kept in repair/record.json until the end: the next repair goes on where one was killed.
+The markers of the damaged units are removed and the job of plan/job.json is run: the commit
+protocol does the rest. What was there before is kept in repair/record.json until the end: the next
+repair goes on where one was killed.
 """
 
 from __future__ import annotations
@@ -49,25 +51,33 @@ MOST_NAMED = 20  # changed images that are named
 class Options:
     """Options of `repair`."""
 
-    store: str = option("an output folder (path or URL), or one that holds outputs", positional=True)
+    store: str = option(
+        "an output folder (path or URL), or one that holds outputs", positional=True
+    )
     remove_damaged: bool = option(
-        "only remove damaged files and their units' markers; the command that made the output then does them again",
+        "only remove damaged files and their units' markers; the command that made the output "
+        "then does them again",
         False,
     )
     own_class: tuple[str, ...] = option(
-        "package.module:Class of an extractor or reranker of yours that the output was made with: repair imports none "
+        "package.module:Class of an extractor or reranker of yours that the output was made with: "
+        "repair imports none "
         "that the output alone names",
         (),
     )
     gc: bool = option(
-        "remove files that nothing names and that are older than 24 hours, where all else is whole", False
+        "remove files that nothing names and that are older than 24 hours, where all else is whole",
+        False,
     )
 
 
 def run(options: Options, settings: RunSettings) -> None:
     """Verify and repair. Raises UserError, and JobFailed where something stays damaged."""
     if settings.overwrite:
-        raise UserError("repair: --overwrite makes whole outputs again, repair only what is damaged; leave it out")
+        raise UserError(
+            "repair: --overwrite makes whole outputs again, repair only what is damaged; leave it "
+            "out"
+        )
     examined = examine(options.store, READERS)
     print_lines([findings for _, findings in examined])
     examined.sort(key=_when_made)
@@ -112,26 +122,39 @@ def _redo(output: Output, findings: Findings, options: Options, settings: RunSet
             place.remove_folder(REPAIR_RECORD.partition("/")[0])
         lines = "; ".join(problem.line() for problem in problems[:3])
         raise JobFailed(
-            f"{place.url} was done again and is as wrong as before ({lines}): its inputs or the software give just this"
+            f"{place.url} was done again and is as wrong as before ({lines}): its inputs or the "
+            f"software give just this"
         )
     for line in _told(again, record, manifest):
         print(line)
     with place.alone():
         for name in record["damaged"]:
-            if name not in again.expected and name.partition("/")[0] not in ("plan", "done", PIECES):
+            if name not in again.expected and name.partition("/")[0] not in (
+                "plan",
+                "done",
+                PIECES,
+            ):
                 place.remove(name)
         place.remove_folder(REPAIR_RECORD.partition("/")[0])
 
 
 def _job(output: Output, findings: Findings) -> Job:
-    """The job that made the output, with all its units. Raises UserError where it cannot be known."""
+    """The job that made the output, with all its units.
+
+    Raises UserError where it cannot be known.
+    """
     url = output.place.url
     broken = [problem for problem in findings.problems if problem.mend == COMMAND]
     if output.planned is None and not broken:
-        raise UserError(f"{url} has no units that can be done again: give the command that made it, with --overwrite")
+        raise UserError(
+            f"{url} has no units that can be done again: give the command that made it, with "
+            f"--overwrite"
+        )
     if broken or JOB_NAME not in output.listing:
         why = (
-            f"{broken[0].file} is damaged or missing" if broken else f"it has no {JOB_NAME}, as older versions made it"
+            f"{broken[0].file} is damaged or missing"
+            if broken
+            else f"it has no {JOB_NAME}, as older versions made it"
         )
         raise UserError(
             f"{url} cannot be done again from here: {why}; give 'repair {url} --remove-damaged', "
@@ -146,9 +169,16 @@ def _job(output: Output, findings: Findings) -> Job:
         ) from error
     folders = {key: str(job.settings[key] or "") for key in ("out", "store") if key in job.settings}
     moved: dict[str, Any] = {key: _moved(value, job.output, url) for key, value in folders.items()}
-    inputs = {name: {**entry, "url": _moved(entry["url"], job.output, url)} for name, entry in job.inputs.items()}
+    inputs = {
+        name: {**entry, "url": _moved(entry["url"], job.output, url)}
+        for name, entry in job.inputs.items()
+    }
     return replace(
-        job, output=url, settings={**job.settings, **moved}, inputs=inputs, units=planned_units(output.place)
+        job,
+        output=url,
+        settings={**job.settings, **moved},
+        inputs=inputs,
+        units=planned_units(output.place),
     )
 
 
@@ -160,7 +190,9 @@ def _moved(above: str, old: str, new: str) -> str:
 
 
 def _prepare(output: Output, findings: Findings) -> dict[str, Any]:
-    """Write down what was there, then take away the markers of the damaged units, and what hides them."""
+    """Write down what was there, then take away the markers of the damaged units, and what hides
+    them.
+    """
     place = output.place
     with place.alone():
         record = _record(output, findings)
@@ -172,7 +204,9 @@ def _prepare(output: Output, findings: Findings) -> dict[str, Any]:
 
 
 def _record(output: Output, findings: Findings) -> dict[str, Any]:
-    """What was there: content, versions, the damaged units' files. What an interrupted repair wrote down is older."""
+    """What was there: content, versions, the damaged units' files. What an interrupted repair wrote
+    down is older.
+    """
     old: dict[str, Any] = {}
     with contextlib.suppress(FileNotFoundError, ValueError, TypeError, KeyError):  # damaged: absent
         old = _checked_record(json.loads(output.place.read(REPAIR_RECORD)))
@@ -186,7 +220,10 @@ def _record(output: Output, findings: Findings) -> dict[str, Any]:
         "schema": "rrt-repair/1",
         "content": old.get("content") or _content_before(output, findings),
         "versions": old.get("versions") or (manifest.versions if manifest else {}),
-        "units": {**units, **{unit: files for unit, files in old.get("units", {}).items() if files}},
+        "units": {
+            **units,
+            **{unit: files for unit, files in old.get("units", {}).items() if files},
+        },
         "damaged": sorted({*damaged, *old.get("damaged", ())}),
     }
 
@@ -203,20 +240,31 @@ def _checked_record(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def _content_before(output: Output, findings: Findings) -> str:
-    """The output's content hash before any damage: of the manifest, else of what parts table or markers tell; or ""."""
+    """The output's content hash before any damage: of the manifest, else of what parts table or
+    markers tell; or "".
+    """
     manifest = output.manifest
-    if manifest is not None and not any(problem.file == MANIFEST_NAME for problem in findings.problems):
+    if manifest is not None and not any(
+        problem.file == MANIFEST_NAME for problem in findings.problems
+    ):
         return manifest.content
     if manifest is not None and output.parts:
-        return content_hash([entry for _, entry in output.parts.values()], manifest.facts.get("units"))
+        return content_hash(
+            [entry for _, entry in output.parts.values()], manifest.facts.get("units")
+        )
     if output.units and len(output.markers) == len(output.units):
         files = [entry for marker in output.markers.values() for entry in marker.files]
-        return content_hash(files, {unit: marker.summary for unit, marker in output.markers.items() if marker.summary})
+        return content_hash(
+            files,
+            {unit: marker.summary for unit, marker in output.markers.items() if marker.summary},
+        )
     return ""
 
 
 def _remove_markers(output: Output, findings: Findings) -> None:
-    """Remove the markers of the damaged units, and of their pieces those that name damaged files."""
+    """Remove the markers of the damaged units, and of their pieces those that name damaged
+    files.
+    """
     damaged = {problem.file for problem in findings.problems if problem.mend == REDO}
     for unit in findings.damaged_units:
         output.place.remove(f"done/{unit}.json")
@@ -253,11 +301,15 @@ def _read_again(place: Place) -> Output:
 
 
 def _look_again(output: Output, units: set[str]) -> list[Any]:
-    """Problems of the output's manifest and markers, and of the files of the units that were done again."""
+    """Problems of the output's manifest and markers, and of the files of the units that were done
+    again.
+    """
     checks = FileChecks(output, False, None)
     groups = [group for group in groups_of(output) if group[0][0] in units]
     with ThreadPoolExecutor(READERS) as pool:
-        found = [problem for result in pool.map(checks.check, groups) for problem in result.problems]
+        found = [
+            problem for result in pool.map(checks.check, groups) for problem in result.problems
+        ]
     return [*findings_of(output).problems, *found]
 
 
@@ -265,36 +317,53 @@ def _told(output: Output, record: Mapping[str, Any], manifest: Manifest) -> Iter
     """What came of it, a line each."""
     units = sorted(record["units"])
     done = (
-        f"{len(units):,} of {len(output.units):,} units were done again" if units else "the manifest was written again"
+        f"{len(units):,} of {len(output.units):,} units were done again"
+        if units
+        else "the manifest was written again"
     )
     named = f": {', '.join(units[:MOST_NAMED])}" if units else ""
     if not record["content"]:
         yield f"{output.place.url}: {done}{named}; what its content was is not known"
         return
     if manifest.content == record["content"]:
-        yield f"{output.place.url}: {done}{named}; it is what it was, byte for byte (content {manifest.content[:12]})"
+        yield (
+            f"{output.place.url}: {done}{named}; it is what it was, byte for byte (content "
+            f"{manifest.content[:12]})"
+        )
         return
     yield (
-        f"{output.place.url}: {done}{named}; its content was {record['content'][:12]}, is now {manifest.content[:12]}: "
+        f"{output.place.url}: {done}{named}; its content was {record['content'][:12]}, is now "
+        f"{manifest.content[:12]}: "
         "what was made from it (an index, a shortlist) must be made again"
     )
     for unit in units:
         yield from _unit_told(output, unit, record["units"][unit])
     versions = list(differences(record["versions"], software_versions()))
     if versions:
-        yield f"{output.place.url}: other software than before may give other bytes ({'; '.join(versions)})"
+        yield (
+            f"{output.place.url}: other software than before may give other bytes "
+            f"({'; '.join(versions)})"
+        )
 
 
 def _unit_told(output: Output, unit: str, before: Mapping[str, str]) -> Iterable[str]:
-    """What differs between a unit's files before and now: images that are gone or others, or the files alone."""
-    now = {entry.name: entry for entry in output.markers[unit].files} if unit in output.markers else {}
+    """What differs between a unit's files before and now: images that are gone or others, or the
+    files alone.
+    """
+    now = (
+        {entry.name: entry for entry in output.markers[unit].files}
+        if unit in output.markers
+        else {}
+    )
     new = sorted(name for name in now if name not in before)
     if not new:
         return
     lines: list[str] = []
     for name in new:
         stem = name.split(".")[0]
-        old = next((other for other in before if other.split(".")[0] == stem and other not in now), None)
+        old = next(
+            (other for other in before if other.split(".")[0] == stem and other not in now), None
+        )
         if name.startswith("global/") and old is not None:
             lines += _rows_told(output.place, old, now[name])
     if not lines:
@@ -309,7 +378,8 @@ def _rows_told(place: Place, old: str, entry: FileEntry) -> list[str]:
     columns = ["record_id", "sha256", "status"]
     try:
         before, now = (
-            pq.read_table(io.BytesIO(place.read(name)), columns=columns).to_pylist() for name in (old, entry.name)
+            pq.read_table(io.BytesIO(place.read(name)), columns=columns).to_pylist()
+            for name in (old, entry.name)
         )
     except (*UNREADABLE, pa.ArrowException):
         return []
@@ -320,7 +390,10 @@ def _rows_told(place: Place, old: str, entry: FileEntry) -> list[str]:
         if is_["record_id"] != was["record_id"]:
             what = f"was the row of {was['record_id']}"
         elif is_["status"] != was["status"]:
-            told = {"ok": "is described now, and failed before", "failed": "failed now, and was described before"}
+            told = {
+                "ok": "is described now, and failed before",
+                "failed": "failed now, and was described before",
+            }
             what = told.get(is_["status"], is_["status"])
         else:
             what = "its image file is another than before"
@@ -329,16 +402,25 @@ def _rows_told(place: Place, old: str, entry: FileEntry) -> list[str]:
 
 
 def _collect(url: str) -> None:
-    """Remove files that nothing names and that are older than a day, in outputs that are whole. Others' files stay."""
+    """Remove files that nothing names and that are older than a day, in outputs that are whole.
+
+    Others' files stay.
+    """
     for output, findings in examine(url, READERS, quick=True):
         place = output.place
         if findings.problems:
             print(f"{place.url}: it is not whole, so that nothing is removed", file=sys.stderr)
             continue
         with place.alone():
-            old = [one for one in findings.leftovers if one.ours and one.age is not None and one.age > GC_SECONDS]
+            old = [
+                one
+                for one in findings.leftovers
+                if one.ours and one.age is not None and one.age > GC_SECONDS
+            ]
             for leftover in old:
                 place.remove(leftover.file)
         if old:
             size = sum(leftover.bytes for leftover in old)
-            print(f"{place.url}: {len(old):,} files that nothing named were removed ({size:,} bytes)")
+            print(
+                f"{place.url}: {len(old):,} files that nothing named were removed ({size:,} bytes)"
+            )

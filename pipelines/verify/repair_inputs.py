@@ -1,6 +1,8 @@
-"""Whether a repair has what it needs besides the output: the software that made it, and the inputs of its units.
+"""Whether a repair has what it needs besides the output: the software that made it, and the inputs
+of its units.
 
-All of it is looked at before anything is taken away: nothing that is whole is given up for failed rows.
+All of it is looked at before anything is taken away: nothing that is whole is given up for failed
+    rows.
 """
 
 from __future__ import annotations
@@ -34,22 +36,31 @@ from schemas.layout import ENTRIES
 from schemas.manifest import MANIFEST_NAME, canonical_json
 from schemas.plan import Job, Unit
 
-READ_NO_OUTPUTS = frozenset({STAGE, IMPORT, layers.STAGE})  # stages whose inputs' contents are no manifest's
+READ_NO_OUTPUTS = frozenset(
+    {STAGE, IMPORT, layers.STAGE}
+)  # stages whose inputs' contents are no manifest's
 _OWN_CLASS = re.compile(r"[\w.]+:[\w.]+")
 MOST_ASKED = 64  # of a unit's remote images, where none of these is there
 
 
 def refuse_unnamed_code(job: Job, place: Place, named: Collection[str]) -> None:
-    """Raise UserError where the job would import a module that this software does not hold and `named` does not name.
+    """Raise UserError where the job would import a module that this software does not hold and
+    `named` does not name.
 
-    The output may come from a stranger: what it names as ``package.module:Class`` is code of whoever made it.
+    The output may come from a stranger: what it names as ``package.module:Class`` is code of
+        whoever made it.
     """
     worker_class(job.worker)
-    options = [job.settings.get(key) for kind in ("extractor", "reranker") for key in (kind, f"{kind}_option")]
+    options = [
+        job.settings.get(key)
+        for kind in ("extractor", "reranker")
+        for key in (kind, f"{kind}_option")
+    ]
     for text in _texts(options):
         if _OWN_CLASS.fullmatch(text) and not extractors.is_known(text) and text not in named:
             raise UserError(
-                f"{place.url} was made with {text}, which is no part of this software: where you trust that code, "
+                f"{place.url} was made with {text}, which is no part of this software: where you "
+                f"trust that code, "
                 f"give --own-class {text}"
             )
 
@@ -64,7 +75,9 @@ def _texts(value: Any) -> Iterable[str]:
 
 
 def refuse_other_software(job: Job, place: Place) -> None:
-    """Raise UserError where the extractor or reranker of the recipe now is another one: its rows would not fit."""
+    """Raise UserError where the extractor or reranker of the recipe now is another one: its rows
+    would not fit.
+    """
     for kind, create in (("extractor", extractors.create), ("reranker", rerankers.create)):
         told, name = job.recipe.get(kind), job.settings.get(kind)
         if not isinstance(told, dict) or not isinstance(name, str) or not name:
@@ -74,8 +87,10 @@ def refuse_other_software(job: Job, place: Place) -> None:
         changed = list(differences(told, now, kind))
         if changed:
             raise UserError(
-                f"{place.url} was made by another {kind} ({'; '.join(changed)}); what is damaged can only be repaired "
-                f"with that one: give the version of this software that made it, or make all again with --overwrite"
+                f"{place.url} was made by another {kind} ({'; '.join(changed)}); what is damaged "
+                f"can only be repaired "
+                f"with that one: give the version of this software that made it, or make all "
+                f"again with --overwrite"
             )
 
 
@@ -85,7 +100,9 @@ def refuse_other_inputs(job: Job, place: Place) -> None:
         url = entry["url"]
         if not url or any(character in url for character in "*?[{,"):  # of several places
             continue
-        if job.stage == STAGE and job.settings.get("sources"):  # a file of sources: its images are in the plan
+        if job.stage == STAGE and job.settings.get(
+            "sources"
+        ):  # a file of sources: its images are in the plan
             continue
         what = f"{place.url} cannot be done again: {url}, of which it was made ({name}),"
         there = Place(url)
@@ -96,17 +113,26 @@ def refuse_other_inputs(job: Job, place: Place) -> None:
         if there.exists(MANIFEST_NAME):
             manifest = read_manifest(there)
             if manifest is not None and manifest.content != entry["content"]:
-                raise UserError(f"{what} was made again since; give the command that made the output, with --overwrite")
+                raise UserError(
+                    f"{what} was made again since; give the command that made the output, with "
+                    f"--overwrite"
+                )
         elif there.is_folder():
-            raise UserError(f"{what} has no {MANIFEST_NAME}: it is not finished, or not there; bring it back")
+            raise UserError(
+                f"{what} has no {MANIFEST_NAME}: it is not finished, or not there; bring it back"
+            )
 
 
-def refuse_absent_inputs(job: Job, output: Output, units: Collection[str], damaged: Collection[str]) -> None:
-    """Raise UserError where an archive, or all of a source's images, of a unit that must be done again cannot be read.
+def refuse_absent_inputs(
+    job: Job, output: Output, units: Collection[str], damaged: Collection[str]
+) -> None:
+    """Raise UserError where an archive, or all of a source's images, of a unit that must be done
+    again cannot be read.
 
     damaged   files of the output that cannot be asked which images had failed
 
-    Images that had failed before need not be there. Where some can be read, the others become failed rows.
+    Images that had failed before need not be there. Where some can be read, the others become
+    failed rows.
     """
     if job.stage not in READ_NO_OUTPUTS:
         return
@@ -157,7 +183,10 @@ class _Looked:
         except UserError as error:
             raise self.refusal(str(error), "bring it back") from error
         if 0 < size < before:  # a larger one may be the whole copy that came for a damaged one
-            why = f"{url} has {size:,} bytes, and had {before:,} when it was planned: it is cut off, or another one"
+            why = (
+                f"{url} has {size:,} bytes, and had {before:,} when it was planned: it is cut "
+                f"off, or another one"
+            )
             raise self.refusal(why, "bring the whole one back")
         self.archives.add(ordinal)
 
@@ -168,27 +197,52 @@ class _Looked:
         if maker is not unit:
             rows = [row for _, listed in unit.payload["parts"] for row in listed]
         references = read_slice(self.plan, maker)
-        wanted = [row for row in rows if row not in repeated and references[row].record_id not in failed]
+        wanted = [
+            row for row in rows if row not in repeated and references[row].record_id not in failed
+        ]
         if self.job.stage == IMPORT:
-            stems = read_rows(self.plan, ENTRIES, maker.payload["start"], maker.inputs).column("stem").to_pylist()
+            stems = (
+                read_rows(self.plan, ENTRIES, maker.payload["start"], maker.inputs)
+                .column("stem")
+                .to_pylist()
+            )
             place = Place(str(self.job.settings["input"]))
-            files = [os.fsdecode(stem) + delg.GLOBAL_SUFFIX for row in wanted if (stem := stems[row]) is not None]
-            self._refuse_all_unreadable(unit, "", files, place.local, lambda name: _found(place, name))
+            files = [
+                os.fsdecode(stem) + delg.GLOBAL_SUFFIX
+                for row in wanted
+                if (stem := stems[row]) is not None
+            ]
+            self._refuse_all_unreadable(
+                unit, "", files, place.local, lambda name: _found(place, name)
+            )
             return
-        for source in dict.fromkeys(references[row].source for row in wanted):  # each may lie on a disk of its own
-            locations = [references[row].location for row in wanted if references[row].source == source]
+        for source in dict.fromkeys(
+            references[row].source for row in wanted
+        ):  # each may lie on a disk of its own
+            locations = [
+                references[row].location for row in wanted if references[row].source == source
+            ]
             local = all(location.startswith(b"/") for location in locations)
-            self._refuse_all_unreadable(unit, f" in the source {source!r}", locations, local, read_location)
+            self._refuse_all_unreadable(
+                unit, f" in the source {source!r}", locations, local, read_location
+            )
 
     def _refuse_all_unreadable(
-        self, unit: Unit, where: str, files: Sequence[Any], local: bool, read: Callable[[Any], object]
+        self,
+        unit: Unit,
+        where: str,
+        files: Sequence[Any],
+        local: bool,
+        read: Callable[[Any], object],
     ) -> None:
         why = _all_unreadable(files, local, read)
         if why:
             raise self.refusal(
-                f"none of the {len(files):,} images of {unit.name}{where} that were described before can be read "
+                f"none of the {len(files):,} images of {unit.name}{where} that were described "
+                f"before can be read "
                 f"({why})",
-                f"bring them back, or give 'repair {self.output.place.url} --remove-damaged', and then the command "
+                f"bring them back, or give 'repair {self.output.place.url} --remove-damaged', and "
+                f"then the command "
                 "that made it",
             )
 
@@ -202,7 +256,10 @@ class _Looked:
         found: set[str] = set()
         for name, (of, _) in self.output.expected.items():
             if of == unit.name and name.startswith("failures/") and name not in self.damaged:
-                found |= {row.record_id for row in failures.read_part(io.BytesIO(self.output.place.read(name)))}
+                found |= {
+                    row.record_id
+                    for row in failures.read_part(io.BytesIO(self.output.place.read(name)))
+                }
         return found
 
 
@@ -212,7 +269,9 @@ def _found(place: Place, name: str) -> None:
 
 
 def _all_unreadable(files: Sequence[Any], local: bool, read: Callable[[Any], object]) -> str:
-    """The first file with why it cannot be read, where none can be; "" otherwise. Of remote ones some are asked for."""
+    """The first file with why it cannot be read, where none can be; "" otherwise. Of remote ones
+    some are asked for.
+    """
     step = 1 if local else -(-len(files) // MOST_ASKED) or 1
     first = ""
     for file in files[::step]:

@@ -1,4 +1,6 @@
-"""verify: is an output folder what its manifest says, byte for byte and row for row? Says which unit to do again."""
+"""verify: is an output folder what its manifest says, byte for byte and row for row? Says which
+unit to do again.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,8 @@ class Options:
     """Options of `verify`."""
 
     store: str = option(
-        "an output folder (path or URL): a store, an index, a run; all outputs below it", positional=True
+        "an output folder (path or URL): a store, an index, a run; all outputs below it",
+        positional=True,
     )
     quick: bool = option("look at manifests, markers and sizes alone; read no data", False)
     json: str = option("write what was found to this file", "")
@@ -50,7 +53,10 @@ class Settings:
 
 
 def run(options: Options, settings: Settings) -> list[Findings]:
-    """Verify, and print a line a problem. Raises UserError, and JobFailed where there are problems."""
+    """Verify, and print a line a problem.
+
+    Raises UserError, and JobFailed where there are problems.
+    """
     found = verify(options.store, settings.count, quick=options.quick)
     if options.json:
         _write_json(options, found)
@@ -63,7 +69,10 @@ def run(options: Options, settings: Settings) -> list[Findings]:
 def _mend(url: str, found: list[Findings]) -> str:
     """What to do, in words."""
     if any(problem.mend == COMMAND for one in found for problem in one.problems):
-        return "first give the command that made it again: a plan is damaged, which 'repair' cannot write"
+        return (
+            "first give the command that made it again: a plan is damaged, which 'repair' cannot "
+            "write"
+        )
     if any(one.missing for one in found):
         return f"the command that makes it goes on from there, as does 'repair {url}'"
     return f"'repair {url}' does just that again"
@@ -82,9 +91,9 @@ def verify(url: str, threads: int = 2, *, quick: bool = False) -> list[Findings]
 def examine(url: str, threads: int = 2, *, quick: bool = False) -> list[tuple[Output, Findings]]:
     """All outputs at or below a place, each with what is found; writes nothing.
 
-    A file of 256 MB at most, or a piece of 8 MB, is in memory for each thread, and 18 bytes for each ok row of a store,
-    42 while their record ids are compared.
-    Raises UserError where there is no output.
+    A file of 256 MB at most, or a piece of 8 MB, is in memory for each thread, and 18 bytes for
+    each ok row of a store, 42 while their record ids are compared. Raises UserError where there is
+    no output.
     """
     place = Place(url)
     outputs = find_outputs(place)
@@ -130,10 +139,14 @@ def _check_files(
         findings.bytes += result.bytes
         progress.show(before + findings.files)
     told = {(problem.unit, problem.file) for problem in findings.problems}
-    contents = sorted((p for one in done for p in one.problems), key=lambda p: (p.unit, p.file, p.row or 0))
+    contents = sorted(
+        (p for one in done for p in one.problems), key=lambda p: (p.unit, p.file, p.row or 0)
+    )
     wrong_ids = {problem.file for problem in contents}
     later: list[Problem] = [problem for problem in repeated(done) if problem.file not in wrong_ids]
-    findings.problems += [p for p in [*contents, *later] if p.row is not None or (p.unit, p.file) not in told]
+    findings.problems += [
+        p for p in [*contents, *later] if p.row is not None or (p.unit, p.file) not in told
+    ]
 
 
 def _store_of(output: Output, outputs: list[Output], pool: ThreadPoolExecutor) -> Output | None:
@@ -158,7 +171,11 @@ def print_lines(found: list[Findings]) -> None:
         if findings.leftovers:
             size = sum(leftover.bytes for leftover in findings.leftovers)
             first = findings.leftovers[0].file
-            more = f"{first} and {len(findings.leftovers) - 1:,} more" if len(findings.leftovers) > 1 else first
+            more = (
+                f"{first} and {len(findings.leftovers) - 1:,} more"
+                if len(findings.leftovers) > 1
+                else first
+            )
             print(f"{findings.url}: nothing names {more} ({size:,} bytes); this is no damage")
 
 
@@ -169,15 +186,24 @@ def summary(url: str, found: list[Findings]) -> str:
         rows = ""
         if len(found) == 1 and found[0].counts:
             counts = found[0].counts
-            rows = f": {counts.inputs:,} inputs = {counts.succeeded:,} succeeded + {counts.failed:,} failed"
+            rows = (
+                f": {counts.inputs:,} inputs = {counts.succeeded:,} succeeded + {counts.failed:,} "
+                f"failed"
+            )
         outputs = f"{len(found):,} outputs, " if len(found) > 1 else ""
         files, size = sum(one.files for one in found), sum(one.bytes for one in found)
         return f"{url} is whole{rows} ({outputs}{files:,} files, {size:,} bytes)"
     units = [f"{one.folder}/{unit}".lstrip("/") for one in found for unit in one.damaged_units]
     total = sum(one.units for one in found)
-    named = ", ".join(units[:NAMED]) + (f" and {len(units) - NAMED:,} more" if len(units) > NAMED else "")
+    named = ", ".join(units[:NAMED]) + (
+        f" and {len(units) - NAMED:,} more" if len(units) > NAMED else ""
+    )
     missing = sum(one.missing for one in found)
-    what = f"{len(units):,} of {total:,} units must be done again: {named}" if units else "no unit must be done again"
+    what = (
+        f"{len(units):,} of {total:,} units must be done again: {named}"
+        if units
+        else "no unit must be done again"
+    )
     if missing:
         what = f"{missing:,} of {total:,} units are not done yet" + (f"; {what}" if units else "")
     return f"{url} has {problems:,} problem{'s' if problems > 1 else ''}; {what}"
@@ -195,7 +221,9 @@ def _write_json(options: Options, found: list[Findings]) -> None:
         with open(options.json, "w") as file:
             file.write(json.dumps(record, indent=1) + "\n")
     except OSError as error:
-        raise UserError(f"verify: --json {options.json} cannot be written: {error.strerror}") from error
+        raise UserError(
+            f"verify: --json {options.json} cannot be written: {error.strerror}"
+        ) from error
 
 
 def findings_of(output: Output) -> Findings:

@@ -1,8 +1,9 @@
 """The contract of extractors, and the registry that makes one by name.
 
-An extractor turns decoded images into one global descriptor and many local descriptors each. A new one is one
-file in this folder and one line in `_EXTRACTORS`; a user's own class is named `package.module:Class` and
-needs neither. Importing this package imports no network library: that happens when an extractor is made.
+An extractor turns decoded images into one global descriptor and many local descriptors each. A new
+one is one file in this folder and one line in `_EXTRACTORS`; a user's own class is named
+`package.module:Class` and needs neither. Importing this package imports no network library: that
+happens when an extractor is made.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ def identity_of(extractor: Extractor) -> dict[str, Any]:
         "config": extractor.config,
     }
 
+
 _EXTRACTORS = {
     "delg": "rrt_core.extractors.delg.extractor:Delg",
     "efficientnet": "rrt_core.extractors.efficientnet.extractor:EfficientNet",
@@ -48,8 +50,8 @@ class Description:
 
     global_descriptor  float32 [D], L2 norm 1
     descriptors        float32 [n, L], L2 norm 1, the strongest first
-    xy                 float32 [n, 2], pixels of the upright original (not of the crop): x in [0, width], y in
-                       [0, height]
+    xy                 float32 [n, 2], pixels of the upright original (not of the crop): x in [0,
+                       width], y in [0, height]
     scale              uint8 [n], ordinal in `Extractor.scales`
     strength           float32 [n], never rising; comparable within one extractor only
     """
@@ -78,10 +80,11 @@ class Extractor(ABC):
     local_dim      L of `Description.descriptors`
     scales         image scale of each ordinal in `Description.scale`, relative to the largest
     weights_sha256 of everything learned that goes into the bytes; "" where nothing is
-    config         every option that changes bytes, as JSON values; never paths or threads, nor batch sizes, but where
-                   bits depend on them (on a GPU)
-    largest_side   longest side of the largest copy that it looks at, pixels, of a whole picture; JPEGs may then be
-                   decoded at a half, a quarter or an eighth, never below twice this side. None: it must see every pixel
+    config         every option that changes bytes, as JSON values; never paths or threads, nor
+                   batch sizes, but where bits depend on them (on a GPU)
+    largest_side   longest side of the largest copy that it looks at, pixels, of a whole picture;
+                   JPEGs may then be decoded at a half, a quarter or an eighth, never below twice
+                   this side. None: it must see every pixel
     batch          images that are best given to one call of `describe`
     """
 
@@ -99,12 +102,14 @@ class Extractor(ABC):
     def describe(self, images: Sequence[Image]) -> list[Description | Failure]:
         """One answer for each image, in order.
 
-        The same image gives the same bytes alone, among others and in any place, at one setting of threads.
-        Threads are the caller's to set (torch.set_num_threads, cv2.setNumThreads); no extractor touches them.
+        The same image gives the same bytes alone, among others and in any place, at one setting of
+        threads. Threads are the caller's to set (torch.set_num_threads, cv2.setNumThreads); no
+        extractor touches them.
         """
 
     def describe_globals(self, images: Sequence[Image]) -> list[Description | Failure]:
-        """As `describe`, the same globals to the bit, with no local descriptors: for stores whose locals come later.
+        """As `describe`, the same globals to the bit, with no local descriptors: for stores whose
+        locals come later.
 
         Extractors that can leave out work override it.
         """
@@ -113,7 +118,9 @@ class Extractor(ABC):
 
 def without_locals(answer: Description | Failure, local_dim: int) -> Description | Failure:
     """The description with its global alone."""
-    return answer if isinstance(answer, Failure) else global_only(answer.global_descriptor, local_dim)
+    return (
+        answer if isinstance(answer, Failure) else global_only(answer.global_descriptor, local_dim)
+    )
 
 
 def global_only(descriptor: npt.NDArray[np.float32], local_dim: int) -> Description:
@@ -128,12 +135,15 @@ def global_only(descriptor: npt.NDArray[np.float32], local_dim: int) -> Descript
 
 
 def is_known(name: str) -> bool:
-    """Whether a name is of the registry, or of one of its families ("timm:NAME"): no user's own class."""
+    """Whether a name is of the registry, or of one of its families ("timm:NAME"): no user's own
+    class.
+    """
     return name in _EXTRACTORS or name.partition(":")[0] in _FAMILIES
 
 
 def create(name: str, **options: Any) -> Extractor:
-    """Make an extractor: "efficientnet", "rootsift", "timm:NAME", or a user's own "package.module:Class".
+    """Make an extractor: "efficientnet", "rootsift", "timm:NAME", or a user's own
+    "package.module:Class".
 
     Raises UserError for an unknown name, an unknown option, or a value the extractor refuses.
     """
@@ -147,7 +157,9 @@ def create(name: str, **options: Any) -> Extractor:
             "or name a class of your own as package.module:Class."
         )
     made = _load(name, target)
-    parameters = [one for one in inspect.signature(made).parameters.values() if one.name not in given]
+    parameters = [
+        one for one in inspect.signature(made).parameters.values() if one.name not in given
+    ]
     takes_any = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters)
     known = [p.name for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
     for option in options:
@@ -155,7 +167,11 @@ def create(name: str, **options: Any) -> Extractor:
             listed = ", ".join(known) if known else "none"
             raise UserError(f"The extractor {name!r} has no option {option!r}; it has: {listed}.")
     for parameter in parameters:
-        if parameter.name in known and parameter.default is parameter.empty and parameter.name not in options:
+        if (
+            parameter.name in known
+            and parameter.default is parameter.empty
+            and parameter.name not in options
+        ):
             raise UserError(f"The extractor {name!r} needs the option {parameter.name!r}.")
     return made(**options, **given)
 
@@ -166,12 +182,14 @@ def _load(name: str, target: str) -> type[Extractor]:
         module = importlib.import_module(module_name)
     except ImportError as error:
         raise UserError(
-            f"The extractor {name!r} cannot be imported ({error}): install what is missing, or correct the name."
+            f"The extractor {name!r} cannot be imported ({error}): install what is missing, or "
+            f"correct the name."
         ) from error
     made = getattr(module, class_name, None)
     if not (isinstance(made, type) and issubclass(made, Extractor)):
         raise UserError(
-            f"{target!r} is no extractor: {class_name!r} must be a class in {module_name} derived from "
+            f"{target!r} is no extractor: {class_name!r} must be a class in {module_name} derived "
+            f"from "
             "rrt_core.extractors.Extractor."
         )
     return made

@@ -1,6 +1,7 @@
 """Copies of an image at the sizes that an extractor looks at, and where what is found in them lies.
 
-Sizes and places count in pixels of the original, whatever the reduction at which a JPEG was decoded.
+Sizes and places count in pixels of the original, whatever the reduction at which a JPEG was
+decoded.
 """
 
 from __future__ import annotations
@@ -17,16 +18,19 @@ def largest_copy(image: Image, size: int, enlarge: float, min_size: int) -> floa
 
     size      longest side of the largest copy of a whole picture, pixels; a crop has its part of it
     enlarge   the image is enlarged at most this many times; 1 = never
-    min_size  a crop's largest copy has at least this longest side (within `enlarge`), but not more than `size`
+    min_size  a crop's largest copy has at least this longest side (within `enlarge`), but not more
+              than `size`
     """
     longest = max(image.crop_size)
     return min(max(size * image.resize_factor, min(min_size, size)), enlarge * longest)
 
 
 def copy_of(image: Image, side: float, multiple: int = 1) -> npt.NDArray[np.uint8]:
-    """The image with the longest side of its crop (`Image.crop_size`) brought to `side`; uint8 [h, w, 3].
+    """The image with the longest side of its crop (`Image.crop_size`) brought to `side`; uint8 [h,
+    w, 3].
 
-    Sides are rounded to multiples of `multiple`, at least one. Shrunk by averaging areas (no aliasing).
+    Sides are rounded to multiples of `multiple`, at least one. Shrunk by averaging areas (no
+    aliasing).
     """
     factor = side / max(image.crop_size)
     width, height = (max(1, round(old * factor / multiple)) * multiple for old in image.crop_size)
@@ -39,18 +43,28 @@ def copy_of(image: Image, side: float, multiple: int = 1) -> npt.NDArray[np.uint
 def places(
     image: Image, shape: tuple[int, ...], x: npt.NDArray[np.float64], y: npt.NDArray[np.float64]
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """x and y in a copy of `shape` (height, width, ...) -> in the upright original; the first pixel covers 0..1."""
-    found = (image.origin[axis] + value * (image.span[axis] / shape[1 - axis]) for axis, value in enumerate((x, y)))
+    """x and y in a copy of `shape` (height, width, ...) -> in the upright original; the first pixel
+    covers 0..1.
+    """
+    found = (
+        image.origin[axis] + value * (image.span[axis] / shape[1 - axis])
+        for axis, value in enumerate((x, y))
+    )
     if image.reduction == 1:
         across, down = found
         return across, down
-    across, down = (np.clip(value, 0, side) for value, side in zip(found, (image.width, image.height), strict=True))
+    across, down = (
+        np.clip(value, 0, side)
+        for value, side in zip(found, (image.width, image.height), strict=True)
+    )
     return across, down
 
 
 def cell_places(
     image: Image, shape: tuple[int, ...], x: npt.NDArray[np.float64], y: npt.NDArray[np.float64]
 ) -> npt.NDArray[np.float32]:
-    """As `places`, of the cells of a grid with columns at `x` and rows at `y`: x, y of each, float32 [cells, 2]."""
+    """As `places`, of the cells of a grid with columns at `x` and rows at `y`: x, y of each,
+    float32 [cells, 2].
+    """
     across, down = places(image, shape, x, y)
     return np.stack(np.meshgrid(across, down), axis=-1).reshape(-1, 2).astype(np.float32)

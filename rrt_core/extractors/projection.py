@@ -1,7 +1,9 @@
-"""Projections of local descriptors to fewer dimensions: PCA whitening, or any learned linear map, from a file.
+"""Projections of local descriptors to fewer dimensions: PCA whitening, or any learned linear map,
+from a file.
 
-A file is safetensors with `mean` [C] and `projection` [C, L], float32. `benchmarks/make_projection.py` makes one
-from photographs, and `benchmarks/make_whitening.py` the one of the extractor efficientnet.
+A file is safetensors with `mean` [C] and `projection` [C, L], float32.
+`benchmarks/make_projection.py` makes one from photographs, and `benchmarks/make_whitening.py` the
+one of the extractor efficientnet.
 """
 
 from __future__ import annotations
@@ -22,7 +24,9 @@ Floats = npt.NDArray[np.float64]
 
 
 class Strongest(NamedTuple):
-    """What the maps of an image's copies hold, before projection; n <= max_locals, the strongest first."""
+    """What the maps of an image's copies hold, before projection; n <= max_locals, the strongest
+    first.
+    """
 
     pooled: Tensor  # float32 [D], summed over the sizes, not normalised
     cells: Tensor  # float32 [n, C], raw
@@ -56,7 +60,9 @@ def directions(cells: Tensor) -> Tensor:
     return F.normalize(cells, dim=1)
 
 
-def read_projection(data: bytes, channels: int, where: str, maker: str = "make_projection.py") -> Projection:
+def read_projection(
+    data: bytes, channels: int, where: str, maker: str = "make_projection.py"
+) -> Projection:
     """The projection in a file's bytes. Raises UserError for another content, or other channels."""
     mend = f"make one with benchmarks/{maker}"
     try:
@@ -64,9 +70,15 @@ def read_projection(data: bytes, channels: int, where: str, maker: str = "make_p
         mean, matrix = torch.from_numpy(arrays["mean"]), torch.from_numpy(arrays["projection"])
     except (SafetensorError, KeyError, ValueError, TypeError) as error:
         raise UserError(f"{where} is no projection ({type(error).__name__}): {mend}.") from error
-    if mean.shape != (channels,) or matrix.ndim != 2 or matrix.shape[0] != channels or matrix.shape[1] < 1:
+    if (
+        mean.shape != (channels,)
+        or matrix.ndim != 2
+        or matrix.shape[0] != channels
+        or matrix.shape[1] < 1
+    ):
         raise UserError(
-            f"The projection in {where} is for {matrix.shape[0] if matrix.ndim else 0} channels; the feature map has "
+            f"The projection in {where} is for {matrix.shape[0] if matrix.ndim else 0} channels; "
+            f"the feature map has "
             f"{channels}: {mend} for this model and feature."
         )
     if not bool(torch.isfinite(mean).all() and torch.isfinite(matrix).all()):
@@ -85,22 +97,32 @@ class Whitening:
     def add(self, cells: npt.NDArray[np.float32]) -> None:
         """Take in raw cells [n, C]."""
         directions = np.asarray(cells, np.float64)
-        directions = directions / np.maximum(np.linalg.norm(directions, axis=1, keepdims=True), 1e-12)
+        directions = directions / np.maximum(
+            np.linalg.norm(directions, axis=1, keepdims=True), 1e-12
+        )
         self._total += directions.sum(0)
         self._outer += directions.T @ directions
         self.count += len(directions)
 
     def solve(self, dimensions: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-        """mean [C] and projection [C, dimensions]: principal axes, each divided by its standard deviation.
+        """mean [C] and projection [C, dimensions]: principal axes, each divided by its standard
+        deviation.
 
-        An axis has no sign of its own: its largest entry is made positive. Raises UserError where the cells have
+        An axis has no sign of its own: its largest entry is made positive. Raises UserError where
+            the cells have
         fewer dimensions, or there are fewer than two a dimension.
         """
         channels = len(self._total)
         if not 1 <= dimensions <= channels:
-            raise UserError(f"A projection of {channels} channels to {dimensions} dimensions: give at most {channels}.")
+            raise UserError(
+                f"A projection of {channels} channels to {dimensions} dimensions: give at most "
+                f"{channels}."
+            )
         if self.count < 2 * dimensions:
-            raise UserError(f"{self.count} cells are too few for {dimensions} dimensions: give more photographs.")
+            raise UserError(
+                f"{self.count} cells are too few for {dimensions} dimensions: give more "
+                f"photographs."
+            )
         mean = self._total / self.count
         covariance = (self._outer - self.count * np.outer(mean, mean)) / (self.count - 1)
         variances, axes = np.linalg.eigh(covariance)
@@ -108,7 +130,8 @@ class Whitening:
         variances, axes = variances[strongest], axes[:, strongest]
         if variances[-1] <= variances[0] * 1e-10:
             raise UserError(
-                f"The cells spread over fewer than {dimensions} dimensions: give more photographs or fewer dimensions."
+                f"The cells spread over fewer than {dimensions} dimensions: give more photographs "
+                f"or fewer dimensions."
             )
         axes = axes * np.where(axes[np.abs(axes).argmax(0), np.arange(dimensions)] < 0, -1.0, 1.0)
         # In C order: safetensors writes an array's memory as it lies.

@@ -24,11 +24,13 @@ _OCTAVES = 10  # SIFT halves an image of 2 x 4096 pixels ten times until nothing
 class RootSift(Extractor):
     """See the module. Options:
 
-    size               longest side at which keypoints are sought, pixels; smaller pictures are not enlarged
+    size               longest side at which keypoints are sought, pixels; smaller pictures are not
+                       enlarged
     max_locals         at most this many keypoints an image, those of the highest response
     weights, whitening files of the EfficientNet that makes the global descriptor
 
-    scale of a local: its octave. The first is SIFT's doubled image: scales run 1, 1/2, 1/4 ... of that.
+    scale of a local: its octave. The first is SIFT's doubled image: scales run 1, 1/2, 1/4 ... of
+        that.
     strength: the keypoint's response (contrast). A picture without texture has no locals.
     """
 
@@ -43,7 +45,10 @@ class RootSift(Extractor):
         weights: str | None = None,
         whitening: str | None = None,
     ) -> None:
-        for option, value, least, most in (("size", size, 32, 4096), ("max_locals", max_locals, 1, 65535)):
+        for option, value, least, most in (
+            ("size", size, 32, 4096),
+            ("max_locals", max_locals, 1, 65535),
+        ):
             check_whole(option, value, least, most)
         self._size, self._max_locals = size, max_locals
         self._globals = EfficientNet(max_locals=1, weights=weights, whitening=whitening)
@@ -61,19 +66,26 @@ class RootSift(Extractor):
 
     def describe_globals(self, images: Sequence[Image]) -> list[Description | Failure]:
         """See `Extractor.describe_globals`. Seeks no keypoints."""
-        return [without_locals(answer, self.local_dim) for answer in self._globals.describe_globals(images)]
+        return [
+            without_locals(answer, self.local_dim)
+            for answer in self._globals.describe_globals(images)
+        ]
 
     def _describe(self, image: Image) -> Description:
         whole = self._globals.describe([image])[0]
         assert isinstance(whole, Description)
         pixels = copy_of(image, largest_copy(image, self._size, 1.0, 0))
-        keypoints, histograms = self._sift.detectAndCompute(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY), None)
+        keypoints, histograms = self._sift.detectAndCompute(
+            cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY), None
+        )
         if len(keypoints) == 0:
             histograms = np.zeros((0, self.local_dim), np.float32)
-        found = np.array([(*k.pt, k.response, k.size, k.angle, k.octave) for k in keypoints], np.float64).reshape(-1, 6)
+        found = np.array(
+            [(*k.pt, k.response, k.size, k.angle, k.octave) for k in keypoints], np.float64
+        ).reshape(-1, 6)
         x, y, response, size, angle, octave = found.T
-        # OpenCV keeps every keypoint of the last response it admits, so more than asked, in no promised
-        # order.
+        # OpenCV keeps every keypoint of the last response it admits, so more than asked, in no
+        # promised order.
         order = np.lexsort((angle, size, y, x, -response))[: self._max_locals]
         # OpenCV counts from the centre of the first pixel; ours from its corner.
         across, down = places(image, pixels.shape, x[order] + 0.5, y[order] + 0.5)
@@ -87,13 +99,16 @@ class RootSift(Extractor):
 
 
 def root(histograms: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """SIFT histograms [n, 128], not negative -> square roots of their L1-normalised values: L2 norm 1."""
+    """SIFT histograms [n, 128], not negative -> square roots of their L1-normalised values: L2 norm
+    1.
+    """
     sums = np.maximum(histograms.sum(axis=1, keepdims=True), np.float32(1e-12))
     return np.asarray(np.sqrt(histograms / sums), np.float32)
 
 
 def _ordinals(octave: npt.NDArray[np.float64]) -> npt.NDArray[np.uint8]:
-    # OpenCV packs octave (low byte, signed, -1 = the doubled image), layer and more into one integer.
+    # OpenCV packs octave (low byte, signed, -1 = the doubled image), layer and more into one
+    # integer.
     low = octave.astype(np.int64) & 255
     signed = np.where(low >= 128, low - 256, low)
     return np.asarray(np.clip(signed + 1, 0, _OCTAVES - 1), np.uint8)

@@ -1,7 +1,7 @@
 """faiss indexes of global descriptors: choosing, training, filling, merging, searching.
 
-Inner product of L2-normalised descriptors throughout. Index scores only choose candidates; the score that is
-stored is computed from the stored descriptors (`exact_scores`).
+Inner product of L2-normalised descriptors throughout. Index scores only choose candidates; the
+score that is stored is computed from the stored descriptors (`exact_scores`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ PQ_CODE_BYTES = (64, 48, 32, 24, 16, 8, 4)  # sizes that faiss's GPU index takes
 
 
 def choose_key(rows: int, dimension: int) -> str:
-    """The factory key for a gallery: exact where it is small, else IVF-PQ with about 4 * sqrt(rows) lists."""
+    """The factory key for a gallery: exact where it is small, else IVF-PQ with about 4 * sqrt(rows)
+    lists.
+    """
     if rows <= EXACT_UP_TO:
         return "Flat"
     lists = 1 << round(np.log2(4 * np.sqrt(rows)))
@@ -27,15 +29,24 @@ def choose_key(rows: int, dimension: int) -> str:
 
 
 def empty_index(key: str, dimension: int) -> faiss.Index:
-    """An empty index for inner product that takes ids. Raises UserError for a key that faiss does not know."""
+    """An empty index for inner product that takes ids.
+
+    Raises UserError for a key that faiss does not know.
+    """
     if "Refine" in key or "RFlat" in key:
-        raise UserError(f"index key {key!r}: leave the refinement out; candidates are rescored exactly anyway")
+        raise UserError(
+            f"index key {key!r}: leave the refinement out; candidates are rescored exactly anyway"
+        )
     try:
         index = faiss.index_factory(dimension, key, faiss.METRIC_INNER_PRODUCT)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).strip().splitlines()[-1]
-        raise UserError(f"index key {key!r} does not fit descriptors of dimension {dimension}: {reason}") from None
-    takes_ids = isinstance(faiss.downcast_index(index), (faiss.IndexIVF, faiss.IndexIDMap, faiss.IndexPreTransform))
+        raise UserError(
+            f"index key {key!r} does not fit descriptors of dimension {dimension}: {reason}"
+        ) from None
+    takes_ids = isinstance(
+        faiss.downcast_index(index), (faiss.IndexIVF, faiss.IndexIDMap, faiss.IndexPreTransform)
+    )
     return index if takes_ids else faiss.IndexIDMap2(index)
 
 
@@ -54,17 +65,23 @@ def needs_training(key: str, dimension: int) -> bool:
 
 
 def training_rows(key: str, dimension: int) -> int:
-    """How many rows train this index well: 64 a list for IVF (faiss asks for 39 or more), else 65,536."""
+    """How many rows train this index well: 64 a list for IVF (faiss asks for 39 or more), else
+    65,536.
+    """
     index = empty_index(key, dimension)
     inner = faiss.try_extract_index_ivf(index)
     return max(64 * inner.nlist, 16_384) if inner is not None else 65_536
 
 
 def sample_order(record_ids: Sequence[str], seed: int) -> np.ndarray:
-    """uint64 [n], one a record: the sample is those of the smallest. Independent of parts and of their order."""
+    """uint64 [n], one a record: the sample is those of the smallest. Independent of parts and of
+    their order.
+    """
     return np.array(
         [
-            int.from_bytes(hashlib.blake2b(f"{seed}:{name}".encode(), digest_size=8).digest(), "big")
+            int.from_bytes(
+                hashlib.blake2b(f"{seed}:{name}".encode(), digest_size=8).digest(), "big"
+            )
             for name in record_ids
         ],
         np.uint64,
@@ -77,12 +94,16 @@ def train(index: faiss.Index, sample: np.ndarray) -> None:
         index.train(np.ascontiguousarray(sample, np.float32))
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1]
-        raise UserError(f"the index cannot be trained on {len(sample):,} images: {reason}; choose Flat") from None
+        raise UserError(
+            f"the index cannot be trained on {len(sample):,} images: {reason}; choose Flat"
+        ) from None
 
 
 def add(index: faiss.Index, descriptors: np.ndarray, row_ids: np.ndarray) -> None:
     """Add float32 or float16 [n, D] under int64 ids."""
-    index.add_with_ids(np.ascontiguousarray(descriptors, np.float32), np.ascontiguousarray(row_ids, np.int64))
+    index.add_with_ids(
+        np.ascontiguousarray(descriptors, np.float32), np.ascontiguousarray(row_ids, np.int64)
+    )
 
 
 def merge(into: faiss.Index, other: faiss.Index) -> None:
@@ -95,14 +116,17 @@ def search(index: faiss.Index, queries: np.ndarray, k: int, nprobe: int) -> np.n
     inner = faiss.try_extract_index_ivf(index)
     if inner is not None:
         inner.nprobe = nprobe
-    _, ids = index.search(np.ascontiguousarray(queries, np.float32), int(min(k, max(index.ntotal, 1))))
+    _, ids = index.search(
+        np.ascontiguousarray(queries, np.float32), int(min(k, max(index.ntotal, 1)))
+    )
     return np.asarray(ids)
 
 
 def exact_scores(query: np.ndarray, descriptors: np.ndarray) -> np.ndarray:
     """float32 [n]: float64 dot products of one query [D] with [n, D], rounded.
 
-    Summed row by row in one fixed order, so that a score does not depend on which rows stand beside it.
+    Summed row by row in one fixed order, so that a score does not depend on which rows stand beside
+    it.
     """
     products = descriptors.astype(np.float64) * query.astype(np.float64)
     return products.sum(axis=1).astype(np.float32)
@@ -111,4 +135,6 @@ def exact_scores(query: np.ndarray, descriptors: np.ndarray) -> np.ndarray:
 def order(scores: np.ndarray, record_ids: Sequence[str]) -> np.ndarray:
     """int64 [n]: score falling, then record id by its UTF-8 bytes."""
     names = np.array([name.encode() for name in record_ids], dtype=object)
-    return np.array(sorted(range(len(scores)), key=lambda i: (-float(scores[i]), names[i])), np.int64)
+    return np.array(
+        sorted(range(len(scores)), key=lambda i: (-float(scores[i]), names[i])), np.int64
+    )

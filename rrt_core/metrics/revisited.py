@@ -1,9 +1,11 @@
-"""Retrieval metrics of Revisited Oxford and Paris, and the order that reranking makes under a protocol.
+"""Retrieval metrics of Revisited Oxford and Paris, and the order that reranking makes under a
+protocol.
 
-Source: Radenovic et al., Revisiting Oxford and Paris, CVPR 2018; the numbers equal those of its published
-`python/evaluate.py`. A ranking is an int array [n] of gallery positions, the best first; -1, or any position
-that no list names, is a distractor. It may be cut short: positives that it lacks add nothing to the average
-precision.
+Source: Radenovic et al., Revisiting Oxford and Paris, CVPR 2018; the numbers equal those of its
+    published
+`python/evaluate.py`. A ranking is an int array [n] of gallery positions, the best first; -1, or any
+position that no list names, is a distractor. It may be cut short: positives that it lacks add
+nothing to the average precision.
 """
 
 from __future__ import annotations
@@ -24,7 +26,9 @@ KAPPAS = (1, 5, 10)
 
 @dataclass(frozen=True)
 class Protocol:
-    """Which lists of a query are positive and which are junk: left out as if they were not in the gallery."""
+    """Which lists of a query are positive and which are junk: left out as if they were not in the
+    gallery.
+    """
 
     positive: tuple[str, ...]
     junk: tuple[str, ...]
@@ -44,7 +48,8 @@ class Evaluation:
     Attributes:
         means: "mAP", "mP@1", "mP@5", "mP@10" (one a kappa), in [0, 1]; NaN where no query counts.
         average_precision: float64 [queries].
-        precision: float64 [queries, kappas]; precision at min(kappa, place of the last positive found).
+        precision: float64 [queries, kappas]; precision at min(kappa, place of the last positive
+            found).
         positives: int64 [queries], positives of the ground truth.
         found: int64 [queries], how many of them are in the ranking.
         counted: queries in the means.
@@ -61,11 +66,17 @@ class Evaluation:
 
 def positions_of(query: QueryTruth, lists: Sequence[str]) -> IntArray:
     """The gallery positions int64 [m] in the named lists ("easy", "hard", "junk") of a query."""
-    return np.array([position for name in lists for position in getattr(query, name)], dtype=np.int64)
+    return np.array(
+        [position for name in lists for position in getattr(query, name)], dtype=np.int64
+    )
 
 
-def positive_places(ranking: npt.ArrayLike, positive: npt.ArrayLike, junk: npt.ArrayLike) -> IntArray:
-    """0-based places int64 [found] of the positives in a ranking, rising, counted as if junk were absent."""
+def positive_places(
+    ranking: npt.ArrayLike, positive: npt.ArrayLike, junk: npt.ArrayLike
+) -> IntArray:
+    """0-based places int64 [found] of the positives in a ranking, rising, counted as if junk were
+    absent.
+    """
     ranking = np.asarray(ranking)
     places = np.flatnonzero(np.isin(ranking, positive))
     junk_before = np.concatenate([[0], np.cumsum(np.isin(ranking, junk))])
@@ -80,13 +91,17 @@ def average_precision(places: IntArray, positives: int) -> float:
         positives: number of positives of the ground truth, at least 1.
     """
     found = np.arange(len(places))
-    before = np.where(places == 0, 1.0, found / np.maximum(places, 1))  # precision just above each positive
+    before = np.where(
+        places == 0, 1.0, found / np.maximum(places, 1)
+    )  # precision just above each positive
     after = (found + 1) / (places + 1)  # and with it
     return float((before + after).sum() / (2 * positives))
 
 
 def precision_at(places: IntArray, kappas: Sequence[int] = KAPPAS) -> FloatArray:
-    """Precision float64 [kappas] in the first k, where k is at most the place of the last positive found."""
+    """Precision float64 [kappas] in the first k, where k is at most the place of the last positive
+    found.
+    """
     if len(places) == 0:
         return np.zeros(len(kappas))
     cuts = np.minimum(places.max() + 1, np.asarray(kappas))
@@ -124,30 +139,40 @@ def evaluate(
             aps[row] = average_precision(places, len(positive))
             precision[row] = precision_at(places, kappas)
     counts = positives > 0
-    columns = {"mAP": aps} | {f"mP@{kappa}": precision[:, column] for column, kappa in enumerate(kappas)}
+    columns = {"mAP": aps} | {
+        f"mP@{kappa}": precision[:, column] for column, kappa in enumerate(kappas)
+    }
     counted = int(counts.sum())
-    means = {name: float(np.mean(values[counts])) if counted else np.nan for name, values in columns.items()}
+    means = {
+        name: float(np.mean(values[counts])) if counted else np.nan
+        for name, values in columns.items()
+    }
     return Evaluation(protocol, means, aps, precision, positives, found, counted)
 
 
 def shortlist_positions(ranking: npt.ArrayLike, junk: npt.ArrayLike, size: int) -> IntArray:
-    """Places int64 [<= size] in the ranking of what is reranked: the first `size` that are not junk.
+    """Places int64 [<= size] in the ranking of what is reranked: the first `size` that are not
+    junk.
 
-    Places, not gallery positions, since distractors share the position -1: `ranking[places]` gives those.
-    Without label knowledge `junk` is empty.
+    Places, not gallery positions, since distractors share the position -1: `ranking[places]` gives
+    those. Without label knowledge `junk` is empty.
     """
     return np.flatnonzero(~np.isin(ranking, junk))[:size].astype(np.int64)
 
 
-def replay(ranking: npt.ArrayLike, junk: npt.ArrayLike, size: int, logits: npt.ArrayLike) -> IntArray:
-    """The order after reranking, as places int64 [n] in the ranking: `ranking[order]` is the new ranking.
+def replay(
+    ranking: npt.ArrayLike, junk: npt.ArrayLike, size: int, logits: npt.ArrayLike
+) -> IntArray:
+    """The order after reranking, as places int64 [n] in the ranking: `ranking[order]` is the new
+    ranking.
 
-    The first `size` that are not junk by logit falling, ties in the order of the ranking; then the others in
-    the order of the ranking; then junk likewise.
+    The first `size` that are not junk by logit falling, ties in the order of the ranking; then the
+    others in the order of the ranking; then junk likewise.
 
     Args:
         ranking: int [n], in the global order.
-        logits: float [n], one a place of the ranking; read only at `shortlist_positions`, anything elsewhere.
+        logits: float [n], one a place of the ranking; read only at `shortlist_positions`, anything
+            elsewhere.
 
     Raises:
         ValueError: a place of the shortlist has no logit (NaN), or `logits` has another length.
@@ -171,10 +196,15 @@ def protocols_of(ground_truth: GroundTruth) -> tuple[str, ...]:
 
 
 def required_depth(ground_truth: GroundTruth, shortlist: int) -> int:
-    """How much of the global ranking must be kept so that the shortlists of Medium and Hard do not run dry.
+    """How much of the global ranking must be kept so that the shortlists of Medium and Hard do not
+    run dry.
 
-    The shortlist plus the largest number of images of one query that are moved to the end: easy + junk for
-    Hard, junk alone where levels are not known. Easy, which is evaluated but not reranked, does not count.
+    The shortlist plus the largest number of images of one query that are moved to the end: easy +
+        junk for
+    Hard, junk alone where levels are not known. Easy, which is evaluated but not reranked, does not
+    count.
     """
     moved = PROTOCOLS["hard" if ground_truth.levels else "medium"].junk
-    return shortlist + max((len(positions_of(query, moved)) for query in ground_truth.queries), default=0)
+    return shortlist + max(
+        (len(positions_of(query, moved)) for query in ground_truth.queries), default=0
+    )

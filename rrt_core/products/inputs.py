@@ -1,8 +1,10 @@
-"""What the trained part of a network takes: crops, or the kept output of the part that is not trained.
+"""What the trained part of a network takes: crops, or the kept output of the part that is not
+trained.
 
-The early part of a backbone is most of its cost at high resolution. Where it is not trained, its output for the
-plain crop and a few augmented copies of each image is computed once and kept in one file; training then runs
-the late part alone, or none of the backbone. The price: an image is seen in so many copies only.
+The early part of a backbone is most of its cost at high resolution. Where it is not trained, its
+output for the plain crop and a few augmented copies of each image is computed once and kept in one
+file; training then runs the late part alone, or none of the backbone. The price: an image is seen
+in so many copies only.
 """
 
 from __future__ import annotations
@@ -28,7 +30,10 @@ _BATCH = 16
 
 
 class Inputs(Protocol):
-    """Input tensors of images. copies: augmented copies there are (besides copy 0, the plain crop)."""
+    """Input tensors of images.
+
+    copies: augmented copies there are (besides copy 0, the plain crop).
+    """
 
     @property
     def copies(self) -> int: ...
@@ -82,7 +87,8 @@ def keep(
     """Compute and keep `run` of every image's plain crop and `copies` augmented ones.
 
     Args:
-        run: what is kept of a batch of inputs, float [B, ...], a function of each row alone (up to rounding).
+        run: what is kept of a batch of inputs, float [B, ...], a function of each row alone (up to
+            rounding).
         file: float16 .npy; a `.json` beside it says how far it is. A rerun goes on from there.
         identity: names what makes the bytes; a file of another identity is made again.
         progress: called with (images done, images in all).
@@ -102,7 +108,10 @@ def keep(
         rows = np.arange(first, min(total, first + _BATCH))
         with torch.no_grad():
             # Image by image: the bits of a network's output change with the size of its batch.
-            values = [run(inputs.batch(np.full(len(which), row), which)).float().cpu().numpy() for row in rows]
+            values = [
+                run(inputs.batch(np.full(len(which), row), which)).float().cpu().numpy()
+                for row in rows
+            ]
         if kept is None:
             beside = file.with_name(file.name + ".tmp")
             shape = (total, len(which), *values[0].shape[1:])
@@ -113,17 +122,22 @@ def keep(
             kept[rows] = np.stack(values)
         if not np.isfinite(kept[rows]).all():
             raise UserError(
-                f"{file}: the network's values exceed what float16 holds (65,504): its weights are damaged."
+                f"{file}: the network's values exceed what float16 holds (65,504): its weights "
+                f"are damaged."
             )
         if len(rows) + first == total or (first // _BATCH) % 16 == 15:
             kept.flush()
-            write_whole(note, json.dumps({"identity": identity, "done": first + len(rows)}).encode())
+            write_whole(
+                note, json.dumps({"identity": identity, "done": first + len(rows)}).encode()
+            )
         progress(first + len(rows), total)
     assert kept is not None
     return KeptInputs(kept)
 
 
-def frozen_part(backbone: Backbone, trained: str, precision: str = "float32") -> Callable[[Tensor], Tensor]:
+def frozen_part(
+    backbone: Backbone, trained: str, precision: str = "float32"
+) -> Callable[[Tensor], Tensor]:
     """What of the backbone need not be computed again where `trained` is "late" or "none".
 
     precision: bfloat16 takes half the time on a CPU with AVX-512 BF16.

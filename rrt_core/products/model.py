@@ -1,18 +1,21 @@
-"""The Reranking Transformer for products: pairs of feature maps of one network, with what leads up to them.
+"""The Reranking Transformer for products: pairs of feature maps of one network, with what leads up
+to them.
 
-Source: Tan, Yuan, Ordonez, "Instance-level Image Retrieval using Reranking Transformers" (ICCV 2021), the
-variant for Stanford Online Products (uvavision/RerankingTransformer, RRT_SOP/models/{matcher,base_model}.py).
-Parameter names and shapes are those of the paper's repository, so that its published checkpoints load.
+Source: Tan, Yuan, Ordonez, "Instance-level Image Retrieval using Reranking Transformers" (ICCV
+    2021), the
+variant for Stanford Online Products (uvavision/RerankingTransformer,
+RRT_SOP/models/{matcher,base_model}.py). Parameter names and shapes are those of the paper's
+repository, so that its published checkpoints load.
 
-An image is the last feature map of a backbone, usually 7 x 7. Its cells, brought to `d_model` by a 1x1
-convolution, are its local descriptors; its mean over the map, through a linear layer and L2 normalised, is the
-global one. A pair is one sequence:
+An image is the last feature map of a backbone, usually 7 x 7. Its cells, brought to `d_model` by a
+1x1 convolution, are its local descriptors; its mean over the map, through a linear layer and L2
+normalised, is the global one. A pair is one sequence:
 
     [CLS | cells of q | SEP | cells of g]      1 + 49 + 1 + 49 = 100 tokens for maps of 7 x 7
 
-(The repository speaks of 102: it counts two global tokens that its final model does without.) All tokens get
-the embedding of their segment, the cells a sine embedding of their place. Cells are not normalised, there is
-no padding, and the model is not symmetric in (query, gallery).
+(The repository speaks of 102: it counts two global tokens that its final model does without.) All
+tokens get the embedding of their segment, the cells a sine embedding of their place. Cells are not
+normalised, there is no padding, and the model is not symmetric in (query, gallery).
 """
 
 from __future__ import annotations
@@ -57,7 +60,8 @@ class ProductsConfig:
         check_shape(self)
         if self.d_model % 4:
             raise UserError(
-                f"Reranker configuration: d_model {self.d_model} must be a multiple of 4, for sines and cosines of"
+                f"Reranker configuration: d_model {self.d_model} must be a multiple of 4, for "
+                f"sines and cosines of"
                 " two coordinates."
             )
 
@@ -125,8 +129,13 @@ class MapMatcher(nn.Module):
         )
 
     def forward(self, query: Tensor, gallery: Tensor) -> Tensor:
-        """Args as in `embed`. Returns float [B], logits (raw, unbounded; positive = the same product)."""
-        logits: Tensor = self.classifier(self.encoder.first_token(self.embed(query, gallery), None))[:, 0]
+        """Args as in `embed`.
+
+        Returns float [B], logits (raw, unbounded; positive = the same product).
+        """
+        logits: Tensor = self.classifier(
+            self.encoder.first_token(self.embed(query, gallery), None)
+        )[:, 0]
         return logits
 
 
@@ -148,11 +157,15 @@ class ProductsTransformer(nn.Module):
         return F.normalize(self.remap(maps.mean((2, 3))), dim=-1)
 
     def describe_local(self, maps: Tensor) -> Tensor:
-        """float [B, map_channels, h, w] -> float [B, d_model, h, w], not normalised: what the matcher takes."""
+        """float [B, map_channels, h, w] -> float [B, d_model, h, w], not normalised: what the
+        matcher takes.
+        """
         local: Tensor = self.remap_local(maps)
         return local
 
     def forward(self, query_maps: Tensor, gallery_maps: Tensor) -> Tensor:
         """float [B, map_channels, h, w] of either side -> float [B], logits."""
-        logits: Tensor = self.matcher(self.describe_local(query_maps), self.describe_local(gallery_maps))
+        logits: Tensor = self.matcher(
+            self.describe_local(query_maps), self.describe_local(gallery_maps)
+        )
         return logits

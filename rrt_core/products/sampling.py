@@ -1,7 +1,8 @@
 """Which images meet in a step: identities for the global descriptor, triplets for the reranker.
 
 Everything is a function of (seed, step), so that a resumed run sees what an unbroken one sees.
-Source: RandomReplacedIdentitySampler and TripletSampler of the paper's repository (RRT_SOP/utils/data/utils.py).
+Source: RandomReplacedIdentitySampler and TripletSampler of the paper's repository
+    (RRT_SOP/utils/data/utils.py).
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ Ints = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Batch:
-    """rows, copies: int64 [B], images and their augmented copies. labels: int64 [B], their identities."""
+    """rows, copies: int64 [B], images and their augmented copies. labels: int64 [B], their
+    identities.
+    """
 
     rows: Ints
     copies: Ints
@@ -36,15 +39,19 @@ def neighbours(descriptors: npt.NDArray[np.float32], k: int, block: int = 2048) 
         similarity = descriptors[first : first + block] @ descriptors.T
         own = np.arange(len(similarity))
         similarity[own, first + own] = -np.inf
-        found[first : first + block] = np.argsort(-similarity, axis=1, kind="stable")[:, : found.shape[1]]
+        found[first : first + block] = np.argsort(-similarity, axis=1, kind="stable")[
+            :, : found.shape[1]
+        ]
     return found
 
 
 class Sampler:
     """Draws batches from labelled images.
 
-    labels: int64 [n], >= 0; an image whose label no other has is an instance of its own, and is its own positive
-    in another augmented copy. copies: augmented copies there are; 0: plain crops only. lone_share: share of the
+    labels: int64 [n], >= 0; an image whose label no other has is an instance of its own, and is its
+        own positive
+    in another augmented copy. copies: augmented copies there are; 0: plain crops only. lone_share:
+        share of the
     anchors, or of the identities of a batch, that are such instances (where there are both kinds).
     """
 
@@ -54,17 +61,28 @@ class Sampler:
         _, first = np.unique(labels[order], return_index=True)
         groups = np.split(order, first[1:])
         self._groups = [group for group in groups if len(group) > 1]
-        self._lone = np.sort(np.concatenate([group for group in groups if len(group) == 1] or [np.zeros(0, np.int64)]))
+        self._lone = np.sort(
+            np.concatenate(
+                [group for group in groups if len(group) == 1] or [np.zeros(0, np.int64)]
+            )
+        )
         if copies == 0:
             self._lone = self._lone[:0]  # one crop cannot be compared with itself
         if not self._groups and not len(self._lone):
-            raise UserError("No two training images show the same product: nothing can be learned from these labels.")
+            raise UserError(
+                "No two training images show the same product: nothing can be learned from these "
+                "labels."
+            )
         self._of = {int(row): group for group in self._groups for row in group}
         self._crowd = np.sort(np.concatenate(self._groups)) if self._groups else self._lone[:0]
-        self._lone_share = lone_share if len(self._lone) and len(self._crowd) else float(len(self._crowd) == 0)
+        self._lone_share = (
+            lone_share if len(self._lone) and len(self._crowd) else float(len(self._crowd) == 0)
+        )
 
     def identities(self, step: int, size: int) -> Batch:
-        """Two images each of size / 2 identities; identities come again only when all were drawn."""
+        """Two images each of size / 2 identities; identities come again only when all were
+        drawn.
+        """
         rng = np.random.default_rng([self.seed, step, 1])
         wanted = size // 2
         lone = round(self._lone_share * wanted)
@@ -78,7 +96,8 @@ class Sampler:
     def triplets(self, step: int, count: int, near: Ints) -> Batch:
         """(anchor, positive, negative) x count, in a row: rows 0, 3, 6 ... are the anchors.
 
-        near: int64 [n, k] from `neighbours`; the negative is one of an anchor's that has another label.
+        near: int64 [n, k] from `neighbours`; the negative is one of an anchor's that has another
+            label.
         """
         rng = np.random.default_rng([self.seed, step, 2])
         rows = np.empty(3 * count, np.int64)

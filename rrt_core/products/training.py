@@ -1,15 +1,18 @@
-"""Training of the products variant: the global descriptor, the reranker on a frozen backbone, both jointly.
+"""Training of the products variant: the global descriptor, the reranker on a frozen backbone, both
+jointly.
 
-Three modes, each of which starts from what the one before it made (RRT_SOP/experiment_{global,rerank}.py):
+Three modes, each of which starts from what the one before it made
+(RRT_SOP/experiment_{global,rerank}.py):
 
     global   contrastive loss on the global descriptors of a batch; trains the backbone and `remap`
-    frozen   binary cross-entropy on (anchor, positive) and (anchor, negative); trains the 1x1 convolution and the
-             matcher on the frozen backbone's maps
+    frozen   binary cross-entropy on (anchor, positive) and (anchor, negative); trains the 1x1
+             convolution and the matcher on the frozen backbone's maps
     joint    the same loss, and the backbone is trained too
 
-The paper's figures: global SGD, lr 1e-3, momentum 0.9 (Nesterov), weight decay 4e-4, batches of 800 with 2 an
-identity, temperature 0.05; reranker AdamW, lr 1e-4, weight decay 4e-4, 100 triplets a batch; 100 epochs, a tenth of
-the lr from epochs 60 and 80 on. Here a cosine takes the place of the two drops.
+The paper's figures: global SGD, lr 1e-3, momentum 0.9 (Nesterov), weight decay 4e-4, batches of 800
+with 2 an identity, temperature 0.05; reranker AdamW, lr 1e-4, weight decay 4e-4, 100 triplets a
+batch; 100 epochs, a tenth of the lr from epochs 60 and 80 on. Here a cosine takes the place of the
+two drops.
 """
 
 from __future__ import annotations
@@ -45,13 +48,16 @@ OPTIMISERS = ("adamw", "sgd")
 class ProductsOptions:
     """How a mode is trained.
 
-    mode: see the module. trained: what of the backbone has gradients in the modes global and joint: `all` or `late`.
-    steps: optimiser steps. batch: images a step (global: two an identity; frozen, joint: whole triplets). lr: peak,
-    of `remap`, convolution and matcher; backbone_lr: of the backbone, as a share of lr. warmup: steps up to the
-    peak, then a cosine to 3% of it. temperature: of the contrastive loss. global_share: joint: weight of the
-    contrastive loss of anchors and positives, added to the reranker's (0 = the paper's). precision: bfloat16 lets the
-    matcher compute in it (on a CPU the backbone stays in float32: depthwise convolutions in bfloat16 take twice as
-    long backwards). clip: largest gradient norm, 0 = any.
+    mode: see the module. trained: what of the backbone has gradients in the modes global and joint:
+        `all` or `late`.
+    steps: optimiser steps. batch: images a step (global: two an identity; frozen, joint: whole
+        triplets). lr: peak,
+    of `remap`, convolution and matcher; backbone_lr: of the backbone, as a share of lr. warmup:
+    steps up to the peak, then a cosine to 3% of it. temperature: of the contrastive loss.
+    global_share: joint: weight of the contrastive loss of anchors and positives, added to the
+    reranker's (0 = the paper's). precision: bfloat16 lets the matcher compute in it (on a CPU the
+    backbone stays in float32: depthwise convolutions in bfloat16 take twice as long backwards).
+    clip: largest gradient norm, 0 = any.
     """
 
     mode: str
@@ -72,10 +78,20 @@ class ProductsOptions:
     evaluate_every: int = 200
 
     def __post_init__(self) -> None:
-        for name, known in (("mode", MODES), ("optimiser", OPTIMISERS), ("trained", ("all", "late"))):
+        for name, known in (
+            ("mode", MODES),
+            ("optimiser", OPTIMISERS),
+            ("trained", ("all", "late")),
+        ):
             if getattr(self, name) not in known:
-                raise UserError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(known)}.")
-        for name, least in (("steps", 1), ("batch", 4 if self.mode == "global" else 3), ("checkpoint_every", 1)):
+                raise UserError(
+                    f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(known)}."
+                )
+        for name, least in (
+            ("steps", 1),
+            ("batch", 4 if self.mode == "global" else 3),
+            ("checkpoint_every", 1),
+        ):
             if getattr(self, name) < least:
                 raise UserError(f"{name} must be at least {least}, not {getattr(self, name)}.")
         if self.precision not in ("float32", "bfloat16"):
@@ -88,10 +104,15 @@ class ProductsOptions:
 
 
 class ProductsNetwork(nn.Module):
-    """A backbone and the model behind it. Its input is whatever `trained` says the kept part ends with."""
+    """A backbone and the model behind it.
+
+    Its input is whatever `trained` says the kept part ends with.
+    """
 
     def __init__(self, backbone: Backbone, model: ProductsTransformer, trained: str) -> None:
-        """trained: all (input: crops), late (input: the early part's output) or none (input: maps)."""
+        """trained: all (input: crops), late (input: the early part's output) or none (input:
+        maps).
+        """
         super().__init__()
         self.backbone, self.model, self.trained = backbone, model, trained
         backbone.set_trained(trained)
@@ -105,10 +126,13 @@ class ProductsNetwork(nn.Module):
 
 
 def contrastive_loss(descriptors: Tensor, labels: Tensor, temperature: float) -> Tensor:
-    """-log of the share that images of the same identity have in the likeness of each image to all others; mean.
+    """-log of the share that images of the same identity have in the likeness of each image to all
+    others; mean.
 
-    descriptors: float [B, D], L2 = 1. labels: int64 [B]. Images without another of their identity are left out.
-    The paper's code lets each image itself count with exp(0) among the others, a slip that is not repeated here.
+    descriptors: float [B, D], L2 = 1. labels: int64 [B]. Images without another of their identity
+        are left out.
+    The paper's code lets each image itself count with exp(0) among the others, a slip that is not
+    repeated here.
     """
     likeness = descriptors @ descriptors.T / temperature
     itself = torch.eye(len(labels), dtype=torch.bool, device=labels.device)
@@ -127,7 +151,9 @@ def triplet_loss(network: ProductsNetwork, maps: Tensor, precision: str) -> tupl
     with torch.autocast(maps.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
         local = network.model.describe_local(maps)
         anchors, positives, negatives = local[0::3], local[1::3], local[2::3]
-        logits = network.model.matcher(torch.cat([anchors, anchors]), torch.cat([positives, negatives])).float()
+        logits = network.model.matcher(
+            torch.cat([anchors, anchors]), torch.cat([positives, negatives])
+        ).float()
     label = torch.cat([torch.ones(len(anchors)), torch.zeros(len(anchors))]).to(logits)
     accuracy = float(((logits.detach() > 0) == (label > 0.5)).float().mean())
     return F.binary_cross_entropy_with_logits(logits, label), accuracy
@@ -162,14 +188,19 @@ def train(
 
     Args:
         inputs: of the images that the sampler's rows name, as `network.trained` wants them.
-        near: neighbours to draw negatives from (products_sampling.neighbours), for frozen and joint.
-        evaluate: figures of held-out identities, logged every `evaluate_every` steps and at the end.
-        folder: holds `state.pt`, from which a rerun goes on to the same weights (on a CPU bit by bit), and `log.csv`.
+        near: neighbours to draw negatives from (products_sampling.neighbours), for frozen and
+            joint.
+        evaluate: figures of held-out identities, logged every `evaluate_every` steps and at the
+            end.
+        folder: holds `state.pt`, from which a rerun goes on to the same weights (on a CPU bit by
+            bit), and `log.csv`.
         report: called with each row of the log.
         identity: names data and options; the state of another run is refused.
     """
     if network.trained != options.of_backbone:
-        raise ValueError(f"a network with {network.trained} trained cannot be trained with {options.of_backbone}")
+        raise ValueError(
+            f"a network with {network.trained} trained cannot be trained with {options.of_backbone}"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     groups = parameter_groups(network, options)
     optimiser = make_optimiser(groups, options)
@@ -217,21 +248,31 @@ def _batch(sampler: Sampler, options: ProductsOptions, step: int, near: Ints | N
     return sampler.triplets(step, options.batch // 3, near)
 
 
-def _loss(network: ProductsNetwork, maps: Tensor, batch: Batch, options: ProductsOptions) -> tuple[Tensor, float]:
+def _loss(
+    network: ProductsNetwork, maps: Tensor, batch: Batch, options: ProductsOptions
+) -> tuple[Tensor, float]:
     labels = torch.from_numpy(batch.labels).to(maps.device)
     if options.mode == "global":
-        return contrastive_loss(network.model.describe_global(maps), labels, options.temperature), 0.0
+        return contrastive_loss(
+            network.model.describe_global(maps), labels, options.temperature
+        ), 0.0
     loss, accuracy = triplet_loss(network, maps, options.precision)
     if options.mode == "joint" and options.global_share:
         descriptors = network.model.describe_global(maps)
-        loss = loss + options.global_share * contrastive_loss(descriptors, labels, options.temperature)
+        loss = loss + options.global_share * contrastive_loss(
+            descriptors, labels, options.temperature
+        )
     return loss, accuracy
 
 
 def parameter_groups(network: ProductsNetwork, options: ProductsOptions) -> list[dict[str, Any]]:
-    """Parameters that the mode trains, with their peak lr: the backbone's first, where it is trained."""
+    """Parameters that the mode trains, with their peak lr: the backbone's first, where it is
+    trained.
+    """
     model = network.model
-    parts: list[nn.Module] = [model.remap] if options.mode == "global" else [model.remap_local, model.matcher]
+    parts: list[nn.Module] = (
+        [model.remap] if options.mode == "global" else [model.remap_local, model.matcher]
+    )
     if options.mode == "joint" and options.global_share:
         parts.append(model.remap)
     groups = [{"params": [p for part in parts for p in part.parameters()], "lr": options.lr}]
@@ -244,9 +285,14 @@ def parameter_groups(network: ProductsNetwork, options: ProductsOptions) -> list
 def make_optimiser(groups: list[dict[str, Any]], options: ProductsOptions) -> torch.optim.Optimizer:
     """AdamW, or SGD with momentum 0.9 after Nesterov."""
     if options.optimiser == "adamw":
-        return torch.optim.AdamW([dict(group) for group in groups], weight_decay=options.weight_decay)
+        return torch.optim.AdamW(
+            [dict(group) for group in groups], weight_decay=options.weight_decay
+        )
     return torch.optim.SGD(
-        [dict(group) for group in groups], momentum=0.9, nesterov=True, weight_decay=options.weight_decay
+        [dict(group) for group in groups],
+        momentum=0.9,
+        nesterov=True,
+        weight_decay=options.weight_decay,
     )
 
 
@@ -264,15 +310,22 @@ def _save(
     write_whole(path, buffer.getvalue())
 
 
-def _load(path: Path, network: ProductsNetwork, optimiser: torch.optim.Optimizer, identity: str) -> tuple[int, float]:
+def _load(
+    path: Path, network: ProductsNetwork, optimiser: torch.optim.Optimizer, identity: str
+) -> tuple[int, float]:
     """(steps done, seconds spent). Raises UserError for a damaged state or one of another run."""
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
         step, seconds, other = int(saved["step"]), float(saved["seconds"]), saved["identity"]
     except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError, ValueError):
-        raise UserError(f"{path} is damaged, so that the run cannot go on from it: delete it to start again.") from None
+        raise UserError(
+            f"{path} is damaged, so that the run cannot go on from it: delete it to start again."
+        ) from None
     if other != identity:
-        raise UserError(f"{path} is of a run on other data or with other options: name another folder, or delete it.")
+        raise UserError(
+            f"{path} is of a run on other data or with other options: name another folder, or "
+            f"delete it."
+        )
     try:
         network.load_state_dict(saved["network"])
     except RuntimeError:

@@ -1,8 +1,8 @@
 """What a reranker is, and how one is made by name.
 
 A reranker scores pairs (query image, gallery image) from their stored descriptors. It never sees
-pixels, never opens a store, and knows nothing of shortlists or protocols. Scores of one reranker are
-comparable with each other only: raw logits, higher = more likely the same instance.
+pixels, never opens a store, and knows nothing of shortlists or protocols. Scores of one reranker
+are comparable with each other only: raw logits, higher = more likely the same instance.
 
 A new reranker is one file and one line in REGISTRY.
 """
@@ -30,6 +30,7 @@ def identity_of(reranker: Reranker) -> dict[str, Any]:
         "config": reranker.config,
     }
 
+
 # Modules are named, not imported: `mutual_nn` must not wait for torch.
 REGISTRY: dict[str, str] = {
     "rrt": "rrt_core.rerankers.rrt:RRTReranker",
@@ -50,7 +51,8 @@ class Locals:
     xy: float32 [n, 2], pixels of the upright original
     scale: uint8 [n], ordinal in `scales`
     strength: float32 [n], the detector's; higher = stronger
-    scales: the store's list, image scale of each ordinal (1.0 = the image as the extractor takes it in)
+    scales: the store's list, image scale of each ordinal (1.0 = the image as the extractor takes it
+        in)
     """
 
     global_descriptor: np.ndarray
@@ -61,7 +63,9 @@ class Locals:
     scales: tuple[float, ...]
 
     def strongest(self, count: int) -> Locals:
-        """The `count` strongest locals, strongest first; equal strengths keep their stored order."""
+        """The `count` strongest locals, strongest first; equal strengths keep their stored
+        order.
+        """
         falling = bool(np.all(self.strength[:-1] >= self.strength[1:]))
         if falling and len(self.descriptors) <= count:
             return self
@@ -81,8 +85,9 @@ class QueryScores:
     """Scores of one query's candidates.
 
     logit: float32 [n], one comparable list, higher = more likely the same instance
-    first, keep: of a cascade (cascade.py): the raw logits of its first reranker, float32 [n], and how many of a list go
-        on to the second; `logit` is the second's wherever a list kept the candidate
+    first, keep: of a cascade (cascade.py): the raw logits of its first reranker, float32 [n], and
+        how many of a list go on to the second; `logit` is the second's wherever a list kept the
+        candidate
     """
 
     logit: np.ndarray
@@ -94,7 +99,8 @@ class Reranker(ABC):
     """Scores pairs. What names its identity in a manifest are the four attributes.
 
     name: key in the registry. revision: raised by hand when the same input gives other scores.
-    weights_sha256: of the weights file, "" where there are none. config: JSON, all that changes scores.
+    weights_sha256: of the weights file, "" where there are none. config: JSON, all that changes
+        scores.
     """
 
     name: ClassVar[str]
@@ -113,15 +119,18 @@ class Reranker(ABC):
     def score_query(
         self, query: Locals, candidates: Sequence[Locals], lists: Sequence[np.ndarray] | None = None
     ) -> QueryScores:
-        """Scores of all candidates of a query, which a reranker may override to compare them with each other.
+        """Scores of all candidates of a query, which a reranker may override to compare them with
+        each other.
 
         Args:
             candidates: n of them, in global order.
-            lists: int64 positions, rising, of the candidates in each list that will be ranked by itself (the shortlists
-                of the protocols); None: one list of all.
+            lists: int64 positions, rising, of the candidates in each list that will be ranked by
+                itself (the shortlists of the protocols); None: one list of all.
         """
         logits = [
-            self.score([(query, candidate) for candidate in candidates[start : start + PAIRS_A_CALL]])
+            self.score(
+                [(query, candidate) for candidate in candidates[start : start + PAIRS_A_CALL]]
+            )
             for start in range(0, len(candidates), PAIRS_A_CALL)
         ]
         return QueryScores(np.concatenate([np.zeros(0, np.float32), *logits]).astype(np.float32))
@@ -136,31 +145,46 @@ def create(name: str, **options: Any) -> Reranker:
     target = REGISTRY.get(name, name)
     module_name, _, class_name = target.partition(":")
     if not class_name:
-        raise UserError(f"Reranker {name!r} is unknown; choose one of {', '.join(REGISTRY)}, or package.module:Class.")
+        raise UserError(
+            f"Reranker {name!r} is unknown; choose one of {', '.join(REGISTRY)}, or "
+            f"package.module:Class."
+        )
     try:
         cls = getattr(importlib.import_module(module_name), class_name)
     except (ImportError, AttributeError) as error:
         raise UserError(f"Reranker {name!r} cannot be imported: {error}.") from error
     if not (isinstance(cls, type) and issubclass(cls, Reranker)):
-        raise UserError(f"Reranker {name!r} is not a class derived from rrt_core.rerankers.Reranker.")
+        raise UserError(
+            f"Reranker {name!r} is not a class derived from rrt_core.rerankers.Reranker."
+        )
     known = list(inspect.signature(cls).parameters)
     for option in options:
         if option not in known:
-            raise UserError(f"Reranker {name!r} has no option {option!r}; its options are: {', '.join(known)}.")
+            raise UserError(
+                f"Reranker {name!r} has no option {option!r}; its options are: {', '.join(known)}."
+            )
     return cls(**options)
 
 
 def check_tokens(option: str, value: int) -> int:
     """A token budget of at least 1, or a UserError that names the option."""
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise UserError(f"Reranker option {option} must be a whole number of at least 1, not {value!r}.")
+        raise UserError(
+            f"Reranker option {option} must be a whole number of at least 1, not {value!r}."
+        )
     return value
 
 
 def check_number(option: str, value: float, lowest: float, highest: float) -> float:
     """A number within lowest..highest, or a UserError that names the option."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not lowest <= value <= highest:
-        raise UserError(f"Reranker option {option} must lie between {lowest:g} and {highest:g}, not {value!r}.")
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, (int, float))
+        or not lowest <= value <= highest
+    ):
+        raise UserError(
+            f"Reranker option {option} must lie between {lowest:g} and {highest:g}, not {value!r}."
+        )
     return float(value)
 
 

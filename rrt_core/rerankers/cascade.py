@@ -1,4 +1,6 @@
-"""A cascade: a cheap reranker looks at all candidates of a query, a dear one at the best of them."""
+"""A cascade: a cheap reranker looks at all candidates of a query, a dear one at the best of
+them.
+"""
 
 from __future__ import annotations
 
@@ -16,19 +18,21 @@ FEW_TOKENS = {"query_tokens": 64, "gallery_tokens": 64}
 class CascadeReranker(Reranker):
     """Scores all candidates of a query with `first` and the `keep` best of those with `second`.
 
-    One list of logits a query comes out (`combine`): those kept have the logit of `second` as it is; all others stand
-    below them in the order of `first`. With `keep` of at least the number of candidates it is `second` exactly, with 0
-    it is `first`.
+    One list of logits a query comes out (`combine`): those kept have the logit of `second` as it
+    is; all others stand below them in the order of `first`. With `keep` of at least the number of
+    candidates it is `second` exactly, with 0 it is `first`.
 
-    Which candidates are kept depends on what they are compared with, so this reranker works on lists (`score_query`).
-    Where several protocols rerank different shortlists of one query, each list keeps its own best; both raw logits are
-    stored, and each ranking is combined anew from them, so that one without label knowledge has none. A pair by itself
-    (`score`) is a list of one: it is kept.
+    Which candidates are kept depends on what they are compared with, so this reranker works on
+    lists (`score_query`). Where several protocols rerank different shortlists of one query, each
+    list keeps its own best; both raw logits are stored, and each ranking is combined anew from
+    them, so that one without label knowledge has none. A pair by itself (`score`) is a list of one:
+    it is kept.
 
-    In an ensemble, lambda * global + (1 - lambda) * sigmoid(gamma * logit), a candidate that is not kept counts
-    as at least one logit less likely than the least likely one kept, and those that are not kept nearly alike: `first`
-    then orders them little, the global score more. With a large gap between their global scores one that is not kept
-    may pass one that is. With `keep` 0 all logits are those of `first`, whose scale another gamma may suit.
+    In an ensemble, lambda * global + (1 - lambda) * sigmoid(gamma * logit), a candidate that is not
+    kept counts as at least one logit less likely than the least likely one kept, and those that are
+    not kept nearly alike: `first` then orders them little, the global score more. With a large gap
+    between their global scores one that is not kept may pass one that is. With `keep` 0 all logits
+    are those of `first`, whose scale another gamma may suit.
     """
 
     name = "cascade"
@@ -43,12 +47,15 @@ class CascadeReranker(Reranker):
         second_options: dict[str, Any] | None = None,
     ) -> None:
         """Args:
-            keep: candidates of each list that `second` scores, at least 0.
-            first, second: as the name of any reranker.
-            first_options: of `first`; None: 64 tokens a side. second_options: of `second`; None: its defaults.
+        keep: candidates of each list that `second` scores, at least 0.
+        first, second: as the name of any reranker.
+        first_options: of `first`; None: 64 tokens a side. second_options: of `second`; None: its
+            defaults.
         """
         if isinstance(keep, bool) or not isinstance(keep, int) or keep < 0:
-            raise UserError(f"Reranker option keep must be a whole number of at least 0, not {keep!r}.")
+            raise UserError(
+                f"Reranker option keep must be a whole number of at least 0, not {keep!r}."
+            )
         self.keep = keep
         self.first = _stage("first", first, FEW_TOKENS if first_options is None else first_options)
         self.second = _stage("second", second, second_options or {})
@@ -71,14 +78,19 @@ class CascadeReranker(Reranker):
     def score_query(
         self, query: Locals, candidates: Sequence[Locals], lists: Sequence[np.ndarray] | None = None
     ) -> QueryScores:
-        """As Reranker.score_query. A candidate that any list keeps is scored with `second`, once."""
+        """As Reranker.score_query.
+
+        A candidate that any list keeps is scored with `second`, once.
+        """
         first = self.first.score_query(query, candidates).logit
         everything = [np.arange(len(candidates))] if lists is None else lists
         kept = np.zeros(len(candidates), bool)
         for positions in everything:
             kept[positions[best(first[positions], self.keep)]] = True
         second = np.zeros(len(candidates), np.float32)
-        second[kept] = self.second.score_query(query, [candidates[int(i)] for i in np.flatnonzero(kept)]).logit
+        second[kept] = self.second.score_query(
+            query, [candidates[int(i)] for i in np.flatnonzero(kept)]
+        ).logit
         return QueryScores(combine(first, second, kept), first, self.keep)
 
 
@@ -92,9 +104,10 @@ def best(first: np.ndarray, keep: int) -> np.ndarray:
 def combine(first: np.ndarray, second: np.ndarray, kept: np.ndarray) -> np.ndarray:
     """One list of logits from both, float32 [n].
 
-    Kept ones: `second`, untouched. Others: one below the smallest kept, then falling by 1/1024 (by more where
-    float32 does not hold that) from each logit of `first` to the next smaller; equal ones stay equal, so that a
-    replay orders them globally. Where none is kept: `first`, untouched.
+    Kept ones: `second`, untouched. Others: one below the smallest kept, then falling by 1/1024 (by
+        more where
+    float32 does not hold that) from each logit of `first` to the next smaller; equal ones stay
+    equal, so that a replay orders them globally. Where none is kept: `first`, untouched.
 
     Args:
         first, second: float32 [n]; `second` is read only where `kept`, bool [n].
@@ -112,7 +125,9 @@ def combine(first: np.ndarray, second: np.ndarray, kept: np.ndarray) -> np.ndarr
 
 def _stage(option: str, name: str, options: Any) -> Reranker:
     if not isinstance(options, dict):
-        raise UserError(f"Reranker option {option}_options must be a mapping of options, not {options!r}.")
+        raise UserError(
+            f"Reranker option {option}_options must be a mapping of options, not {options!r}."
+        )
     stage = create(name, **options)
     if isinstance(stage, CascadeReranker):
         raise UserError(f"Reranker option {option} must not be a cascade itself.")
@@ -129,15 +144,22 @@ def _identity(stage: Reranker) -> dict[str, Any]:
 
 
 def _notes(stages: Sequence[Reranker]) -> dict[str, Any]:
-    """What made the weights: of `second`, unless only those of `first` say which descriptors they fit.
+    """What made the weights: of `second`, unless only those of `first` say which descriptors they
+    fit.
 
     Raises UserError where they fit different descriptors.
     """
-    noted: list[dict[str, Any]] = [notes for stage in reversed(stages) if (notes := getattr(stage, "notes", {}))]
+    noted: list[dict[str, Any]] = [
+        notes for stage in reversed(stages) if (notes := getattr(stage, "notes", {}))
+    ]
     trained = [notes["extractor"] for notes in noted if notes.get("extractor")]
-    if len(trained) == 2 and any(trained[0].get(key) != trained[1].get(key) for key in ("name", "weights_sha256")):
+    if len(trained) == 2 and any(
+        trained[0].get(key) != trained[1].get(key) for key in ("name", "weights_sha256")
+    ):
         raise UserError(
-            f"The weights of the cascade's two rerankers were trained for descriptors of different extractors,"
-            f" {trained[1].get('name')} and {trained[0].get('name')}: give weights that fit the same descriptors."
+            f"The weights of the cascade's two rerankers were trained for descriptors of "
+            f"different extractors,"
+            f" {trained[1].get('name')} and {trained[0].get('name')}: give weights that fit the "
+            f"same descriptors."
         )
     return next((notes for notes in noted if notes.get("extractor")), noted[0] if noted else {})

@@ -15,17 +15,19 @@ _SAMPLE = 3  # couples that fix an affine transform; DELG asks for more than tha
 class GeometricReranker(Reranker):
     """Counts the couples of locals that one affine transform explains.
 
-    Each query local is coupled with its nearest gallery local where that is nearer than `max_distance`; RANSAC looks
-    for the affine transform from gallery to query under which most couples lie within `residual` pixels of each other.
-    logit = that number of inliers, a whole number; 0 with three couples or fewer, or where all of them lie on a line.
-    Many pairs share a count: replaying a ranking keeps equal logits in global order, which is DELG's
-    (inliers, initial score).
+    Each query local is coupled with its nearest gallery local where that is nearer than
+    `max_distance`; RANSAC looks for the affine transform from gallery to query under which most
+    couples lie within `residual` pixels of each other. logit = that number of inliers, a whole
+    number; 0 with three couples or fewer, or where all of them lie on a line. Many pairs share a
+    count: replaying a ranking keeps equal logits in global order, which is DELG's (inliers, initial
+    score).
 
-    Source: tensorflow/models, research/delf, image_reranking.py, with the values of DELG's perform_retrieval.py
-    (distance 1.0, residual 20 pixels, 1,000 trials). There scikit-image does the RANSAC, from a seed; here OpenCV does,
-    whose generator starts anew in each call, so that a pair has one score wherever it is scored. It gives up before the
-    last trial once it has found the best transform with probability `confidence`; the transform is not refined, which
-    would change no count.
+    Source: tensorflow/models, research/delf, image_reranking.py, with the values of DELG's
+        perform_retrieval.py
+    (distance 1.0, residual 20 pixels, 1,000 trials). There scikit-image does the RANSAC, from a
+    seed; here OpenCV does, whose generator starts anew in each call, so that a pair has one score
+    wherever it is scored. It gives up before the last trial once it has found the best transform
+    with probability `confidence`; the transform is not refined, which would change no count.
     """
 
     name = "geometric"
@@ -41,11 +43,12 @@ class GeometricReranker(Reranker):
         confidence: float = 0.999,
     ) -> None:
         """Args:
-            query_tokens, gallery_tokens: strongest locals used of each image.
-            max_distance: 0..2, Euclidean, between descriptors of L2 = 1; couples as far apart or farther are not used.
-            residual: pixels of the query's upright original, above 0.
-            trials: most samples that RANSAC tries, at least 1.
-            confidence: above 0, below 1.
+        query_tokens, gallery_tokens: strongest locals used of each image.
+        max_distance: 0..2, Euclidean, between descriptors of L2 = 1; couples as far apart or
+            farther are not used.
+        residual: pixels of the query's upright original, above 0.
+        trials: most samples that RANSAC tries, at least 1.
+        confidence: above 0, below 1.
         """
         self.query_tokens = check_tokens("query_tokens", query_tokens)
         self.gallery_tokens = check_tokens("gallery_tokens", gallery_tokens)
@@ -84,11 +87,15 @@ class GeometricReranker(Reranker):
         return 0 if transform is None else int(np.count_nonzero(inliers))
 
 
-def couples(query: np.ndarray, gallery: np.ndarray, max_distance: float) -> tuple[np.ndarray, np.ndarray]:
-    """The putative matches: rows of the query whose nearest gallery row is near enough, and those gallery rows.
+def couples(
+    query: np.ndarray, gallery: np.ndarray, max_distance: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """The putative matches: rows of the query whose nearest gallery row is near enough, and those
+    gallery rows.
 
     Args:
-        query, gallery: float32 [n, L] and [m, L], L2 = 1; n, m >= 0. Of equally near rows the first is taken.
+        query, gallery: float32 [n, L] and [m, L], L2 = 1; n, m >= 0. Of equally near rows the first
+            is taken.
     Returns:
         int64 [k] rising, int64 [k].
     Raises:

@@ -1,4 +1,6 @@
-"""Mutual nearest neighbours: the reranker without weights, and the baseline a learned one must beat."""
+"""Mutual nearest neighbours: the reranker without weights, and the baseline a learned one must
+beat.
+"""
 
 from __future__ import annotations
 
@@ -12,20 +14,23 @@ from rrt_core.rerankers import Locals, Reranker, check_number, check_same_width,
 class MutualNNReranker(Reranker):
     """Counts locals that are each other's nearest neighbour by cosine similarity, and alike enough.
 
-    logit = count + 0.999 * (1 + s) / 2, with s in [-1, 1] the mean similarity of the counted couples:
-    the count decides, s orders equal counts. 0 where nothing is counted.
+    logit = count + 0.999 * (1 + s) / 2, with s in [-1, 1] the mean similarity of the counted
+    couples: the count decides, s orders equal counts. 0 where nothing is counted.
 
-    The default floor of similarity is DELG's for putative matches (distance at most 1.0, its perform_retrieval.py).
-    Without one the count misleads: between unrelated images about half of all locals are mutual neighbours by
-    chance, and fewer where many locals show one thing.
+    The default floor of similarity is DELG's for putative matches (distance at most 1.0, its
+    perform_retrieval.py). Without one the count misleads: between unrelated images about half of
+    all locals are mutual neighbours by chance, and fewer where many locals show one thing.
     """
 
     name = "mutual_nn"
     revision = 1
 
-    def __init__(self, query_tokens: int = 500, gallery_tokens: int = 500, min_similarity: float = 0.5) -> None:
-        """query_tokens, gallery_tokens: strongest locals used of each image. min_similarity: -1..1, couples below
-        are not counted."""
+    def __init__(
+        self, query_tokens: int = 500, gallery_tokens: int = 500, min_similarity: float = 0.5
+    ) -> None:
+        """query_tokens, gallery_tokens: strongest locals used of each image. min_similarity: -1..1,
+        couples below are not counted.
+        """
         self.query_tokens = check_tokens("query_tokens", query_tokens)
         self.gallery_tokens = check_tokens("gallery_tokens", gallery_tokens)
         self.min_similarity = check_number("min_similarity", min_similarity, -1.0, 1.0)
@@ -38,7 +43,9 @@ class MutualNNReranker(Reranker):
 
     def score(self, pairs: Sequence[tuple[Locals, Locals]]) -> np.ndarray:
         """As Reranker.score; 0..min(query_tokens, gallery_tokens) + 1."""
-        return np.asarray([self._score_pair(query, gallery) for query, gallery in pairs], np.float32)
+        return np.asarray(
+            [self._score_pair(query, gallery) for query, gallery in pairs], np.float32
+        )
 
     def _score_pair(self, query: Locals, gallery: Locals) -> float:
         left = query.strongest(self.query_tokens).descriptors

@@ -1,4 +1,6 @@
-"""The Reranking Transformer as a reranker: weights, token budgets and the scale table around PairScorer."""
+"""The Reranking Transformer as a reranker: weights, token budgets and the scale table around
+PairScorer.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +15,8 @@ from rrt_core.rerankers import Locals, Reranker, check_tokens
 from rrt_core.transformer.model import bin_scales
 from rrt_core.transformer.scorer import PairScorer, TokenSet
 
-# Trained by benchmarks/train_weights.py for the embedded extractor `efficientnet`; what made them is in the
-# JSON beside them.
+# Trained by benchmarks/train_weights.py for the embedded extractor `efficientnet`; what made them
+# is in the JSON beside them.
 EMBEDDED_WEIGHTS = str(Path(__file__).parent.parent / "weights" / "rrt_efficientnet.safetensors")
 
 
@@ -37,14 +39,17 @@ class RRTReranker(Reranker):
         device: str = "auto",
     ) -> None:
         """Args:
-            weights: file or URL, ours or a `.pt` of the paper's repository; None: the embedded ones.
-            query_tokens, gallery_tokens: strongest locals used of each image (the paper: 500 and 500).
+            weights: file or URL, ours or a `.pt` of the paper's repository; None: the embedded
+                ones.
+            query_tokens, gallery_tokens: strongest locals used of each image (the paper: 500 and
+                500).
             scale_binning: a key of transformer.SCALE_TABLES; None: what the weights name.
             precision: float32 (exact), bfloat16, or float16 on a GPU; see PairScorer.
-            device: auto (a GPU where there is one), cpu, cuda or cuda:N. On a GPU pairs are scored in batches, and a
-                logit differs by rounding with the company of its pair.
+            device: auto (a GPU where there is one), cpu, cuda or cuda:N. On a GPU pairs are scored
+                in batches, and a logit differs by rounding with the company of its pair.
         Raises:
-            UserError: weights that cannot be read (see load_checkpoint), another precision or device.
+            UserError: weights that cannot be read (see load_checkpoint), another precision or
+                device.
         """
         self.query_tokens = check_tokens("query_tokens", query_tokens)
         self.gallery_tokens = check_tokens("gallery_tokens", gallery_tokens)
@@ -73,7 +78,10 @@ class RRTReranker(Reranker):
             return prepared[key]
 
         return self._scorer.score(
-            [(prepare(query, self.query_tokens), prepare(gallery, self.gallery_tokens)) for query, gallery in pairs]
+            [
+                (prepare(query, self.query_tokens), prepare(gallery, self.gallery_tokens))
+                for query, gallery in pairs
+            ]
         )
 
     def _tokens(self, image: Locals) -> TokenSet:

@@ -1,8 +1,9 @@
-"""Cutting *instances* out of photographs: distinct, textured regions that the renderer shows from many sides.
+"""Cutting *instances* out of photographs: distinct, textured regions that the renderer shows from
+many sides.
 
-An instance stands for a thing that retrieval has to find again (a facade, a poster, a carton). Any sharp,
-corner-rich piece of a photograph will do; a flat one (sky, wall) will not, since no two views of it could be
-told from views of another flat piece.
+An instance stands for a thing that retrieval has to find again (a facade, a poster, a carton). Any
+sharp, corner-rich piece of a photograph will do; a flat one (sky, wall) will not, since no two
+views of it could be told from views of another flat piece.
 """
 
 from __future__ import annotations
@@ -46,28 +47,36 @@ def overlap(a: Box, b: Box) -> float:
 
 
 def texture_map(photo: Pixels) -> NDArray[np.float32]:
-    """Integral image, float32 [H + 1, W + 1], of the pixels near a corner of a photograph uint8 [H, W, 3].
+    """Integral image, float32 [H + 1, W + 1], of the pixels near a corner of a photograph uint8 [H,
+    W, 3].
 
-    A pixel counts when it lies within 4 px of a corner: a 5 x 5 window whose root mean square gradient is at
-    least 3 grey levels a pixel in *every* direction, so that straight edges and gentle shading do not count.
+    A pixel counts when it lies within 4 px of a corner: a 5 x 5 window whose root mean square
+        gradient is at
+    least 3 grey levels a pixel in *every* direction, so that straight edges and gentle shading do
+    not count.
     """
     grey = cv2.GaussianBlur(cv2.cvtColor(photo, cv2.COLOR_RGB2GRAY), (3, 3), 0)
     corners = cv2.cornerMinEigenVal(grey.astype(np.float32), blockSize=5, ksize=3)
-    # OpenCV sums (Sobel / 20)^2 over the window: 4 g^2 for a mean square gradient g^2 in the weaker direction
+    # OpenCV sums (Sobel / 20)^2 over the window: 4 g^2 for a mean square gradient g^2 in the weaker
+    # direction
     strong = (corners > 36.0).astype(np.uint8)
     near = cv2.dilate(strong, np.ones((9, 9), np.uint8))
     return np.asarray(cv2.integral(near), dtype=np.float32)
 
 
 def texture_of(integral: NDArray[np.float32], box: Box) -> float:
-    """Share (0 to 1) of the box (x, y, w, h) that lies near a corner; `integral` is that of `texture_map`."""
+    """Share (0 to 1) of the box (x, y, w, h) that lies near a corner; `integral` is that of
+    `texture_map`.
+    """
     x, y, w, h = box
     total = integral[y + h, x + w] - integral[y, x + w] - integral[y + h, x] + integral[y, x]
     return float(total) / (w * h)
 
 
 def outline(shape: str, height: int, width: int, rng: np.random.Generator) -> Pixels:
-    """Mask, uint8 [height, width] of 0 and 255, of a `shape` of SHAPES that nearly fills the rectangle."""
+    """Mask, uint8 [height, width] of 0 and 255, of a `shape` of SHAPES that nearly fills the
+    rectangle.
+    """
     mask = np.zeros((height, width), np.uint8)
     if shape == "rectangle":
         mask[:] = 255
@@ -75,10 +84,13 @@ def outline(shape: str, height: int, width: int, rng: np.random.Generator) -> Pi
         centre = ((width - 1) / 2, (height - 1) / 2)
         cv2.ellipse(mask, (centre, (width - 1.0, height - 1.0), 0.0), 255, -1)
     elif shape == "polygon":
-        # corners on a superellipse, jittered inwards: a convex-looking cut-out of five to nine sides
+        # corners on a superellipse, jittered inwards: a convex-looking cut-out of five to nine
+        # sides
         count = int(rng.integers(5, 10))
         angle = 2 * np.pi * (np.arange(count) + rng.uniform(0, 0.6, count)) / count
-        radius = rng.uniform(0.88, 1.0, count) / np.maximum(np.abs(np.cos(angle)), np.abs(np.sin(angle)))
+        radius = rng.uniform(0.88, 1.0, count) / np.maximum(
+            np.abs(np.cos(angle)), np.abs(np.sin(angle))
+        )
         half = np.array([(width - 1) / 2, (height - 1) / 2])
         points = np.stack([np.cos(angle), np.sin(angle)], 1) * radius[:, None] * half + half
         cv2.fillPoly(mask, [np.round(points).astype(np.int32)], 255)
@@ -87,14 +99,26 @@ def outline(shape: str, height: int, width: int, rng: np.random.Generator) -> Pi
     return mask
 
 
-def cut_region(photo: Pixels, box: Box, rng: np.random.Generator, shape: str | None = None) -> Region:
-    """The region under `box` (x, y, w, h, inside the photograph), outlined by `shape` (None: any of SHAPES).
+def cut_region(
+    photo: Pixels, box: Box, rng: np.random.Generator, shape: str | None = None
+) -> Region:
+    """The region under `box` (x, y, w, h, inside the photograph), outlined by `shape` (None: any of
+    SHAPES).
 
     Raises ValueError for a box that does not lie inside.
     """
     x, y, w, h = box
-    if not (x >= 0 and y >= 0 and w > 0 and h > 0 and x + w <= photo.shape[1] and y + h <= photo.shape[0]):
-        raise ValueError(f"box {box} does not lie inside a photograph of {photo.shape[1]} x {photo.shape[0]}")
+    if not (
+        x >= 0
+        and y >= 0
+        and w > 0
+        and h > 0
+        and x + w <= photo.shape[1]
+        and y + h <= photo.shape[0]
+    ):
+        raise ValueError(
+            f"box {box} does not lie inside a photograph of {photo.shape[1]} x {photo.shape[0]}"
+        )
     mask = outline(shape or str(rng.choice(SHAPES)), h, w, rng)
     texture = texture_of(texture_map(photo[y : y + h, x : x + w]), (0, 0, w, h))
     return Region(photo[y : y + h, x : x + w].copy(), mask, box, texture)
@@ -119,7 +143,8 @@ def cut_instances(
         count: most regions wanted; fewer come back where the photograph has no more.
         side: range of a region's sides as shares of the photograph's longest side.
         min_side: least side, px.
-        max_overlap: most that two regions, or one and a box of `avoid`, may share, over the smaller's area.
+        max_overlap: most that two regions, or one and a box of `avoid`, may share, over the
+            smaller's area.
         min_texture: least share of the region near a corner; flat regions are refused.
         avoid: boxes (x, y, w, h) to keep away from.
         tries: boxes drawn; the best textured are taken first.
@@ -137,9 +162,13 @@ def cut_instances(
         return []
     integral = texture_map(photo)
     w = np.minimum(rng.integers(low, most + 1, tries), width)
-    h = np.minimum(np.clip(np.round(w * rng.uniform(0.7, 1.4, tries)).astype(np.int64), least, most), height)
+    h = np.minimum(
+        np.clip(np.round(w * rng.uniform(0.7, 1.4, tries)).astype(np.int64), least, most), height
+    )
     x, y = rng.integers(0, width - w + 1), rng.integers(0, height - h + 1)
-    texture = (integral[y + h, x + w] - integral[y, x + w] - integral[y + h, x] + integral[y, x]) / (w * h)
+    texture = (
+        integral[y + h, x + w] - integral[y, x + w] - integral[y + h, x] + integral[y, x]
+    ) / (w * h)
     # a little chance keeps one busy corner of the picture from giving all regions of one size
     order = np.argsort(-texture * rng.uniform(0.7, 1.0, tries), kind="stable")
     boxes = np.stack([x, y, w, h], 1)[order[texture[order] >= min_texture]].tolist()

@@ -1,10 +1,11 @@
-"""Synthetic views of instances: one flat region of a photograph, seen as a camera might see the thing again.
+"""Synthetic views of instances: one flat region of a photograph, seen as a camera might see the
+thing again.
 
-    region (instances.py) -> placed in space (placement.py) -> in front of another photograph, among clutter,
-    cut by the picture's border, half hidden -> light -> blur -> noise -> JPEG
+    region (instances.py) -> placed in space (placement.py) -> in front of another photograph, among
+    clutter, cut by the picture's border, half hidden -> light -> blur -> noise -> JPEG
 
-Arrays in, arrays out; NumPy and OpenCV only. A view depends only on its arguments and its generator, so
-views can be rendered in any order and in any process (`view_rng`).
+Arrays in, arrays out; NumPy and OpenCV only. A view depends only on its arguments and its
+generator, so views can be rendered in any order and in any process (`view_rng`).
 """
 
 from __future__ import annotations
@@ -19,8 +20,7 @@ from rrt_core.synthetic.instances import SHAPES, Box, Pixels, Region, outline
 from rrt_core.synthetic.levels import LEVELS, Level
 from rrt_core.synthetic.placement import Floats, place
 
-__all__ = ["LEVELS", "Level", "Region", "RenderedView", "cut_instances", "cut_region", "render_clutter",
-           "render_view", "view_rng"]
+__all__ = ["LEVELS", "Level", "Region", "RenderedView", "render_clutter", "render_view", "view_rng"]
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,8 @@ class RenderedView:
 
     Attributes:
         pixels: uint8 [H, W, 3], RGB, not yet compressed.
-        box: (x, y, w, h), whole pixels, of what can be seen of the object; (0, 0, 0, 0) if nothing can.
+        box: (x, y, w, h), whole pixels, of what can be seen of the object; (0, 0, 0, 0) if nothing
+            can.
         visible: share of the object's area neither cut nor hidden, 0 to 1.
         cover: area that can be seen over the picture's area, 0 to 1.
         quality: JPEG quality that goes with the view, 1 to 100.
@@ -50,7 +51,9 @@ class RenderedView:
         return bytes(data.tobytes())
 
     def compressed(self) -> Pixels:
-        """The picture, uint8 [H, W, 3], RGB, as it comes out of its JPEG file: what to train a model on."""
+        """The picture, uint8 [H, W, 3], RGB, as it comes out of its JPEG file: what to train a
+        model on.
+        """
         decoded = cv2.imdecode(np.frombuffer(self.jpeg(), np.uint8), cv2.IMREAD_COLOR)
         if decoded is None:
             raise RuntimeError("OpenCV could not decode the JPEG that it made")
@@ -58,7 +61,9 @@ class RenderedView:
 
 
 def view_rng(seed: int, instance: int, view: int) -> np.random.Generator:
-    """The generator of view `view` of instance `instance` (all >= 0): independent of any other view's."""
+    """The generator of view `view` of instance `instance` (all >= 0): independent of any other
+    view's.
+    """
     return np.random.default_rng((seed, instance, view))
 
 
@@ -75,12 +80,13 @@ def render_view(
 
     Args:
         region: what the view shows.
-        background: uint8 [h, w, 3], RGB, at least 16 px a side; a random crop of it fills the picture.
+        background: uint8 [h, w, 3], RGB, at least 16 px a side; a random crop of it fills the
+            picture.
         rng: decides all of the view (see `view_rng`).
         level: a name of LEVELS or a Level of your own.
         size: longest side of the picture, px, at least 64; the other is 0.7 to 1 of it.
-        clutter: photographs uint8 [h, w, 3] that the pieces behind and before the object are cut from; the
-            background where there are none.
+        clutter: photographs uint8 [h, w, 3] that the pieces behind and before the object are cut
+            from; the background where there are none.
 
     Raises:
         ValueError: the level is unknown.
@@ -97,15 +103,29 @@ def render_view(
         _paste(canvas, _pick(sources, rng), centre, rng.uniform(0.15, 0.4) * size, rng)
 
     flow, sampled = place(region, height, width, level, rng)
-    alpha = np.asarray(cv2.remap(region.mask, flow[..., 0], flow[..., 1], cv2.INTER_LINEAR,
-                                 borderMode=cv2.BORDER_CONSTANT, borderValue=0), np.uint8)
+    alpha = np.asarray(
+        cv2.remap(
+            region.mask,
+            flow[..., 0],
+            flow[..., 1],
+            cv2.INTER_LINEAR,
+            borderMode=cv2.BORDER_CONSTANT,
+            borderValue=0,
+        ),
+        np.uint8,
+    )
     whole = max(sampled, float(np.count_nonzero(alpha > 127)))
     x, y, w, h = cv2.boundingRect(alpha)
     if w and h:
         window = (slice(y, y + h), slice(x, x + w))
         texture = _fit_resolution(region, flow[window])
-        seen = cv2.remap(texture, flow[window][..., 0], flow[window][..., 1], cv2.INTER_CUBIC,
-                         borderMode=cv2.BORDER_REPLICATE)
+        seen = cv2.remap(
+            texture,
+            flow[window][..., 0],
+            flow[window][..., 1],
+            cv2.INTER_CUBIC,
+            borderMode=cv2.BORDER_REPLICATE,
+        )
         # the object has light of its own: it does not stand in the background's photograph
         lit = _relight(np.asarray(seen, np.uint8), level, rng, strength=0.5)
         canvas[window] = _blend(canvas[window], lit, alpha[window])
@@ -118,26 +138,47 @@ def render_view(
     quality = int(rng.integers(level.quality[0], level.quality[1] + 1))
     area = float(np.count_nonzero(shown))
     x, y, w, h = cv2.boundingRect(shown)
-    return RenderedView(canvas, (int(x), int(y), int(w), int(h)), area / whole if whole else 0.0,
-                        area / (height * width), quality)
+    return RenderedView(
+        canvas,
+        (int(x), int(y), int(w), int(h)),
+        area / whole if whole else 0.0,
+        area / (height * width),
+        quality,
+    )
 
 
 def render_clutter(
-    background: Pixels, rng: np.random.Generator, level: str | Level, *, size: int = 360,
+    background: Pixels,
+    rng: np.random.Generator,
+    level: str | Level,
+    *,
+    size: int = 360,
     clutter: Sequence[Pixels] = (),
 ) -> RenderedView:
-    """A picture of the same make without any instance: background and clutter only; box (0, 0, 0, 0)."""
+    """A picture of the same make without any instance: background and clutter only; box (0, 0, 0,
+    0).
+    """
     if isinstance(level, str):
         level = LEVELS[level]
     height, width = _picture_shape(size, rng)
     canvas = _backdrop(background, height, width, rng)
     for _ in range(int(rng.integers(1, level.clutter[1] + 3))):
         centre = (rng.uniform(0, width), rng.uniform(0, height))
-        _paste(canvas, _pick(list(clutter) or [background], rng), centre, rng.uniform(0.2, 0.6) * size, rng)
-    canvas = _add_noise(_blur(_relight(canvas, level, rng, strength=1.0), level, rng),
-                        rng.uniform(*level.noise), rng)
-    return RenderedView(canvas, (0, 0, 0, 0), 0.0, 0.0,
-                        int(rng.integers(level.quality[0], level.quality[1] + 1)))
+        _paste(
+            canvas,
+            _pick(list(clutter) or [background], rng),
+            centre,
+            rng.uniform(0.2, 0.6) * size,
+            rng,
+        )
+    canvas = _add_noise(
+        _blur(_relight(canvas, level, rng, strength=1.0), level, rng),
+        rng.uniform(*level.noise),
+        rng,
+    )
+    return RenderedView(
+        canvas, (0, 0, 0, 0), 0.0, 0.0, int(rng.integers(level.quality[0], level.quality[1] + 1))
+    )
 
 
 def _picture_shape(size: int, rng: np.random.Generator) -> tuple[int, int]:
@@ -147,20 +188,30 @@ def _picture_shape(size: int, rng: np.random.Generator) -> tuple[int, int]:
 
 
 def _fit_resolution(region: Region, flow: Floats) -> Pixels:
-    """The region's pixels, of their own size, blurred where the view is smaller (against aliasing)."""
+    """The region's pixels, of their own size, blurred where the view is smaller (against
+    aliasing).
+    """
     coarse = flow[::4, ::4]
-    inside = ((coarse[..., 0] >= 0) & (coarse[..., 0] < region.mask.shape[1])
-              & (coarse[..., 1] >= 0) & (coarse[..., 1] < region.mask.shape[0]))
+    inside = (
+        (coarse[..., 0] >= 0)
+        & (coarse[..., 0] < region.mask.shape[1])
+        & (coarse[..., 1] >= 0)
+        & (coarse[..., 1] < region.mask.shape[0])
+    )
     steps = np.diff(coarse, axis=1)[inside[:, 1:] & inside[:, :-1]]
     if not len(steps):
         return region.pixels
-    shrink = float(np.median(np.hypot(steps[:, 0], steps[:, 1]))) / 4  # region pixels a picture pixel
+    shrink = (
+        float(np.median(np.hypot(steps[:, 0], steps[:, 1]))) / 4
+    )  # region pixels a picture pixel
     if shrink <= 1.2:
         return region.pixels
-    return np.asarray(cv2.GaussianBlur(region.pixels, (0, 0), 0.45 * np.sqrt(shrink**2 - 1)), np.uint8)
+    return np.asarray(
+        cv2.GaussianBlur(region.pixels, (0, 0), 0.45 * np.sqrt(shrink**2 - 1)), np.uint8
+    )
 
 
-# ------------------------------------------------------------------------------------- layers of the picture
+# ---------------------------------------------------------------------------- layers of the picture
 
 
 def _pick(photographs: Sequence[Pixels], rng: np.random.Generator) -> Pixels:
@@ -191,9 +242,15 @@ def _blend(below: Pixels, above: Pixels, alpha: Pixels) -> Pixels:
 
 
 def _paste(
-    canvas: Pixels, photo: Pixels, centre: tuple[float, float], side: float, rng: np.random.Generator
+    canvas: Pixels,
+    photo: Pixels,
+    centre: tuple[float, float],
+    side: float,
+    rng: np.random.Generator,
 ) -> tuple[slice, slice, Pixels] | None:
-    """Puts a piece of `photo`, about `side` px wide, into the canvas; gives its place and mask if inside."""
+    """Puts a piece of `photo`, about `side` px wide, into the canvas; gives its place and mask if
+    inside.
+    """
     aspect = float(np.exp(rng.uniform(-0.6, 0.6)))
     w, h = max(4, round(side * np.sqrt(aspect))), max(4, round(side / np.sqrt(aspect)))
     piece = _crop(photo, w / h, rng.uniform(0.25, 0.7), rng)
@@ -212,10 +269,16 @@ def _paste(
 
 
 def _hide(
-    canvas: Pixels, shown: Pixels, whole: float, sources: Sequence[Pixels], share: float,
+    canvas: Pixels,
+    shown: Pixels,
+    whole: float,
+    sources: Sequence[Pixels],
+    share: float,
     rng: np.random.Generator,
 ) -> None:
-    """Covers a share of the object's `whole` area with pieces of photographs; clears `shown` there."""
+    """Covers a share of the object's `whole` area with pieces of photographs; clears `shown`
+    there.
+    """
     if share < 0.02:
         return
     target = np.count_nonzero(shown) - share * whole
@@ -232,11 +295,13 @@ def _hide(
             shown[rows, columns][mask > 127] = 0
 
 
-# --------------------------------------------------------------------------------------- light and camera
+# --------------------------------------------------------------------------------- light and camera
 
 
 def _relight(image: Pixels, level: Level, rng: np.random.Generator, strength: float) -> Pixels:
-    """Gain, gamma and colour cast by a table, then a shading gradient; `strength` scales them all."""
+    """Gain, gamma and colour cast by a table, then a shading gradient; `strength` scales them
+    all.
+    """
     gain = float(np.exp(rng.uniform(np.log(level.gain[0]), np.log(level.gain[1])) * strength))
     gamma = float(np.exp(rng.uniform(np.log(level.gamma[0]), np.log(level.gamma[1])) * strength))
     cast = 1 + rng.uniform(-level.cast, level.cast, 3) * strength
@@ -247,28 +312,37 @@ def _relight(image: Pixels, level: Level, rng: np.random.Generator, strength: fl
     if shade < 0.03:
         return np.asarray(lit, np.uint8)
     height, width = image.shape[:2]
-    ramp = (np.linspace(-0.5, 0.5, width, dtype=np.float32)[None, :] * np.float32(np.cos(angle))
-            + np.linspace(-0.5, 0.5, height, dtype=np.float32)[:, None] * np.float32(np.sin(angle)))
+    ramp = np.linspace(-0.5, 0.5, width, dtype=np.float32)[None, :] * np.float32(
+        np.cos(angle)
+    ) + np.linspace(-0.5, 0.5, height, dtype=np.float32)[:, None] * np.float32(np.sin(angle))
     factor = 1 + np.float32(2 * shade) * ramp * np.float32(0.7)
     return np.asarray(np.clip(lit * factor[..., None] + 0.5, 0, 255), np.uint8)
 
 
 def _blur(image: Pixels, level: Level, rng: np.random.Generator) -> Pixels:
     """Defocus (Gaussian), then motion along a random direction."""
-    sigma, length, angle = rng.uniform(*level.defocus), rng.uniform(*level.motion), rng.uniform(0, np.pi)
+    sigma, length, angle = (
+        rng.uniform(*level.defocus),
+        rng.uniform(*level.motion),
+        rng.uniform(0, np.pi),
+    )
     if sigma > 0.3:
         image = np.asarray(cv2.GaussianBlur(image, (0, 0), sigma), np.uint8)
     if length > 1.5:
         side = 2 * int(np.ceil(length / 2)) + 1
         kernel = np.zeros((side, side), np.float32)
         for step in np.linspace(-length / 2, length / 2, 4 * side):
-            kernel[round(side // 2 + step * np.sin(angle)), round(side // 2 + step * np.cos(angle))] += 1
+            kernel[
+                round(side // 2 + step * np.sin(angle)), round(side // 2 + step * np.cos(angle))
+            ] += 1
         image = np.asarray(cv2.filter2D(image, -1, kernel / kernel.sum()), np.uint8)
     return image
 
 
 def _add_noise(image: Pixels, sigma: float, rng: np.random.Generator) -> Pixels:
-    """Gaussian noise of `sigma` grey levels, the same in all channels, nearly as after demosaicing."""
+    """Gaussian noise of `sigma` grey levels, the same in all channels, nearly as after
+    demosaicing.
+    """
     if sigma < 0.5:
         return image
     noise = rng.standard_normal(image.shape[:2], dtype=np.float32) * np.float32(sigma)

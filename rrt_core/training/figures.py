@@ -11,7 +11,8 @@ def pair_figures(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """Area under the ROC curve (equal logits count half) and mean binary cross-entropy.
 
     Args:
-        logits: float [n]. labels: float or bool [n], 1 = the same instance; of each kind at least one.
+        logits: float [n]. labels: float or bool [n], 1 = the same instance; of each kind at least
+            one.
     """
     positive = np.asarray(labels) > 0.5
     logits = np.asarray(logits, np.float64)
@@ -25,12 +26,15 @@ def pair_figures(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
 
 
 def list_precision(hits: np.ndarray, positives: int, logits: np.ndarray | None = None) -> float:
-    """Average precision of a list, in the order given or by logit falling (equal ones in the order given).
+    """Average precision of a list, in the order given or by logit falling (equal ones in the order
+    given).
 
     Args:
         hits: bool [k], whether the record has the query's label.
         positives: of the whole gallery, at least 1; those that the list lacks add nothing.
         logits: float [k].
     """
-    order = np.arange(len(hits)) if logits is None else np.argsort(-np.asarray(logits), kind="stable")
+    order = (
+        np.arange(len(hits)) if logits is None else np.argsort(-np.asarray(logits), kind="stable")
+    )
     return average_precision(np.flatnonzero(np.asarray(hits)[order]), positives)

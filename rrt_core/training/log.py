@@ -1,7 +1,7 @@
 """The log of a training run: log.csv, its plot, and TensorBoard's scalars where that is installed.
 
-log.csv is in long form, a line a value (step, name, value): evaluation is rarer than the rest, so columns
-would have holes.
+log.csv is in long form, a line a value (step, name, value): evaluation is rarer than the rest, so
+columns would have holes.
 """
 
 from __future__ import annotations
@@ -36,7 +36,10 @@ def append(path: Path, row: Mapping[str, float]) -> None:
 
 
 def read(path: Path) -> dict[str, list[tuple[int, float]]]:
-    """name -> (step, value) in the order of the file. A last line that a kill cut short is left out."""
+    """name -> (step, value) in the order of the file.
+
+    A last line that a kill cut short is left out.
+    """
     series: dict[str, list[tuple[int, float]]] = {}
     for step, name, value in _lines(path):
         series.setdefault(name, []).append((int(step), float(value)))
@@ -44,7 +47,9 @@ def read(path: Path) -> dict[str, list[tuple[int, float]]]:
 
 
 def truncate(path: Path, step: int) -> None:
-    """Drop the lines of steps after `step`: a run that goes on from its checkpoint writes them again."""
+    """Drop the lines of steps after `step`: a run that goes on from its checkpoint writes them
+    again.
+    """
     if not path.exists():
         return
     text = io.StringIO(newline="")
@@ -57,7 +62,11 @@ def truncate(path: Path, step: int) -> None:
 def _lines(path: Path) -> list[tuple[str, str, str]]:
     text = path.read_text()
     whole = text[: text.rfind("\n") + 1]  # behind it, what a kill cut short
-    return [(row[0], row[1], row[2]) for row in csv.reader(io.StringIO(whole)) if len(row) == 3 and row[0].isdigit()]
+    return [
+        (row[0], row[1], row[2])
+        for row in csv.reader(io.StringIO(whole))
+        if len(row) == 3 and row[0].isdigit()
+    ]
 
 
 def plot(path: Path, series: Mapping[str, list[tuple[int, float]]], chosen: int = 0) -> None:
@@ -66,7 +75,10 @@ def plot(path: Path, series: Mapping[str, list[tuple[int, float]]], chosen: int 
 
     panels = [
         ("loss", {"loss": "training", "val_loss": "held out"}),
-        ("held-out identities", {"val_map": "mAP reranked", "val_map_global": "mAP global", "val_auc": "AUC of pairs"}),
+        (
+            "held-out identities",
+            {"val_map": "mAP reranked", "val_map_global": "mAP global", "val_auc": "AUC of pairs"},
+        ),
         ("accuracy of training pairs", {"accuracy": "accuracy"}),
     ]
     shown = [(title, names) for title, names in panels if any(name in series for name in names)]
@@ -91,7 +103,9 @@ class Scalars:
     """TensorBoard's event files in a folder; does nothing where the package is not installed."""
 
     def __init__(self, folder: Path, first_step: int = 0) -> None:
-        """first_step: the step that is gone on from; TensorBoard hides what was written of later ones."""
+        """first_step: the step that is gone on from; TensorBoard hides what was written of later
+        ones.
+        """
         self._writer: Any = None
         if importlib.util.find_spec("tensorboard") is not None:
             from torch.utils.tensorboard import SummaryWriter
@@ -109,7 +123,9 @@ class Scalars:
             for name, value in row.items():
                 if name != "step":
                     group = "held_out" if name.startswith("val_") else "training"
-                    self._writer.add_scalar(f"{group}/{name.removeprefix('val_')}", value, int(row["step"]))
+                    self._writer.add_scalar(
+                        f"{group}/{name.removeprefix('val_')}", value, int(row["step"])
+                    )
 
     def close(self) -> None:
         """Flush and close."""

@@ -1,9 +1,9 @@
 """Training of the Reranking Transformer: the loop, its options, one step.
 
 The loop follows the paper (section 4; RRT_GLD/experiment.py): binary cross-entropy on positive and
-negative pairs, AdamW, dropout 0. What differs is said where it stands. Data is the caller's: `train`
-asks a function for the pairs of a step, so that a step depends on its number and the seed alone and a
-resumed run sees the same pairs as an unbroken one.
+negative pairs, AdamW, dropout 0. What differs is said where it stands. Data is the caller's:
+`train` asks a function for the pairs of a step, so that a step depends on its number and the seed
+alone and a resumed run sees the same pairs as an unbroken one.
 """
 
 from __future__ import annotations
@@ -27,8 +27,13 @@ from rrt_core.transformer.model import RerankingTransformer
 from schemas.errors import UserError
 
 __all__ = [
-    "PairBatch", "Side", "TrainingOptions", "check_precision", "initialise_identity", "initialise_matching",
-    "learning_rate", "logits_of", "train",
+    "PairBatch",
+    "Side",
+    "TrainingOptions",
+    "check_precision",
+    "learning_rate",
+    "logits_of",
+    "train",
 ]
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -79,7 +84,9 @@ class PairBatch:
 
     def to(self, device: torch.device) -> PairBatch:
         """The pairs on a device."""
-        return PairBatch(self.query.to(device), self.gallery.to(device), self.label.to(device, non_blocking=True))
+        return PairBatch(
+            self.query.to(device), self.gallery.to(device), self.label.to(device, non_blocking=True)
+        )
 
     def pinned(self) -> PairBatch:
         """The pairs in pinned memory."""
@@ -88,10 +95,13 @@ class PairBatch:
 
 @dataclass(frozen=True)
 class TrainingOptions:
-    """lr: peak learning rate. schedule: `cosine` goes from it to `final_lr` * lr at the last step, `constant` stays
-    (the paper); either is reached over `warmup` steps. clip: largest gradient norm, 0 = any. Steps are optimiser steps.
-    precision: float32, or bfloat16 or (CUDA only, with loss scaling) float16 by autocast: weights, norms' sums and
-    loss stay in float32; bfloat16 makes two to four times the pairs a second on a CPU with AVX-512 BF16.
+    """lr: peak learning rate. schedule: `cosine` goes from it to `final_lr` * lr at the last step,
+    `constant` stays (the paper); either is reached over `warmup` steps. clip: largest gradient
+    norm, 0 = any. Steps are optimiser steps.
+    precision: float32, or bfloat16 or (CUDA only, with loss scaling) float16 by autocast: weights,
+        norms' sums and
+    loss stay in float32; bfloat16 makes two to four times the pairs a second on a CPU with AVX-512
+    BF16.
     micro_batch: pairs in memory at once, 0 = all of a step; gradients are summed over them."""
 
     steps: int
@@ -113,26 +123,38 @@ class TrainingOptions:
                 raise UserError(f"Training: {name} must be at least 1, not {getattr(self, name)}.")
         for name in ("weight_decay", "warmup", "final_lr", "clip", "micro_batch"):
             if not getattr(self, name) >= 0:
-                raise UserError(f"Training: {name} must not be negative, and is {getattr(self, name)}.")
+                raise UserError(
+                    f"Training: {name} must not be negative, and is {getattr(self, name)}."
+                )
         if not self.lr > 0:
             raise UserError(f"Training: lr must be above 0, not {self.lr}.")
         for name, known in (("precision", tuple(PRECISIONS)), ("schedule", SCHEDULES)):
             if getattr(self, name) not in known:
                 value = getattr(self, name)
-                raise UserError(f"Training: {name} {value!r} is unknown; choose one of {', '.join(known)}.")
+                raise UserError(
+                    f"Training: {name} {value!r} is unknown; choose one of {', '.join(known)}."
+                )
 
 
 def check_precision(precision: str, device: torch.device) -> None:
     """Raise UserError where a precision cannot be had on a device."""
     if precision == "float16" and device.type != "cuda":
-        raise UserError("Training in float16 needs a CUDA device, for its loss scaling; give bfloat16 or float32.")
+        raise UserError(
+            "Training in float16 needs a CUDA device, for its loss scaling; give bfloat16 or "
+            "float32."
+        )
 
 
 def logits_of(model: RerankingTransformer, batch: PairBatch) -> Tensor:
     """float32 [B], with gradients."""
     query, gallery = batch.query, batch.gallery
     tokens = model.embed(
-        query.descriptor, query.local, query.scale_rows, gallery.descriptor, gallery.local, gallery.scale_rows
+        query.descriptor,
+        query.local,
+        query.scale_rows,
+        gallery.descriptor,
+        gallery.local,
+        gallery.scale_rows,
     )
     if query.mask is None and gallery.mask is None:
         return model.classify(tokens)
@@ -180,39 +202,45 @@ def train(
     pairs: int = 0,
     identity: str = "",
     select: str = "",
-    keep_best: Callable[[RerankingTransformer, int, dict[str, float]], None] = lambda model, step, figures: None,
+    keep_best: Callable[
+        [RerankingTransformer, int, dict[str, float]], None
+    ] = lambda model, step, figures: None,
     tick: Callable[[int], None] = lambda done: None,
 ) -> Progressed:
     """Train `model` in place, on the device where it is.
 
     Args:
-        batch_of: the pairs of a step, a function of the step's number (from 0) alone; of several processes
-            each is given its own share.
-        evaluate: figures of the held-out split, logged every `evaluate_every` steps and at the end. Every
-            process calls it.
-        folder: holds `state.pt` (a rerun goes on from it) and `log.csv` (step, name, value: seconds,
-            lr, loss and accuracy since the lines before, figures of `evaluate`).
+        batch_of: the pairs of a step, a function of the step's number (from 0) alone; of several
+            processes each is given its own share.
+        evaluate: figures of the held-out split, logged every `evaluate_every` steps and at the end.
+            Every process calls it.
+        folder: holds `state.pt` (a rerun goes on from it) and `log.csv` (step, name, value:
+            seconds, lr, loss and accuracy since the lines before, figures of `evaluate`).
         report: called by the first process with each row of the log.
         processes: the processes that train together; None: this one alone.
         pairs: pairs of a step over all processes; 0: those of the batch.
         identity: names data and options; a checkpoint of another is refused.
-        select: the figure of `evaluate` by which the best step is chosen (higher is better; of equal ones the
-            first); "": none is chosen.
-        keep_best: called by the first process whenever a step is better than all before; after a kill perhaps
-            twice with the same.
+        select: the figure of `evaluate` by which the best step is chosen (higher is better; of
+            equal ones the first); "": none is chosen.
+        keep_best: called by the first process whenever a step is better than all before; after a
+            kill perhaps twice with the same.
         tick: called after each step, by every process.
     Returns: how far it came, with the figures of the last and of the best evaluation.
     Raises:
-        UserError: `folder` holds a checkpoint of another model or identity; precision and device do not fit;
-            the loss is no number any more.
+        UserError: `folder` holds a checkpoint of another model or identity; precision and device do
+            not fit; the loss is no number any more.
     """
     processes = processes or Processes(device=next(model.parameters()).device)
     check_precision(options.precision, processes.device)
     folder.mkdir(parents=True, exist_ok=True)
-    optimiser = torch.optim.AdamW(model.parameters(), lr=options.lr, weight_decay=options.weight_decay)
+    optimiser = torch.optim.AdamW(
+        model.parameters(), lr=options.lr, weight_decay=options.weight_decay
+    )
     scaler = torch.amp.GradScaler("cuda") if options.precision == "float16" else None
     state, log = folder / STATE_NAME, folder / LOG_NAME
-    progressed = load_state(state, model, optimiser, scaler, identity) if state.exists() else Progressed()
+    progressed = (
+        load_state(state, model, optimiser, scaler, identity) if state.exists() else Progressed()
+    )
     processes.wait()  # none writes before all have read
     if processes.first:
         training_log.truncate(log, progressed.step)
@@ -226,7 +254,9 @@ def train(
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(options, step)
         optimiser.zero_grad(set_to_none=True)
-        sums = sums + _backward(module, batch.to(processes.device), options, processes, pairs, scaler)
+        sums = sums + _backward(
+            module, batch.to(processes.device), options, processes, pairs, scaler
+        )
         _update(model, optimiser, options, scaler)
         done = step + 1
         tick(done)
@@ -238,7 +268,8 @@ def train(
         sums = nothing
         if not math.isfinite(loss):
             raise UserError(
-                f"Training: the loss is no number any more at step {done}; lower the learning rate, or use float32."
+                f"Training: the loss is no number any more at step {done}; lower the learning "
+                f"rate, or use float32."
                 f" The checkpoint before it is in {folder}."
             )
         progressed.step, progressed.seconds = done, time.monotonic() - begun
@@ -269,7 +300,9 @@ def train(
 def _wrap(model: RerankingTransformer, processes: Processes) -> nn.Module:
     if processes.world == 1:
         return _Pairs(model)
-    parallel: nn.Module = nn.parallel.DistributedDataParallel(_Pairs(model), broadcast_buffers=False)
+    parallel: nn.Module = nn.parallel.DistributedDataParallel(
+        _Pairs(model), broadcast_buffers=False
+    )
     return parallel
 
 
@@ -281,10 +314,12 @@ def _backward(
     pairs: int,
     scaler: torch.amp.GradScaler | None,
 ) -> Tensor:
-    """Add a step's gradients to the parameters'; float64 [3]: loss summed over the pairs, hits, pairs."""
+    """Add a step's gradients to the parameters'; float64 [3]: loss summed over the pairs, hits,
+    pairs.
+    """
     own = len(batch.label)
-    # DistributedDataParallel gives the mean over processes: times `world` it is the sum, which is divided by
-    # all pairs, so that the gradient is one process's, however unequal the shares.
+    # DistributedDataParallel gives the mean over processes: times `world` it is the sum, which is
+    # divided by all pairs, so that the gradient is one process's, however unequal the shares.
     weight = processes.world / (pairs or own)
     device = batch.label.device
     sums: list[Tensor] = []
@@ -300,7 +335,11 @@ def _backward(
             scaled = loss * weight
             (scaled if scaler is None else scaler.scale(scaled)).backward()  # type: ignore[no-untyped-call]
         hits = ((logits.detach() > 0) == (part.label > 0.5)).sum()
-        sums.append(torch.stack([loss.detach().double(), hits.double(), hits.new_tensor(len(part.label)).double()]))
+        sums.append(
+            torch.stack(
+                [loss.detach().double(), hits.double(), hits.new_tensor(len(part.label)).double()]
+            )
+        )
     return torch.stack(sums).sum(0)
 
 
@@ -324,8 +363,10 @@ def _update(
 
 
 def _still_key_biases(model: RerankingTransformer) -> None:
-    """A key's bias adds the same to all likenesses of a query, which the softmax ignores: its gradient is zero but for
-    rounding. AdamW would make steps of full length of it, in another direction on every machine."""
+    """A key's bias adds the same to all likenesses of a query, which the softmax ignores: its
+    gradient is zero but for rounding. AdamW would make steps of full length of it, in another
+    direction on every machine.
+    """
     width = model.config.d_model
     for layer in model.layers:
         gradient = layer.self_attn.in_proj_bias.grad

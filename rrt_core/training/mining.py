@@ -1,9 +1,11 @@
 """Mining of training pairs: nearest neighbours by global descriptor, anchors, triplets.
 
-Source: section 4 of the paper and its repository (RRT_GLD/tools/prepare_topk_gldv2.py, utils/data/utils.py): of
-each record's 100 nearest by global descriptor those of its label are positives, the others negatives; it is an
-anchor if it has at least five positives. A triplet is an anchor, a random positive and a random negative. Every
-anchor comes once an epoch. Here a step's triplets depend on the seed and the step's number alone.
+Source: section 4 of the paper and its repository (RRT_GLD/tools/prepare_topk_gldv2.py,
+    utils/data/utils.py): of
+each record's 100 nearest by global descriptor those of its label are positives, the others
+negatives; it is an anchor if it has at least five positives. A triplet is an anchor, a random
+positive and a random negative. Every anchor comes once an epoch. Here a step's triplets depend on
+the seed and the step's number alone.
 """
 
 from __future__ import annotations
@@ -32,7 +34,8 @@ def nearest(
 
     Args:
         descriptors: float32 or float16 [n, D], L2 = 1; may be a memory map.
-        queries: int64 [q], rows. The product with a block is in memory at once, some 30 * q * block bytes.
+        queries: int64 [q], rows. The product with a block is in memory at once, some 30 * q * block
+            bytes.
         pool: int64 [p], rows, rising. A query's own row is left out of its neighbours.
         count: neighbours a query.
         device: where to multiply; None: the CPU.
@@ -47,8 +50,9 @@ def nearest(
     for first in range(0, len(pool), block):
         rows = np.asarray(pool[first : first + block], np.int64)
         there = torch.from_numpy(rows).to(device)
-        # + 0.0 makes -0.0 to 0.0. The bits of a float32, negative ones turned round, rise as the number does; with the
-        # row behind them no two keys are equal, so that the order is one on every device.
+        # + 0.0 makes -0.0 to 0.0. The bits of a float32, negative ones turned round, rise as the
+        # number does; with the row behind them no two keys are equal, so that the order is one on
+        # every device.
         bits = (left @ _matrix(descriptors, rows, device).T + 0.0).view(torch.int32)
         rising = torch.where(bits >= 0, bits, bits ^ 0x7FFFFFFF).to(torch.int64)
         keys = (rising << 32) | (_LOW - there)
@@ -70,7 +74,8 @@ def _matrix(descriptors: np.ndarray, rows: np.ndarray, device: torch.device) -> 
 class Anchors:
     """Which records serve as anchors, and why the others do not.
 
-    rows: int64 [a], rising. too_few: records with fewer positives than asked for. without_negative: with enough of
+    rows: int64 [a], rising. too_few: records with fewer positives than asked for. without_negative:
+        with enough of
     them, but all neighbours positive.
     """
 
@@ -79,7 +84,9 @@ class Anchors:
     without_negative: int
 
 
-def choose_anchors(neighbours: np.ndarray, labels: np.ndarray, rows: np.ndarray, least: int) -> Anchors:
+def choose_anchors(
+    neighbours: np.ndarray, labels: np.ndarray, rows: np.ndarray, least: int
+) -> Anchors:
     """The anchors among some records.
 
     Args:
@@ -88,7 +95,9 @@ def choose_anchors(neighbours: np.ndarray, labels: np.ndarray, rows: np.ndarray,
         least: fewest positives of an anchor, at least 1 (the paper: 5 of 100).
     """
     enough, negative = np.zeros(len(rows), bool), np.zeros(len(rows), bool)
-    for first in range(0, len(rows), 65_536):  # in blocks: the comparison takes as much memory as the neighbours
+    for first in range(
+        0, len(rows), 65_536
+    ):  # in blocks: the comparison takes as much memory as the neighbours
         some = rows[first : first + 65_536]
         same, there = _same(neighbours, labels, some)
         enough[first : first + len(some)] = same.sum(axis=1) >= least
@@ -96,7 +105,9 @@ def choose_anchors(neighbours: np.ndarray, labels: np.ndarray, rows: np.ndarray,
     return Anchors(rows[enough & negative], int((~enough).sum()), int((enough & ~negative).sum()))
 
 
-def _same(neighbours: np.ndarray, labels: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _same(
+    neighbours: np.ndarray, labels: np.ndarray, rows: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """bool [m, k] each: the neighbour has the record's label; there is a neighbour."""
     near = neighbours[rows]
     there = near != NONE
@@ -106,7 +117,9 @@ def _same(neighbours: np.ndarray, labels: np.ndarray, rows: np.ndarray) -> tuple
 class TripletSampler:
     """Triplets of a step, a function of the seed and the step's number alone."""
 
-    def __init__(self, neighbours: np.ndarray, labels: np.ndarray, anchors: np.ndarray, seed: int) -> None:
+    def __init__(
+        self, neighbours: np.ndarray, labels: np.ndarray, anchors: np.ndarray, seed: int
+    ) -> None:
         """As in choose_anchors; anchors: int64 [a], each with a positive and a negative.
 
         Raises:
@@ -115,10 +128,14 @@ class TripletSampler:
         if not len(anchors):
             raise UserError("Mining: there is no anchor to make a triplet of.")
         self.neighbours, self.labels, self.anchors, self.seed = neighbours, labels, anchors, seed
-        self._orders: dict[int, np.ndarray] = {}  # epoch -> permutation of the anchors; the latest two
+        self._orders: dict[
+            int, np.ndarray
+        ] = {}  # epoch -> permutation of the anchors; the latest two
 
     def anchors_of(self, step: int, count: int) -> np.ndarray:
-        """int64 [count]: the step's anchors. Epoch after epoch in a new order, each anchor once an epoch."""
+        """int64 [count]: the step's anchors. Epoch after epoch in a new order, each anchor once an
+        epoch.
+        """
         places = np.arange(step * count, (step + 1) * count)
         epochs = places // len(self.anchors)
         rows = np.empty(count, np.int64)
@@ -141,7 +158,9 @@ class TripletSampler:
 
     def _order(self, epoch: int) -> np.ndarray:
         if epoch not in self._orders:
-            self._orders[epoch] = np.random.default_rng((self.seed, 0, epoch)).permutation(len(self.anchors))
+            self._orders[epoch] = np.random.default_rng((self.seed, 0, epoch)).permutation(
+                len(self.anchors)
+            )
             if len(self._orders) > 2:
                 del self._orders[min(self._orders)]
         return self._orders[epoch]

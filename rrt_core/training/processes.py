@@ -1,7 +1,7 @@
 """Training in several processes: who we are among them, and the few things they do together.
 
-torchrun starts the processes and tells each its rank by environment variables. Gradients are averaged by
-DistributedDataParallel: gloo on the CPU, nccl on CUDA.
+torchrun starts the processes and tells each its rank by environment variables. Gradients are
+averaged by DistributedDataParallel: gloo on the CPU, nccl on CUDA.
 """
 
 from __future__ import annotations
@@ -60,7 +60,8 @@ class Processes:
 
 
 def choose_device(name: str, local_rank: int = 0) -> torch.device:
-    """The device of a name: "auto" is CUDA where there is one, else the CPU; "cuda" is the process's own.
+    """The device of a name: "auto" is CUDA where there is one, else the CPU; "cuda" is the
+    process's own.
 
     Raises:
         UserError: unknown to torch, or not there.
@@ -76,8 +77,10 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
         number = local_rank if device.index is None else device.index
         if not cuda or number >= torch.cuda.device_count():
             raise UserError(
-                f"Device {name}: torch {torch.__version__} sees {torch.cuda.device_count() if cuda else 0} CUDA devices"
-                f" here, and process {local_rank} of this machine needs number {number}; give --device cpu,"
+                f"Device {name}: torch {torch.__version__} sees "
+                f"{torch.cuda.device_count() if cuda else 0} CUDA devices"
+                f" here, and process {local_rank} of this machine needs number {number}; give "
+                f"--device cpu,"
                 " or start fewer processes."
             )
         return torch.device("cuda", number)

@@ -1,4 +1,6 @@
-"""The file that a training run goes on from: weights, optimiser, step, figures. Written whole or not at all."""
+"""The file that a training run goes on from: weights, optimiser, step, figures. Written whole or
+not at all.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,8 @@ STATE_NAME = "state.pt"
 class Progressed:
     """How far a run came.
 
-    step: optimiser steps done. seconds: spent on them, over all starts. figures: of the latest evaluation.
+    step: optimiser steps done. seconds: spent on them, over all starts. figures: of the latest
+        evaluation.
     best_step, best: the step that was chosen so far and its figures; 0 and {} where none was.
     """
 
@@ -34,7 +37,9 @@ class Progressed:
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Write beside, fsync, rename, fsync of the folder: after a kill or a power cut the old file or the new one."""
+    """Write beside, fsync, rename, fsync of the folder: after a kill or a power cut the old file or
+    the new one.
+    """
     beside = path.with_name(f"{path.name}.tmp")
     with beside.open("wb") as file:
         file.write(data)
@@ -86,9 +91,14 @@ def load_state(
         saved: Mapping[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         step = int(saved["step"])
     except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError, ValueError):
-        raise UserError(f"{path} is damaged, so that the run cannot go on from it: delete it to start again.") from None
+        raise UserError(
+            f"{path} is damaged, so that the run cannot go on from it: delete it to start again."
+        ) from None
     if saved.get("identity", identity) != identity:
-        raise UserError(f"{path} is of a run on other data or with other options: name another folder, or delete it.")
+        raise UserError(
+            f"{path} is of a run on other data or with other options: name another folder, or "
+            f"delete it."
+        )
     try:
         model.load_state_dict(saved["model"])
     except RuntimeError:

@@ -1,9 +1,9 @@
 """BatchEncoder: the logits of many pairs at once, for a GPU.
 
-Tokens of all pairs lie one after another without padding, [total, d_model]: projections, norms and feed-forward
-never see padding. Only attention is given a padded view, of pairs that are nearly of one length, and not even that
-where they are of one length. An image that stands in several pairs of a batch is copied, embedded and projected once
-a side. Source of the arithmetic: transformer.py.
+Tokens of all pairs lie one after another without padding, [total, d_model]: projections, norms and
+feed-forward never see padding. Only attention is given a padded view, of pairs that are nearly of
+one length, and not even that where they are of one length. An image that stands in several pairs of
+a batch is copied, embedded and projected once a side. Source of the arithmetic: transformer.py.
 """
 
 from __future__ import annotations
@@ -42,11 +42,15 @@ class Batch:
     """The tensors of a batch; I distinct (image, side)s of N locals, B pairs of P tokens in all.
 
     global_descriptors: float32 [I, global_dim]. local: float32 [N, d_model].
-    scale_rows: int64 [N], + 7 for locals of gallery images. gallery: int64 [I], 1 for gallery images.
-    to_tokens: int64 [I + I + N], where the openings, globals and locals go among the images' tokens.
+    scale_rows: int64 [N], + 7 for locals of gallery images. gallery: int64 [I], 1 for gallery
+        images.
+    to_tokens: int64 [I + I + N], where the openings, globals and locals go among the images'
+        tokens.
     rows: int64 [P], which of the images' tokens each token of the pairs is.
-    padded: int64 [B, L], which of the P tokens stands in each place; 0 at padding. visible: bool [B, L].
-    unpadded: int64 [P], where in B * L each token stands. The last three are None where all pairs are of one length.
+    padded: int64 [B, L], which of the P tokens stands in each place; 0 at padding. visible: bool
+        [B, L].
+    unpadded: int64 [P], where in B * L each token stands. The last three are None where all pairs
+        are of one length.
     """
 
     pairs: int
@@ -62,8 +66,9 @@ class Batch:
 
 
 def assemble(pairs: Sequence[tuple[Arrays, Arrays]], d_model: int, pin: bool) -> Batch:
-    """The tensors of some pairs on the CPU, in pinned memory if asked for. An image is known by its tuple: the same
-    object is the same image."""
+    """The tensors of some pairs on the CPU, in pinned memory if asked for. An image is known by its
+    tuple: the same object is the same image.
+    """
     numbers: dict[tuple[int, int], int] = {}
     images: list[Arrays] = []
     members = np.empty((len(pairs), 2), np.int64)
@@ -77,7 +82,10 @@ def assemble(pairs: Sequence[tuple[Arrays, Arrays]], d_model: int, pin: bool) ->
     gallery = np.array([side for _, side in numbers], np.int64)
     counts = np.array([len(local) for _, local, _ in images], np.int64)
     starts = np.concatenate([[0], np.cumsum(counts + 2)])
-    body = [np.arange(start + 2, start + 2 + count) for start, count in zip(starts[:-1], counts, strict=True)]
+    body = [
+        np.arange(start + 2, start + 2 + count)
+        for start, count in zip(starts[:-1], counts, strict=True)
+    ]
     rows = [np.arange(starts[i], starts[i + 1]) for i in members.reshape(-1)]
     lengths = (counts[members] + 2).sum(axis=1)
     padded = visible = unpadded = None
@@ -96,7 +104,11 @@ def assemble(pairs: Sequence[tuple[Arrays, Arrays]], d_model: int, pin: bool) ->
         len(pairs),
         tensor(np.stack([descriptor for descriptor, _, _ in images])),
         tensor(np.concatenate([local.reshape(-1, d_model) for _, local, _ in images])),
-        tensor(np.concatenate([image[2] + 7 * side for image, side in zip(images, gallery, strict=True)])),
+        tensor(
+            np.concatenate(
+                [image[2] + 7 * side for image, side in zip(images, gallery, strict=True)]
+            )
+        ),
         tensor(gallery),
         tensor(np.concatenate([starts[:-1], starts[:-1] + 1, *body])),
         tensor(np.concatenate(rows)),
@@ -105,7 +117,10 @@ def assemble(pairs: Sequence[tuple[Arrays, Arrays]], d_model: int, pin: bool) ->
 
 
 class BatchEncoder:
-    """Logits of batches by one model, which is on the device already. Call under torch.inference_mode."""
+    """Logits of batches by one model, which is on the device already.
+
+    Call under torch.inference_mode.
+    """
 
     def __init__(self, model: RerankingTransformer, dtype: torch.dtype = torch.float32) -> None:
         """dtype: as PairEncoder."""
@@ -116,9 +131,13 @@ class BatchEncoder:
         segment, scale = model.seg_encoder.weight.detach(), model.scale_encoder.weight.detach()
         self.opening = segment[[SEGMENT_CLS, SEGMENT_SEP]]
         self.of_global = segment[[SEGMENT_GLOBAL_Q, SEGMENT_GLOBAL_G]]
-        self.of_local = torch.cat([scale + segment[SEGMENT_LOCAL_Q], scale + segment[SEGMENT_LOCAL_G]])
+        self.of_local = torch.cat(
+            [scale + segment[SEGMENT_LOCAL_Q], scale + segment[SEGMENT_LOCAL_G]]
+        )
         self.weights: dict[Tensor, Tensor] = {
-            parameter: parameter.detach().to(dtype) for layer in self.body for parameter in layer.parameters()
+            parameter: parameter.detach().to(dtype)
+            for layer in self.body
+            for parameter in layer.parameters()
         }
         self._copies: torch.cuda.Stream | None = None
         if self.device.type == "cuda":
@@ -131,10 +150,14 @@ class BatchEncoder:
         current = torch.cuda.current_stream(self.device)
         tensors = {name: value for name, value in vars(batch).items() if isinstance(value, Tensor)}
         with torch.cuda.stream(self._copies):
-            moved: dict[str, Any] = {name: value.to(self.device, non_blocking=True) for name, value in tensors.items()}
+            moved: dict[str, Any] = {
+                name: value.to(self.device, non_blocking=True) for name, value in tensors.items()
+            }
         current.wait_stream(self._copies)
         for value in moved.values():
-            value.record_stream(current)  # or the copying stream's memory would be given out again too early
+            value.record_stream(
+                current
+            )  # or the copying stream's memory would be given out again too early
         return dataclasses.replace(batch, **moved)
 
     def logits(self, batch: Batch) -> Tensor:
@@ -144,7 +167,9 @@ class BatchEncoder:
         for number, layer in enumerate(self.body):
             attention = layer.self_attn
             # The first layer's projections are those of the images.
-            projected = self._linear(tokens if number else images, attention.in_proj_weight, attention.in_proj_bias)
+            projected = self._linear(
+                tokens if number else images, attention.in_proj_weight, attention.in_proj_bias
+            )
             mixed = self._attend(projected if number else projected[batch.rows], batch)
             tokens = self._after_attention(layer, mixed, tokens)
         if batch.padded is None:
@@ -152,7 +177,10 @@ class BatchEncoder:
         return self.last.logits(tokens[batch.padded], batch.visible)
 
     def _embed(self, batch: Batch) -> Tensor:
-        head = F.normalize(self.model.remap(batch.global_descriptors), dim=-1) + self.of_global[batch.gallery]
+        head = (
+            F.normalize(self.model.remap(batch.global_descriptors), dim=-1)
+            + self.of_global[batch.gallery]
+        )
         body = F.normalize(batch.local, dim=-1) + self.of_local[batch.scale_rows]
         parts = torch.cat([self.opening[batch.gallery], head, body])
         return torch.empty_like(parts).index_copy_(0, batch.to_tokens, parts)
@@ -169,7 +197,8 @@ class BatchEncoder:
         query, key, value = (part.transpose(1, 2) for part in parts)
         visible = None
         if batch.visible is not None:
-            # A whole mask, not one row of it: fused kernels differ in what they spread out themselves.
+            # A whole mask, not one row of it: fused kernels differ in what they spread out
+            # themselves.
             visible = batch.visible[:, None, None].expand(-1, heads, query.shape[2], -1)
         mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=visible)
         mixed = mixed.transpose(1, 2).reshape(-1, width)

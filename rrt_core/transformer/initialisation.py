@@ -1,7 +1,10 @@
-"""Where the training of the Reranking Transformer starts: weights that already compare, beside the paper's random ones.
+"""Where the training of the Reranking Transformer starts: weights that already compare, beside the
+paper's random ones.
 
-`RerankingTransformer(config)` is Xavier's random start, as the paper's. The two here are for little data or little
-time: with a random start a model must first find out that likeness between the images is what counts.
+`RerankingTransformer(config)` is Xavier's random start, as the paper's. The two here are for little
+data or little
+time: with a random start a model must first find out that likeness between the images is what
+    counts.
 """
 
 from __future__ import annotations
@@ -15,34 +18,47 @@ from schemas.errors import UserError
 
 MATCHING_SHARPNESS = 25.0
 IDENTITY_SHARPNESS = 25.0
-THRESHOLDS = (0.35, 0.45, 0.55, 0.65)  # degrees of likeness that the first layer of `initialise_matching` tells apart
+THRESHOLDS = (
+    0.35,
+    0.45,
+    0.55,
+    0.65,
+)  # degrees of likeness that the first layer of `initialise_matching` tells apart
 
 
 def initialise_matching(model: RerankingTransformer, sharpness: float = MATCHING_SHARPNESS) -> None:
-    """Start from a model whose first layer already compares each local with the most similar one of the other image.
+    """Start from a model whose first layer already compares each local with the most similar one of
+    the other image.
 
-    Not in the paper, which has a million photographs to learn it from. It is for locals in principal
-    components, the widest first, whose last few dimensions are empty, as those of the extractor `efficientnet`
-    (112 of 128 are used). Two of the empty dimensions are given a meaning: `side` tells the two images' locals
-    apart (+1, -1), `ruler` is 1 for every local.
+    Not in the paper, which has a million photographs to learn it from. It is for locals in
+    principal components, the widest first, whose last few dimensions are empty, as those of the
+    extractor `efficientnet` (112 of 128 are used). Two of the empty dimensions are given a meaning:
+    `side` tells the two images' locals apart (+1, -1), `ruler` is 1 for every local.
 
-    - Attention: half of the heads compare the first components, half the next ones; an opposite `side` counts
-      for, so that a local attends to its likeness in the other image and not to itself.
-    - Values and output: the identity without the ruler. A local and its match then add up to a vector that is
-      the longer the more alike they are (in all dimensions), and the layer norm makes the ruler's share the smaller.
-    - Feed-forward: a unit for each of four degrees of likeness writes to an empty dimension of its own.
+    - Attention: half of the heads compare the first components, half the next ones; an opposite
+      `side` counts for, so that a local attends to its likeness in the other image and not to
+      itself.
+    - Values and output: the identity without the ruler. A local and its match then add up to a
+      vector that is the longer the more alike they are (in all dimensions), and the layer norm
+      makes the ruler's share the smaller.
+    - Feed-forward: a unit for each of four degrees of likeness writes to an empty dimension of its
+      own.
 
-    All else is random, embeddings and outputs of the feed-forward smaller than Xavier's, so as not to drown the above.
+    All else is random, embeddings and outputs of the feed-forward smaller than Xavier's, so as not
+    to drown the above.
 
     Raises:
-        UserError: a model too small for it (two heads, six dimensions a head, four units in the feed-forward).
+        UserError: a model too small for it (two heads, six dimensions a head, four units in the
+            feed-forward).
     """
     config = model.config
     width, head = config.d_model, config.d_model // config.heads
     if config.heads < 2 or head < 6 or config.feedforward < len(THRESHOLDS):
         raise UserError(
-            f"The initialisation 'matching' needs at least 2 heads of 6 dimensions and a feed-forward of "
-            f"{len(THRESHOLDS)}, not {config.heads} of {head} and {config.feedforward}; choose 'identity' or 'random'."
+            f"The initialisation 'matching' needs at least 2 heads of 6 dimensions and a "
+            f"feed-forward of "
+            f"{len(THRESHOLDS)}, not {config.heads} of {head} and {config.feedforward}; choose "
+            f"'identity' or 'random'."
         )
     ruler, side, outputs = width - 1, width - 2, range(width - 3, width - 3 - len(THRESHOLDS), -1)
     steepness, strength, side_share = 15.0, 4.0, 0.4
@@ -81,18 +97,20 @@ def initialise_matching(model: RerankingTransformer, sharpness: float = MATCHING
 def initialise_identity(
     model: RerankingTransformer, sharpness: float = IDENTITY_SHARPNESS, layers: int = 2
 ) -> None:
-    """Start from a model whose first layers attend by likeness: queries and keys are multiples of the identity.
+    """Start from a model whose first layers attend by likeness: queries and keys are multiples of
+    the identity.
 
-    Not in the paper. For locals of any kind, centred ones the better. The multiples are such that a token and its
-    equal have the attention logit `sharpness` in every head: locals come in with length 1, and later layers see the
-    layer norm's length, sqrt(d_model). All else stays random.
+    Not in the paper. For locals of any kind, centred ones the better. The multiples are such that a
+    token and its equal have the attention logit `sharpness` in every head: locals come in with
+    length 1, and later layers see the layer norm's length, sqrt(d_model). All else stays random.
     """
     config = model.config
     head = config.d_model // config.heads
     with torch.no_grad():
         for number, layer in enumerate(model.layers[:layers]):
             square = 1.0 if number == 0 else float(config.d_model)
-            # Each head sees its share of the dimensions, 1 / heads of the square, and divides by sqrt(head).
+            # Each head sees its share of the dimensions, 1 / heads of the square, and divides by
+            # sqrt(head).
             multiple = math.sqrt(sharpness * math.sqrt(head) * config.heads / square)
             query, key, _ = layer.self_attn.in_proj_weight.chunk(3)
             query.copy_(multiple * torch.eye(config.d_model))

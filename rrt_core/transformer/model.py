@@ -1,12 +1,14 @@
 """The Reranking Transformer for landmarks: the pairwise model and its scale table.
 
-Source: Tan, Yuan, Ordonez, "Instance-level Image Retrieval using Reranking Transformers" (ICCV 2021),
-the landmark variant (uvavision/RerankingTransformer, RRT_GLD/models/matcher.py). Parameter names and
-shapes are those of the paper's repository, so that its published checkpoints load unchanged.
+Source: Tan, Yuan, Ordonez, "Instance-level Image Retrieval using Reranking Transformers" (ICCV
+    2021),
+the landmark variant (uvavision/RerankingTransformer, RRT_GLD/models/matcher.py). Parameter names
+and shapes are those of the paper's repository, so that its published checkpoints load unchanged.
 
 One pair of images is one sequence of tokens of width `d_model`:
 
-    [CLS | global q | local q ... | SEP | global g | local g ...]      at most 1 + 1 + 500 + 1 + 1 + 500
+    [CLS | global q | local q ... | SEP | global g | local g ...]      at most 1 + 1 + 500 + 1 + 1 +
+    500
 
 CLS and SEP are nothing but their segment embedding; a global is mapped to `d_model` and then L2
 normalised; a local is L2 normalised and gets the embedding of its scale; all get the embedding of
@@ -39,7 +41,9 @@ SCALE_TABLES: dict[str, tuple[int, ...]] = {
 }
 
 # Rows of the segment embedding.
-SEGMENT_LOCAL_Q, SEGMENT_LOCAL_G, SEGMENT_CLS, SEGMENT_SEP, SEGMENT_GLOBAL_Q, SEGMENT_GLOBAL_G = range(6)
+SEGMENT_LOCAL_Q, SEGMENT_LOCAL_G, SEGMENT_CLS, SEGMENT_SEP, SEGMENT_GLOBAL_Q, SEGMENT_GLOBAL_G = (
+    range(6)
+)
 
 
 @dataclass(frozen=True)
@@ -73,17 +77,23 @@ def bin_scales(scales: Sequence[float], binning: str) -> np.ndarray:
         scales: image scale of each ordinal, > 0 (1.0 = the image as the extractor takes it in).
         binning: a key of SCALE_TABLES.
     Returns:
-        int64 [len(scales)], each 0..6: the table's entry for the DELG scale nearest in the logarithm
-        (of two equally near ones, the smaller).
+        int64 [len(scales)], each 0..6: the table's entry for the DELG scale nearest in the
+        logarithm (of two equally near ones, the smaller).
     Raises:
         UserError: unknown table, or a scale that is not a positive finite number.
     """
     if binning not in SCALE_TABLES:
-        raise UserError(f"scale_binning {binning!r} is unknown; choose one of {', '.join(SCALE_TABLES)}.")
+        raise UserError(
+            f"scale_binning {binning!r} is unknown; choose one of {', '.join(SCALE_TABLES)}."
+        )
     for scale in scales:
         if not (math.isfinite(scale) and scale > 0):
-            raise UserError(f"Image scale {scale!r} in the list {tuple(scales)} is not a positive number.")
-    distance = np.abs(np.log(np.asarray(scales, np.float64))[:, None] - np.log(np.asarray(DELG_SCALES))[None])
+            raise UserError(
+                f"Image scale {scale!r} in the list {tuple(scales)} is not a positive number."
+            )
+    distance = np.abs(
+        np.log(np.asarray(scales, np.float64))[:, None] - np.log(np.asarray(DELG_SCALES))[None]
+    )
     rows: np.ndarray = np.asarray(SCALE_TABLES[binning], np.int64)[distance.argmin(axis=1)]
     return rows
 
@@ -91,7 +101,8 @@ def bin_scales(scales: Sequence[float], binning: str) -> np.ndarray:
 def _attend(query: Tensor, key: Tensor, value: Tensor, visible: Tensor | None) -> Tensor:
     """Attention of [B, heads, T, d] tensors; `visible` as in SelfAttention.forward.
 
-    The fused kernel, except in bfloat16 training on a CPU: there its backward pass takes 2 to 4 times as long
+    The fused kernel, except in bfloat16 training on a CPU: there its backward pass takes 2 to 4
+        times as long
     as that of the plain formula (132 to 604 tokens).
     """
     if query.dtype != torch.bfloat16 or query.device.type != "cpu" or not torch.is_grad_enabled():
@@ -128,7 +139,9 @@ class SelfAttention(nn.Module):
             query = F.linear(tokens[:, :1], weight[:width], bias[:width])
             key, value = F.linear(tokens, weight[width:], bias[width:]).chunk(2, dim=-1)
         else:
-            query, key, value = F.linear(tokens, self.in_proj_weight, self.in_proj_bias).chunk(3, dim=-1)
+            query, key, value = F.linear(tokens, self.in_proj_weight, self.in_proj_bias).chunk(
+                3, dim=-1
+            )
 
         def split(x: Tensor) -> Tensor:
             return x.view(batch, -1, self.heads, width // self.heads).transpose(1, 2)
@@ -157,14 +170,17 @@ def check_shape(shape: EncoderShape) -> None:
         check_size(name, getattr(shape, name))
     if shape.d_model % shape.heads:
         raise UserError(
-            f"Reranker configuration: d_model {shape.d_model} cannot be shared out among {shape.heads} heads."
+            f"Reranker configuration: d_model {shape.d_model} cannot be shared out among "
+            f"{shape.heads} heads."
         )
 
 
 def check_size(name: str, value: object) -> None:
     """Raise UserError unless a configuration's number is whole and at least 1."""
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise UserError(f"Reranker configuration: {name} must be a whole number of at least 1, not {value!r}.")
+        raise UserError(
+            f"Reranker configuration: {name} must be a whole number of at least 1, not {value!r}."
+        )
 
 
 class EncoderLayer(nn.Module):
@@ -194,7 +210,9 @@ class Encoder(nn.Module):
         self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.layers))
 
     def first_token(self, tokens: Tensor, visible: Tensor | None) -> Tensor:
-        """[B, T, d] -> [B, d], the first token behind the last layer, of which nothing else is computed."""
+        """[B, T, d] -> [B, d], the first token behind the last layer, of which nothing else is
+        computed.
+        """
         *body, last = self.layers
         for layer in body:
             tokens = layer(tokens, visible)
@@ -235,15 +253,18 @@ class RerankingTransformer(nn.Module):
 
         Args:
             query_global, gallery_global: float [B, global_dim].
-            query_local [B, n, d_model], gallery_local [B, m, d_model]: float, strongest first; n, m >= 0.
-            query_scales [B, n], gallery_scales [B, m]: int64 rows of the scale embedding (see bin_scales).
+            query_local [B, n, d_model], gallery_local [B, m, d_model]: float, strongest first; n, m
+            >= 0. query_scales [B, n], gallery_scales [B, m]: int64 rows of the scale embedding (see
+            bin_scales).
         Returns:
             float [B, 4 + n + m, d_model].
         """
         batch = query_local.shape[0]
         segment = self.seg_encoder.weight
 
-        def image(descriptor: Tensor, local: Tensor, scales: Tensor, of_global: int, of_local: int) -> list[Tensor]:
+        def image(
+            descriptor: Tensor, local: Tensor, scales: Tensor, of_global: int, of_local: int
+        ) -> list[Tensor]:
             head = F.normalize(self.remap(descriptor), dim=-1) + segment[of_global]
             body = F.normalize(local, dim=-1) + self.scale_encoder(scales) + segment[of_local]
             return [head[:, None], body]
@@ -253,7 +274,9 @@ class RerankingTransformer(nn.Module):
                 segment[SEGMENT_CLS].expand(batch, 1, -1),
                 *image(query_global, query_local, query_scales, SEGMENT_GLOBAL_Q, SEGMENT_LOCAL_Q),
                 segment[SEGMENT_SEP].expand(batch, 1, -1),
-                *image(gallery_global, gallery_local, gallery_scales, SEGMENT_GLOBAL_G, SEGMENT_LOCAL_G),
+                *image(
+                    gallery_global, gallery_local, gallery_scales, SEGMENT_GLOBAL_G, SEGMENT_LOCAL_G
+                ),
             ],
             dim=1,
         )
@@ -274,7 +297,9 @@ class RerankingTransformer(nn.Module):
         Args: as in `embed`, and query_mask bool [B, n], gallery_mask bool [B, m]: True at padding.
         Returns: float [B], logits (raw, unbounded; positive = the same instance).
         """
-        tokens = self.embed(query_global, query_local, query_scales, gallery_global, gallery_local, gallery_scales)
+        tokens = self.embed(
+            query_global, query_local, query_scales, gallery_global, gallery_local, gallery_scales
+        )
         always = query_mask.new_ones(len(tokens), 2)
         visible = torch.cat([always, ~query_mask, always, ~gallery_mask], dim=1)[:, None, None]
         for layer in self.layers:
@@ -290,6 +315,8 @@ class RerankingTransformer(nn.Module):
             visible: bool [B, T], False at padding; None if no pair is padded.
         Returns: float [B].
         """
-        first = self.encoder.first_token(tokens, None if visible is None else visible[:, None, None])
+        first = self.encoder.first_token(
+            tokens, None if visible is None else visible[:, None, None]
+        )
         logits: Tensor = self.classifier(first)[:, 0]
         return logits

@@ -2,15 +2,18 @@
 
 The plain model's arithmetic (transformer.py), arranged otherwise:
 
-* Side. Embedding, first projections and the attention of an image's tokens among themselves in the first layer
-  depend on the image and the side it stands on only: they are done once an image and used for all of its pairs.
-  The first layer's attention to the other image is merged with it by the two log-sum-exps.
-* Rows. All that follows attention goes row by row, so it is done in blocks that stay in cache, by oneDNN
-  with bias, ReLU and residual fused into the matrix products where this build of torch has it.
-* The last layer is computed for CLS alone. With one row of queries, W_k is multiplied to the query and W_v to the
-  weighted mean of the tokens, so keys and values are never made.
+* Side. Embedding, first projections and the attention of an image's tokens among themselves in the
+  first layer depend on the image and the side it stands on only: they are done once an image and
+  used for all of its pairs. The first layer's attention to the other image is merged with it by the
+  two log-sum-exps.
+* Rows. All that follows attention goes row by row, so it is done in blocks that stay in cache, by
+  oneDNN with bias, ReLU and residual fused into the matrix products where this build of torch has
+  it.
+* The last layer is computed for CLS alone. With one row of queries, W_k is multiplied to the query
+  and W_v to the weighted mean of the tokens, so keys and values are never made.
 
-A pair's logit depends on the pair and the number of torch threads only: the blocks are cut by its own size.
+A pair's logit depends on the pair and the number of torch threads only: the blocks are cut by its
+own size.
 """
 
 from __future__ import annotations
@@ -35,11 +38,12 @@ from rrt_core.transformer.model import (
     RerankingTransformer,
 )
 
-# Rows of a block: its hidden layer of 1,024 float32 is 1.5 MB, and the matrix products are no slower than on more.
+# Rows of a block: its hidden layer of 1,024 float32 is 1.5 MB, and the matrix products are no
+# slower than on more.
 BLOCK_ROWS = 384
 
-# oneDNN makes a kernel for each number of rows (about a millisecond) and keeps 1,024 of them: rows of zeros fill up to
-# a multiple of this, and nothing attends to them.
+# oneDNN makes a kernel for each number of rows (about a millisecond) and keeps 1,024 of them: rows
+# of zeros fill up to a multiple of this, and nothing attends to them.
 ROW_STEP = 8
 
 
@@ -47,9 +51,12 @@ ROW_STEP = 8
 class Side:
     """What of a pair depends on one image and its side only; n = 2 + its locals.
 
-    tokens: float32 [n, d_model], CLS or SEP, global, locals, as RerankingTransformer.embed makes them.
-    query, key, value: [1, heads, n, d_model / heads] of the first layer, in the encoder's precision; mixed, the
-    same shape: attention of these tokens among themselves; log_sum: float32 [1, heads, n], its log-sum-exp.
+    tokens: float32 [n, d_model], CLS or SEP, global, locals, as RerankingTransformer.embed makes
+        them.
+    query, key, value: [1, heads, n, d_model / heads] of the first layer, in the encoder's
+        precision; mixed, the
+    same shape: attention of these tokens among themselves; log_sum: float32 [1, heads, n], its
+        log-sum-exp.
     All but tokens are None where the model has one layer.
     """
 
@@ -62,7 +69,9 @@ class Side:
 
 
 def has_onednn() -> bool:
-    """Whether oneDNN's fused matrix products are in this build of torch, on a processor that they are made for."""
+    """Whether oneDNN's fused matrix products are in this build of torch, on a processor that they
+    are made for.
+    """
     return (
         torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
         and platform.machine().lower() in ("x86_64", "amd64")
@@ -75,7 +84,11 @@ class FusedLinear:
     """x W^T + b, with ReLU or a residual; W in oneDNN's own layout where there is oneDNN."""
 
     def __init__(self, weight: Tensor, bias: Tensor, dtype: torch.dtype) -> None:
-        self.weight, self.bias, self.dtype = weight.detach().to(dtype), bias.detach().to(dtype), dtype
+        self.weight, self.bias, self.dtype = (
+            weight.detach().to(dtype),
+            bias.detach().to(dtype),
+            dtype,
+        )
         self.fused: Any = None
         if has_onednn():
             self.weight = torch.ops.mkldnn._reorder_linear_weight(self.weight, BLOCK_ROWS)
@@ -100,7 +113,9 @@ class FusedLinear:
     def add(self, x: Tensor, residual: Tensor) -> Tensor:
         """[T, in], float32 [T, out] -> float32 [T, out]."""
         if self.fused is None or self.dtype != torch.float32:
-            return residual + self.plain(x)  # the sum is float32 whatever the precision of the product
+            return residual + self.plain(
+                x
+            )  # the sum is float32 whatever the precision of the product
         output: Tensor = self.fused.binary(x, residual, self.weight, self.bias, "add")
         return output
 
@@ -117,7 +132,9 @@ class FusedLayer:
         self.norm1, self.norm2 = layer.norm1, layer.norm2
 
     def after_attention(self, mixed: Tensor, tokens: Tensor) -> Tensor:
-        """[T, d] of attention, float32 [T, d] of tokens -> float32 [T, d]: all of the layer that goes row by row."""
+        """[T, d] of attention, float32 [T, d] of tokens -> float32 [T, d]: all of the layer that
+        goes row by row.
+        """
         rows = _filled(-(-len(tokens) // -(-len(tokens) // BLOCK_ROWS)))
         done = []
         for start in range(0, len(tokens), rows):
@@ -128,7 +145,9 @@ class FusedLayer:
 
 
 class ClsLayer:
-    """The last layer for the CLS row alone, and the classifier; float32 in any precision, since it is so little."""
+    """The last layer for the CLS row alone, and the classifier; float32 in any precision, since it
+    is so little.
+    """
 
     def __init__(self, layer: EncoderLayer, classifier: nn.Linear) -> None:
         attention = layer.self_attn
@@ -136,7 +155,8 @@ class ClsLayer:
         size = width // heads
         w_query, w_key, w_value = attention.in_proj_weight.detach().chunk(3)
         b_query, _, b_value = attention.in_proj_bias.detach().chunk(3)
-        # The bias of the keys adds the same to every score of a head, which softmax takes away again.
+        # The bias of the keys adds the same to every score of a head, which softmax takes away
+        # again.
         self.w_query, self.b_query = w_query * size**-0.5, b_query * size**-0.5
         self.w_key, self.w_value = w_key.view(heads, size, width), w_value.view(heads, size, width)
         self.b_value = b_value
@@ -160,23 +180,32 @@ class ClsLayer:
 
 
 class PairEncoder:
-    """Logits of single pairs by one model on the CPU. Weights are taken when it is made. Safe to use from several
-    threads at once. Call under torch.inference_mode."""
+    """Logits of single pairs by one model on the CPU. Weights are taken when it is made. Safe to
+    use from several threads at once. Call under torch.inference_mode.
+    """
 
     def __init__(self, model: RerankingTransformer, dtype: torch.dtype = torch.float32) -> None:
-        """dtype: of the matrix products and attention of all layers but the last; norms, sums and softmax are
-        float32."""
+        """dtype: of the matrix products and attention of all layers but the last; norms, sums and
+        softmax are float32.
+        """
         self.model, self.heads = model, model.config.heads
         *body, last = model.layers
         self.body = [FusedLayer(layer, dtype) for layer in body]
         self.last = ClsLayer(last, model.classifier)
         segment, scale = model.seg_encoder.weight.detach(), model.scale_encoder.weight.detach()
-        # By side (query, gallery): the token that opens it, the segment of its global, scale + segment of its locals.
+        # By side (query, gallery): the token that opens it, the segment of its global, scale +
+        # segment of its locals.
         self.opening = (segment[SEGMENT_CLS, None], segment[SEGMENT_SEP, None])
         self.of_global = (segment[SEGMENT_GLOBAL_Q], segment[SEGMENT_GLOBAL_G])
         self.of_local = (scale + segment[SEGMENT_LOCAL_Q], scale + segment[SEGMENT_LOCAL_G])
 
-    def side(self, global_descriptor: np.ndarray, local: np.ndarray, scale_rows: np.ndarray, gallery: bool) -> Side:
+    def side(
+        self,
+        global_descriptor: np.ndarray,
+        local: np.ndarray,
+        scale_rows: np.ndarray,
+        gallery: bool,
+    ) -> Side:
         """Arrays as in scorer.TokenSet."""
         head = F.normalize(self.model.remap(torch.from_numpy(global_descriptor)[None]), dim=-1)
         body = F.normalize(torch.from_numpy(local).view(-1, head.shape[-1]), dim=-1)
@@ -194,16 +223,28 @@ class PairEncoder:
         count = len(query.tokens) + len(gallery.tokens)
         for number, layer in enumerate(self.body):
             if number:
-                mixed = F.scaled_dot_product_attention(*self._project(layer, tokens, count)).transpose(1, 2)
+                mixed = F.scaled_dot_product_attention(
+                    *self._project(layer, tokens, count)
+                ).transpose(1, 2)
             else:
-                mixed = torch.cat([_attend_across(query, gallery), _attend_across(gallery, query)], dim=1)
+                mixed = torch.cat(
+                    [_attend_across(query, gallery), _attend_across(gallery, query)], dim=1
+                )
             tokens = layer.after_attention(_fill(mixed.reshape(count, -1)), tokens)
         return float(self.last.logits(tokens[None, :count])[0])
 
-    def _project(self, layer: FusedLayer, tokens: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values, [1, heads, count, d / heads] each, of the first `count` of [T, d]."""
+    def _project(
+        self, layer: FusedLayer, tokens: Tensor, count: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values, [1, heads, count, d / heads] each, of the first `count` of [T,
+        d].
+        """
         width = tokens.shape[-1]
-        parts = layer.project.plain(tokens)[:count].view(1, count, 3, self.heads, width // self.heads).unbind(2)
+        parts = (
+            layer.project.plain(tokens)[:count]
+            .view(1, count, 3, self.heads, width // self.heads)
+            .unbind(2)
+        )
         query, key, value = (part.transpose(1, 2) for part in parts)
         return query, key, value
 

@@ -1,8 +1,11 @@
-"""PairScorer: the logits of many pairs by the plain model's arithmetic, faster and in bounded memory.
+"""PairScorer: the logits of many pairs by the plain model's arithmetic, faster and in bounded
+memory.
 
-What it saves against RerankingTransformer.forward on padded pairs: tokens that are only padding, the
-last layer for all tokens but CLS, the [tokens, tokens] attention matrix, and what an image gives alike to all
-of its pairs. In float32 nothing is approximated. How: pair_encoder.py (CPU) and batch_encoder.py (GPU).
+What it saves against RerankingTransformer.forward on padded pairs: tokens that are only padding,
+    the
+last layer for all tokens but CLS, the [tokens, tokens] attention matrix, and what an image gives
+alike to all of its pairs. In float32 nothing is approximated. How: pair_encoder.py (CPU) and
+batch_encoder.py (GPU).
 """
 
 from __future__ import annotations
@@ -48,10 +51,12 @@ class TokenSet:
 class PairScorer:
     """Scores (query, gallery) pairs with one model, taken as it is when the scorer is made.
 
-    On the CPU pairs are scored one by one: a pair fills the vector units already, and sums inside a matrix product
-    run in another order when a batch has another size. A pair's logit then has the same bits whatever company it is
-    scored in, and with several workers whatever their number. On a GPU, or where batch_tokens is given, pairs are
-    sorted by length and scored in batches; a logit may then differ by rounding (below 1e-5 in float32).
+    On the CPU pairs are scored one by one: a pair fills the vector units already, and sums inside a
+        matrix product
+    run in another order when a batch has another size. A pair's logit then has the same bits
+    whatever company it is scored in, and with several workers whatever their number. On a GPU, or
+    where batch_tokens is given, pairs are sorted by length and scored in batches; a logit may then
+    differ by rounding (below 1e-5 in float32).
 
     device: torch.device that was chosen.
     """
@@ -66,13 +71,14 @@ class PairScorer:
     ) -> None:
         """Args:
             device: see choose_device.
-            batch_tokens: most tokens in a batch, padding counted, which bounds the memory (about 10 kB a token in
-                float32); at least one pair is taken. None: pair by pair on the CPU, 131,072 tokens elsewhere.
-            precision: float32; bfloat16 or float16 for the layers' matrix products and attention, with norms, sums,
-                softmax and the last layer in float32. float16 needs a GPU.
-            workers: threads that score a pair each, on one core each, on the CPU; 1: no thread is made, and
-                the pair has the torch threads of the caller. None: as many as the caller has torch threads
-                (torch.get_num_threads). No setting of the caller's is changed.
+            batch_tokens: most tokens in a batch, padding counted, which bounds the memory (about 10
+                kB a token in float32); at least one pair is taken. None: pair by pair on the CPU,
+                131,072 tokens elsewhere.
+            precision: float32; bfloat16 or float16 for the layers' matrix products and attention,
+                with norms, sums, softmax and the last layer in float32. float16 needs a GPU.
+            workers: threads that score a pair each, on one core each, on the CPU; 1: no thread is
+                made, and the pair has the torch threads of the caller. None: as many as the caller
+                has torch threads (torch.get_num_threads). No setting of the caller's is changed.
         Raises:
             UserError: an option of another value.
         """
@@ -81,10 +87,15 @@ class PairScorer:
         if workers is not None and workers < 1:
             raise UserError(f"workers must be at least 1, not {workers}.")
         if precision not in PRECISIONS:
-            raise UserError(f"precision {precision!r} is unknown; choose one of {', '.join(PRECISIONS)}.")
+            raise UserError(
+                f"precision {precision!r} is unknown; choose one of {', '.join(PRECISIONS)}."
+            )
         self.device = choose_device(device)
         if precision == "float16" and self.device.type == "cpu":
-            raise UserError("precision float16 needs a GPU, and the device is the CPU: choose bfloat16 or float32.")
+            raise UserError(
+                "precision float16 needs a GPU, and the device is the CPU: choose bfloat16 or "
+                "float32."
+            )
         self.config, self.precision, self.workers = model.config, precision, workers
         self.batch_tokens = batch_tokens
         own = copy.deepcopy(model).to(self.device).eval().requires_grad_(False)
@@ -103,8 +114,8 @@ class PairScorer:
 
     @torch.inference_mode()
     def score(self, pairs: Sequence[tuple[TokenSet, TokenSet]]) -> np.ndarray:
-        """Logits, float32 [len(pairs)], in the order of `pairs`. An image's own work is done once where the pairs of
-        one TokenSet stand together.
+        """Logits, float32 [len(pairs)], in the order of `pairs`. An image's own work is done once
+        where the pairs of one TokenSet stand together.
 
         Raises:
             UserError: descriptors of another width than the model's.
@@ -123,14 +134,18 @@ class PairScorer:
         config = self.config
         if image.global_descriptor.shape[-1] != config.global_dim:
             raise UserError(
-                f"The reranker's weights are made for global descriptors of {config.global_dim} dimensions,"
-                f" but the store's have {image.global_descriptor.shape[-1]}: use weights that were trained on this"
+                f"The reranker's weights are made for global descriptors of {config.global_dim} "
+                f"dimensions,"
+                f" but the store's have {image.global_descriptor.shape[-1]}: use weights that "
+                f"were trained on this"
                 " extractor's descriptors."
             )
         if len(image.local) and image.local.shape[-1] != config.d_model:
             raise UserError(
-                f"The reranker's weights are made for local descriptors of {config.d_model} dimensions,"
-                f" but the store's have {image.local.shape[-1]}: use weights that were trained on this"
+                f"The reranker's weights are made for local descriptors of {config.d_model} "
+                f"dimensions,"
+                f" but the store's have {image.local.shape[-1]}: use weights that were trained on "
+                f"this"
                 " extractor's descriptors."
             )
 
@@ -142,7 +157,8 @@ class PairScorer:
         waiting = deque(range(len(pairs)))
 
         def work() -> None:
-            # What is kept is the worker's own: no locks, and pairs of one query are dealt one after another.
+            # What is kept is the worker's own: no locks, and pairs of one query are dealt one after
+            # another.
             kept: OrderedDict[tuple[int, bool], Side] = OrderedDict()
 
             def side(image: TokenSet, gallery: bool) -> Side:
@@ -150,7 +166,9 @@ class PairScorer:
                 if key in kept:
                     kept.move_to_end(key)
                 else:
-                    kept[key] = encoder.side(image.global_descriptor, image.local, image.scale_rows, gallery)
+                    kept[key] = encoder.side(
+                        image.global_descriptor, image.local, image.scale_rows, gallery
+                    )
                     if len(kept) > SIDES_KEPT:
                         kept.popitem(last=False)
                 return kept[key]
@@ -192,7 +210,10 @@ class PairScorer:
             logits[batch] = found.cpu().numpy()
 
         images = {id(image): image for pair in pairs for image in pair}
-        arrays = {key: (image.global_descriptor, image.local, image.scale_rows) for key, image in images.items()}
+        arrays = {
+            key: (image.global_descriptor, image.local, image.scale_rows)
+            for key, image in images.items()
+        }
         for batch in self._batches(pairs):
             chosen = [(arrays[id(pairs[i][0])], arrays[id(pairs[i][1])]) for i in batch]
             assembled = assemble(chosen, self.config.d_model, pin=on_cuda)
@@ -204,7 +225,9 @@ class PairScorer:
             finish()
 
     def _batches(self, pairs: Sequence[tuple[TokenSet, TokenSet]]) -> Iterator[list[int]]:
-        """Positions of pairs in batches sorted by length, of at most batch_tokens tokens with their padding."""
+        """Positions of pairs in batches sorted by length, of at most batch_tokens tokens with their
+        padding.
+        """
         lengths = [4 + len(query.local) + len(gallery.local) for query, gallery in pairs]
         batch: list[int] = []
         for i in sorted(range(len(pairs)), key=lengths.__getitem__):

@@ -1,11 +1,14 @@
-"""Plain arrays that grow piece by piece on disk: what NumPy, faiss and any other language read without this software.
+"""Plain arrays that grow piece by piece on disk: what NumPy, faiss and any other language read
+without this software.
 
     globals.npy      float32 [n, D], L2 = 1
     record_ids.txt   a record id a line (schemas.image_list), in the same order
-    locals/          descriptor.npy [m, W], xy.npy float32 [m, 2] (x, y), scale.npy uint8 [m], strength.npy float32 [m],
-                     offset.npy int64 [n + 1]: image i has the entries offset[i] .. offset[i + 1], the strongest first
+    locals/          descriptor.npy [m, W], xy.npy float32 [m, 2] (x, y), scale.npy uint8 [m],
+                     strength.npy float32 [m], offset.npy int64 [n + 1]: image i has the entries
+                     offset[i] .. offset[i + 1], the strongest first
 
-Written under temporary names and renamed when whole; memory holds the piece that is added, never an array.
+Written under temporary names and renamed when whole; memory holds the piece that is added, never an
+array.
 """
 
 from __future__ import annotations
@@ -28,13 +31,20 @@ class GrowingArray:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = open(f"{path}{TEMPORARY}", "wb")  # noqa: SIM115  closed by `finish`
         self.dtype = kind.newbyteorder("<") if kind.itemsize > 1 else kind
-        header = {"descr": np.lib.format.dtype_to_descr(self.dtype), "fortran_order": False, "shape": shape}
+        header = {
+            "descr": np.lib.format.dtype_to_descr(self.dtype),
+            "fortran_order": False,
+            "shape": shape,
+        }
         np.lib.format.write_array_header_1_0(self._file, header)
 
     def add(self, rows: np.ndarray) -> None:
         """Append rows [k, ...] in any dtype. Raises ValueError where they do not fit."""
         if rows.shape[1:] != self.shape[1:] or self.filled + len(rows) > self.shape[0]:
-            raise ValueError(f"{self.path}: {list(rows.shape)} does not fit into {list(self.shape)} at {self.filled}")
+            raise ValueError(
+                f"{self.path}: {list(rows.shape)} does not fit into {list(self.shape)} at "
+                f"{self.filled}"
+            )
         self._file.write(np.ascontiguousarray(rows, self.dtype).data)
         self.filled += len(rows)
 

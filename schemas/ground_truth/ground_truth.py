@@ -3,12 +3,14 @@
 Ours is JSON::
 
     {"schema": "rrt-ground-truth/1", "name": "roxford5k", "gallery": ["all_souls_000013", ...],
-     "queries": [{"name": ..., "box": [x, y, w, h] or null, "easy": [...], "hard": [...], "junk": [...]}]}
+     "queries": [{"name": ..., "box": [x, y, w, h] or null, "easy": [...], "hard": [...], "junk":
+     [...]}]}
 
-where a list holds 0-based positions in the gallery or names of it; a file whose queries all have `positive`
-in the place of `easy` and `hard` knows no levels. The pickles of Revisited Oxford and Paris (`imlist`,
-`qimlist`, `gnd[i]` with `bbx` [x0, y0, x1, y1], `easy`, `hard`, `junk`), and those of the older Oxford5k and
-Paris6k (`ok` for the two), are read too, and so are MATLAB's files of the former.
+where a list holds 0-based positions in the gallery or names of it; a file whose queries all have
+`positive` in the place of `easy` and `hard` knows no levels. The pickles of Revisited Oxford and
+Paris (`imlist`, `qimlist`, `gnd[i]` with `bbx` [x0, y0, x1, y1], `easy`, `hard`, `junk`), and those
+of the older Oxford5k and Paris6k (`ok` for the two), are read too, and so are MATLAB's files of the
+former.
 """
 
 from __future__ import annotations
@@ -62,17 +64,23 @@ class GroundTruth:
     levels: bool = True
 
     def gallery_positions(self, record_ids: Iterable[str]) -> dict[str, int]:
-        """The gallery position of each record id that the gallery lists; others, the distractors, are absent.
+        """The gallery position of each record id that the gallery lists; others, the distractors,
+        are absent.
 
-        `schemas.name_matching` says what matches. `len(gallery) - len(result)` listed images have no record.
+        `schemas.name_matching` says what matches. `len(gallery) - len(result)` listed images have
+        no record.
 
         Raises:
             UserError: two records match one name, or one record two.
         """
-        return match_names([(name, None) for name in self.gallery], record_ids, f"gallery of {self.name}")
+        return match_names(
+            [(name, None) for name in self.gallery], record_ids, f"gallery of {self.name}"
+        )
 
     def query_positions(self, record_ids: Iterable[str]) -> dict[str, int]:
-        """The position in `queries` of each record id that is one: by name, and box where both have one."""
+        """The position in `queries` of each record id that is one: by name, and box where both have
+        one.
+        """
         entries = [(query.name, query.box) for query in self.queries]
         return match_names(entries, record_ids, f"queries of {self.name}")
 
@@ -84,9 +92,9 @@ def load_ground_truth(url: str) -> GroundTruth:
         url: any fsspec URL or path.
 
     Raises:
-        UserError: the file is missing, damaged, or a pickle that names code (nothing of it is run); a
-            position out of range, an image twice in a query's lists, a box without area. The sentence names
-            file and query.
+        UserError: the file is missing, damaged, or a pickle that names code (nothing of it is run);
+            a position out of range, an image twice in a query's lists, a box without area. The
+            sentence names file and query.
     """
     try:
         with fsspec.open(url, "rb") as file:
@@ -98,9 +106,13 @@ def load_ground_truth(url: str) -> GroundTruth:
     if extension == ".json":
         return reader.read(_parse_json(data, url), stem)
     if extension in (".pkl", ".pickle"):
-        return reader.read(reader.from_revisitop(load_plain(data, str(url))), stem.removeprefix("gnd_"))
+        return reader.read(
+            reader.from_revisitop(load_plain(data, str(url))), stem.removeprefix("gnd_")
+        )
     if extension == ".mat":
-        return reader.read(reader.from_revisitop(load_matlab(data, str(url))), stem.removeprefix("gnd_"))
+        return reader.read(
+            reader.from_revisitop(load_matlab(data, str(url))), stem.removeprefix("gnd_")
+        )
     raise UserError(f"The ground truth {url} is neither .json nor .pkl nor .mat.")
 
 
@@ -121,12 +133,16 @@ class _Reader:
         self.place = place
 
     def from_revisitop(self, content: Any) -> dict[str, Any]:
-        """A revisitop pickle in the words of our JSON: corners to x, y, w, h; `ok` to `positive`."""
+        """A revisitop pickle in the words of our JSON: corners to x, y, w, h; `ok` to
+        `positive`.
+        """
         if not isinstance(content, dict):
             raise self.error("is not a dictionary")
         names, gnd = self.sequence(content, "qimlist"), self.sequence(content, "gnd")
         if len(names) != len(gnd) or not all(isinstance(entry, dict) for entry in gnd):
-            raise self.error(f"has {len(names)} names in qimlist, and not as many dictionaries in gnd")
+            raise self.error(
+                f"has {len(names)} names in qimlist, and not as many dictionaries in gnd"
+            )
         queries = []
         for name, entry in zip(names, gnd, strict=True):
             query = {key: entry[key] for key in LISTS if key in entry}
@@ -150,7 +166,9 @@ class _Reader:
                 )
         without_levels = [isinstance(query, dict) and "positive" in query for query in queries]
         if any(without_levels) and not all(without_levels):
-            raise self.error(f'has "positive" in some queries but not in query {without_levels.index(False)}')
+            raise self.error(
+                f'has "positive" in some queries but not in query {without_levels.index(False)}'
+            )
         truths = [self.query(query, row, positions) for row, query in enumerate(queries)]
         if not truths:
             raise self.error("has no query")
@@ -174,7 +192,9 @@ class _Reader:
         for key, listed in lists.items():
             for position in listed:
                 if position in where:
-                    places = f"{where[position]} and {key}" if where[position] != key else f"{key} twice"
+                    places = (
+                        f"{where[position]} and {key}" if where[position] != key else f"{key} twice"
+                    )
                     raise self.error(f"lists gallery position {position} in {places}", name)
                 where[position] = key
         positives = lists.get("positive", lists.get("easy", ()))
@@ -194,7 +214,9 @@ class _Reader:
             if isinstance(item, float) and item.is_integer():  # MATLAB's and some arrays' integers
                 item = int(item)
             if type(item) is not int or not 0 <= item < len(gallery):  # a bool is no position
-                raise self.error(f"has {item!r} in {key}, no position in a gallery of {len(gallery)}", name)
+                raise self.error(
+                    f"has {item!r} in {key}, no position in a gallery of {len(gallery)}", name
+                )
             listed.append(item)
         return tuple(listed)
 
@@ -221,7 +243,9 @@ class _Reader:
         raise self.error(f"has {name!r:.80} as the name of {what}: not a text")
 
     def error(self, complaint: str, query: str | None = None) -> UserError:
-        return UserError(f"The ground truth {self.place} {complaint}{f' (query {query})' if query else ''}.")
+        return UserError(
+            f"The ground truth {self.place} {complaint}{f' (query {query})' if query else ''}."
+        )
 
 
 def save_ground_truth(ground_truth: GroundTruth, url: str) -> None:
@@ -238,7 +262,9 @@ def save_ground_truth(ground_truth: GroundTruth, url: str) -> None:
         lines.append(json.dumps({"name": query.name, "box": query.box, **lists}))
     text = (
         f'{{"schema": "{SCHEMA}",\n "name": {json.dumps(ground_truth.name)},\n'
-        f' "gallery": {json.dumps(ground_truth.gallery)},\n "queries": [\n  ' + ",\n  ".join(lines) + "]}\n"
+        f' "gallery": {json.dumps(ground_truth.gallery)},\n "queries": [\n  '
+        + ",\n  ".join(lines)
+        + "]}\n"
     )
     try:
         fs, path = fsspec.core.url_to_fs(url)

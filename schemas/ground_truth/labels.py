@@ -1,8 +1,9 @@
 """Labels of records for training: which image shows which instance.
 
-A text of `name,label` lines, or of `path,label,width,height` as the lists of the paper's repository have them, with or
-without a head line that names the columns; or a Parquet file with a column `record_id` or `path` and a column `label`.
-A name is a record id, or a path as the image source has it.
+A text of `name,label` lines, or of `path,label,width,height` as the lists of the paper's repository
+have them, with or without a head line that names the columns; or a Parquet file with a column
+`record_id` or `path` and a column `label`. A name is a record id, or a path as the image source has
+it.
 """
 
 from __future__ import annotations
@@ -74,16 +75,23 @@ def _read_text(data: bytes, where: str) -> list[LabelRow]:
                 if "label" in fields:
                     names = [name for name in NAME_COLUMNS if name in fields]
                     if not names:
-                        raise UserError(f"{where}, row {reader.line_num}: its head names no column record_id or path")
+                        raise UserError(
+                            f"{where}, row {reader.line_num}: its head names no column record_id "
+                            f"or path"
+                        )
                     name_at, label_at = fields.index(names[0]), fields.index("label")
                     continue
                 if width not in (2, 4):
                     raise UserError(
-                        f"{where}, row {reader.line_num}: {width} columns and no head; give `name,label`, or "
+                        f"{where}, row {reader.line_num}: {width} columns and no head; give "
+                        f"`name,label`, or "
                         "`path,label,width,height`, or a head line that names the columns"
                     )
             if len(fields) != width:
-                raise UserError(f"{where}, row {reader.line_num}: {len(fields)} columns, the rows before have {width}")
+                raise UserError(
+                    f"{where}, row {reader.line_num}: {len(fields)} columns, the rows before have "
+                    f"{width}"
+                )
             rows.append(LabelRow(fields[name_at], fields[label_at], reader.line_num))
     except csv.Error as error:
         raise UserError(f"{where}, row {reader.line_num}: it is no CSV: {error}") from None
@@ -94,11 +102,14 @@ def _read_parquet(data: bytes, where: str) -> list[LabelRow]:
     try:
         table = pq.read_table(io.BytesIO(data))
     except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{where} cannot be read as Parquet: {' '.join(str(error).split())}") from None
+        raise UserError(
+            f"{where} cannot be read as Parquet: {' '.join(str(error).split())}"
+        ) from None
     names = [name for name in NAME_COLUMNS if name in table.column_names]
     if not names or "label" not in table.column_names:
         raise UserError(
-            f"{where} has the columns {', '.join(table.column_names)}; it needs record_id or path, and label"
+            f"{where} has the columns {', '.join(table.column_names)}; it needs record_id or "
+            f"path, and label"
         )
     pairs = zip(table.column(names[0]).to_pylist(), table.column("label").to_pylist(), strict=True)
     return [
@@ -130,12 +141,15 @@ def match_labels(rows: Iterable[LabelRow], record_ids: Sequence[str], where: str
         label, row = found.setdefault(record, (entry.label, entry.row))
         if label != entry.label:
             raise UserError(
-                f"{where}, row {entry.row}: {entry.name!r} has the label {entry.label!r}, but {label!r} in row {row}"
+                f"{where}, row {entry.row}: {entry.name!r} has the label {entry.label!r}, but "
+                f"{label!r} in row {row}"
             )
     return Labels({record_id: label for record_id, (label, _) in found.items()}, tuple(unknown))
 
 
-def _record_of(entry: LabelRow, known: set[str], below: dict[str, list[str]], where: str) -> str | None:
+def _record_of(
+    entry: LabelRow, known: set[str], below: dict[str, list[str]], where: str
+) -> str | None:
     name = entry.name.removeprefix("./")
     for text in (name, encode_name(name)):
         if text in known:
@@ -143,7 +157,8 @@ def _record_of(entry: LabelRow, known: set[str], below: dict[str, list[str]], wh
         fitting = below.get(text, ())
         if len(fitting) > 1:
             raise UserError(
-                f"{where}, row {entry.row}: {entry.name!r} fits both {fitting[0]} and {fitting[1]}; name the record id"
+                f"{where}, row {entry.row}: {entry.name!r} fits both {fitting[0]} and "
+                f"{fitting[1]}; name the record id"
             )
         if fitting:
             return fitting[0]
@@ -161,7 +176,8 @@ def folder_labels(record_ids: Iterable[str]) -> Labels:
         folder = PurePosixPath(split_record_id(record_id)[1]).parent.name
         if not folder:
             raise UserError(
-                f"{record_id} lies in no folder below its source, so that it has no label; give --labels FILE"
+                f"{record_id} lies in no folder below its source, so that it has no label; give "
+                f"--labels FILE"
             )
         found[record_id] = folder
     return Labels(found)

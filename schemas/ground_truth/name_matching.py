@@ -1,12 +1,13 @@
 """Which record is meant by a name of a ground truth.
 
 Ground truths name images loosely (`all_souls_000013`, `gallery/0001.jpg`); record ids are exact
-(`source/relative/path.jpg#x,y,w,h`). Names are compared in four steps, each only among the names and records
-that an earlier step left over, so that a loose rule never takes an image from an exact one:
+(`source/relative/path.jpg#x,y,w,h`). Names are compared in four steps, each only among the names
+and records that an earlier step left over, so that a loose rule never takes an image from an exact
+one:
 
-1. the name is the image id; 2. it is the path below the source; 3. the same, both without extension;
-4. both without extension, one is the end of the other: `jpg/0001.jpg` and `0001`, or `0001.jpg` and
-`gallery/0001`, but never `distractors/0001.jpg` and `gallery/0001.jpg`.
+1. the name is the image id; 2. it is the path below the source; 3. the same, both without
+extension; 4. both without extension, one is the end of the other: `jpg/0001.jpg` and `0001`, or
+`0001.jpg` and `gallery/0001`, but never `distractors/0001.jpg` and `gallery/0001.jpg`.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ from schemas.errors import UserError
 from schemas.image_list import Box, encode_name, split_record_id
 
 # Names in revisitop's files have no extension; any other dot ("photo.2019") belongs to the name.
-_EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".jp2", ".avif"})
+_EXTENSIONS = frozenset(
+    {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".jp2", ".avif"}
+)
 _BOX_TOLERANCE = 0.01  # pixels
 
 
@@ -29,8 +32,8 @@ def match_names(
     """The position in `entries` of each record that one of them names; other records are absent.
 
     Args:
-        entries: name, percent-encoded like record ids or not, and box (x, y, w, h). Where both the entry and
-            the record have a box, the two agree to 0.01 pixels.
+        entries: name, percent-encoded like record ids or not, and box (x, y, w, h). Where both the
+            entry and the record have a box, the two agree to 0.01 pixels.
         what: what messages call the entries.
 
     Raises:
@@ -52,7 +55,9 @@ def match_names(
             return exact.get(path, ())
         if step == 3:
             return bare.get(_bare(path), ())
-        below = (position for ending in _proper_endings(_bare(path)) for position in bare.get(ending, ()))
+        below = (
+            position for ending in _proper_endings(_bare(path)) for position in bare.get(ending, ())
+        )
         return {*below, *endings.get(_bare(path), ())}
 
     records = {record_id: split_record_id(record_id) for record_id in record_ids}
@@ -71,11 +76,13 @@ def match_names(
             if len(fitting) > 1:
                 names = " and ".join(repr(entries[position][0]) for position in sorted(fitting)[:2])
                 raise UserError(
-                    f"The record {record_id} matches both {names} in {what}; name it there by its image id."
+                    f"The record {record_id} matches both {names} in {what}; name it there by its "
+                    f"image id."
                 )
             if fitting and found.setdefault(fitting[0], record_id) != record_id:
                 raise UserError(
-                    f"{entries[fitting[0]][0]!r} in {what} matches both {found[fitting[0]]} and {record_id}; "
+                    f"{entries[fitting[0]][0]!r} in {what} matches both {found[fitting[0]]} and "
+                    f"{record_id}; "
                     "name the right one there by its image id."
                 )
         taken |= found

@@ -1,9 +1,10 @@
 """Pickles of plain data, read without running anything that they name.
 
-A pickle is a program: it may name any importable function and have it called. Here each name that a file
-asks for is looked up in a short table. Sets are built as they are; numpy's arrays, scalars and dtypes are
-built by the small stand-ins below, from their bytes, so that not even numpy's own unpickling runs on the
-file. Any other name is refused before anything is called.
+A pickle is a program: it may name any importable function and have it called. Here each name that a
+    file
+asks for is looked up in a short table. Sets are built as they are; numpy's arrays, scalars and
+dtypes are built by the small stand-ins below, from their bytes, so that not even numpy's own
+unpickling runs on the file. Any other name is refused before anything is called.
 """
 
 from __future__ import annotations
@@ -19,7 +20,10 @@ from schemas.errors import UserError
 
 
 class _StandIn:
-    """What a pickle may call. State that it is not made for is refused, so that no class can be altered."""
+    """What a pickle may call.
+
+    State that it is not made for is refused, so that no class can be altered.
+    """
 
     def __setstate__(self, state: object) -> None:
         raise pickle.UnpicklingError("state for something that has none")
@@ -41,7 +45,9 @@ class _Dtype(_StandIn):
         self.is_object = spec[0] == "O"
         self.dtype = np.dtype(spec)
 
-    def __setstate__(self, state: Any) -> None:  # (version, byte order, ...): only the order matters here
+    def __setstate__(
+        self, state: Any
+    ) -> None:  # (version, byte order, ...): only the order matters here
         self.dtype = self.dtype.newbyteorder(state[1])
 
     def values(self, raw: object, shape: Any, order: str) -> Any:
@@ -118,13 +124,15 @@ class _Unpickler(pickle.Unpickler):
             return _ALLOWED[module, name]
         except KeyError:
             raise UserError(
-                f"{self._place} is a pickle that asks for {module}.{name}, which is not plain data: refused, "
+                f"{self._place} is a pickle that asks for {module}.{name}, which is not plain "
+                f"data: refused, "
                 "and nothing in it was run. Convert it to JSON where you trust it."
             ) from None
 
 
 def load_plain(data: bytes, place: str) -> Any:
-    """The content of a pickle: dict, list, tuple, set, str, bytes, int, float, bool, None; arrays as lists.
+    """The content of a pickle: dict, list, tuple, set, str, bytes, int, float, bool, None; arrays
+    as lists.
 
     Args:
         data: the pickle, of any protocol and of Python 2 or 3.

@@ -1,8 +1,11 @@
-"""Descriptors that other software wrote, read into the form of our stores: one module a family of files.
+"""Descriptors that other software wrote, read into the form of our stores: one module a family of
+files.
 
-    delg    a pair of protocol buffers an image: `.delg_global`, `.delg_local` (DELG, the paper's repository)
+    delg    a pair of protocol buffers an image: `.delg_global`, `.delg_local` (DELG, the paper's
+            repository)
     ames    HDF5 of local descriptors, all images in one dataset (AMES, ELViS)
-    arrays  matrices of global descriptors (.npy, .npz, .mat, clip-retrieval), and our own flat arrays of locals
+    arrays  matrices of global descriptors (.npy, .npz, .mat, clip-retrieval), and our own flat
+            arrays of locals
 
 None of them runs code that a file brings: no pickles, no object arrays.
 """
@@ -19,7 +22,9 @@ SCALE_TOLERANCE = 1e-3  # relative: float32 of sqrt(2) and its inverse, written 
 
 
 class Unusable(Exception):
-    """Why one image's descriptors cannot be taken: a sentence without the file's name, and a word to count by."""
+    """Why one image's descriptors cannot be taken: a sentence without the file's name, and a word
+    to count by.
+    """
 
     def __init__(self, reason: str, error_class: str) -> None:
         super().__init__(reason)
@@ -49,7 +54,9 @@ def unit_global(values: np.ndarray, dimension: int) -> np.ndarray:
     """
     if values.shape != (dimension,):
         raise Unusable(
-            f"the global descriptor has the shape {list(values.shape)}, the others have [{dimension}]", "dimension"
+            f"the global descriptor has the shape {list(values.shape)}, the others have "
+            f"[{dimension}]",
+            "dimension",
         )
     length = float(np.linalg.norm(np.asarray(values, np.float64)))
     if not np.isfinite(length):
@@ -70,22 +77,33 @@ def checked_locals(
     dimension: int,
     most: int,
 ) -> ImportedLocals:
-    """The `most` strongest local descriptors in the form of our stores; equal strengths keep their order.
+    """The `most` strongest local descriptors in the form of our stores; equal strengths keep their
+    order.
 
-    Raises Unusable: another dimension than the others', a value that is not finite, or a descriptor without length.
+    Raises Unusable: another dimension than the others', a value that is not finite, or a descriptor
+        without length.
     """
     if descriptors.ndim != 2 or (len(descriptors) and descriptors.shape[1] != dimension):
         raise Unusable(
-            f"the local descriptors have the shape {list(descriptors.shape)}, the others have [n, {dimension}]",
+            f"the local descriptors have the shape {list(descriptors.shape)}, the others have [n, "
+            f"{dimension}]",
             "dimension",
         )
     if len(strength) and bool(np.any(strength[:-1] < strength[1:])):
         order = np.argsort(-strength, kind="stable")[:most]
-        descriptors, xy, scale, strength = descriptors[order], xy[order], scale[order], strength[order]
+        descriptors, xy, scale, strength = (
+            descriptors[order],
+            xy[order],
+            scale[order],
+            strength[order],
+        )
     kept = np.ascontiguousarray(descriptors[:most], np.float32).reshape(-1, dimension)
     squares = np.einsum("nd,nd->n", kept, kept)
     if not (np.isfinite(squares).all() and np.isfinite(xy).all() and np.isfinite(strength).all()):
-        raise Unusable("the local descriptors, their places or strengths hold values that are not finite", "not_finite")
+        raise Unusable(
+            "the local descriptors, their places or strengths hold values that are not finite",
+            "not_finite",
+        )
     lengths = np.sqrt(squares)
     if not lengths.all():
         raise Unusable("a local descriptor is all zeros", "zero")
@@ -101,13 +119,19 @@ def checked_locals(
 
 
 def ordinals_of(values: np.ndarray, scales: tuple[float, ...]) -> np.ndarray:
-    """uint8 [n]: which of `scales` each image scale is. Raises Unusable for one that is none of them (to 0.1 %)."""
+    """uint8 [n]: which of `scales` each image scale is. Raises Unusable for one that is none of
+    them (to 0.1 %).
+    """
     given = np.asarray(values, np.float64)
     known = np.asarray(scales, np.float64)
     with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
         distance = np.abs(given[:, None] / known[None] - 1.0)
     nearest = distance.argmin(axis=1) if len(given) else np.zeros(0, np.int64)
-    bad = ~(distance.min(axis=1, initial=np.inf) <= SCALE_TOLERANCE) if len(given) else np.zeros(0, bool)
+    bad = (
+        ~(distance.min(axis=1, initial=np.inf) <= SCALE_TOLERANCE)
+        if len(given)
+        else np.zeros(0, bool)
+    )
     if bad.any():
         listed = ", ".join(f"{scale:g}" for scale in scales)
         raise Unusable(f"the image scale {given[bad][0]:g} is none of {listed}", "scale")

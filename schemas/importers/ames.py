@@ -1,13 +1,16 @@
-"""AMES's HDF5 of local descriptors: all images of a set in one dataset `features`, read a block of images at a time.
+"""AMES's HDF5 of local descriptors: all images of a set in one dataset `features`, read a block of
+images at a time.
 
     float   [N, k, 5 + W]   x, y, scale, mask, weight, then the descriptor
-    or      [N, k] of a structure {metadata: 5 numbers as above, descriptor: float [W] or uint8 [W / 8]}
+    or      [N, k] of a structure {metadata: 5 numbers as above, descriptor: float [W] or uint8 [W /
+            8]}
 
-mask 1 is padding. `scale` is an ordinal in the list of image scales that the images were described at (one for DINOv2,
-three for CVNet); the weight is the detector's. A uint8 descriptor is packed signs, the first in the highest bit
-(numpy.packbits). The extractors (extract/extract_dino.py, extract_cvnet.py) number a picture's cells row by row and
-write the row's coordinate first, though the column is called x: so do we read it. DINOv2's places are fractions of
-the picture, CVNet's pixels. Global descriptors lie in a file of their own.
+mask 1 is padding. `scale` is an ordinal in the list of image scales that the images were described
+at (one for DINOv2, three for CVNet); the weight is the detector's. A uint8 descriptor is packed
+signs, the first in the highest bit (numpy.packbits). The extractors (extract/extract_dino.py,
+extract_cvnet.py) number a picture's cells row by row and write the row's coordinate first, though
+the column is called x: so do we read it. DINOv2's places are fractions of the picture, CVNet's
+pixels. Global descriptors lie in a file of their own.
 """
 
 from __future__ import annotations
@@ -39,14 +42,21 @@ class AmesFile:
         except FileNotFoundError:
             raise UserError(f"{path}: there is no such file") from None
         except (OSError, KeyError) as error:
-            raise UserError(f"{path}: it cannot be read as HDF5 with a dataset {DATASET!r}: {error}") from None
+            raise UserError(
+                f"{path}: it cannot be read as HDF5 with a dataset {DATASET!r}: {error}"
+            ) from None
         if not isinstance(features, h5py.Dataset):
             raise UserError(f"{path}: {DATASET!r} is no dataset")
         self.path, self._features = path, features
         self.rows = int(features.shape[0]) if features.shape else 0
         self.signs = False
         names = features.dtype.names
-        if names is None and features.ndim == 3 and features.shape[2] > LEADING and features.dtype.kind == "f":
+        if (
+            names is None
+            and features.ndim == 3
+            and features.shape[2] > LEADING
+            and features.dtype.kind == "f"
+        ):
             self.dimension = int(features.shape[2]) - LEADING
         elif names is not None and features.ndim == 2 and {"metadata", "descriptor"} <= set(names):
             described = features.dtype["descriptor"]
@@ -56,7 +66,8 @@ class AmesFile:
                 raise UserError(f"{path}: 'metadata' must hold {LEADING} numbers a descriptor")
         else:
             raise UserError(
-                f"{path}: {DATASET!r} is {features.dtype} {list(features.shape)}; it must be [images, descriptors, "
+                f"{path}: {DATASET!r} is {features.dtype} {list(features.shape)}; it must be "
+                f"[images, descriptors, "
                 f"{LEADING} + dimension], or a structure of 'metadata' and 'descriptor'"
             )
 
@@ -73,11 +84,16 @@ class AmesFile:
         )
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        """The images start .. stop as they stand in the file. Raises UserError where a block cannot be read."""
+        """The images start ..
+
+        stop as they stand in the file. Raises UserError where a block cannot be read.
+        """
         try:
             block: np.ndarray = self._features[start:stop]
         except OSError as error:
-            raise UserError(f"{self.path}: images {start} to {stop - 1} cannot be read: {error}") from None
+            raise UserError(
+                f"{self.path}: images {start} to {stop - 1} cannot be read: {error}"
+            ) from None
         return block
 
     def locals_of(self, image: np.ndarray, most: int, scales: tuple[float, ...]) -> ImportedLocals:
@@ -92,7 +108,10 @@ class AmesFile:
         leading, descriptors = np.asarray(leading[kept], np.float32), descriptors[kept]
         ordinals = leading[:, 2]
         if not np.isin(ordinals, np.arange(len(scales))).all():
-            raise Unusable(f"it holds scale numbers that are none of 0 .. {len(scales) - 1} (--scales)", "scale")
+            raise Unusable(
+                f"it holds scale numbers that are none of 0 .. {len(scales) - 1} (--scales)",
+                "scale",
+            )
         return checked_locals(
             self._signs(descriptors) if self.signs else descriptors,
             leading[:, 1::-1],

@@ -1,9 +1,10 @@
-"""Matrices of global descriptors as others keep them, and flat arrays of local ones as `export` writes them.
+"""Matrices of global descriptors as others keep them, and flat arrays of local ones as `export`
+writes them.
 
     .npy   [n, D] or [D, n], read by memory map
     .npz   one of its arrays
-    .mat   [D, n], MATLAB's or revisitop's features (X: gallery, Q: queries); version 7.3 is HDF5 and read by rows
-    .h5    [n, D] in a dataset `features` (AMES, ILIAS)
+    .mat   [D, n], MATLAB's or revisitop's features (X: gallery, Q: queries); version 7.3 is HDF5
+    and read by rows .h5    [n, D] in a dataset `features` (AMES, ILIAS)
     clip   clip-retrieval's folder: img_emb/img_emb_0.npy ..., metadata/metadata_0.parquet ...
 
 Object arrays are refused: reading one would run what the file says.
@@ -35,20 +36,26 @@ LOCAL_ARRAYS = ("descriptor", "xy", "scale", "strength", "offset")
 class Matrix:
     """Global descriptors, an image a row, whatever the file's layout.
 
-    rows: images, n. dimension: D. `pieces` follow each other; `columns`: an image is a column of theirs.
+    rows: images, n. dimension: D. `pieces` follow each other; `columns`: an image is a column of
+        theirs.
     """
 
     def __init__(self, path: str, pieces: Sequence[Any], columns: bool) -> None:
         self.path, self._pieces, self._columns = path, list(pieces), columns
         for piece in self._pieces:
             if piece.ndim != 2 or piece.dtype.kind not in "fiu":
-                raise UserError(f"{path}: it holds {piece.dtype} {list(piece.shape)}; it must be a matrix of numbers")
+                raise UserError(
+                    f"{path}: it holds {piece.dtype} {list(piece.shape)}; it must be a matrix of "
+                    f"numbers"
+                )
         sizes = {int(piece.shape[0 if columns else 1]) for piece in self._pieces}
         if len(sizes) != 1:
             raise UserError(f"{path}: its files have different dimensions, {sorted(sizes)}")
         self.dimension = sizes.pop()
         if not self.dimension:
-            raise UserError(f"{path}: it holds {list(self._pieces[0].shape)}: vectors without a dimension")
+            raise UserError(
+                f"{path}: it holds {list(self._pieces[0].shape)}: vectors without a dimension"
+            )
         self._ends = np.cumsum([piece.shape[1 if columns else 0] for piece in self._pieces])
         self.rows = int(self._ends[-1])
 
@@ -64,16 +71,20 @@ class Matrix:
         return np.concatenate(blocks) if blocks else np.zeros((0, self.dimension), np.float32)
 
 
-def open_matrix(path: str, kind: str, variable: str = "", layout: str = "auto", expected: int = 0) -> Matrix:
+def open_matrix(
+    path: str, kind: str, variable: str = "", layout: str = "auto", expected: int = 0
+) -> Matrix:
     """The matrix of a local file.
 
     Args:
         kind: npy, npz, mat, h5 or clip.
         variable: its name in .npz and .mat.
-        layout: rows, columns, or auto: the one whose number of images is `expected`, else columns for .mat alone.
+        layout: rows, columns, or auto: the one whose number of images is `expected`, else columns
+            for .mat alone.
 
     Raises:
-        UserError: no such file, not readable, no numbers, more than one array to choose from, or too large to load.
+        UserError: no such file, not readable, no numbers, more than one array to choose from, or
+            too large to load.
     """
     if kind == "clip":
         return Matrix(path, [_npy(name) for name in clip_files(path)[0]], False)
@@ -81,12 +92,21 @@ def open_matrix(path: str, kind: str, variable: str = "", layout: str = "auto", 
         array: Any = _npy(path) if kind == "npy" else _npz(path, variable)
     else:
         array = _mat(path, variable) if kind == "mat" else _hdf5(path, "features")
-    flipped = kind == "mat" and isinstance(array, h5py.Dataset)  # HDF5 has MATLAB's matrices transposed
+    flipped = kind == "mat" and isinstance(
+        array, h5py.Dataset
+    )  # HDF5 has MATLAB's matrices transposed
     if array.ndim != 2:
-        raise UserError(f"{path}: it holds an array of the shape {list(array.shape)}; it must be a matrix")
+        raise UserError(
+            f"{path}: it holds an array of the shape {list(array.shape)}; it must be a matrix"
+        )
     columns = kind == "mat" if layout == "auto" else layout == "columns"
     rows_if = {wanted: int(array.shape[1 if wanted != flipped else 0]) for wanted in (False, True)}
-    if layout == "auto" and expected and rows_if[columns] != expected and rows_if[not columns] == expected:
+    if (
+        layout == "auto"
+        and expected
+        and rows_if[columns] != expected
+        and rows_if[not columns] == expected
+    ):
         columns = not columns
     return Matrix(path, [array], columns != flipped)
 
@@ -98,7 +118,9 @@ def _npy(path: str) -> np.ndarray:
     except FileNotFoundError:
         raise UserError(f"{path}: there is no such file") from None
     except (OSError, ValueError, EOFError, OverflowError) as error:
-        reason = "it is no such file, or holds Python objects" if "pickle" in str(error) else str(error)
+        reason = (
+            "it is no such file, or holds Python objects" if "pickle" in str(error) else str(error)
+        )
         raise UserError(f"{path}: it cannot be read as .npy: {reason}") from None
     if not isinstance(array, np.ndarray):
         raise UserError(f"{path}: it is no single array; is it .npz?")
@@ -117,20 +139,38 @@ def _npz(path: str, variable: str) -> np.ndarray:
             array: np.ndarray = arrays[name]
     except FileNotFoundError:
         raise UserError(f"{path}: there is no such file") from None
-    except (OSError, ValueError, EOFError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+    except (
+        OSError,
+        ValueError,
+        EOFError,
+        KeyError,
+        RuntimeError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as error:
         raise UserError(f"{path}: it cannot be read as .npz: {error}") from None
     return array
 
 
 def _check_header(member: IO[bytes], size: int) -> None:
-    """Raise ValueError where the header of an .npy of `size` bytes claims more: NumPy would take the memory for it."""
+    """Raise ValueError where the header of an .npy of `size` bytes claims more: NumPy would take
+    the memory for it.
+    """
     version = np.lib.format.read_magic(member)
-    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    readers = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }
     if version not in readers:
-        raise ValueError(f"version {version[0]}.{version[1]} of .npy is that of structures, not of a matrix of numbers")
+        raise ValueError(
+            f"version {version[0]}.{version[1]} of .npy is that of structures, not of a matrix of "
+            f"numbers"
+        )
     shape, _, kind = readers[version](member)
     if math.prod(shape) * kind.itemsize > size:
-        raise ValueError(f"its header tells of {kind} {list(shape)}, but its data are {size:,} bytes")
+        raise ValueError(
+            f"its header tells of {kind} {list(shape)}, but its data are {size:,} bytes"
+        )
 
 
 def _mat(path: str, variable: str) -> Any:
@@ -160,7 +200,9 @@ def _hdf5(path: str, variable: str) -> Any:
         raise UserError(f"{path}: there is no such file") from None
     except OSError as error:
         raise UserError(f"{path}: it cannot be read as HDF5: {error}") from None
-    found = file[_choose(path, variable, [name for name in file if isinstance(file[name], h5py.Dataset)])]
+    found = file[
+        _choose(path, variable, [name for name in file if isinstance(file[name], h5py.Dataset)])
+    ]
     return found
 
 
@@ -176,13 +218,18 @@ def _choose(path: str, variable: str, names: Sequence[str]) -> str:
 
 def _bounded(path: str, size: int) -> None:
     if size > MOST_BYTES:
-        raise UserError(f"{path}: its array takes {size:,} bytes in memory, more than {MOST_BYTES:,}; save it as .npy")
+        raise UserError(
+            f"{path}: its array takes {size:,} bytes in memory, more than {MOST_BYTES:,}; save it "
+            f"as .npy"
+        )
 
 
 def clip_files(folder: str) -> tuple[list[str], list[str]]:
-    """Files of embeddings and of metadata of a clip-retrieval folder, in the order of their numbers.
+    """Files of embeddings and of metadata of a clip-retrieval folder, in the order of their
+    numbers.
 
-    Raises UserError where there are no embeddings, or metadata of other numbers: each N has its own of both.
+    Raises UserError where there are no embeddings, or metadata of other numbers: each N has its own
+        of both.
     """
 
     def numbered(below: str, pattern: str) -> dict[int, str]:
@@ -200,19 +247,24 @@ def clip_files(folder: str) -> tuple[list[str], list[str]]:
     if not vectors or alone:
         first = f"; only one of the two is there for N = {alone[0]}" if vectors else ""
         raise UserError(
-            f"{folder}: it holds {len(vectors)} files img_emb_N.npy and {len(metadata)} metadata_N.parquet{first}; "
+            f"{folder}: it holds {len(vectors)} files img_emb_N.npy and {len(metadata)} "
+            f"metadata_N.parquet{first}; "
             "clip-retrieval makes one of each for each N"
         )
     return list(vectors.values()), list(metadata.values())
 
 
 def clip_names(folder: str) -> list[str] | None:
-    """The `image_path` of each row, without a leading slash; None where the metadata has no such column.
+    """The `image_path` of each row, without a leading slash; None where the metadata has no such
+    column.
 
-    Raises UserError where a file is no Parquet, has not as many rows as its embeddings, or a row without a path.
+    Raises UserError where a file is no Parquet, has not as many rows as its embeddings, or a row
+    without a path.
     """
     names: list[str] = []
-    for vectors, path in zip(*clip_files(folder), strict=False):  # strict=False: there may be no metadata
+    for vectors, path in zip(
+        *clip_files(folder), strict=False
+    ):  # strict=False: there may be no metadata
         try:
             file = pq.ParquetFile(path)
             if "image_path" not in file.schema_arrow.names:
@@ -222,18 +274,23 @@ def clip_names(folder: str) -> list[str] | None:
             raise UserError(f"{path}: it cannot be read as Parquet: {error}") from None
         rows = _npy(vectors).shape[:1]
         if rows != (len(told),):
-            raise UserError(f"{path}: it has {len(told):,} rows, but {vectors} has {rows[0] if rows else 0:,}")
+            raise UserError(
+                f"{path}: it has {len(told):,} rows, but {vectors} has {rows[0] if rows else 0:,}"
+            )
         if None in told:
-            raise UserError(f"{path}: row {told.index(None)} has no image_path; give the names with --list")
+            raise UserError(
+                f"{path}: row {told.index(None)} has no image_path; give the names with --list"
+            )
         names += told
     return [str(name).lstrip("/") for name in names] or None
 
 
 class FlatLocals:
-    """A folder of descriptor.npy [m, W], xy.npy [m, 2] (x, y), scale.npy [m] (ordinals), strength.npy [m], offset.npy.
+    """A folder of descriptor.npy [m, W], xy.npy [m, 2] (x, y), scale.npy [m] (ordinals),
+    strength.npy [m], offset.npy.
 
-    offset is int64 [n + 1]: image i has the entries offset[i] .. offset[i + 1]. Raises UserError where they do not fit
-    together.
+    offset is int64 [n + 1]: image i has the entries offset[i] .. offset[i + 1]. Raises UserError
+    where they do not fit together.
     """
 
     def __init__(self, folder: str) -> None:
@@ -243,12 +300,19 @@ class FlatLocals:
         shapes = {"xy": (total, 2), "scale": (total,), "strength": (total,)}
         for name, shape in shapes.items():
             if self.arrays[name].shape != shape:
-                raise UserError(f"{folder}/{name}.npy: its shape is {list(self.arrays[name].shape)}, not {list(shape)}")
+                raise UserError(
+                    f"{folder}/{name}.npy: its shape is {list(self.arrays[name].shape)}, not "
+                    f"{list(shape)}"
+                )
         if described.ndim != 2 or not described.shape[1] or described.dtype.kind != "f":
-            raise UserError(f"{folder}/descriptor.npy: it must be a matrix of floating-point numbers")
+            raise UserError(
+                f"{folder}/descriptor.npy: it must be a matrix of floating-point numbers"
+            )
         whole = offset.ndim == 1 and len(offset) and offset.dtype.kind in "iu"
         if not whole or offset[0] != 0 or offset[-1] != total or (offset[1:] < offset[:-1]).any():
-            raise UserError(f"{folder}/offset.npy: it must rise from 0 to {total}, the number of descriptors")
+            raise UserError(
+                f"{folder}/offset.npy: it must rise from 0 to {total}, the number of descriptors"
+            )
         self.rows, self.dimension = len(offset) - 1, int(described.shape[1])
 
     def locals_of(self, row: int, most: int, scales: int) -> ImportedLocals:
@@ -257,7 +321,14 @@ class FlatLocals:
         piece = {name: np.asarray(self.arrays[name][start:stop]) for name in LOCAL_ARRAYS[:4]}
         ordinals = piece["scale"]
         if len(ordinals) and (ordinals.min() < 0 or ordinals.max() >= scales):
-            raise Unusable(f"it holds scale numbers that are none of 0 .. {scales - 1} (--scales)", "scale")
+            raise Unusable(
+                f"it holds scale numbers that are none of 0 .. {scales - 1} (--scales)", "scale"
+            )
         return checked_locals(
-            piece["descriptor"], piece["xy"], ordinals, piece["strength"], dimension=self.dimension, most=most
+            piece["descriptor"],
+            piece["xy"],
+            ordinals,
+            piece["strength"],
+            dimension=self.dimension,
+            most=most,
         )

@@ -2,17 +2,22 @@
 
 Source: tensorflow/models, research/delf/delf/protos:
 
-    DatumShape    repeated int64 dim = 1, packed          DelfFeature   descriptor = 1, float x = 2, y = 3, scale = 4,
-    FloatList     repeated float value = 1, packed                      orientation = 5, strength = 6
-    Uint32List    repeated uint32 value = 1, packed       DelfFeatures  repeated DelfFeature feature = 1
+    DatumShape    repeated int64 dim = 1, packed          DelfFeature   descriptor = 1, float x = 2,
+                  y = 3, scale = 4,
+    FloatList     repeated float value = 1, packed                      orientation = 5, strength =
+                  6
+    Uint32List    repeated uint32 value = 1, packed       DelfFeatures  repeated DelfFeature feature
+                  = 1
     DatumProto    shape = 1, oneof {float_list = 2, uint32_list = 3}
 
-What writers make is regular: each feature has the same bytes but for its numbers. Such a file is checked against that
+What writers make is regular: each feature has the same bytes but for its numbers. Such a file is
+    checked against that
 pattern and viewed as one array; every other valid encoding goes through protobuf's own parser.
 
-`scale` in the files is the feature's: 1 / image scale (ExtractKeypointDescriptor in DELF's feature_extractor.py), so
-that 4 is the smallest copy of the image. Some ports write the image scale itself. `strength` is the attention. Places
-are centres of receptive fields in pixels of the picture that was given (a crop, for DELG's queries).
+`scale` in the files is the feature's: 1 / image scale (ExtractKeypointDescriptor in DELF's
+feature_extractor.py), so that 4 is the smallest copy of the image. Some ports write the image scale
+itself. `strength` is the attention. Places are centres of receptive fields in pixels of the picture
+that was given (a crop, for DELG's queries).
 """
 
 from __future__ import annotations
@@ -28,10 +33,24 @@ import numpy as np
 from schemas.importers import ImportedLocals, Unusable, checked_locals, ordinals_of
 
 GLOBAL_SUFFIX, LOCAL_SUFFIX = ".delg_global", ".delg_local"
-SCALES = (0.25, 0.35355338, 0.5, 0.70710677, 1.0, 1.4142135, 2.0)  # image scales of DELG's published configurations
+SCALES = (
+    0.25,
+    0.35355338,
+    0.5,
+    0.70710677,
+    1.0,
+    1.4142135,
+    2.0,
+)  # image scales of DELG's published configurations
 SCALE_FIELDS = ("feature", "image")
 MOST_BYTES = 256_000_000  # of a file: 1,000 features of 128 dimensions are 562 kB
-_NUMBERS = ("x", "y", "scale", "orientation", "strength")  # fields 2 .. 6, each a fixed 32-bit number
+_NUMBERS = (
+    "x",
+    "y",
+    "scale",
+    "orientation",
+    "strength",
+)  # fields 2 .. 6, each a fixed 32-bit number
 _numbers_of = attrgetter(*_NUMBERS)
 
 
@@ -48,7 +67,9 @@ class DelgFeatures:
 
 
 def parse_global(data: bytes) -> np.ndarray:
-    """The array of a DatumProto in its own shape: float32, or uint32. Raises Unusable where the bytes are none."""
+    """The array of a DatumProto in its own shape: float32, or uint32. Raises Unusable where the
+    bytes are none.
+    """
     head, values = _datum_head(len(data))
     if values and data.startswith(head):
         return np.frombuffer(data, "<f4", values, len(head))
@@ -56,15 +77,23 @@ def parse_global(data: bytes) -> np.ndarray:
 
 
 def parse_local(data: bytes) -> DelgFeatures:
-    """The features of a DelfFeatures in the file's order; none is allowed. Raises Unusable where the bytes are none."""
+    """The features of a DelfFeatures in the file's order; none is allowed. Raises Unusable where
+    the bytes are none.
+    """
     regular = _regular(data)
     if regular is not None:
-        return DelgFeatures(np.ascontiguousarray(regular["descriptor"]), *(regular[name] for name in _NUMBERS))
+        return DelgFeatures(
+            np.ascontiguousarray(regular["descriptor"]), *(regular[name] for name in _NUMBERS)
+        )
     features = _parsed("DelfFeatures", data).feature
     arrays = [_datum_array(feature.descriptor) for feature in features]
     if len({array.shape for array in arrays}) > 1 or any(array.ndim != 1 for array in arrays):
         raise Unusable("its descriptors are not all vectors of one dimension", "dimension")
-    numbers = np.array([_numbers_of(feature) for feature in features], np.float32).reshape(-1, len(_NUMBERS)).T
+    numbers = (
+        np.array([_numbers_of(feature) for feature in features], np.float32)
+        .reshape(-1, len(_NUMBERS))
+        .T
+    )
     stacked = np.stack(arrays).astype(np.float32) if arrays else np.zeros((0, 0), np.float32)
     return DelgFeatures(stacked, *numbers)
 
@@ -77,9 +106,14 @@ def locals_of(
     scales: tuple[float, ...] = SCALES,
     scale_field: str = "feature",
 ) -> ImportedLocals:
-    """The features as our stores have them. Raises Unusable (schemas.importers), also for an unknown scale."""
+    """The features as our stores have them.
+
+    Raises Unusable (schemas.importers), also for an unknown scale.
+    """
     with np.errstate(divide="ignore"):
-        image_scales = 1.0 / features.scale.astype(np.float64) if scale_field == "feature" else features.scale
+        image_scales = (
+            1.0 / features.scale.astype(np.float64) if scale_field == "feature" else features.scale
+        )
     try:
         ordinals = ordinals_of(image_scales, scales)
     except Unusable as error:
@@ -87,7 +121,9 @@ def locals_of(
         reason = f"{error.reason}; perhaps the files hold {other} scales (--scale-field {other})"
         raise Unusable(reason, error.error_class) from None
     xy = np.stack([features.x, features.y], axis=1)
-    return checked_locals(features.descriptors, xy, ordinals, features.strength, dimension=dimension, most=most)
+    return checked_locals(
+        features.descriptors, xy, ordinals, features.strength, dimension=dimension, most=most
+    )
 
 
 def _varint(value: int) -> bytes:
@@ -106,12 +142,16 @@ def _field(tag: int, content: bytes, more: int = 0) -> bytes:
 
 def _datum_start(values: int) -> bytes:
     """What stands before the numbers of a DatumProto of shape [values]."""
-    return _field(0x0A, _field(0x0A, _varint(values))) + _field(0x12, _field(0x0A, b"", 4 * values), 4 * values)
+    return _field(0x0A, _field(0x0A, _varint(values))) + _field(
+        0x12, _field(0x0A, b"", 4 * values), 4 * values
+    )
 
 
 @cache
 def _datum_head(size: int) -> tuple[bytes, int]:
-    """What a DatumProto of `size` bytes starts with where it is a vector, and its dimension; 0: it can be none."""
+    """What a DatumProto of `size` bytes starts with where it is a vector, and its dimension; 0: it
+    can be none.
+    """
     for values in range(size // 4, max(0, size // 4 - 8), -1):
         if len(_datum_start(values)) + 4 * values == size:
             return _datum_start(values), values
@@ -120,7 +160,9 @@ def _datum_head(size: int) -> tuple[bytes, int]:
 
 @cache
 def _pattern(record: int) -> tuple[np.dtype[Any], bytes] | None:
-    """The layout of a feature of `record` bytes with tag and length, and the bytes before its numbers."""
+    """The layout of a feature of `record` bytes with tag and length, and the bytes before its
+    numbers.
+    """
     for values in range(record // 4, max(0, record // 4 - 16), -1):
         datum = _datum_start(values)
         before = _field(0x0A, datum, 4 * values)
@@ -154,7 +196,9 @@ def _regular(data: bytes) -> np.ndarray | None:
     raw = np.frombuffer(data, np.uint8).reshape(len(rows), record)
     if (raw[:, : len(before)] != np.frombuffer(before, np.uint8)).any():
         return None
-    if any((rows[f"tag_{name}"] != (number << 3 | 5)).any() for number, name in enumerate(_NUMBERS, 2)):
+    if any(
+        (rows[f"tag_{name}"] != (number << 3 | 5)).any() for number, name in enumerate(_NUMBERS, 2)
+    ):
         return None
     return rows
 
@@ -165,7 +209,9 @@ def _datum_array(datum: Any) -> np.ndarray:
     if kind is None:
         raise Unusable("it holds no descriptor", "empty")
     held = getattr(datum, kind)
-    if kind == "float_list":  # written anew they are packed, at its end: five times as fast as one by one
+    if (
+        kind == "float_list"
+    ):  # written anew they are packed, at its end: five times as fast as one by one
         data = held.SerializeToString()
         values = np.frombuffer(data, "<f4", len(held.value), len(data) - 4 * len(held.value))
     else:
@@ -190,7 +236,9 @@ def _parsed(name: str, data: bytes) -> Any:
 
 @cache
 def messages() -> dict[str, Any]:
-    """Message classes by name, in a pool of their own: DELG's generated modules can be loaded beside them."""
+    """Message classes by name, in a pool of their own: DELG's generated modules can be loaded
+    beside them.
+    """
     from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
     kinds = descriptor_pb2.FieldDescriptorProto

@@ -18,7 +18,9 @@ from tests.pipelines.watching import EXTRACTOR, Running
 
 @pytest.fixture
 def start(tmp_path: Path) -> Any:
-    """`start(*arguments, **environment)` starts a command; whatever lives at the end of the test is killed."""
+    """`start(*arguments, **environment)` starts a command; whatever lives at the end of the test is
+    killed.
+    """
     started: list[Running] = []
 
     def begin(*arguments: object, **environment: str) -> Running:
@@ -34,7 +36,9 @@ def start(tmp_path: Path) -> Any:
 
 @pytest.fixture(scope="session")
 def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Ten scenes with three shots each; ground_truth.json beside the folder asks for the first of four scenes."""
+    """Ten scenes with three shots each; ground_truth.json beside the folder asks for the first of
+    four scenes.
+    """
     folder = tmp_path_factory.mktemp("data") / "photographs"
     folder.mkdir()
     for scene in range(10):
@@ -52,7 +56,12 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         }
         for scene in range(4)
     ]
-    record = {"schema": "rrt-ground-truth/1", "name": "scenes", "gallery": names, "queries": queries}
+    record = {
+        "schema": "rrt-ground-truth/1",
+        "name": "scenes",
+        "gallery": names,
+        "queries": queries,
+    }
     (folder.parent / "ground_truth.json").write_text(json.dumps(record))
     return folder
 
@@ -83,7 +92,9 @@ def s3_session() -> Iterator[S3Server]:
 
 @pytest.fixture
 def s3(s3_session: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Server:
-    """The server, and the environment by which this process and its children find it, through the proxy."""
+    """The server, and the environment by which this process and its children find it, through the
+    proxy.
+    """
     for name, value in s3_session.environment.items():
         monkeypatch.setenv(name, value)
     s3_session.proxy.cut()

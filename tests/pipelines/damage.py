@@ -1,4 +1,6 @@
-"""A small store for tests of verify and repair, and ways to damage it, hashes made to fit again where wished."""
+"""A small store for tests of verify and repair, and ways to damage it, hashes made to fit again
+where wished.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +55,10 @@ def make_photographs(folder: Path, count: int = 20) -> Path:
 def make_store(photographs: Path, out: Path, **options: Any) -> Path:
     """A store of four parts with five rows each."""
     given = {"extractor": EXTRACTOR, "rows_per_part": 5, **options}
-    extract.run(extract_options.Options(images=str(photographs), out=str(out), **given), RunSettings(workers=1))
+    extract.run(
+        extract_options.Options(images=str(photographs), out=str(out), **given),
+        RunSettings(workers=1),
+    )
     return out
 
 
@@ -77,10 +82,13 @@ def flip(path: Path, place: int | None = None) -> None:
     path.write_bytes(data)
 
 
-def rewrite(store: Path, kind: str, unit: str, change: Callable[[Path], dict[str, Any] | None]) -> str:
+def rewrite(
+    store: Path, kind: str, unit: str, change: Callable[[Path], dict[str, Any] | None]
+) -> str:
     """Change a file and make marker, parts table and manifest fit; gives its new name.
 
-    `change` gets the path, changes the file, and may give entries of the marker's file entry (rows, layout).
+    `change` gets the path, changes the file, and may give entries of the marker's file entry (rows,
+    layout).
     """
     path = one(store, f"{kind}/{unit}.*")
     changed = change(path) or {}
@@ -92,7 +100,9 @@ def rewrite(store: Path, kind: str, unit: str, change: Callable[[Path], dict[str
     about = {"name": new, "bytes": target.stat().st_size, "sha256": digest, **changed}
 
     def entries(marker: Marker) -> Marker:
-        files = tuple(replace(entry, **about) if entry.name == old else entry for entry in marker.files)
+        files = tuple(
+            replace(entry, **about) if entry.name == old else entry for entry in marker.files
+        )
         return replace(marker, files=files)
 
     change_marker(store, unit, entries)
@@ -112,7 +122,9 @@ def remake_manifest(store: Path) -> None:
     """Write parts table and manifest from the markers as they are."""
     place = Place(str(store))
     job = replace(Job.from_json((store / "plan/job.json").read_text()), units=planned_units(place))
-    markers = [Marker.from_bytes((store / f"done/{unit.name}.json").read_bytes()) for unit in job.units]
+    markers = [
+        Marker.from_bytes((store / f"done/{unit.name}.json").read_bytes()) for unit in job.units
+    ]
     write_manifest(place, job, [marker for marker in markers if marker], 1.0)
 
 
@@ -126,12 +138,16 @@ def set_cells(column: str, cells: dict[int, Any]) -> Callable[[Path], None]:
             values[row] = value(values[row]) if callable(value) else value
         index = table.schema.get_field_index(column)
         field = table.schema.field(column)
-        pq.write_table(table.set_column(index, field, pa.array(values, field.type)), path, compression="none")
+        pq.write_table(
+            table.set_column(index, field, pa.array(values, field.type)), path, compression="none"
+        )
 
     return change
 
 
-def set_descriptor(row: int, change: Callable[[np.ndarray], Any], dtype: str = "<f4") -> Callable[[Path], None]:
+def set_descriptor(
+    row: int, change: Callable[[np.ndarray], Any], dtype: str = "<f4"
+) -> Callable[[Path], None]:
     """A change of a global descriptor in place."""
 
     def cell(value: bytes) -> bytes:
@@ -157,7 +173,11 @@ def set_locals(change: Callable[[dict[str, np.ndarray]], None]) -> Callable[[Pat
         with h5py.File(path, "r", locking=False) as file:
             for name, array in arrays.items():
                 start = file[name].id.get_offset()
-                layout[name] = {"offset": int(start), "dtype": array.dtype.str, "shape": list(array.shape)}
+                layout[name] = {
+                    "offset": int(start),
+                    "dtype": array.dtype.str,
+                    "shape": list(array.shape),
+                }
         return {"layout": layout}
 
     return apply

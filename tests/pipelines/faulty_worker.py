@@ -15,7 +15,9 @@ from schemas.plan import Job, Unit
 
 
 class FaultyWorker(UnitWorker):
-    """`behaviour` of the payload: ok, raise, raise_once, user_error, die, die_once, wait, wait_once, large."""
+    """`behaviour` of the payload: ok, raise, raise_once, user_error, die, die_once, wait,
+    wait_once, large.
+    """
 
     def do(self, unit: Unit, attempt: Attempt) -> Counts:
         """Misbehave, or write one small file whose bytes follow from the unit's name."""
@@ -40,7 +42,9 @@ class FaultyWorker(UnitWorker):
 
 def faulty_job(output: str, *behaviours: str, recipe: dict[str, object] | None = None) -> Job:
     """A job with a unit for each behaviour."""
-    units = tuple(Unit(f"part-{n:05}", {"behaviour": behaviour}, 3) for n, behaviour in enumerate(behaviours))
+    units = tuple(
+        Unit(f"part-{n:05}", {"behaviour": behaviour}, 3) for n, behaviour in enumerate(behaviours)
+    )
     return Job(
         stage="test",
         output=output,

@@ -17,7 +17,10 @@ import pytest
 from pipelines.sources.archives import ArchiveDamaged, Entry, entries
 
 CHANCE = random.Random(5)
-FILES = {f"jpg/{n % 3}/{n:03}.jpg": CHANCE.randbytes(CHANCE.choice((0, 1, 511, 512, 513, 40_000))) for n in range(40)}
+FILES = {
+    f"jpg/{n % 3}/{n:03}.jpg": CHANCE.randbytes(CHANCE.choice((0, 1, 511, 512, 513, 40_000)))
+    for n in range(40)
+}
 SUFFIXES = ("tar", "tar.gz", "tgz", "tar.bz2", "tar.xz", "zip")
 
 

@@ -10,15 +10,16 @@ import threading
 from dataclasses import dataclass, field
 
 BUCKET = "bucket"
-BUSY = b"HTTP/1.1 503 Slow Down\r\nContent-Type: application/xml\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%s"
-BUSY_BODY = b"<?xml version='1.0'?><Error><Code>SlowDown</Code><Message>Please reduce your rate</Message></Error>"
+BUSY = b"HTTP/1.1 503 Slow Down\r\nContent-Type: application/xml\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%s"  # noqa: E501
+BUSY_BODY = b"<?xml version='1.0'?><Error><Code>SlowDown</Code><Message>Please reduce your rate</Message></Error>"  # noqa: E501
 
 
 @dataclass
 class Cut:
     """What is to happen to the next `times` requests whose first line holds `match`.
 
-    what: "request" breaks the connection after `after` bytes of the request, "answer" after `after` bytes of the
+    what: "request" breaks the connection after `after` bytes of the request, "answer" after `after`
+        bytes of the
     answer to the whole request, "busy" answers 503. every: only each so many of them.
     """
 
@@ -64,7 +65,9 @@ class CuttingProxy:
             threading.Thread(target=self._serve, args=(client,), daemon=True).start()
 
     def _serve(self, client: socket.socket) -> None:
-        """One connection, in one thread: a socket that another thread waits on cannot be reset at once."""
+        """One connection, in one thread: a socket that another thread waits on cannot be reset at
+        once.
+        """
         with client, socket.create_connection(("127.0.0.1", self.target)) as server:
             cut: Cut | None = None
             left = 0
@@ -75,7 +78,9 @@ class CuttingProxy:
                         if not data:
                             return
                         line = data.partition(b"\r\n")[0]
-                        if end is client and line.endswith(b"HTTP/1.1"):  # none is sent before the last one's answer
+                        if end is client and line.endswith(
+                            b"HTTP/1.1"
+                        ):  # none is sent before the last one's answer
                             cut = self._chosen(line)
                             left = cut.after if cut else 0
                             if cut and cut.what == "busy":
@@ -89,8 +94,13 @@ class CuttingProxy:
                             left -= whole
                         (server if end is client else client).sendall(data)
                         if concerned and left <= 0 and not data.startswith(b"HTTP/1.1 100"):
-                            for broken in (client, server):  # a reset, which no server takes for a request's end
-                                broken.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                            for broken in (
+                                client,
+                                server,
+                            ):  # a reset, which no server takes for a request's end
+                                broken.setsockopt(
+                                    socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
+                                )
                             return
             except OSError:
                 return

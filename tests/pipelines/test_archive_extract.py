@@ -1,4 +1,6 @@
-"""extract from archives: as from a folder; killed, damaged, listed; several sources; retries; layers of locals."""
+"""extract from archives: as from a folder; killed, damaged, listed; several sources; retries;
+layers of locals.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +56,9 @@ def archives(tmp_path: Path) -> Path:
     folder = tmp_path / "crawl"
     folder.mkdir()
     for archive in range(3):
-        members = [(f"jpg/{archive}/{number:03}.jpg", jpeg(20 * archive + number)) for number in range(20)]
+        members = [
+            (f"jpg/{archive}/{number:03}.jpg", jpeg(20 * archive + number)) for number in range(20)
+        ]
         for name, data in members:
             (tmp_path / "plain" / name).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / "plain" / name).write_bytes(data)
@@ -64,15 +68,26 @@ def archives(tmp_path: Path) -> Path:
 
 def make(out: Path, images: object = "", settings: RunSettings = SETTINGS, **more: Any) -> Manifest:
     return extract.run(
-        extract_options.Options(out=str(out), images=str(images), extractor=EXTRACTOR, **{"rows_per_part": 8, **more}), settings
+        extract_options.Options(
+            out=str(out), images=str(images), extractor=EXTRACTOR, **{"rows_per_part": 8, **more}
+        ),
+        settings,
     )
 
 
 def rows_of(out: Path) -> dict[str, dict[str, Any]]:
     """Living rows by the image's path below its source, an archive's name left out."""
     store = Store(str(out))
-    rows = [row for part in store.parts for row in pq.read_table(store.place.path(part.globals.name)).to_pylist()]
-    return {row["record_id"][row["record_id"].index("jpg/") :]: row for row in rows if row["status"] == "ok"}
+    rows = [
+        row
+        for part in store.parts
+        for row in pq.read_table(store.place.path(part.globals.name)).to_pylist()
+    ]
+    return {
+        row["record_id"][row["record_id"].index("jpg/") :]: row
+        for row in rows
+        if row["status"] == "ok"
+    }
 
 
 def failures_of(out: Path) -> dict[str, str]:
@@ -83,12 +98,18 @@ def failures_of(out: Path) -> dict[str, str]:
 
 def test_archives_give_what_a_folder_gives(archives: Path, tmp_path: Path) -> None:
     whole = make(tmp_path / "folder", tmp_path / "plain")
-    streamed = make(tmp_path / "streamed", archives / "images.{1..3}.tar.gz", RunSettings(workers=2))
+    streamed = make(
+        tmp_path / "streamed", archives / "images.{1..3}.tar.gz", RunSettings(workers=2)
+    )
     assert streamed.counts == whole.counts
     first, second = rows_of(tmp_path / "folder"), rows_of(tmp_path / "streamed")
     assert first.keys() == second.keys()
     for name, row in first.items():
-        assert {**row, "record_id": "", "source": ""} == {**second[name], "record_id": "", "source": ""}
+        assert {**row, "record_id": "", "source": ""} == {
+            **second[name],
+            "record_id": "",
+            "source": "",
+        }
     assert Store(str(tmp_path / "streamed")).references(["anything"]) == {}
     again = make(tmp_path / "streamed", archives / "images.{1..3}.tar.gz")
     assert again.content == streamed.content
@@ -101,7 +122,11 @@ def test_kinds_of_archives_and_their_ids(archives: Path, tmp_path: Path) -> None
             file.writestr(name, data)
     make(tmp_path / "zip", tmp_path / "crawl.zip", source="z")
     make(tmp_path / "tar", write_tar(tmp_path / "one.tar", members), source="t")
-    assert sorted(rows_of(tmp_path / "zip")) == sorted(rows_of(tmp_path / "tar")) == [name for name, _ in members]
+    assert (
+        sorted(rows_of(tmp_path / "zip"))
+        == sorted(rows_of(tmp_path / "tar"))
+        == [name for name, _ in members]
+    )
     ids = {row["record_id"] for row in rows_of(tmp_path / "tar").values()}
     assert "t/jpg/000.jpg" in ids  # one archive: its name is no part of the id
     make(tmp_path / "several", archives / "*.tar.gz")
@@ -110,15 +135,27 @@ def test_kinds_of_archives_and_their_ids(archives: Path, tmp_path: Path) -> None
 
 
 def test_killed_in_the_middle_of_an_archive(archives: Path, tmp_path: Path, start: Any) -> None:
-    """The pieces that were committed are not described again, and the end is that of an undisturbed run."""
+    """The pieces that were committed are not described again, and the end is that of an undisturbed
+    run.
+    """
     pattern = archives / "images.{1..3}.tar.gz"
     undisturbed = make(tmp_path / "whole", pattern)
-    arguments = ("extract", "--images", pattern, "--out", tmp_path / "killed", "--extractor", EXTRACTOR)
+    arguments = (
+        "extract",
+        "--images",
+        pattern,
+        "--out",
+        tmp_path / "killed",
+        "--extractor",
+        EXTRACTOR,
+    )
     arguments += ("--rows-per-part", 8, "--workers", 1)
     running = start(*arguments, "--extractor-option", "seconds=0.05")
     running.until(lambda: len(list((tmp_path / "killed" / "pieces").glob("*.json"))) >= 2, "pieces")
     running.kill_all()
-    pieces = {path.name: path.read_bytes() for path in (tmp_path / "killed" / "pieces").glob("*.json")}
+    pieces = {
+        path.name: path.read_bytes() for path in (tmp_path / "killed" / "pieces").glob("*.json")
+    }
     assert pieces and not (tmp_path / "killed" / "manifest.json").exists()
     shutil.rmtree(tmp_path / "whole")
     running = start(*arguments, "--extractor-option", "seconds=0.05")
@@ -134,7 +171,9 @@ def test_an_archive_that_changed_is_refused(archives: Path, tmp_path: Path) -> N
     shutil.rmtree(tmp_path / "store" / "done")
     (tmp_path / "store" / "manifest.json").unlink()
     size = (archives / "images.1.tar.gz").stat().st_size
-    members = [(f"jpg/0/{number:03}.jpg", jpeg(number if number != 2 else 77)) for number in range(20)]
+    members = [
+        (f"jpg/0/{number:03}.jpg", jpeg(number if number != 2 else 77)) for number in range(20)
+    ]
     write_tar(archives / "images.1.tar.gz", members)
     plan = tmp_path / "store" / "plan" / "source.json"
     assert size  # the size is in the plan, and the listing is not made again
@@ -154,35 +193,62 @@ def test_a_damaged_archive_ends_the_job_after_the_others(archives: Path, tmp_pat
     assert manifest.counts.inputs == 60 and manifest.counts.failed == 0
 
 
-def test_pieces_of_a_damaged_archive_are_taken_back_when_a_whole_one_is_there(archives: Path, tmp_path: Path) -> None:
-    """A compressed archive tells at its end only that a byte was wrong: by then the images around it are described."""
+def test_pieces_of_a_damaged_archive_are_taken_back_when_a_whole_one_is_there(
+    archives: Path, tmp_path: Path
+) -> None:
+    """A compressed archive tells at its end only that a byte was wrong: by then the images around
+    it are described.
+    """
     members = [(f"jpg/1/{number:03}.jpg", jpeg(20 + number)) for number in range(20)]
-    plain = write_tar(tmp_path / "plain.tar", [*members, ("notes.bin", bytes(3_000_000))]).read_bytes()
+    plain = write_tar(
+        tmp_path / "plain.tar", [*members, ("notes.bin", bytes(3_000_000))]
+    ).read_bytes()
     stored = gzip.compress(plain, compresslevel=0, mtime=0)  # a flipped byte is a byte of an image
-    pattern, path, size = archives / "images.{1..3}.tar.gz", archives / "images.2.tar.gz", {"rows_per_part": 4}
+    pattern, path, size = (
+        archives / "images.{1..3}.tar.gz",
+        archives / "images.2.tar.gz",
+        {"rows_per_part": 4},
+    )
     path.write_bytes(stored)
     undisturbed = make(tmp_path / "whole", pattern, **size)
     flipped = bytearray(stored)
     flipped[stored.index(members[9][1][-40:])] ^= 0x55
     path.write_bytes(flipped)
-    with pytest.raises(UserError, match=r"images\.2\.tar\.gz: the archive is damaged.*; 20 images before were read"):
+    with pytest.raises(
+        UserError, match=r"images\.2\.tar\.gz: the archive is damaged.*; 20 images before were read"
+    ):
         make(tmp_path / "store", pattern, **size)
-    before = {file.name: file.read_bytes() for file in (tmp_path / "store" / "pieces").glob("*.json")}
+    before = {
+        file.name: file.read_bytes() for file in (tmp_path / "store" / "pieces").glob("*.json")
+    }
     path.write_bytes(stored)
     manifest = make(tmp_path / "store", pattern, **size)
     assert manifest.content == undisturbed.content and manifest.counts.failed == 0
-    after = {file.name: file.read_bytes() for file in (tmp_path / "store" / "pieces").glob("*.json")}
-    kept = [name for name in before if name.startswith("archive-00001") and after[name] == before[name]]
-    made = [name for name in before if name.startswith("archive-00001") and after[name] != before[name]]
+    after = {
+        file.name: file.read_bytes() for file in (tmp_path / "store" / "pieces").glob("*.json")
+    }
+    kept = [
+        name for name in before if name.startswith("archive-00001") and after[name] == before[name]
+    ]
+    made = [
+        name for name in before if name.startswith("archive-00001") and after[name] != before[name]
+    ]
     assert kept and made and max(kept) < min(made)
-    named = {entry["name"] for entry in pq.read_table(tmp_path / "store" / "parts.parquet").to_pylist()}
-    there = {str(file.relative_to(tmp_path / "store")) for file in (tmp_path / "store" / "global").iterdir()}
+    named = {
+        entry["name"] for entry in pq.read_table(tmp_path / "store" / "parts.parquet").to_pylist()
+    }
+    there = {
+        str(file.relative_to(tmp_path / "store"))
+        for file in (tmp_path / "store" / "global").iterdir()
+    }
     assert there <= named
 
 
 def test_a_list_chooses_names_and_misses(archives: Path, tmp_path: Path) -> None:
     names = [f"{archive}/{number:03}.jpg" for archive in range(3) for number in range(0, 20, 4)]
-    written = "\n".join(f"./{name}" for name in [*names, "9//nowhere.jpg"])  # as `find .` and some editors write it
+    written = "\n".join(
+        f"./{name}" for name in [*names, "9//nowhere.jpg"]
+    )  # as `find .` and some editors write it
     (tmp_path / "names.txt").write_text(written, encoding="utf-8-sig")
     listed = {"list": str(tmp_path / "names.txt"), "source": "r1m"}
     manifest = make(tmp_path / "store", archives / "images.{1..3}.tar.gz", **listed)
@@ -198,7 +264,9 @@ def test_a_list_chooses_names_and_misses(archives: Path, tmp_path: Path) -> None
     write_tar(archives / "images.2.tar.gz", [("jpg/0/000.jpg", jpeg(0))])
     (tmp_path / "names.txt").write_text("0/000.jpg\n")
     with pytest.raises(UserError, match="000.jpg stands in two archives"):
-        make(tmp_path / "twice", archives / "images.{1..2}.tar.gz", list=str(tmp_path / "names.txt"))
+        make(
+            tmp_path / "twice", archives / "images.{1..2}.tar.gz", list=str(tmp_path / "names.txt")
+        )
 
 
 def test_hostile_entries_are_failed_rows(tmp_path: Path) -> None:
@@ -232,10 +300,16 @@ def test_a_file_of_sources_makes_one_store(archives: Path, tmp_path: Path) -> No
     manifest = make(tmp_path / "store", sources=str(sources))
     assert manifest.counts.inputs == 60
     store = Store(str(tmp_path / "store"))
-    rows = [row for part in store.parts for row in pq.read_table(store.place.path(part.globals.name)).to_pylist()]
+    rows = [
+        row
+        for part in store.parts
+        for row in pq.read_table(store.place.path(part.globals.name)).to_pylist()
+    ]
     assert {row["source"] for row in rows} == {"oxford", "crawl"}
     assert sum(row["source"] == "oxford" for row in rows) == 20
-    made = index.run(index.Options(stores=(str(tmp_path / "store"),), out=str(tmp_path / "index")), SETTINGS)
+    made = index.run(
+        index.Options(stores=(str(tmp_path / "store"),), out=str(tmp_path / "index")), SETTINGS
+    )
     assert made.counts.inputs == 60
     entries[1]["name"] = "oxford"
     sources.write_text(json.dumps(entries))
@@ -276,7 +350,9 @@ def test_many_failures_end_the_job(archives: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float16", "binary"])
-def test_lazy_locals_equal_those_of_a_full_extraction(archives: Path, tmp_path: Path, dtype: str) -> None:
+def test_lazy_locals_equal_those_of_a_full_extraction(
+    archives: Path, tmp_path: Path, dtype: str
+) -> None:
     """The same scores to the bit, from a layer that holds only what the shortlist names."""
     images = archives / "images.{1..3}.tar.gz"
     make(tmp_path / "queries", tmp_path / "plain" / "jpg" / "0")
@@ -290,14 +366,20 @@ def test_lazy_locals_equal_those_of_a_full_extraction(archives: Path, tmp_path: 
         options = rerank.Options(**asked, reranker="mutual_nn", shortlist=3)
         if kind == "none":
             assert not (store / "local").exists()
-            with pytest.raises(UserError, match="has no local descriptors; add them with 'extract --locals-for"):
+            with pytest.raises(
+                UserError, match="has no local descriptors; add them with 'extract --locals-for"
+            ):
                 rerank.run(options, SETTINGS)
             layer = make(store, locals_for=str(run), shortlist=3)
             assert 0 < layer.counts.inputs < 60 and layer.counts.failed == 0
-            assert make(store, locals_for=str(run), shortlist=3).stage == "extract"  # nothing is left to do
+            assert (
+                make(store, locals_for=str(run), shortlist=3).stage == "extract"
+            )  # nothing is left to do
         rerank.run(options, SETTINGS)
         names = sorted((run / "scores").glob("*.parquet"))
-        results[kind] = [pq.read_table(path).to_pydict() for path in names if path.name != "parts.parquet"]
+        results[kind] = [
+            pq.read_table(path).to_pydict() for path in names if path.name != "parts.parquet"
+        ]
     assert results["all"] == results["none"]
     for name, row in rows_of(tmp_path / "store-all").items():
         assert row["descriptor"] == rows_of(tmp_path / "store-none")[name]["descriptor"]
@@ -324,7 +406,9 @@ def test_a_layer_by_record_ids_grows_and_outlives_a_retry(archives: Path, tmp_pa
     file = tmp_path / "plain" / "jpg" / "1" / "003.jpg"
     file.write_bytes(good)
     (tmp_path / "ids.txt").write_text("plain/jpg/1/003.jpg\n")
-    assert make(tmp_path / "store", locals_for=str(tmp_path / "ids.txt")).counts.failed == 1  # it has changed since
+    assert (
+        make(tmp_path / "store", locals_for=str(tmp_path / "ids.txt")).counts.failed == 1
+    )  # it has changed since
 
 
 def test_globs_of_images(archives: Path, tmp_path: Path) -> None:
@@ -333,7 +417,9 @@ def test_globs_of_images(archives: Path, tmp_path: Path) -> None:
 
 
 def test_a_run_with_lazy_locals_equals_one_with_all(photographs: Path, tmp_path: Path) -> None:
-    """All stages from one configuration: gallery out of an archive and a folder, locals for what is reranked."""
+    """All stages from one configuration: gallery out of an archive and a folder, locals for what is
+    reranked.
+    """
     names = sorted(path.name for path in photographs.iterdir())
     extra = [(f"jpg/{number:03}.jpg", jpeg(100 + number)) for number in range(12)]
     sources = [

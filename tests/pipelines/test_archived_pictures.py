@@ -1,4 +1,6 @@
-"""Pictures of archives for people to look at: those that are at hand, whatever is wrong with the others."""
+"""Pictures of archives for people to look at: those that are at hand, whatever is wrong with the
+others.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
     folder = tmp_path_factory.mktemp("archived")
     for first, name in ((0, "a"), (5, "b")):
         write_tar(folder / f"{name}.tar", members(first, 3))
-    options = extract_options.Options(out=str(folder / "store"), images=str(folder / "*.tar"), source="s", extractor=EXTRACTOR)
+    options = extract_options.Options(
+        out=str(folder / "store"), images=str(folder / "*.tar"), source="s", extractor=EXTRACTOR
+    )
     extract.run(options, RunSettings(workers=1))
     yield Store(options.out)
     pool.close_pool()
@@ -36,7 +40,9 @@ def shown(store: Store) -> list[str]:
     return [record_id for record_id, _ in archived_pictures(store, IDS)]
 
 
-def test_what_is_not_read_takes_nothing_from_the_budget(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_not_read_takes_nothing_from_the_budget(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     archive = Path(store.place.root).parent / "a.tar"
     monkeypatch.setattr(module, "MOST_BYTES", archive.stat().st_size)
     assert shown(store) == IDS[:1]  # there is no room for the second

@@ -1,4 +1,6 @@
-"""Archives as streams: what tarfile and zipfile extract, hostile members refused, damage named, memory bounded."""
+"""Archives as streams: what tarfile and zipfile extract, hostile members refused, damage named,
+memory bounded.
+"""
 
 from __future__ import annotations
 
@@ -100,7 +102,17 @@ def test_names_that_are_no_utf8(read: Callable[..., list[Entry]]) -> None:
 
 
 def test_what_a_folder_of_images_leaves_out_too(read: Callable[..., list[Entry]]) -> None:
-    others = ["a.json", "a.txt", "a.cls", "a", ".jpg", "._a.jpg", ".hidden/a.jpg", "__MACOSX/a.jpg", "a.jpg.part"]
+    others = [
+        "a.json",
+        "a.txt",
+        "a.cls",
+        "a",
+        ".jpg",
+        "._a.jpg",
+        ".hidden/a.jpg",
+        "__MACOSX/a.jpg",
+        "a.jpg.part",
+    ]
     files = dict.fromkeys([*others, "a.jpg"], b"12345")
     for suffix in SUFFIXES:
         assert [entry.name for entry in read(packed(files, suffix), suffix)] == [b"a.jpg"]
@@ -128,7 +140,9 @@ def test_hostile_members_are_refused_each_by_itself(read: Callable[..., list[Ent
     found = read(tar(good, *members, good), most_bytes=2000)
     assert [entry.error_class for entry in found] == ["", *(kind for _, kind in bad), ""]
     assert all((entry.data is None) == bool(entry.reason) for entry in found)
-    assert found[0].data == found[-1].data == good[1], "the same name comes as often as it stands there"
+    assert found[0].data == found[-1].data == good[1], (
+        "the same name comes as often as it stands there"
+    )
     assert max(len(entry.name) for entry in found) <= 4096
 
 
@@ -143,7 +157,14 @@ def test_sparse_files_are_refused(tmp_path: Path) -> None:
     for format in ("gnu", "pax"):
         for version in ("0.0", "0.1", "1.0") if format == "pax" else ("1.0",):
             path = tmp_path / f"{format}{version}.tar"
-            command = ["tar", f"--format={format}", "--sparse", f"--sparse-version={version}", "-cf", str(path)]
+            command = [
+                "tar",
+                f"--format={format}",
+                "--sparse",
+                f"--sparse-version={version}",
+                "-cf",
+                str(path),
+            ]
             subprocess.run([*command, "sparse.jpg", "good.jpg"], cwd=tmp_path, check=True)
             assert path.stat().st_size < 1_000_000
             first, second = entries(str(path))
@@ -164,7 +185,9 @@ def test_pax_headers_are_bounded(tmp_path: Path) -> None:
     assert [entry.data for entry in entries(str(path))] == [b"b"]
 
 
-@pytest.mark.parametrize("record", [b"9 path=", b"x path=a\n", b"2 2 2 2", b"99999999999999999999 a=b\n", b"\xff" * 9])
+@pytest.mark.parametrize(
+    "record", [b"9 path=", b"x path=a\n", b"2 2 2 2", b"99999999999999999999 a=b\n", b"\xff" * 9]
+)
 def test_pax_headers_that_cannot_be_read(tmp_path: Path, record: bytes) -> None:
     path = tmp_path / "a.tar"
     header = info("x", len(record), type=tarfile.XHDTYPE)
@@ -225,12 +248,16 @@ def test_zip_headers_that_lie_about_sizes(read: Callable[..., list[Entry]]) -> N
         place = content.rindex(b"PK\1\2") + 24
         content[place : place + 4] = declared.to_bytes(4, "little")
         (entry,) = read(bytes(content), "zip", most_bytes=60_000_000)
-        assert entry.data is None and entry.error_class == ("unreadable" if declared == 1000 else "too_large")
+        assert entry.data is None and entry.error_class == (
+            "unreadable" if declared == 1000 else "too_large"
+        )
 
 
 def test_overlapping_zip_members(read: Callable[..., list[Entry]]) -> None:
     content = zip_of((zipfile.ZipInfo("a.jpg"), b"a" * 100), (zipfile.ZipInfo("b.jpg"), b"b" * 100))
-    first, second = (place for place in range(len(content)) if content[place : place + 4] == b"PK\1\2")
+    first, second = (
+        place for place in range(len(content)) if content[place : place + 4] == b"PK\1\2"
+    )
     spoilt = bytearray(content)
     spoilt[second + 42 : second + 46] = spoilt[first + 42 : first + 46]  # both at the same place
     assert any(entry.error_class == "unreadable" for entry in read(bytes(spoilt), "zip"))
@@ -243,24 +270,32 @@ before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 found = entries(sys.argv[1], most_bytes=10**8)
 print(*collections.Counter(f"{e.name.decode()}:{e.error_class or len(e.data)}" for e in found).items())
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
-"""
+"""  # noqa: E501
 
 
 def read_in_a_child(path: Path) -> tuple[str, float]:
     """What was found, and by how many MB the child's memory grew."""
-    done = subprocess.run([sys.executable, "-c", CHILD, path], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", CHILD, path], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     found, grown = done.stdout.splitlines()
     return found, int(grown) / (1e6 if sys.platform == "darwin" else 1e3)
 
 
 @pytest.mark.parametrize(
     ("suffix", "size"),
-    [("tar.gz", 300_000_100), ("tar.bz2", 300_000_100), pytest.param("tar.gz", 10**10, marks=pytest.mark.slow)],
+    [
+        ("tar.gz", 300_000_100),
+        ("tar.bz2", 300_000_100),
+        pytest.param("tar.gz", 10**10, marks=pytest.mark.slow),
+    ],
 )
 def test_gigabytes_of_zeros_are_never_held(tmp_path: Path, suffix: str, size: int) -> None:
     path = tmp_path / f"a.{suffix}"
     pack = gzip.compress if suffix == "tar.gz" else bz2.compress
-    head = tar((info("good.jpg", 4), b"good"))[:1024] + info("zeros.jpg", size).tobuf(tarfile.GNU_FORMAT)
+    head = tar((info("good.jpg", 4), b"good"))[:1024] + info("zeros.jpg", size).tobuf(
+        tarfile.GNU_FORMAT
+    )
     tail = bytes(size % 10_000_000 + -size % 512) + tar((info("last.jpg", 4), b"last"))
     zeros = pack(bytes(10_000_000))  # a member of the compressed file each
     path.write_bytes(pack(head) + zeros * (size // 10_000_000) + pack(tail))
@@ -310,15 +345,33 @@ def test_in_fsspecs_memory(suffix: str) -> None:
 
 
 def test_which_names_are_archives() -> None:
-    for name in ("a.tar", "A.TAR.GZ", "b.tgz", "s3://b/c.tar.bz2", "x.tar.xz", "z.zip", "r.{1..100}.tar.gz"):
+    for name in (
+        "a.tar",
+        "A.TAR.GZ",
+        "b.tgz",
+        "s3://b/c.tar.bz2",
+        "x.tar.xz",
+        "z.zip",
+        "r.{1..100}.tar.gz",
+    ):
         assert is_archive(name), name
-    assert is_archive("http://host/a.tar?signature=b.c#d") and not is_archive("http://host/a.jpg?b.tar")
+    assert is_archive("http://host/a.tar?signature=b.c#d") and not is_archive(
+        "http://host/a.jpg?b.tar"
+    )
     for name in ("a.gz", "folder", "a.txt", "a.tar/b", "tar", "a.zip.part"):
         assert not is_archive(name), name
 
 
 def test_finding_archives(tmp_path: Path) -> None:
-    for name in ("r.1.tar.gz", "r.2.tar.gz", "r.10.tar.gz", "shard-008.tar", "shard-009.tar", "shard-010.tar", "a.txt"):
+    for name in (
+        "r.1.tar.gz",
+        "r.2.tar.gz",
+        "r.10.tar.gz",
+        "shard-008.tar",
+        "shard-009.tar",
+        "shard-010.tar",
+        "a.txt",
+    ):
         (tmp_path / name).write_bytes(b"x")
     here = str(tmp_path)
 
@@ -330,7 +383,11 @@ def test_finding_archives(tmp_path: Path) -> None:
     assert found("shard-{008..010}.tar") == ["shard-008.tar", "shard-009.tar", "shard-010.tar"]
     assert found("shard-0{10..08}.tar") == ["shard-010.tar", "shard-009.tar", "shard-008.tar"]
     assert found("*") == found("r.*") + found("shard*")
-    for pattern, said in (("r.{1..3}.tar.gz", "r.3.tar.gz"), ("q*.tar", "no archive"), ("a.txt", "must end with")):
+    for pattern, said in (
+        ("r.{1..3}.tar.gz", "r.3.tar.gz"),
+        ("q*.tar", "no archive"),
+        ("a.txt", "must end with"),
+    ):
         with pytest.raises(UserError, match=said):
             found(pattern)
     with pytest.raises(UserError, match="100,000"):
@@ -338,8 +395,13 @@ def test_finding_archives(tmp_path: Path) -> None:
     (tmp_path / "odd{1..2}[x].tar").write_bytes(b"x")
     assert found("odd{1..2}[x].tar") == ["odd{1..2}[x].tar"], "a file of exactly this name"
     urls = find_archives("http://host/revisitop1m.{1..100}.tar.gz")
-    assert len(urls) == 100 and urls[0].endswith("1m.1.tar.gz") and urls[99].endswith("1m.100.tar.gz")
+    assert (
+        len(urls) == 100 and urls[0].endswith("1m.1.tar.gz") and urls[99].endswith("1m.100.tar.gz")
+    )
     fs = fsspec.filesystem("memory")
     for number in (9, 10):
         fs.pipe_file(f"/found/s{number}.tar", b"x")
-    assert find_archives("memory://found/s*.tar") == ["memory:///found/s9.tar", "memory:///found/s10.tar"]
+    assert find_archives("memory://found/s*.tar") == [
+        "memory:///found/s9.tar",
+        "memory:///found/s10.tar",
+    ]

@@ -27,7 +27,9 @@ def test_what_comes_before_the_damage_is_read(tmp_path: Path, suffix: str) -> No
     for cut in range(1, len(whole) - 20, len(whole) // 40):
         path.write_bytes(whole[:cut])
         found, told = damaged(path)
-        assert [(entry.name.decode(), entry.data) for entry in found] == list(FILES.items())[: len(found)]
+        assert [(entry.name.decode(), entry.data) for entry in found] == list(FILES.items())[
+            : len(found)
+        ]
         assert str(path) in told and f"{len(found):,} images" in told and "fetch it again" in told
         most = max(most, len(found))
     assert most >= (0 if suffix == "tar.bz2" else 30), "bzip2 has blocks of 900 KB"
@@ -42,17 +44,28 @@ def test_a_truncated_or_overwritten_zip(tmp_path: Path) -> None:
     with zipfile.ZipFile(io.BytesIO(whole)) as archive:
         one = next(found for found in archive.infolist() if found.file_size == 40_000)
     middle = one.header_offset + 20_000
-    path.write_bytes(whole[:middle] + bytes(byte ^ 255 for byte in whole[middle : middle + 9]) + whole[middle + 9 :])
+    path.write_bytes(
+        whole[:middle]
+        + bytes(byte ^ 255 for byte in whole[middle : middle + 9])
+        + whole[middle + 9 :]
+    )
     found = list(entries(str(path)))
-    assert [entry.name.decode() for entry in found if entry.error_class == "unreadable"] == [one.filename]
+    assert [entry.name.decode() for entry in found if entry.error_class == "unreadable"] == [
+        one.filename
+    ]
     assert sum(entry.data is not None for entry in found) == len(FILES) - 1
 
 
 def test_a_wrong_checksum_is_damage_even_after_the_last_entry(tmp_path: Path) -> None:
-    path, whole = tmp_path / "a.tar.gz", packed({f"{n}.jpg": CHANCE.randbytes(20_000) for n in range(100)}, "tar.gz")
+    path, whole = (
+        tmp_path / "a.tar.gz",
+        packed({f"{n}.jpg": CHANCE.randbytes(20_000) for n in range(100)}, "tar.gz"),
+    )
     path.write_bytes(whole[:-6] + b"\0\1" + whole[-4:])
     found, told = damaged(path)
-    assert len(found) > 80 and "incorrect data check" in told, "what was unpacked together with the checksum is lost"
+    assert len(found) > 80 and "incorrect data check" in told, (
+        "what was unpacked together with the checksum is lost"
+    )
 
 
 def test_damaged_headers_are_no_end(tmp_path: Path) -> None:
@@ -89,11 +102,17 @@ def test_garbage_behind_the_end_and_several_streams(tmp_path: Path, suffix: str)
         kind = {"tar.bz2": bz2.compress, "tar.xz": lzma.compress}.get(suffix, gzip.compress)
         pieces = [kind(plain[start : start + 30_000]) for start in range(0, len(plain), 30_000)]
         between = b"\0" * 8 if suffix == "tar.xz" else b""
-        assert len(read(between.join(pieces), suffix)) == len(FILES), "as pigz, pbzip2 and pxz write them"
-        assert len(read(whole, "tar")) == len(FILES), "the first bytes tell the compression, not the name"
+        assert len(read(between.join(pieces), suffix)) == len(FILES), (
+            "as pigz, pbzip2 and pxz write them"
+        )
+        assert len(read(whole, "tar")) == len(FILES), (
+            "the first bytes tell the compression, not the name"
+        )
 
 
-@pytest.mark.parametrize("content", [b"", b"\0" * 100, b"<html>not found</html>" * 100, b"\x1f\x8b", b"BZh9garbage"])
+@pytest.mark.parametrize(
+    "content", [b"", b"\0" * 100, b"<html>not found</html>" * 100, b"\x1f\x8b", b"BZh9garbage"]
+)
 def test_what_is_no_archive(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "a.tar.gz"
     path.write_bytes(content)

@@ -21,7 +21,9 @@ from tests.pipelines.made_archives import packed
 from tests.pipelines.s3_server import BUCKET, Cut, S3Server
 
 CHANCE = random.Random(9)
-FILES = {f"jpg/{n:03}.jpg": CHANCE.randbytes(CHANCE.choice((100, 5_000, 40_000))) for n in range(30)}
+FILES = {
+    f"jpg/{n:03}.jpg": CHANCE.randbytes(CHANCE.choice((100, 5_000, 40_000))) for n in range(30)
+}
 BLOCK = 50_000
 
 
@@ -33,7 +35,9 @@ class Site:
     ranges: bool = True
     tells_size: bool = True
     length: str = ""  # what it calls the length, in place of the right one
-    statuses: list[int] = field(default_factory=list)  # answers to the next requests; 200: as it should be
+    statuses: list[int] = field(
+        default_factory=list
+    )  # answers to the next requests; 200: as it should be
     cuts: list[int] = field(default_factory=list)  # the next bodies end after so many bytes
     tag: str = '"one"'
     encoding: str = ""
@@ -85,7 +89,9 @@ def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
                     return
                 content = content[start : int(last) + 1]
                 self.send_response(206)
-                self.send_header("Content-Range", f"bytes {start}-{start + len(content) - 1}/{size}")
+                self.send_header(
+                    "Content-Range", f"bytes {start}-{start + len(content) - 1}/{size}"
+                )
             else:
                 self.send_response(200)
             if here.tells_size or here.ranges:
@@ -134,7 +140,9 @@ def test_by_http(site: Site, suffix: str, ranges: bool) -> None:
         return
     site.asked.clear()
     assert found(url) == list(FILES.items())
-    assert len(site.asked) == 1 + (-(-len(site.content) // BLOCK) if ranges else 0) + (suffix == "zip")
+    assert len(site.asked) == 1 + (-(-len(site.content) // BLOCK) if ranges else 0) + (
+        suffix == "zip"
+    )
 
 
 @pytest.mark.parametrize("suffix", ["tar.gz", "tar", "zip"])
@@ -148,7 +156,11 @@ def test_cut_connections_go_on_at_the_offset(site: Site, suffix: str) -> None:
 
 
 def test_a_stream_without_ranges_is_started_again(site: Site) -> None:
-    site.content, site.ranges, site.cuts = packed(FILES, "tar.gz"), False, [100_000, 130_000, 10, 131_000]
+    site.content, site.ranges, site.cuts = (
+        packed(FILES, "tar.gz"),
+        False,
+        [100_000, 130_000, 10, 131_000],
+    )
     assert found(site.url + ".tar.gz") == list(FILES.items())
     assert not site.cuts and len(site.asked) == 5
 
@@ -184,7 +196,9 @@ def test_an_object_that_changes_is_refused(site: Site, ranges: bool) -> None:
         found(site.url + ".tar.gz")
 
 
-@pytest.mark.parametrize(("status", "said"), [(404, "no such archive"), (403, "403"), (401, "401"), (410, "no such")])
+@pytest.mark.parametrize(
+    ("status", "said"), [(404, "no such archive"), (403, "403"), (401, "401"), (410, "no such")]
+)
 def test_what_the_server_refuses_is_a_sentence(site: Site, status: int, said: str) -> None:
     site.statuses = [status] * 2
     url = site.url + ".tar"
@@ -195,7 +209,9 @@ def test_what_the_server_refuses_is_a_sentence(site: Site, status: int, said: st
     assert len(site.asked) == 2, "the answer is final"
 
 
-def test_a_server_that_fails_for_good_is_unreachable(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_fails_for_good_is_unreachable(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv(retrying.TRIES_VARIABLE, "3")
     site.content, site.statuses = packed(FILES, "tar"), [200, 200, 503, 503, 503]
     read: list[bytes] = []
@@ -208,7 +224,10 @@ def test_a_server_that_fails_for_good_is_unreachable(site: Site, monkeypatch: py
 
 def test_unwanted_bytes_of_a_plain_tar_are_not_fetched(site: Site) -> None:
     site.content = packed({"a.jpg": b"a", "large.jpg": bytes(40 * BLOCK), "b.jpg": b"b"}, "tar")
-    got = [(entry.name, entry.data) for entry in entries(site.url + ".tar", lambda name: name != b"large.jpg")]
+    got = [
+        (entry.name, entry.data)
+        for entry in entries(site.url + ".tar", lambda name: name != b"large.jpg")
+    ]
     assert got == [(b"a.jpg", b"a"), (b"large.jpg", None), (b"b.jpg", b"b")]
     assert len(site.asked) < 8
 
@@ -241,7 +260,10 @@ def test_on_s3_with_cut_connections(s3: S3Server, monkeypatch: pytest.MonkeyPatc
     for suffix in ("tar.gz", "zip"):
         key = f"archives/s{len(suffix)}.{suffix}"
         s3.client.put_object(Bucket=BUCKET, Key=key, Body=packed(FILES, suffix))
-        s3.proxy.cut(Cut(b"GET /", "answer", 10_000, times=4, every=2), Cut(b"HEAD", "answer", 0, times=2, every=3))
+        s3.proxy.cut(
+            Cut(b"GET /", "answer", 10_000, times=4, every=2),
+            Cut(b"HEAD", "answer", 0, times=2, every=3),
+        )
         assert found(f"s3://{BUCKET}/{key}") == list(FILES.items())
         assert [cut.done for cut in s3.proxy.cuts] == [4, 2]
         assert find_archives(f"s3://{BUCKET}/archives/s*.{suffix}") == [f"s3://{BUCKET}/{key}"]

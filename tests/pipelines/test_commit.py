@@ -43,7 +43,11 @@ def test_a_unit_leaves_its_files_and_its_marker_and_nothing_else(tmp_path: Path)
     job = faulty_job(f"{tmp_path}/out", "ok")
     place = finished(job)
     marker = read_marker(place, job, job.units[0])
-    assert marker is not None and marker.counts == Counts(3, 3, 0) and marker.summary == {"name": "part-00000"}
+    assert (
+        marker is not None
+        and marker.counts == Counts(3, 3, 0)
+        and marker.summary == {"name": "part-00000"}
+    )
     assert [entry.name for entry in marker.files] == [
         f"data/part-00000.{marker.files[0].sha256[:12]}.bin",
         "plain/part-00000.json",
@@ -87,7 +91,9 @@ def test_a_marker_that_is_not_valid_counts_as_absent_and_is_replaced(
     assert read_marker(place, job, unit) is None
     assert do_unit(FaultyWorker(job), unit)
     marker = read_marker(place, job, unit)
-    assert marker is not None and marker.files == (Marker.from_bytes(before.encode()) or marker).files
+    assert (
+        marker is not None and marker.files == (Marker.from_bytes(before.encode()) or marker).files
+    )
 
 
 def test_a_marker_without_its_files_counts_as_absent(tmp_path: Path) -> None:
@@ -129,11 +135,15 @@ def test_the_recipe_decides_and_the_sentence_says_what_differs(tmp_path: Path) -
     job = faulty_job(f"{tmp_path}/out", "ok")
     place = Place(job.output)
     write_plan(place, job, {})
-    write_plan(place, dataclasses.replace(job, settings={"batch": 9}, noun="images"), {})  # settings are no recipe
+    write_plan(
+        place, dataclasses.replace(job, settings={"batch": 9}, noun="images"), {}
+    )  # settings are no recipe
     with pytest.raises(UserError, match=r"colour\.hue was 1, is now 2.*--overwrite"):
         write_plan(place, faulty_job(job.output, "ok", recipe={"colour": {"hue": 2}}), {})
     with pytest.raises(UserError, match=r"inputs\.images was .*abc.*is now .*abd"):
-        write_plan(place, dataclasses.replace(job, inputs={"images": {"url": "", "content": "abd"}}), {})
+        write_plan(
+            place, dataclasses.replace(job, inputs={"images": {"url": "", "content": "abd"}}), {}
+        )
     with pytest.raises(UserError, match="planned for other units"):
         write_plan(place, faulty_job(job.output, "ok", "ok"), {})
 
@@ -171,7 +181,9 @@ STEPS = ("fsync", "replace", "link", "remove", "makedirs", "open")
 
 
 def _die_before(step: int, work: Callable[[], Any]) -> bool:
-    """Do the work in a forked process that dies before its n-th step on the disk; True if it came to its end."""
+    """Do the work in a forked process that dies before its n-th step on the disk; True if it came
+    to its end.
+    """
     child = os.fork()
     if child == 0:
         count = 0
@@ -200,7 +212,9 @@ def _die_before(step: int, work: Callable[[], Any]) -> bool:
 
 
 def test_death_before_each_step_of_a_unit_and_of_the_manifest(tmp_path: Path) -> None:
-    """Wherever it dies: nothing half is taken for whole, and the same work again gives the same content."""
+    """Wherever it dies: nothing half is taken for whole, and the same work again gives the same
+    content.
+    """
     template = faulty_job(f"{tmp_path}/template", "ok")
     place = finished(template)
     wanted = write_manifest(place, template, markers_of(place, template), 1.0).content
@@ -218,7 +232,9 @@ def test_death_before_each_step_of_a_unit_and_of_the_manifest(tmp_path: Path) ->
         ended = _die_before(step, work)
         manifest = read_manifest(place)
         marker = read_marker(place, job, unit)
-        assert manifest is None or (marker is not None and manifest.content == wanted and is_whole(place, manifest))
+        assert manifest is None or (
+            marker is not None and manifest.content == wanted and is_whole(place, manifest)
+        )
         work()
         again = read_manifest(place)
         assert again is not None and again.content == wanted and is_whole(place, again)

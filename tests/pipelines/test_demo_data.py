@@ -14,7 +14,13 @@ import pytest
 
 from pipelines.demo import photographs as demo_photographs
 from pipelines.demo.data import DEMO_LEVELS, Counts, make_demo, plan_pictures, render_picture
-from pipelines.demo.photographs import STEREO_LEFT, Material, load_material, package_versions, stereo_source
+from pipelines.demo.photographs import (
+    STEREO_LEFT,
+    Material,
+    load_material,
+    package_versions,
+    stereo_source,
+)
 from rrt_core.synthetic.instances import overlap
 from schemas.errors import UserError
 from schemas.ground_truth.ground_truth import load_ground_truth
@@ -29,7 +35,9 @@ SMALL = Counts(instances=4, easy=3, hard=2, junk=2, look_alikes=6, clutter=4)
 
 def digests(root: Path) -> dict[str, str]:
     files = (path for path in sorted(root.rglob("*")) if path.is_file())
-    return {str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    return {
+        str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files
+    }
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +50,9 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_demo(tmp_path_factory.mktemp("demo") / "a", 3, counts=SMALL, size=160, processes=2)
 
 
-def test_the_same_seed_gives_the_same_bytes_in_one_process_or_two(demo: Path, tmp_path: Path) -> None:
+def test_the_same_seed_gives_the_same_bytes_in_one_process_or_two(
+    demo: Path, tmp_path: Path
+) -> None:
     other = make_demo(tmp_path / "b", 3, counts=SMALL, size=160, processes=1)
     assert digests(other) == digests(demo)
 
@@ -64,7 +74,14 @@ def test_a_half_made_folder_is_completed_to_the_same_bytes(demo: Path, tmp_path:
     made[0].write_bytes(made[0].read_bytes()[:-100])  # what a power cut may leave
     (gallery / ".0001.jpg.4711.tmp").write_bytes(b"of a killed process")
     steps: list[tuple[int, int]] = []
-    make_demo(tmp_path / "b", 3, counts=SMALL, size=160, processes=1, progress=lambda *now: steps.append(now))
+    make_demo(
+        tmp_path / "b",
+        3,
+        counts=SMALL,
+        size=160,
+        processes=1,
+        progress=lambda *now: steps.append(now),
+    )
     assert digests(tmp_path / "b") == digests(demo)
     assert steps[0][0] == len(made) - 1 and steps[-1] == (SMALL.gallery + 4, SMALL.gallery + 4)
 
@@ -86,7 +103,9 @@ def test_a_finished_folder_is_recognised_at_once_and_guarded(demo: Path, tmp_pat
 
 def test_ground_truth_is_consistent(demo: Path) -> None:
     truth = load_ground_truth(str(demo / "ground_truth.json"))
-    on_disk = sorted(str(path.relative_to(demo / "images")) for path in (demo / "images").rglob("*.jpg"))
+    on_disk = sorted(
+        str(path.relative_to(demo / "images")) for path in (demo / "images").rglob("*.jpg")
+    )
     assert sorted([*truth.gallery, *(query.name for query in truth.queries)]) == on_disk
     assert len(truth.gallery) == SMALL.gallery and len(truth.queries) == 4 and truth.levels
     listed: list[int] = []
@@ -96,15 +115,27 @@ def test_ground_truth_is_consistent(demo: Path) -> None:
         image = cv2.imread(str(demo / "images" / query.name))
         assert image is not None and query.box is not None and max(image.shape) == 160
         x, y, w, h = query.box
-        assert x >= 0 and y >= 0 and x + w <= image.shape[1] and y + h <= image.shape[0] and min(w, h) > 30
+        assert (
+            x >= 0
+            and y >= 0
+            and x + w <= image.shape[1]
+            and y + h <= image.shape[0]
+            and min(w, h) > 30
+        )
     assert len(set(listed)) == len(listed) and max(listed) < len(truth.gallery)
-    names = truth.gallery_positions(f"gallery/{position:04}.jpg" for position in range(SMALL.gallery))
+    names = truth.gallery_positions(
+        f"gallery/{position:04}.jpg" for position in range(SMALL.gallery)
+    )
     assert len(names) == SMALL.gallery
 
 
 def test_about_says_what_made_it(demo: Path) -> None:
     about = json.loads((demo / "about.json").read_text())
-    assert about["seed"] == 3 and about["photographs"] == package_versions() and len(about["instances"]) == 4
+    assert (
+        about["seed"] == 3
+        and about["photographs"] == package_versions()
+        and len(about["instances"]) == 4
+    )
     assert set(about["levels"]) == set(DEMO_LEVELS)
     assert "scikit-image" in (demo / "README.txt").read_text()
 
@@ -113,13 +144,25 @@ def test_the_whole_demo_is_large_enough_and_does_not_leak() -> None:
     counts = Counts()
     assert counts.instances >= 60 and counts.gallery >= 1500
     pictures = plan_pictures(counts, 0)
-    assert len({picture.name for picture in pictures}) == len(pictures) == counts.gallery + counts.instances
-    easy = [place for place, picture in enumerate(pictures[counts.instances :]) if picture.kind == "easy"]
+    assert (
+        len({picture.name for picture in pictures})
+        == len(pictures)
+        == counts.gallery + counts.instances
+    )
+    easy = [
+        place
+        for place, picture in enumerate(pictures[counts.instances :])
+        if picture.kind == "easy"
+    ]
     assert abs(np.mean(easy) - counts.gallery / 2) < 0.06 * counts.gallery
 
 
 def test_instances_are_distinct_and_backgrounds_show_none_of_them(material: Material) -> None:
-    assert len(material.instances) == 64 and len(material.look_alikes) > 60 and len(set(material.names)) == 64
+    assert (
+        len(material.instances) == 64
+        and len(material.look_alikes) > 60
+        and len(set(material.names)) == 64
+    )
     places = [name.rsplit("#", 1) for name in material.names]
     boxes = [(photo, tuple(int(n) for n in box.split(","))) for photo, box in places]
     for number, (photo, box) in enumerate(boxes):
@@ -141,12 +184,16 @@ def test_kinds_keep_their_promise(material: Material) -> None:
 def test_second_stereo_views_show_the_same_thing(material: Material) -> None:
     pairs = [
         (region, second)
-        for region, second, name in zip(material.instances, material.second, material.names, strict=True)
+        for region, second, name in zip(
+            material.instances, material.second, material.names, strict=True
+        )
         if STEREO_LEFT in name
     ]
     assert sum(second is not None for _, second in pairs) >= 3
     assert all(
-        second is None for second, name in zip(material.second, material.names, strict=True) if STEREO_LEFT not in name
+        second is None
+        for second, name in zip(material.second, material.names, strict=True)
+        if STEREO_LEFT not in name
     )
     for region, second in pairs:
         if second is not None:
@@ -161,7 +208,9 @@ def test_near_things_hide_far_ones_in_the_other_picture() -> None:
     assert source[0, 3] == 6 and np.count_nonzero(source >= 0) == 1
 
 
-def test_a_missing_package_and_too_few_photographs_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_and_too_few_photographs_are_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     with pytest.raises(UserError, match="not 1000: ask for fewer"):
         load_material(1000, 0)
 

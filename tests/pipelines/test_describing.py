@@ -1,4 +1,6 @@
-"""Describing in a worker: what ends it, what a child process says, and how much memory what waits may take."""
+"""Describing in a worker: what ends it, what a child process says, and how much memory what waits
+may take.
+"""
 
 from __future__ import annotations
 
@@ -61,7 +63,11 @@ class Refused(TinyExtractor):
         self.remote = remote
 
     def _one(self, image: Image) -> Any:
-        raise Unreachable("s3://b/k: it failed 8 times") if self.remote else UserError("give another model")
+        raise (
+            Unreachable("s3://b/k: it failed 8 times")
+            if self.remote
+            else UserError("give another model")
+        )
 
 
 @pytest.mark.parametrize("remote", [True, False])
@@ -95,7 +101,9 @@ def test_a_folder_called_like_an_image_leaves_no_descriptor_open(tmp_path: Path)
 
 
 def test_files_that_cannot_be_decoded_are_let_go() -> None:
-    """Forty files of an archive, one batch: each comes when the one before was looked at, and the peak is a few."""
+    """Forty files of an archive, one batch: each comes when the one before was looked at, and the
+    peak is a few.
+    """
     looked_at = threading.Semaphore()
 
     class Telling(Describer):
@@ -137,14 +145,19 @@ def test_files_that_wait_to_be_decoded_count(monkeypatch: pytest.MonkeyPatch) ->
         ahead._fill()
         submitted = len(ahead.queue)
         gate.set()
-        assert submitted == 4  # 3 x 16 MB, and what they leave is room for a picture, so that one more is asked for
+        assert (
+            submitted == 4
+        )  # 3 x 16 MB, and what they leave is room for a picture, so that one more is asked for
         assert [len(ahead.take(5)), len(ahead.take(5))] == [5, 3]
 
 
 def test_the_same_bytes_ahead_and_alone(tmp_path: Path) -> None:
     """Images of an archive and of a folder, in batches and one by one."""
     (tmp_path / "b.png").write_bytes(png(9))
-    items = [*(item(f"{n}.png", png(n)) for n in range(7)), item("b.png", location=os.fsencode(tmp_path / "b.png"))]
+    items = [
+        *(item(f"{n}.png", png(n)) for n in range(7)),
+        item("b.png", location=os.fsencode(tmp_path / "b.png")),
+    ]
     describer = Describer(OPTIONS)
     together = list(batched(describer, items))
     for one, alone in zip(together, map(describer.describe_alone, items), strict=True):
@@ -155,7 +168,9 @@ def test_the_same_bytes_ahead_and_alone(tmp_path: Path) -> None:
 
 
 def test_an_image_has_its_own_time_whatever_the_others_do() -> None:
-    """While a thread decodes without end, those of the other thread come to their end all the time."""
+    """While a thread decodes without end, those of the other thread come to their end all the
+    time.
+    """
     code = f"""
 import time
 from {HERE} import OPTIONS, Describer, batched, item, png
@@ -173,5 +188,7 @@ list(batched(describer, (item(name, png(0)) for name in names)))
     environment = {**os.environ, "PYTHONPATH": "."}
     command = [sys.executable, "-c", code]
     # One image's time, and the start; the batch's would be minutes.
-    ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=90)
+    ended = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=90
+    )
     assert ended.returncode == 1 and "Timeout (0:00:0" in ended.stderr, ended.stderr

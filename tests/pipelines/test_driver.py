@@ -1,4 +1,6 @@
-"""The driver's loop: what it does with units that fail, workers that die, and outputs that were tampered with."""
+"""The driver's loop: what it does with units that fail, workers that die, and outputs that were
+tampered with.
+"""
 
 from __future__ import annotations
 
@@ -41,13 +43,30 @@ def made(tmp_path: Path, *behaviours: str) -> tuple[Job, Manifest]:
     return job, run_job(job, SETTINGS)
 
 
-def test_all_units_are_done_once_and_nothing_is_left(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_all_units_are_done_once_and_nothing_is_left(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     job, manifest = made(tmp_path, *["ok"] * 40)
-    assert (manifest.counts.inputs, manifest.counts.succeeded, manifest.parts["files"]) == (120, 120, 80)
-    assert sorted(os.listdir(job.output)) == ["data", "done", "manifest.json", "parts.parquet", "plain", "plan"]
+    assert (manifest.counts.inputs, manifest.counts.succeeded, manifest.parts["files"]) == (
+        120,
+        120,
+        80,
+    )
+    assert sorted(os.listdir(job.output)) == [
+        "data",
+        "done",
+        "manifest.json",
+        "parts.parquet",
+        "plain",
+        "plan",
+    ]
     assert run_job(job, SETTINGS) == manifest
     assert "already made" in capsys.readouterr().err
-    assert pool._pool is not None and len(pool._pool.members) == 2 and not any(m.share for m in pool._pool.members)
+    assert (
+        pool._pool is not None
+        and len(pool._pool.members) == 2
+        and not any(m.share for m in pool._pool.members)
+    )
 
 
 @pytest.mark.parametrize("overwrite", [True, False])
@@ -73,7 +92,9 @@ def test_killed_while_a_folder_is_emptied(
         patch.setattr("pipelines.storage.place.os.remove", dying(os.remove))
         with pytest.raises(KeyboardInterrupt):
             run_job(job, replace(SETTINGS, overwrite=True))
-    assert (tmp_path / "out/plan").is_dir() and (tmp_path / "out/manifest.json").exists() == (removed == 0)
+    assert (tmp_path / "out/plan").is_dir() and (tmp_path / "out/manifest.json").exists() == (
+        removed == 0
+    )
     again = run_job(job, replace(SETTINGS, overwrite=overwrite))
     assert again.content == manifest.content and Place(job.output).names("plain") == [
         "part-00000.json",
@@ -87,13 +108,24 @@ def test_only_files_of_ours_are_swept(tmp_path: Path) -> None:
     out = tmp_path / "out"
     for folder in ("pieces", "scratch/part-00000.0123456789ab"):
         (out / folder).mkdir(parents=True)
-    left = ["manifest.json", "plan/plan.json", "done/part-00000.json", "pieces/part-00000.00000.json"]
-    for name in (*(f"{name}.0123456789ab.tmp" for name in left), "scratch/part-00000.0123456789ab/x", "draft.tmp"):
+    left = [
+        "manifest.json",
+        "plan/plan.json",
+        "done/part-00000.json",
+        "pieces/part-00000.00000.json",
+    ]
+    for name in (
+        *(f"{name}.0123456789ab.tmp" for name in left),
+        "scratch/part-00000.0123456789ab/x",
+        "draft.tmp",
+    ):
         (out / name).write_text("")
     os.remove(out / "done/part-00000.json")
     run_job(job, SETTINGS, again=True)
     there = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
-    assert "draft.tmp" in there and [name for name in there if name.endswith(".tmp")] == ["draft.tmp"]
+    assert "draft.tmp" in there and [name for name in there if name.endswith(".tmp")] == [
+        "draft.tmp"
+    ]
     assert not (out / "scratch").exists()
 
 
@@ -103,17 +135,23 @@ def test_an_exception_and_a_death_are_tried_again(tmp_path: Path) -> None:
 
 
 def test_a_unit_that_fails_three_times_ends_the_job_with_a_sentence(tmp_path: Path) -> None:
-    with pytest.raises(JobFailed) as failure:  # one worker: with two, the others' units may not be done by then
+    with pytest.raises(
+        JobFailed
+    ) as failure:  # one worker: with two, the others' units may not be done by then
         run_job(faulty_job(f"{tmp_path}/out", "ok", "ok", "raise", "ok"), RunSettings(workers=1))
     said = str(failure.value)
-    assert said.startswith("test: part-00002 failed 3 times: ValueError: no good: part-00002 (3 of 4 parts of ")
+    assert said.startswith(
+        "test: part-00002 failed 3 times: ValueError: no good: part-00002 (3 of 4 parts of "
+    )
     log = Path(said.split("log: ")[1].rstrip(")"))
     assert log.read_text().count("ValueError: no good") >= 3
     shutil.rmtree(log.parent)
 
 
 def test_a_unit_that_kills_its_worker_three_times_ends_the_job(tmp_path: Path) -> None:
-    with pytest.raises(JobFailed, match="part-00001 failed 3 times: a worker process ended with signal SIGKILL"):
+    with pytest.raises(
+        JobFailed, match="part-00001 failed 3 times: a worker process ended with signal SIGKILL"
+    ):
         made(tmp_path, "ok", "die")
 
 
@@ -123,7 +161,9 @@ def test_a_users_mistake_ends_the_job_at_once(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="part-00001: mend your settings"):
         made(tmp_path, "wait", "user_error")
     assert time.monotonic() - started < 30, "the unit that waits an hour is not waited for"
-    assert list((tmp_path / "out/attempts").iterdir()) == [], "nothing speaks against the unit that was killed"
+    assert list((tmp_path / "out/attempts").iterdir()) == [], (
+        "nothing speaks against the unit that was killed"
+    )
 
 
 @pytest.mark.parametrize("ended_by", ["retired as too large", "killed while idle"])
@@ -171,7 +211,9 @@ def _first(folder: str, pattern: str) -> Path:
         lambda out: (_first(out, "data/*").unlink(), _first(out, "done/*").write_bytes(b"{}")),
     ],
 )
-def test_what_was_taken_from_a_finished_output_is_made_again(tamper: Callable[[str], None], tmp_path: Path) -> None:
+def test_what_was_taken_from_a_finished_output_is_made_again(
+    tamper: Callable[[str], None], tmp_path: Path
+) -> None:
     job, manifest = made(tmp_path, "ok", "ok", "ok")
     kept = os.stat(sorted(Path(job.output).glob("data/*"))[2]).st_mtime_ns
     tamper(job.output)
@@ -221,9 +263,15 @@ def test_a_disk_that_takes_no_more_is_said_at_once(tmp_path: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("COV")}
     for limit in (10, 1_000_000):
         command = [sys.executable, "-c", PROGRAM, str(out), str(limit)]
-        run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, env=environment)
+        run = subprocess.run(
+            command, cwd=ROOT, capture_output=True, text=True, check=False, env=environment
+        )
         assert run.returncode == 0 and "Traceback" not in run.stderr, run.stderr
-        assert run.stdout.startswith("said:") and "cannot be written" in run.stdout and str(out) in run.stdout
+        assert (
+            run.stdout.startswith("said:")
+            and "cannot be written" in run.stdout
+            and str(out) in run.stdout
+        )
         assert run.stdout.count("\n") == 1
     assert len(list(out.glob("done/*.json"))) == 3
     assert json.loads((out / "plan/plan.json").read_bytes())["units"]

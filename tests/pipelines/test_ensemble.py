@@ -1,4 +1,6 @@
-"""Ensembles of a run: rows equal rankings made by hand; what was tuned on a set is refused there; no model loads."""
+"""Ensembles of a run: rows equal rankings made by hand; what was tuned on a set is refused there;
+no model loads.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +54,12 @@ def runs(photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             {"name": f"{s:02}_0.png", "easy": [3 * s + 1], "hard": [3 * s + 2], "junk": [3 * s]}
             for s in range(5 * number, 5 * number + 5)
         ]
-        record = {"schema": "rrt-ground-truth/1", "name": name, "gallery": names, "queries": queries}
+        record = {
+            "schema": "rrt-ground-truth/1",
+            "name": name,
+            "gallery": names,
+            "queries": queries,
+        }
         (root / f"{name}.json").write_text(json.dumps(record))
         config = {
             "images": str(photographs),
@@ -65,15 +72,26 @@ def runs(photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def evaluated(root: Path, name: str, asked: str = "", settings: RunSettings = SETTINGS) -> dict[str, Any]:
-    options = {"out": f"{root / name}/run", "ground_truth": f"{root}/{name}.json", "ensemble": asked}
+def evaluated(
+    root: Path, name: str, asked: str = "", settings: RunSettings = SETTINGS
+) -> dict[str, Any]:
+    options = {
+        "out": f"{root / name}/run",
+        "ground_truth": f"{root}/{name}.json",
+        "ensemble": asked,
+    }
     built = build(evaluate.Options, options, "test")
     evaluate.run(built, settings)
     return evaluate.read_metrics(built.out, built.ensemble)
 
 
 def tuned(root: Path, result: Path, name: str = "validation", **more: Any) -> Tuned:
-    options = {"out": f"{root / name}/run", "ground_truth": f"{root}/{name}.json", "result": str(result), **more}
+    options = {
+        "out": f"{root / name}/run",
+        "ground_truth": f"{root}/{name}.json",
+        "result": str(result),
+        **more,
+    }
     settings = replace(SETTINGS, overwrite=bool(options.pop("overwrite", False)))
     return tune.run(build(tune.Options, options, "test"), settings)
 
@@ -81,9 +99,13 @@ def tuned(root: Path, result: Path, name: str = "validation", **more: Any) -> Tu
 def raw_scores(run: Path) -> dict[tuple[str, str], tuple[float, float]]:
     """(query, record) -> (global score, raw logit), as the files of the scores hold them."""
     place = Place(f"{run}/scores")
-    tables = [pq.read_table(io.BytesIO(place.read(entry.name))) for entry in read_entries(place.url)]
+    tables = [
+        pq.read_table(io.BytesIO(place.read(entry.name))) for entry in read_entries(place.url)
+    ]
     rows = [row for table in tables for row in table.to_pylist()]
-    return {(row["query_id"], row["record_id"]): (row["global_score"], row["logit"]) for row in rows}
+    return {
+        (row["query_id"], row["record_id"]): (row["global_score"], row["logit"]) for row in rows
+    }
 
 
 def by_hand(run: Path, truth_file: Path, chosen: Ensemble, protocol: str) -> dict[str, list[str]]:
@@ -95,7 +117,11 @@ def by_hand(run: Path, truth_file: Path, chosen: Ensemble, protocol: str) -> dic
         for number, (query, rows) in enumerate(read_shortlist_part(str(run), entry.name)):
             order = rows.column("record_id").to_pylist()
             known = () if protocol == "deploy" else metrics.PROTOCOLS[protocol].junk
-            junk = {order_ for order_ in order if places[order_] in metrics.positions_of(truth.queries[number], known)}
+            junk = {
+                order_
+                for order_ in order
+                if places[order_] in metrics.positions_of(truth.queries[number], known)
+            }
             kept = [record for record in order if record not in junk]
 
             def final(record: str, query: str = query) -> tuple[float, float]:
@@ -103,14 +129,21 @@ def by_hand(run: Path, truth_file: Path, chosen: Ensemble, protocol: str) -> dic
                 return -float(ensemble([score], [logit], chosen.lambda_, chosen.gamma)[0]), -logit
 
             first = sorted(kept[: chosen.k], key=final)
-            found[query] = [*first, *kept[chosen.k :], *[record for record in order if record in junk]]
+            found[query] = [
+                *first,
+                *kept[chosen.k :],
+                *[record for record in order if record in junk],
+            ]
     return found
 
 
 def measured(rankings: dict[str, list[str]], truth_file: Path, protocol: str) -> dict[str, float]:
     truth = load_ground_truth(str(truth_file))
     places = {f"photographs/{name}": number for number, name in enumerate(truth.gallery)}
-    lists = [[places[record] for record in rankings[f"photographs/{query.name}"]] for query in truth.queries]
+    lists = [
+        [places[record] for record in rankings[f"photographs/{query.name}"]]
+        for query in truth.queries
+    ]
     return metrics.evaluate(lists, truth.queries, protocol).means
 
 
@@ -131,15 +164,22 @@ def test_rows_equal_rankings_made_by_hand(runs: Path, asked: str) -> None:
 
 
 def test_the_ends_are_the_reranked_and_the_global_rows(runs: Path) -> None:
-    reranked, as_global = evaluated(runs, "test", "0,5")["rankings"], evaluated(runs, "test", "1,5")["rankings"]
+    reranked, as_global = (
+        evaluated(runs, "test", "0,5")["rankings"],
+        evaluated(runs, "test", "1,5")["rankings"],
+    )
     assert reranked["ensemble"] == reranked["reranked"]
     assert reranked["ensemble_deploy"] == reranked["deploy"]
     assert as_global["ensemble"] == as_global["ensemble_deploy"] == as_global["global"]
-    assert_ends(f"{runs}/test/run", f"{runs}/test.json")  # the orders themselves, not their metrics alone
+    assert_ends(
+        f"{runs}/test/run", f"{runs}/test.json"
+    )  # the orders themselves, not their metrics alone
 
 
 def assert_ends(run: str, truth_file: str) -> None:
-    """At lambda 0 each list is as `rerank` ranked it, at lambda 1 as the global scores do, junk aside."""
+    """At lambda 0 each list is as `rerank` ranked it, at lambda 1 as the global scores do, junk
+    aside.
+    """
     lists = read_scored(run)
     records = {record for item in lists for record in item.record_ids}
     known = Truth(truth_file, [item.query_id for item in lists], sorted(records))
@@ -152,7 +192,11 @@ def assert_ends(run: str, truth_file: str) -> None:
             unchanged = item.replayed(protocol, truth, SHORTLIST, Ensemble(1, 9.0, SHORTLIST))
             junk = set(item.under(protocol, truth, SHORTLIST).junk)
             places = known.positions(item.record_ids)
-            kept = [record for record, place in zip(item.record_ids, places, strict=True) if place not in junk]
+            kept = [
+                record
+                for record, place in zip(item.record_ids, places, strict=True)
+                if place not in junk
+            ]
             assert unchanged[: len(kept)] == kept
 
 
@@ -161,22 +205,32 @@ def test_the_logits_of_a_cascade_are_those_of_each_list(runs: Path) -> None:
     shutil.copytree(runs / "test" / "run" / "shortlist", run / "shortlist")
     few = {"query_tokens": 4, "gallery_tokens": 4}
     cascade = {"first": "mutual_nn", "second": "mutual_nn", "keep": 3, "first_options": few}
-    options = {"queries": f"{runs}/test/queries", "out": str(run), "ground_truth": f"{runs}/test.json"}
+    options = {
+        "queries": f"{runs}/test/queries",
+        "out": str(run),
+        "ground_truth": f"{runs}/test.json",
+    }
     options |= {"reranker": "cascade", "reranker_option": cascade, "shortlist": SHORTLIST}
     rerank.run(build(rerank.Options, options, "test"), SETTINGS)
     assert_ends(str(run), f"{runs}/test.json")
 
 
-def test_the_plain_evaluation_stays_what_it_is(runs: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_plain_evaluation_stays_what_it_is(
+    runs: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     folder = runs / "test" / "run"
     plain = evaluated(runs, "test")
-    kept = {path: path.read_bytes() for path in (folder / "evaluation").rglob("*") if path.is_file()}
+    kept = {
+        path: path.read_bytes() for path in (folder / "evaluation").rglob("*") if path.is_file()
+    }
     evaluated(runs, "test", "0.25,0.75")
     manifest = json.loads((folder / "evaluation" / "manifest.json").read_text())
     assert sorted(manifest["recipe"]) == ["inputs", "kappas", "schema_version", "stage"]
     assert sorted(manifest["recipe"]["inputs"]) == ["ground_truth", "ranking", "shortlist"]
     assert "ensemble" not in plain and list(plain["rankings"]) == ["global", "reranked", "deploy"]
-    assert {path: path.read_bytes() for path in (folder / "evaluation").rglob("*") if path.is_file()} == kept
+    assert {
+        path: path.read_bytes() for path in (folder / "evaluation").rglob("*") if path.is_file()
+    } == kept
     beside = folder / "ensemble" / "lambda=0.25,gamma=0.75,k=8"
     made = {path: path.stat().st_mtime_ns for path in beside.rglob("*") if path.is_file()}
     capfd.readouterr()
@@ -184,7 +238,11 @@ def test_the_plain_evaluation_stays_what_it_is(runs: Path, capfd: pytest.Capture
     assert capfd.readouterr().err.count("already made") == 2
     assert {path: path.stat().st_mtime_ns for path in beside.rglob("*") if path.is_file()} == made
     metrics_before = (beside / "metrics.json").read_bytes()
-    for name in ("manifest.json", "metrics.json", "done/evaluation.json"):  # as if it had been killed
+    for name in (
+        "manifest.json",
+        "metrics.json",
+        "done/evaluation.json",
+    ):  # as if it had been killed
         (beside / name).unlink()
     evaluated(runs, "test", "0.25,0.75")
     assert (beside / "metrics.json").read_bytes() == metrics_before
@@ -198,24 +256,34 @@ def test_tune_finds_the_best_of_its_grid(runs: Path, tmp_path: Path) -> None:
         for b, lambda_ in enumerate(grid["lambda"]):
             for c, gamma in enumerate(grid["gamma"]):
                 rows = evaluated(runs, "validation", f"{lambda_},{gamma},{k}")["rankings"]
-                values[k, lambda_, gamma] = np.mean([rows["ensemble"][name]["mAP"] for name in ("medium", "hard")])
-                assert found.grid["values"][a][b][c] == pytest.approx(values[k, lambda_, gamma], abs=1e-6)
+                values[k, lambda_, gamma] = np.mean(
+                    [rows["ensemble"][name]["mAP"] for name in ("medium", "hard")]
+                )
+                assert found.grid["values"][a][b][c] == pytest.approx(
+                    values[k, lambda_, gamma], abs=1e-6
+                )
     best = min(values, key=lambda point: (-round(values[point], 12), *point))
     assert (found.best["k"], found.best["lambda"], found.best["gamma"]) == best
     rows = evaluated(runs, "validation")["rankings"]
     for name, row in (("reranked", "reranked"), ("global", "global")):
         for protocol in ("medium", "hard"):
-            assert found.values[name][protocol] == pytest.approx(rows[row][protocol]["mAP"], abs=1e-12)
+            assert found.values[name][protocol] == pytest.approx(
+                rows[row][protocol]["mAP"], abs=1e-12
+            )
     assert found.values["best"]["mean"] == pytest.approx(values[best], abs=1e-12)
     assert found.reranker["name"] == "mutual_nn" and found.extractor["name"] == "tiny"
 
 
 @pytest.mark.parametrize("metric", ["easy", "medium", "hard", "easy+medium"])
 def test_each_metric_is_that_of_evaluate(runs: Path, tmp_path: Path, metric: str) -> None:
-    found = tuned(runs, tmp_path / "t.json", metric=metric, grid={"lambda": [0.7], "gamma": [0.2], "k": [5]})
+    found = tuned(
+        runs, tmp_path / "t.json", metric=metric, grid={"lambda": [0.7], "gamma": [0.2], "k": [5]}
+    )
     rows = evaluated(runs, "validation", "0.7,0.2,5")["rankings"]
     expected = {name: rows["ensemble"][name]["mAP"] for name in metric.split("+")}
-    assert found.values["best"] == pytest.approx({**expected, "mean": np.mean(list(expected.values()))}, abs=1e-12)
+    assert found.values["best"] == pytest.approx(
+        {**expected, "mean": np.mean(list(expected.values()))}, abs=1e-12
+    )
 
 
 def test_tune_skips_refuses_and_overwrites_as_stages_do(
@@ -231,7 +299,12 @@ def test_tune_skips_refuses_and_overwrites_as_stages_do(
     tuned(runs, result, overwrite=True)
     assert result.read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["t.json"]
-    for foreign in (b"my notes", b'{"a": 1}', b"[]", before.replace(b"rrt-tuned/1", b"rrt-tuned/9")):
+    for foreign in (
+        b"my notes",
+        b'{"a": 1}',
+        b"[]",
+        before.replace(b"rrt-tuned/1", b"rrt-tuned/9"),
+    ):
         result.write_bytes(foreign)
         with pytest.raises(UserError, match=r"t\.json"):
             tuned(runs, result, overwrite=True)
@@ -240,15 +313,21 @@ def test_tune_skips_refuses_and_overwrites_as_stages_do(
         tuned(runs, tmp_path)
 
 
-def test_what_was_tuned_is_used_elsewhere(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_was_tuned_is_used_elsewhere(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     found = tuned(runs, tmp_path / "t.json")
     made = evaluated(runs, "test", str(tmp_path / "t.json"))
-    by_number = evaluated(runs, "test", f"{found.best['lambda']},{found.best['gamma']},{found.best['k']}")
+    by_number = evaluated(
+        runs, "test", f"{found.best['lambda']},{found.best['gamma']},{found.best['k']}"
+    )
     assert made == by_number and made["ensemble"] == found.best
     manifests = list((runs / "test" / "run" / "ensemble").glob("tuned-*/manifest.json"))
     facts = json.loads(manifests[-1].read_text())["facts"]["ensemble"]
     assert facts["tuned"]["ground_truth"]["content"] == found.inputs["ground_truth"]["content"]
-    options = tune.Options(f"{runs}/validation/run", f"{runs}/validation.json", str(tmp_path / "t.json"))
+    options = tune.Options(
+        f"{runs}/validation/run", f"{runs}/validation.json", str(tmp_path / "t.json")
+    )
     tune.summarise(options, found)
     printed = capsys.readouterr().out
     assert "global (lambda 1)" in printed and "Of 315 tried on 5 queries, lambda" in printed
@@ -258,7 +337,9 @@ def test_what_was_tuned_is_used_elsewhere(runs: Path, tmp_path: Path, capsys: py
 def test_what_was_tuned_is_refused_where_it_was_tuned(runs: Path, tmp_path: Path) -> None:
     result = tmp_path / "t.json"
     found = tuned(runs, result)
-    with pytest.raises(UserError, match=r"t\.json was tuned on the ground truth .*validation\.json"):
+    with pytest.raises(
+        UserError, match=r"t\.json was tuned on the ground truth .*validation\.json"
+    ):
         evaluated(runs, "validation", str(result))
     other = {"content": "0" * 64}
     disguises = {
@@ -266,9 +347,14 @@ def test_what_was_tuned_is_refused_where_it_was_tuned(runs: Path, tmp_path: Path
         "queries": ("ground_truth", "scores"),
     }
     for told, changed in disguises.items():
-        inputs = {name: {**entry, **other} if name in changed else entry for name, entry in found.inputs.items()}
+        inputs = {
+            name: {**entry, **other} if name in changed else entry
+            for name, entry in found.inputs.items()
+        }
         result.write_bytes(replace(found, inputs=inputs).to_bytes())
-        with pytest.raises(UserError, match=rf"t\.json was tuned on the {told} of .*/validation/run"):
+        with pytest.raises(
+            UserError, match=rf"t\.json was tuned on the {told} of .*/validation/run"
+        ):
             evaluated(runs, "validation", str(result))
     assert not list((runs / "validation" / "run").glob("ensemble/tuned-*"))
 
@@ -279,7 +365,9 @@ def test_what_was_tuned_for_other_models_is_refused(runs: Path, tmp_path: Path) 
     for field, told in (("reranker", "another reranker"), ("extractor", "another extractor")):
         other = {**getattr(found, field), "weights_sha256": "abc"}
         result.write_bytes(replace(found, **{field: other}).to_bytes())
-        with pytest.raises(UserError, match=rf"{told} than made .*/test/run \(weights_sha256 was \"abc\", is now"):
+        with pytest.raises(
+            UserError, match=rf"{told} than made .*/test/run \(weights_sha256 was \"abc\", is now"
+        ):
             evaluated(runs, "test", str(result))
     result.write_bytes(replace(found, best={**found.best, "k": 50}).to_bytes())
     with pytest.raises(UserError, match="the first 50, but only 8 were reranked"):
@@ -289,12 +377,18 @@ def test_what_was_tuned_for_other_models_is_refused(runs: Path, tmp_path: Path) 
         evaluated(runs, "test", str(result))
 
 
-def test_scores_that_lack_the_ground_truths_shortlists_are_refused(runs: Path, tmp_path: Path) -> None:
+def test_scores_that_lack_the_ground_truths_shortlists_are_refused(
+    runs: Path, tmp_path: Path
+) -> None:
     other = tmp_path / "other.json"
     shutil.copy(runs / "validation.json", other)
     other.write_text(other.read_text() + "\n")
-    with pytest.raises(UserError, match=r"not made with the ground truth .*other\.json.*rerank with --ground-truth"):
-        tune.run(tune.Options(f"{runs}/validation/run", str(other), str(tmp_path / "t.json")), SETTINGS)
+    with pytest.raises(
+        UserError, match=r"not made with the ground truth .*other\.json.*rerank with --ground-truth"
+    ):
+        tune.run(
+            tune.Options(f"{runs}/validation/run", str(other), str(tmp_path / "t.json")), SETTINGS
+        )
 
 
 @pytest.mark.parametrize(
@@ -316,7 +410,14 @@ def test_scores_that_lack_the_ground_truths_shortlists_are_refused(runs: Path, t
 def test_malformed_values_get_one_sentence(
     runs: Path, asked: str, told: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = ["--out", f"{runs}/test/run", "--ground-truth", f"{runs}/test.json", "--ensemble", asked]
+    arguments = [
+        "--out",
+        f"{runs}/test/run",
+        "--ground-truth",
+        f"{runs}/test.json",
+        "--ensemble",
+        asked,
+    ]
     assert main(["evaluate", *arguments]) == 2
     printed = capsys.readouterr().err
     assert told in printed and "Traceback" not in printed and printed.count("\n") == 1
@@ -338,7 +439,14 @@ def test_malformed_values_get_one_sentence(
 def test_malformed_grids_get_one_sentence(
     runs: Path, more: list[str], told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = ["--out", f"{runs}/test/run", "--ground-truth", f"{runs}/test.json", "--result", f"{tmp_path}/t.json"]
+    arguments = [
+        "--out",
+        f"{runs}/test/run",
+        "--ground-truth",
+        f"{runs}/test.json",
+        "--result",
+        f"{tmp_path}/t.json",
+    ]
     assert main(["tune", *arguments, *more]) == 2
     printed = capsys.readouterr().err
     assert told in printed and "Traceback" not in printed and printed.count("\n") == 1
@@ -357,7 +465,10 @@ def test_forms_of_the_option() -> None:
         read = read_asked(asked)
         assert (read.lambda_, read.gamma, read.k, read.tuned) == (0.5, 0.3, None, None)
     assert read_asked(("0.5", "0.3", "50")).at(100, "run") == Ensemble(0.5, 0.3, 50)
-    assert read_asked(build(evaluate.Options, _values([0, 1, 50]), "yaml").ensemble).at(100, "r").k == 50
+    assert (
+        read_asked(build(evaluate.Options, _values([0, 1, 50]), "yaml").ensemble).at(100, "r").k
+        == 50
+    )
 
 
 def _values(asked: list[float]) -> dict[str, Any]:
@@ -386,21 +497,27 @@ evaluate.run_job = alone
 values = {"out": f"{root}/test/run", "ground_truth": f"{root}/test.json", "ensemble": "0.45,0.55"}
 evaluate.run(build(evaluate.Options, values, "test"), RunSettings())
 tune.run(tune.Options(f"{root}/validation/run", f"{root}/validation.json", result), RunSettings())
-"""
+"""  # noqa: E501
 
 
 def test_replay_loads_no_model(runs: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-c", BLOCKED, str(runs), str(tmp_path / "t.json")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    metrics_file = runs / "test" / "run" / "ensemble" / "lambda=0.45,gamma=0.55,k=8" / "metrics.json"
+    metrics_file = (
+        runs / "test" / "run" / "ensemble" / "lambda=0.45,gamma=0.55,k=8" / "metrics.json"
+    )
     assert "ensemble" in json.loads(metrics_file.read_text())["rankings"]
     assert (tmp_path / "t.json").exists()
 
 
 def test_raw_logits_stay_in_scores_and_rankings(runs: Path) -> None:
     run = runs / "test" / "run"
-    before = {path: path.read_bytes() for name in ("scores", "ranking") for path in (run / name).rglob("*.parquet")}
+    before = {
+        path: path.read_bytes()
+        for name in ("scores", "ranking")
+        for path in (run / name).rglob("*.parquet")
+    }
     evaluated(runs, "test", "0.15,0.35")
     assert {path: path.read_bytes() for path in before} == before
     logits = np.array([logit for _, logit in raw_scores(run).values()])
@@ -432,11 +549,17 @@ def test_a_configuration_asks_for_an_ensemble_and_the_report_shows_it(
     plain = run_config({**config, "evaluate": {}}, "test", SETTINGS)["report"]
     assert "Ensemble (λ 0.2" in Path(other).read_text().replace("\u00a0", " ")
     assert "Ensemble" not in Path(plain).read_text()
-    assert len({results["report"], other, plain}) == 3 and Path(results["report"]).read_text() == page
+    assert (
+        len({results["report"], other, plain}) == 3 and Path(results["report"]).read_text() == page
+    )
 
 
 def test_the_report_of_an_ensemble_that_is_not_there_names_the_command(runs: Path) -> None:
-    options = {"out": f"{runs}/test/run", "ground_truth": f"{runs}/test.json", "ensemble": "0.123,0.3"}
+    options = {
+        "out": f"{runs}/test/run",
+        "ground_truth": f"{runs}/test.json",
+        "ensemble": "0.123,0.3",
+    }
     with pytest.raises(UserError, match=r"make it with 'evaluate --ensemble 0\.123,0\.3'"):
         report.run(build(report.Options, options, "test"), SETTINGS)
     with pytest.raises(UserError, match="give --ground-truth too"):

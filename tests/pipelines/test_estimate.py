@@ -1,4 +1,6 @@
-"""estimate and --dry-run: what they say against what a run then makes; nothing is made and nothing stays."""
+"""estimate and --dry-run: what they say against what a run then makes; nothing is made and nothing
+stays.
+"""
 
 from __future__ import annotations
 
@@ -60,7 +62,9 @@ def ask(name: str, options: Any, settings: RunSettings = SETTINGS) -> list[Estim
 
 
 def size_of(*folders: Path) -> int:
-    return sum(path.stat().st_size for folder in folders for path in folder.rglob("*") if path.is_file())
+    return sum(
+        path.stat().st_size for folder in folders for path in folder.rglob("*") if path.is_file()
+    )
 
 
 def asked(out: Path, images: object, **more: Any) -> extract_options.Options:
@@ -83,7 +87,9 @@ def test_a_folder(pictures: Path, tmp_path: Path) -> None:
     assert again.done == 120 and again.probe is None and again.notes == ["all of it is done"]
 
 
-@pytest.mark.parametrize("more", [{"locals": "none"}, {"local_dtype": "binary"}, {"global_dtype": "float16"}])
+@pytest.mark.parametrize(
+    "more", [{"locals": "none"}, {"local_dtype": "binary"}, {"global_dtype": "float16"}]
+)
 def test_other_forms_of_a_store(pictures: Path, tmp_path: Path, more: dict[str, Any]) -> None:
     options = asked(tmp_path / "store", pictures, **more)
     (told,) = ask("extract", options)
@@ -119,7 +125,9 @@ def test_archives(archives: Path, tmp_path: Path) -> None:  # noqa: F811
 def test_archives_and_a_list(archives: Path, tmp_path: Path) -> None:  # noqa: F811
     names = [f"jpg/{number % 3}/{number:03}.jpg" for number in range(0, 18, 2)] + ["jpg/none.jpg"]
     (tmp_path / "list.txt").write_text("\n".join(names))
-    options = asked(tmp_path / "store", archives / "images.{1..3}.tar.gz", list=str(tmp_path / "list.txt"))
+    options = asked(
+        tmp_path / "store", archives / "images.{1..3}.tar.gz", list=str(tmp_path / "list.txt")
+    )
     (told,) = ask("extract", options)
     assert (told.inputs, told.known) == (10, "counted")
     manifest = extract.run(options, SETTINGS)
@@ -153,7 +161,9 @@ def test_several_sources(archives: Path, pictures: Path, tmp_path: Path) -> None
     assert told.disk_total == pytest.approx(size_of(tmp_path / "store"), rel=0.05)
 
 
-def test_images_are_reckoned_by_bytes_where_time_is_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_are_reckoned_by_bytes_where_time_is_short(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     urls = []
     for number in range(6):
         members = [(f"{image:03}.jpg", jpeg(image % 9) + bytes(4_000)) for image in range(40)]
@@ -172,7 +182,9 @@ def test_images_that_all_fail_are_told(tmp_path: Path) -> None:
     folder.mkdir()
     for number in range(5):
         (folder / f"{number}.jpg").write_bytes(b"no image")
-    with pytest.raises(UserError, match=r"none of the \d+ images of the probe could be described.*broken/\d.jpg"):
+    with pytest.raises(
+        UserError, match=r"none of the \d+ images of the probe could be described.*broken/\d.jpg"
+    ):
         ask("extract", asked(tmp_path / "store", folder))
     assert not (tmp_path / "store").exists()
 
@@ -200,7 +212,9 @@ def test_index_search_and_rerank(pictures: Path, tmp_path: Path) -> None:
     store, place, out = str(tmp_path / "store"), str(tmp_path / "index"), str(tmp_path / "run")
     extract.run(asked(tmp_path / "store", pictures), SETTINGS)
     for key, rows in (("Flat", 200_000), ("IVF4,PQ8x4", 40)):
-        indexing = index.Options(stores=(store,), out=f"{place}-{key[:3]}", key=key, rows_per_shard=rows)
+        indexing = index.Options(
+            stores=(store,), out=f"{place}-{key[:3]}", key=key, rows_per_shard=rows
+        )
         (told,) = ask("index", indexing)
         assert told.inputs == 120
         index.run(indexing, SETTINGS)
@@ -230,9 +244,13 @@ def test_index_search_and_rerank(pictures: Path, tmp_path: Path) -> None:
 def test_an_index_of_several_files_is_searched(pictures: Path, tmp_path: Path) -> None:
     store = str(tmp_path / "store")
     extract.run(asked(tmp_path / "store", pictures, rows_per_part=30), SETTINGS)
-    indexing = index.Options(stores=(store,), out=f"{tmp_path}/index", rows_per_shard=30, max_memory=20_000)
+    indexing = index.Options(
+        stores=(store,), out=f"{tmp_path}/index", rows_per_shard=30, max_memory=20_000
+    )
     index.run(indexing, SETTINGS)
-    (told,) = ask("search", search.Options(queries=store, index=indexing.out, out=str(tmp_path / "run")))
+    (told,) = ask(
+        "search", search.Options(queries=store, index=indexing.out, out=str(tmp_path / "run"))
+    )
     assert told.inputs == 120 and "4 search files" in told.notes[-1]
 
 
@@ -241,25 +259,46 @@ def test_a_configuration(configuration: Path, tmp_path: Path) -> None:
     told = ask("run", options)
     assert [one.stage for one in told] == ["extract", "extract", "index", "rerank"]
     assert [one.inputs for one in told[:3]] == [30, 4, 30]
-    assert told[3].inputs == 4 * 5 + 8 and told[3].probe is not None  # two easy or junk images a query
+    assert (
+        told[3].inputs == 4 * 5 + 8 and told[3].probe is not None
+    )  # two easy or junk images a query
     assert not (tmp_path / "all").exists()
 
 
-def test_the_command_line(pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    options = ["--images", str(pictures), "--out", str(tmp_path / "store"), "--extractor", EXTRACTOR]
+def test_the_command_line(
+    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = [
+        "--images",
+        str(pictures),
+        "--out",
+        str(tmp_path / "store"),
+        "--extractor",
+        EXTRACTOR,
+    ]
     many = ["--workers", "2", "--on", "1,8", "--json", str(tmp_path / "told.json")]
     assert main(["estimate", "extract", *options, *many]) == 0
     printed = capsys.readouterr().out
-    assert all(word in printed for word in ("120 (counted)", "globals", "with 8 workers", "Nothing was made"))
+    assert all(
+        word in printed
+        for word in ("120 (counted)", "globals", "with 8 workers", "Nothing was made")
+    )
     (told,) = json.loads((tmp_path / "told.json").read_text())
-    assert told["inputs"] == 120 and told["disk_total"] == sum(told["disk"].values()) and "8" in told["elsewhere"]
+    assert (
+        told["inputs"] == 120
+        and told["disk_total"] == sum(told["disk"].values())
+        and "8" in told["elsewhere"]
+    )
     assert main(["evaluate", "--out", "x", "--ground-truth", "y", "--dry-run"]) == 0
     assert "seconds" in capsys.readouterr().out
     for arguments, sentence in (
         (["estimate"], "name a stage first"),
         (["estimate", "verify", "x"], "verify has no estimate"),
         (["extract", *options, "--dry-run", "--on", "0"], "1 or more"),
-        (["extract", *options, "--dry-run", "--json", str(tmp_path / "no" / "x.json")], "there is no folder"),
+        (
+            ["extract", *options, "--dry-run", "--json", str(tmp_path / "no" / "x.json")],
+            "there is no folder",
+        ),
         (["extract", *options, "--dry-run", "--json", str(tmp_path)], "is a folder; give a file"),
     ):
         assert main(arguments) == 2
@@ -267,13 +306,17 @@ def test_the_command_line(pictures: Path, tmp_path: Path, capsys: pytest.Capture
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_leaves_nothing(start: Any, pictures: Path, tmp_path: Path, number: signal.Signals) -> None:
+def test_a_signal_leaves_nothing(
+    start: Any, pictures: Path, tmp_path: Path, number: signal.Signals
+) -> None:
     temporary = tmp_path / "other"
     temporary.mkdir()
     arguments = ("--images", pictures, "--out", tmp_path / "store", "--extractor", EXTRACTOR)
     slow = ("--extractor-option", "seconds=0.5", "--workers", "2", "--dry-run")
     running = start("extract", *arguments, *slow, TMPDIR=str(temporary))
-    running.until(lambda: list(temporary.glob("*-estimate-*/probe/done/*.json")), "the first round's end")
+    running.until(
+        lambda: list(temporary.glob("*-estimate-*/probe/done/*.json")), "the first round's end"
+    )
     running.process.send_signal(number)
     assert running.end(LONG) == 128 + number
     assert "nothing was made" in running.text and "Traceback" not in running.text
@@ -281,7 +324,9 @@ def test_a_signal_leaves_nothing(start: Any, pictures: Path, tmp_path: Path, num
     assert not list(temporary.iterdir()) and not (tmp_path / "store").exists()
 
 
-def test_a_place_that_is_too_small_is_told(pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_place_that_is_too_small_is_told(
+    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     told = Estimate("extract", "p", "images", 10, "counted", disk={"globals": 3_000}, free=1_000)
     from pipelines.estimate.table import table
 
@@ -302,4 +347,9 @@ def test_a_commit_beside_the_next_unit_is_no_work() -> None:
 
 
 def test_bytes_as_text() -> None:
-    assert [byte_text(size) for size in (12, 1_200, 3.4e6, 999e9)] == ["12 bytes", "1.2 kB", "3.4 MB", "999 GB"]
+    assert [byte_text(size) for size in (12, 1_200, 3.4e6, 999e9)] == [
+        "12 bytes",
+        "1.2 kB",
+        "3.4 MB",
+        "999 GB",
+    ]

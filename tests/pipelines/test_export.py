@@ -34,7 +34,12 @@ def store(tmp_path_factory: pytest.TempPathFactory, photographs: Path) -> Path:
         (root / "images" / path.name).write_bytes(path.read_bytes())
     (root / "images" / "05_5 #1.png").write_bytes(b"no picture")
     (root / "images" / "06_9 größe #1.png").write_bytes((photographs / "06_0.png").read_bytes())
-    given = {"images": str(root / "images"), "out": str(root / "store"), "extractor": TINY, "rows_per_part": 9}
+    given = {
+        "images": str(root / "images"),
+        "out": str(root / "store"),
+        "extractor": TINY,
+        "rows_per_part": 9,
+    }
     extract.run(build(extract_options.Options, given, "test"), SETTINGS)
     return root / "store"
 
@@ -57,16 +62,28 @@ def everything(url: str) -> tuple[list[str], np.ndarray, list[Any]]:
     return names, np.concatenate(vectors), found
 
 
-def test_arrays_are_what_the_store_holds_and_make_the_same_store(store: Path, tmp_path: Path) -> None:
+def test_arrays_are_what_the_store_holds_and_make_the_same_store(
+    store: Path, tmp_path: Path
+) -> None:
     told = exported(store, tmp_path / "e", locals=True)
     names, vectors, found = everything(str(store))
     assert (told["rows"], told["failed"]) == (31, 1)
-    assert (tmp_path / "e" / "record_ids.txt").read_text(encoding="utf-8").split("\n") == [*names, ""]
+    assert (tmp_path / "e" / "record_ids.txt").read_text(encoding="utf-8").split("\n") == [
+        *names,
+        "",
+    ]
     assert "images/06_9 größe %231.png" in names
     np.testing.assert_array_equal(np.load(tmp_path / "e" / "globals.npy"), vectors)
     assert np.load(tmp_path / "e" / "locals" / "descriptor.npy").dtype == np.float16
-    given = {"format": "npy", "input": str(tmp_path / "e" / "globals.npy"), "out": str(tmp_path / "again")}
-    given |= {"record_ids": str(tmp_path / "e" / "record_ids.txt"), "local_arrays": str(tmp_path / "e" / "locals")}
+    given = {
+        "format": "npy",
+        "input": str(tmp_path / "e" / "globals.npy"),
+        "out": str(tmp_path / "again"),
+    }
+    given |= {
+        "record_ids": str(tmp_path / "e" / "record_ids.txt"),
+        "local_arrays": str(tmp_path / "e" / "locals"),
+    }
     import_store.run(build(exchange_import_options.Options, given, "import"), SETTINGS)
     again = everything(str(tmp_path / "again"))
     assert again[0] == names
@@ -99,12 +116,16 @@ def test_what_a_killed_export_leaves_is_written_anew(store: Path, tmp_path: Path
     exported(store, tmp_path / "e")
     assert (tmp_path / "e" / "globals.npy").read_bytes() == whole
     assert json.loads((tmp_path / "e" / "export.json").read_text())["rows"] == 31
-    (tmp_path / "e" / "export.json").rename(tmp_path / "e" / "export.json.0123abcd.tmp")  # killed while it was written
+    (tmp_path / "e" / "export.json").rename(
+        tmp_path / "e" / "export.json.0123abcd.tmp"
+    )  # killed while it was written
     exported(store, tmp_path / "e")
     assert (tmp_path / "e" / "globals.npy").read_bytes() == whole
 
 
-def test_locals_of_an_export_made_again_without_them_are_removed(store: Path, tmp_path: Path) -> None:
+def test_locals_of_an_export_made_again_without_them_are_removed(
+    store: Path, tmp_path: Path
+) -> None:
     exported(store, tmp_path / "e", locals=True)
     (tmp_path / "e" / "locals" / "notes.txt").write_text("mine")
     given = build(export.Options, {"store": str(store), "out": str(tmp_path / "e")}, "test")

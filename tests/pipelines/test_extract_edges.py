@@ -1,4 +1,6 @@
-"""extract at its edges: crashes in archives, retries of retries, lists with repetitions, options against each other."""
+"""extract at its edges: crashes in archives, retries of retries, lists with repetitions, options
+against each other.
+"""
 
 from __future__ import annotations
 
@@ -53,14 +55,22 @@ def write_tar(path: Path, members: Iterable[tuple[str, bytes]]) -> Path:
 
 
 def members(first: int, count: int, broken: Iterable[int] = ()) -> list[tuple[str, bytes]]:
-    """Images first ... first + count - 1; of the broken ones as many bytes as of good ones, with nothing in them."""
+    """Images first ...
+
+    first + count - 1; of the broken ones as many bytes as of good ones, with nothing in them.
+    """
     wrong = set(broken)
-    return [(f"{n:03}.jpg", bytes(len(jpeg(n))) if n in wrong else jpeg(n)) for n in range(first, first + count)]
+    return [
+        (f"{n:03}.jpg", bytes(len(jpeg(n))) if n in wrong else jpeg(n))
+        for n in range(first, first + count)
+    ]
 
 
 def make(out: Path, images: object = "", settings: RunSettings = ONE, **more: Any) -> Manifest:
     options = {"extractor": EXTRACTOR, "rows_per_part": 4, **more}
-    return extract.run(extract_options.Options(out=str(out), images=str(images), **options), settings)
+    return extract.run(
+        extract_options.Options(out=str(out), images=str(images), **options), settings
+    )
 
 
 def living(out: Path) -> dict[str, bytes]:
@@ -69,7 +79,10 @@ def living(out: Path) -> dict[str, bytes]:
     found: list[tuple[str, bytes]] = []
     for part in store.parts:
         read = store.read_global(part)
-        found += [(read.record_ids[row], read.descriptors[row].tobytes()) for row in np.flatnonzero(read.ok)]
+        found += [
+            (read.record_ids[row], read.descriptors[row].tobytes())
+            for row in np.flatnonzero(read.ok)
+        ]
     assert len(dict(found)) == len(found)
     return dict(found)
 
@@ -77,7 +90,9 @@ def living(out: Path) -> dict[str, bytes]:
 def lost(out: Path) -> list[tuple[str, str]]:
     store = Store(str(out))
     names = [part.failures.name for part in store.parts if part.failures]
-    return sorted((row.record_id, row.error_class) for row in extract.failure_rows(store.place, names))
+    return sorted(
+        (row.record_id, row.error_class) for row in extract.failure_rows(store.place, names)
+    )
 
 
 class Picky(TinyExtractor):
@@ -93,7 +108,9 @@ class Picky(TinyExtractor):
         return super()._one(image)
 
 
-def test_images_that_kill_in_two_pieces_of_two_archives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_that_kill_in_two_pieces_of_two_archives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A piece that holds a crashed image is passed over later like any other."""
     for archive in range(2):
         named = [(f"{'bad' if n in (1, 6) else 'ok'}-{n}.jpg", jpeg(n)) for n in range(9)]
@@ -106,7 +123,9 @@ def test_images_that_kill_in_two_pieces_of_two_archives(tmp_path: Path, monkeypa
     again = make(tmp_path / "store", tmp_path / "a.{0..1}.tar", source="s", retry_failed=True)
     assert (again.counts.inputs, again.counts.failed) == (18, 0)
     assert living(tmp_path / "store").keys() == {
-        f"s/a.{archive}/{'bad' if n in (1, 6) else 'ok'}-{n}.jpg" for archive in range(2) for n in range(9)
+        f"s/a.{archive}/{'bad' if n in (1, 6) else 'ok'}-{n}.jpg"
+        for archive in range(2)
+        for n in range(9)
     }
 
 
@@ -149,7 +168,9 @@ def test_a_part_done_again_after_a_retry_gives_no_image_twice(tmp_path: Path, pa
     again = make(tmp_path / "store", tmp_path / "a.tar" if packed else folder, source="s")
     assert again.counts.inputs == 9 and again.counts.failed in (0, 1)
     assert before.items() <= living(tmp_path / "store").items() and done.counts.failed == 1
-    last = make(tmp_path / "store", tmp_path / "a.tar" if packed else folder, source="s", retry_failed=True)
+    last = make(
+        tmp_path / "store", tmp_path / "a.tar" if packed else folder, source="s", retry_failed=True
+    )
     assert last.counts.failed == 0 and len(living(tmp_path / "store")) == 9
 
 
@@ -161,7 +182,9 @@ def test_retry_where_archives_have_moved_or_lost_members(tmp_path: Path) -> None
     moved = write_tar(tmp_path / "new" / "a.tar", members(0, 6, (4,)))
     (tmp_path / "old" / "a.tar").unlink()
     assert make(tmp_path / "store", moved, source="s", retry_failed=True).counts.failed == 1
-    write_tar(moved, [(name if name != "004.jpg" else "other.jpg", data) for name, data in members(0, 6)])
+    write_tar(
+        moved, [(name if name != "004.jpg" else "other.jpg", data) for name, data in members(0, 6)]
+    )
     assert make(tmp_path / "store", moved, source="s", retry_failed=True).counts.failed == 1
     write_tar(moved, members(0, 6))
     assert make(tmp_path / "store", moved, source="s", retry_failed=True).counts.failed == 0
@@ -174,7 +197,12 @@ def test_an_image_that_fails_alone_in_its_piece_ends_nothing(tmp_path: Path) -> 
     manifest = make(tmp_path / "store", write_tar(tmp_path / "a.tar", images), extractor=extractor)
     assert (manifest.counts.inputs, manifest.counts.failed) == (5, 1)
     with pytest.raises(JobFailed, match="nothing goes well"):
-        make(tmp_path / "none", tmp_path / "a.tar", extractor=extractor, extractor_option={"all_of_them": True})
+        make(
+            tmp_path / "none",
+            tmp_path / "a.tar",
+            extractor=extractor,
+            extractor_option={"all_of_them": True},
+        )
 
 
 def test_a_name_twice_in_a_listed_archive_is_a_failed_row(tmp_path: Path) -> None:
@@ -207,7 +235,9 @@ def test_missing_images_are_found_again_after_a_retry(tmp_path: Path) -> None:
     write_tar(tmp_path / "a.tar", members(0, 2))
     done = make(tmp_path / "store", archive, **listed, retry_failed=True)
     store = Store(str(tmp_path / "store"))
-    part = next(part for part in store.parts if "s/absent.jpg" in store.read_global(part).record_ids)
+    part = next(
+        part for part in store.parts if "s/absent.jpg" in store.read_global(part).record_ids
+    )
     (tmp_path / "store" / part.globals.name).unlink()
     assert make(tmp_path / "store", archive, **listed).content == done.content
 
@@ -215,11 +245,17 @@ def test_missing_images_are_found_again_after_a_retry(tmp_path: Path) -> None:
 def test_a_list_of_another_collection_is_told_for_each_source(tmp_path: Path) -> None:
     entries = []
     for source in ("good", "bad"):
-        (tmp_path / f"{source}.txt").write_text("000.jpg\n" if source == "good" else "nothing.jpg\n")
+        (tmp_path / f"{source}.txt").write_text(
+            "000.jpg\n" if source == "good" else "nothing.jpg\n"
+        )
         archive = write_tar(tmp_path / f"{source}.tar", members(0, 2))
-        entries.append({"name": source, "images": str(archive), "list": str(tmp_path / f"{source}.txt")})
+        entries.append(
+            {"name": source, "images": str(archive), "list": str(tmp_path / f"{source}.txt")}
+        )
     (tmp_path / "sources.yaml").write_text(json.dumps(entries))
-    with pytest.raises(UserError, match="of the source 'bad' hold none of the images that the list names"):
+    with pytest.raises(
+        UserError, match="of the source 'bad' hold none of the images that the list names"
+    ):
         make(tmp_path / "store", sources=str(tmp_path / "sources.yaml"))
 
 
@@ -233,18 +269,33 @@ def test_options_that_contradict_each_other(tmp_path: Path) -> None:
     truth = str(tmp_path / "truth.json")
     assert make(tmp_path / "store", archive, **asked).counts.inputs == 1  # the same images
     for message, given in (
-        ("--retry-failed keeps what --overwrite would remove", {"retry_failed": True, "overwrite": True}),
+        (
+            "--retry-failed keeps what --overwrite would remove",
+            {"retry_failed": True, "overwrite": True},
+        ),
         ("--locals-for takes the images of the store", {**asked, "images": folder}),
         ("local_dtype is 'int8'.*'float16'", {**asked, "local_dtype": "int8"}),
         ("max_locals is 3.*is 0", {**asked, "max_locals": 3}),
-        ("--list and --ground-truth both", {"images": folder, "list": truth, "ground_truth": truth, "take": "gallery"}),
+        (
+            "--list and --ground-truth both",
+            {"images": folder, "list": truth, "ground_truth": truth, "take": "gallery"},
+        ),
         ("--take without --ground-truth", {"images": folder, "take": "gallery"}),
-        ("a list names images of a folder, not of a glob", {"images": folder / "*.jpg", "list": truth}),
-        ("--image-seconds is inf; it must be above 0 and below 600", {"images": folder, "image_seconds": float("inf")}),
+        (
+            "a list names images of a folder, not of a glob",
+            {"images": folder / "*.jpg", "list": truth},
+        ),
+        (
+            "--image-seconds is inf; it must be above 0 and below 600",
+            {"images": folder, "image_seconds": float("inf")},
+        ),
         ("--image-seconds is nan", {"images": folder, "image_seconds": float("nan")}),
         ("--image-seconds is 600;.* --stall-minutes 10", {**asked, "image_seconds": 600.0}),
         ("--image-seconds is -1", {"images": folder, "image_seconds": -1.0}),
-        ("--max-failures is 'many'", {"images": archive, "max_failures": "many", "overwrite": True, "locals": "none"}),
+        (
+            "--max-failures is 'many'",
+            {"images": archive, "max_failures": "many", "overwrite": True, "locals": "none"},
+        ),
     ):
         options: dict[str, Any] = {"images": archive, "locals": "none", **given}
         settings = RunSettings(workers=1, overwrite=bool(options.pop("overwrite", False)))
@@ -279,11 +330,15 @@ def test_too_many_failures_are_too_many_the_second_time_too(tmp_path: Path) -> N
         with pytest.raises(JobFailed, match="more than --max-failures 2 allows; the last: "):
             make(tmp_path / "store", archive, max_failures="2")
     assert make(tmp_path / "store", archive, max_failures="3").counts.failed == 3
-    again = make(tmp_path / "store", archive, max_failures="3", retry_failed=True)  # those three fail again
+    again = make(
+        tmp_path / "store", archive, max_failures="3", retry_failed=True
+    )  # those three fail again
     assert (again.counts.inputs, again.counts.failed) == (8, 3)
 
 
-def test_what_failed_and_what_was_there_is_told(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_what_failed_and_what_was_there_is_told(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     """The rate of a command is without the pieces that an earlier one made."""
     archive = write_tar(tmp_path / "a.tar", members(0, 9, (1,)))
     first = make(tmp_path / "store", archive)
@@ -295,7 +350,9 @@ def test_what_failed_and_what_was_there_is_told(tmp_path: Path, capfd: pytest.Ca
     assert "9 images in" in told and "/s" not in told and ", 1 failed" in told
 
 
-def test_sources_that_changed_since_the_plan_are_told(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_sources_that_changed_since_the_plan_are_told(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     folder = tmp_path / "folder"
     folder.mkdir()
     for name, data in members(0, 3):
@@ -307,14 +364,22 @@ def test_sources_that_changed_since_the_plan_are_told(tmp_path: Path, capfd: pyt
     (folder / "000.jpg").unlink()
     assert make(tmp_path / "store", folder).content == content
     told = capfd.readouterr().err
-    assert "1 image more (such as folder/new.jpg) and 1 image fewer (such as folder/000.jpg); the store stays" in told
+    assert (
+        "1 image more (such as folder/new.jpg) and 1 image fewer (such as folder/000.jpg); the "
+        "store stays" in told
+    )
 
 
 def test_ranges_are_a_shells(tmp_path: Path) -> None:
     for name in ("a.0", "a.9", "a.10", "b.08", "b.09", "b.10"):
         write_tar(tmp_path / f"{name}.tar", members(0, 1))
-    for pattern, names in (("a.{9..10}", ["a.9", "a.10"]), ("b.{08..10}", ["b.08", "b.09", "b.10"])):
-        assert find_archives(f"{tmp_path}/{pattern}.tar") == [f"{tmp_path}/{name}.tar" for name in names]
+    for pattern, names in (
+        ("a.{9..10}", ["a.9", "a.10"]),
+        ("b.{08..10}", ["b.08", "b.09", "b.10"]),
+    ):
+        assert find_archives(f"{tmp_path}/{pattern}.tar") == [
+            f"{tmp_path}/{name}.tar" for name in names
+        ]
     with pytest.raises(UserError, match=r"a\.1\.tar: there is no such archive"):
         find_archives(f"{tmp_path}/a.{{0..10}}.tar")
 
@@ -331,14 +396,18 @@ def test_archives_without_images_are_told(tmp_path: Path) -> None:
     (tmp_path / "d.tar").mkdir()
     with pytest.raises(UserError, match=r"d\.tar: it is a folder, not an archive"):
         make(tmp_path / "other", tmp_path / "d.tar")
-    with pytest.raises(UserError, match=r"no such archive; a range is written as in name\.\{1\.\.100\}\.tar"):
+    with pytest.raises(
+        UserError, match=r"no such archive; a range is written as in name\.\{1\.\.100\}\.tar"
+    ):
         make(tmp_path / "other", tmp_path / "{1-2}.tar")
     (tmp_path / "sources.yaml").write_text("- images: [a.tar, b.tar]\n")
     with pytest.raises(UserError, match="source 1: images is a list; it must be one text"):
         make(tmp_path / "other", sources=str(tmp_path / "sources.yaml"))
 
 
-def test_a_binary_store_is_planned_although_an_image_kills(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_binary_store_is_planned_although_an_image_kills(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The rotation is learned from a sample, and the driver outlives it."""
     archive = write_tar(tmp_path / "a.tar", [("bad-1.jpg", jpeg(1)), *members(0, 4)])
     monkeypatch.setenv("RRT_TEST_CRASH_ON", "bad-")
@@ -355,7 +424,9 @@ class Raising(TinyExtractor):
 
 def test_a_binary_store_of_an_extractor_that_fails_is_a_sentence(tmp_path: Path) -> None:
     archive = write_tar(tmp_path / "a.tar", members(0, 3))
-    with pytest.raises(UserError, match="learns from a sample .*:Raising fails on it: RuntimeError: boom; mend"):
+    with pytest.raises(
+        UserError, match="learns from a sample .*:Raising fails on it: RuntimeError: boom; mend"
+    ):
         make(tmp_path / "store", archive, local_dtype="binary", extractor=f"{__name__}:Raising")
 
 
@@ -368,7 +439,11 @@ class Narrow(TinyExtractor):
 
     def describe(self, images: Sequence[Image]) -> list[Description | Failure]:
         found = super().describe(images)
-        return [replace(one, descriptors=one.descriptors[:, :64]) for one in found if isinstance(one, Description)]
+        return [
+            replace(one, descriptors=one.descriptors[:, :64])
+            for one in found
+            if isinstance(one, Description)
+        ]
 
 
 def test_a_rotation_that_another_extractor_left_is_made_anew(tmp_path: Path) -> None:
@@ -388,7 +463,13 @@ def test_a_rotation_that_another_extractor_left_is_made_anew(tmp_path: Path) -> 
 
 def test_a_slow_stream_is_no_slow_image() -> None:
     """Time that passes until the archive gives its next image is not the image's."""
-    options = {"extractor": EXTRACTOR, "extractor_option": {}, "max_pixels": 10**8, "min_side": 10, "decoders": 1}
+    options = {
+        "extractor": EXTRACTOR,
+        "extractor_option": {},
+        "max_pixels": 10**8,
+        "min_side": 10,
+        "decoders": 1,
+    }
 
     def slow() -> Iterator[Item]:
         time.sleep(2.5)
@@ -401,7 +482,9 @@ def test_a_slow_stream_is_no_slow_image() -> None:
 
 def test_finished_archives_of_a_share_under_way_count(tmp_path: Path) -> None:
     units = tuple(Unit(f"archive-{n}", {"open": True, "bytes": 100}, 0) for n in range(2))
-    again = Unit("archive-0-again-1", {"open": True, "bytes": 100, "again": "plan/retry-1.parquet"}, 0)
+    again = Unit(
+        "archive-0-again-1", {"open": True, "bytes": 100, "again": "plan/retry-1.parquet"}, 0
+    )
     job = Job("extract", str(tmp_path), "", {}, {}, (*units, again), most_failed="5")
     shortfall = Shortfall(job)
     assert shortfall.progress({"archive-0": UnderWay(10, 0, 1.0, "")}) == (10, 20)

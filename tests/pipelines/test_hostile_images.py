@@ -1,4 +1,6 @@
-"""`extract` on a folder of all that a crawl brings: good images come out right, bad ones are rows with a reason."""
+"""`extract` on a folder of all that a crawl brings: good images come out right, bad ones are rows
+with a reason.
+"""
 
 from __future__ import annotations
 
@@ -45,11 +47,16 @@ def header_of_a_bomb() -> bytes:
     """A PNG of 20,000 x 20,000 pixels whose pixels nobody needs to write."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
 
     size = struct.pack(">IIBBBBB", 20_000, 20_000, 8, 2, 0, 0, 0)
     return (
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", size) + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", size)
+        + chunk(b"IDAT", zlib.compress(bytes(1000)))
+        + chunk(b"IEND", b"")
     )
 
 
@@ -71,7 +78,9 @@ def animation() -> bytes:
 def sixteen_bits() -> tuple[bytes, np.ndarray]:
     """A 16-bit grey PNG, and its 8-bit greys."""
     values = np.add.outer(np.arange(64) * 900, np.arange(96) * 90).clip(0, 65535).astype(np.uint16)
-    return encoded(Image.fromarray(values), "PNG"), np.repeat(((values.astype(int) + 128) // 257)[..., None], 3, 2)
+    return encoded(Image.fromarray(values), "PNG"), np.repeat(
+        ((values.astype(int) + 128) // 257)[..., None], 3, 2
+    )
 
 
 GOOD_NAMES: dict[bytes, bytes] = {
@@ -134,7 +143,9 @@ def rows_of(store: Store) -> dict[bytes, tuple[int, Any]]:
     for part in store.parts:
         table = pq.read_table(io.BytesIO(store.place.read(part.globals.name)))
         read = store.read_global(part)
-        for number, row in enumerate(table.select(["record_id", "width", "height", "status", "bytes"]).to_pylist()):
+        for number, row in enumerate(
+            table.select(["record_id", "width", "height", "status", "bytes"]).to_pylist()
+        ):
             source, name, box = split_record_id(row["record_id"])
             assert (source, box) == ("s", None)
             row["descriptor"] = read.descriptors[number]
@@ -149,10 +160,19 @@ def test_every_image_is_a_row_and_every_bad_one_has_its_reason(store: Store) -> 
     good = {name for name, (_, row) in rows.items() if row["status"] == "ok"}
     assert good == set(GOOD_NAMES)
     counts = store.manifest.counts
-    assert (counts.inputs, counts.succeeded, counts.failed) == (len(rows), len(good), len(rows) - len(good))
-    failures = failure_rows(store.place, [part.failures.name for part in store.parts if part.failures])
+    assert (counts.inputs, counts.succeeded, counts.failed) == (
+        len(rows),
+        len(good),
+        len(rows) - len(good),
+    )
+    failures = failure_rows(
+        store.place, [part.failures.name for part in store.parts if part.failures]
+    )
     classes = {decode_name(split_record_id(row.record_id)[1]): row.error_class for row in failures}
-    assert classes == {**{name: kind for name, (_, kind) in BAD.items()}, **dict.fromkeys(unreadable, "unreadable")}
+    assert classes == {
+        **{name: kind for name, (_, kind) in BAD.items()},
+        **dict.fromkeys(unreadable, "unreadable"),
+    }
     assert all(len(row.reason) > 10 for row in failures)
     for name in classes:
         assert not rows[name][1]["descriptor"].any(), "a failed row has zeros for a descriptor"
@@ -171,7 +191,9 @@ def truth_of(name: bytes) -> np.ndarray:
 def described(name: bytes) -> Description:
     """What the plain extractor says of the picture."""
     pixels = np.ascontiguousarray(truth_of(name))
-    answer = TinyExtractor().describe([images.Image("x", pixels, pixels.shape[1], pixels.shape[0])])[0]
+    answer = TinyExtractor().describe(
+        [images.Image("x", pixels, pixels.shape[1], pixels.shape[0])]
+    )[0]
     assert isinstance(answer, Description)
     return answer
 
@@ -184,7 +206,9 @@ def test_good_images_are_described_upright_and_right(name: bytes, store: Store) 
     assert row["bytes"] == len(GOOD_NAMES[name])
     assert np.array_equal(row["descriptor"], wanted.global_descriptor)
     found = LocalsReader(Gallery([store])).read(np.array([row_id]), row["descriptor"][None], 500)[0]
-    assert np.array_equal(found.descriptors, wanted.descriptors.astype(np.float16).astype(np.float32))
+    assert np.array_equal(
+        found.descriptors, wanted.descriptors.astype(np.float16).astype(np.float32)
+    )
     assert np.array_equal(found.xy, wanted.xy) and np.array_equal(found.strength, wanted.strength)
 
 
@@ -204,7 +228,9 @@ def descriptors_of(url: str) -> dict[str, list[bytes]]:
             offsets = file["offset"][:]
             for place, row in enumerate(file["row"][:]):
                 span = slice(offsets[place], offsets[place + 1])
-                pieces = [file[name][span].tobytes() for name in ("descriptor", "xy", "scale", "strength")]
+                pieces = [
+                    file[name][span].tobytes() for name in ("descriptor", "xy", "scale", "strength")
+                ]
                 found[read.record_ids[row]] = [read.descriptors[row].tobytes(), *pieces]
     return found
 
@@ -214,7 +240,10 @@ def same_bytes_in_any_company(folder: Path, out: Path, **options: Any) -> None:
     made: list[dict[str, list[bytes]]] = []
     for rows in (1, 3, 30):
         url = str(out / f"rows-{rows}")
-        run(Options(images=str(folder), out=url, rows_per_part=rows, **options), RunSettings(workers=2))
+        run(
+            Options(images=str(folder), out=url, rows_per_part=rows, **options),
+            RunSettings(workers=2),
+        )
         made.append(descriptors_of(url))
     assert len(made[0]) == len(list(folder.iterdir()))
     assert made[0] == made[1] == made[2]
@@ -233,7 +262,9 @@ def test_same_bytes_alone_in_a_batch_and_in_another_part(
     same_bytes_in_any_company(photographs, tmp_path, extractor=EXTRACTOR)
 
 
-WEIGHTS = Path(__file__).resolve().parents[2] / "rrt_core/weights/efficientnet_whitening.safetensors"
+WEIGHTS = (
+    Path(__file__).resolve().parents[2] / "rrt_core/weights/efficientnet_whitening.safetensors"
+)
 
 
 @pytest.mark.slow
@@ -256,14 +287,18 @@ class FailsOn(TinyExtractor):
         return super()._one(image)
 
 
-def test_an_extractor_that_raises_on_one_image_costs_that_image_alone(tmp_path: Path, no_workers_left: Any) -> None:
+def test_an_extractor_that_raises_on_one_image_costs_that_image_alone(
+    tmp_path: Path, no_workers_left: Any
+) -> None:
     folder = tmp_path / "images"
     folder.mkdir()
     for number in range(4):
         picture(number).save(folder / f"{number}.png")
     Image.new("RGB", (50, 50)).save(folder / "dark.png")
     options = Options(
-        images=str(folder), out=str(tmp_path / "store"), extractor="tests.pipelines.test_hostile_images:FailsOn"
+        images=str(folder),
+        out=str(tmp_path / "store"),
+        extractor="tests.pipelines.test_hostile_images:FailsOn",
     )
     counts = run(options, RunSettings(workers=1)).counts
     assert (counts.succeeded, counts.failed) == (4, 1)

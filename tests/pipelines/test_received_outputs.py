@@ -1,4 +1,6 @@
-"""Outputs that came from a stranger: nothing outside them is removed, and nothing that only they name is run."""
+"""Outputs that came from a stranger: nothing outside them is removed, and nothing that only they
+name is run.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,17 @@ from schemas.inside import check_inside, check_unit_name
 from tests.pipelines.damage import make_photographs, make_store, one
 from tests.pipelines.watching import EXTRACTOR
 
-OUTSIDE = ["../victim.txt", "/etc/passwd", "a/../../victim.txt", "s3://bucket/name", "C:/x", "a\\b", "", "a//b", "a/."]
+OUTSIDE = [
+    "../victim.txt",
+    "/etc/passwd",
+    "a/../../victim.txt",
+    "s3://bucket/name",
+    "C:/x",
+    "a\\b",
+    "",
+    "a//b",
+    "a/.",
+]
 
 
 @pytest.fixture
@@ -59,7 +71,13 @@ def test_what_a_marker_names_outside_stays(store: Path, name: str, options: list
 def test_what_a_record_of_a_repair_names_outside_stays(store: Path) -> None:
     damage(store)
     (store / "repair").mkdir()
-    record = {"schema": "rrt-repair/1", "content": "", "versions": {}, "units": {}, "damaged": ["../victim.txt"]}
+    record = {
+        "schema": "rrt-repair/1",
+        "content": "",
+        "versions": {},
+        "units": {},
+        "damaged": ["../victim.txt"],
+    }
     (store / "repair" / "record.json").write_text(json.dumps(record))
 
     assert main(["repair", str(store), "--own-class", EXTRACTOR]) == 0
@@ -67,7 +85,9 @@ def test_what_a_record_of_a_repair_names_outside_stays(store: Path) -> None:
     assert (store.parent / "victim.txt").read_text() == "mine"
 
 
-@pytest.mark.parametrize("worker", ["builtins:print", "os:system", "pipelines.jobs.plan:write_plan", "extract/none"])
+@pytest.mark.parametrize(
+    "worker", ["builtins:print", "os:system", "pipelines.jobs.plan:write_plan", "extract/none"]
+)
 def test_repair_runs_no_worker_that_is_not_registered(
     store: Path, worker: str, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -62,7 +62,9 @@ def store(whole: Path, tmp_path: Path) -> Path:
 
 def mended(store: Path | str, **options: Any) -> None:
     """Repair in this process."""
-    repair.run(repair.Options(str(store), **{"own_class": (EXTRACTOR, UNNORMALISED), **options}), SETTINGS)
+    repair.run(
+        repair.Options(str(store), **{"own_class": (EXTRACTOR, UNNORMALISED), **options}), SETTINGS
+    )
 
 
 def content(store: Path) -> str:
@@ -71,11 +73,15 @@ def content(store: Path) -> str:
 
 
 def is_as(store: Path, whole: Path) -> bool:
-    """Whether a store is the undisturbed one, byte for byte, with nothing besides, and verifies clean."""
+    """Whether a store is the undisturbed one, byte for byte, with nothing besides, and verifies
+    clean.
+    """
     (findings,) = verify.verify(str(store))
     assert (findings.problems, findings.leftovers) == ([], [])
     assert sorted(os.listdir(store)) == sorted(os.listdir(whole / "store"))
-    return contents(store) == contents(whole / "store") and content(store) == content(whole / "store")
+    return contents(store) == contents(whole / "store") and content(store) == content(
+        whole / "store"
+    )
 
 
 def _swap(store: Path) -> None:
@@ -90,7 +96,9 @@ def _nan_with_hashes_that_fit(store: Path) -> None:
 
 
 def _offset_with_hashes_that_fit(store: Path) -> None:
-    rewrite(store, "local/full", UNIT, set_locals(lambda arrays: arrays["offset"].__setitem__(1, 40)))
+    rewrite(
+        store, "local/full", UNIT, set_locals(lambda arrays: arrays["offset"].__setitem__(1, 40))
+    )
 
 
 def _another_content(store: Path) -> None:
@@ -115,35 +123,53 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
     "parts gone": (lambda store: (store / "parts.parquet").unlink(), []),
     "parts damaged": (lambda store: flip(store / "parts.parquet"), []),
     "all of it": (
-        lambda store: [(store / "manifest.json").unlink(), flip(one(store, "global/part-00000.*")), _swap(store)],
+        lambda store: [
+            (store / "manifest.json").unlink(),
+            flip(one(store, "global/part-00000.*")),
+            _swap(store),
+        ],
         ["part-00000", UNIT, "part-00003"],
     ),
 }
 
 
 @pytest.mark.parametrize("name", DAMAGES)
-def test_the_store_is_what_it_was(name: str, store: Path, whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_store_is_what_it_was(
+    name: str, store: Path, whole: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     damage, units = DAMAGES[name]
     markers = {path.name: path.stat().st_mtime_ns for path in (store / "done").iterdir()}
     damage(store)
     mended(store)
     assert is_as(store, whole)
-    again = {path.name for path in (store / "done").iterdir() if path.stat().st_mtime_ns != markers.get(path.name)}
+    again = {
+        path.name
+        for path in (store / "done").iterdir()
+        if path.stat().st_mtime_ns != markers.get(path.name)
+    }
     assert {f"{unit}.json" for unit in units} == again, "no other unit was done again"
     said = capsys.readouterr().out
-    assert ("of 4 units were done again: " + ", ".join(units) if units else "the manifest was written again") in said
+    assert (
+        "of 4 units were done again: " + ", ".join(units)
+        if units
+        else "the manifest was written again"
+    ) in said
     fits = name in ("not finite", "offsets")  # what was there had another content
     assert ("its content was" if fits else "it is what it was, byte for byte") in said
 
 
-def test_a_whole_store_stays_untouched(store: Path, whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_whole_store_stays_untouched(
+    store: Path, whole: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     before = {path: path.stat().st_mtime_ns for path in store.rglob("*")}
     mended(store)
     assert {path: path.stat().st_mtime_ns for path in store.rglob("*")} == before
     assert "is whole: 20 inputs" in capsys.readouterr().out
 
 
-def test_a_moved_store_whose_images_changed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_moved_store_whose_images_changed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     photographs = make_photographs(tmp_path / "photographs")
     before = make_store(photographs, tmp_path / "before")
     store = tmp_path / "moved/here"
@@ -157,7 +183,10 @@ def test_a_moved_store_whose_images_changed(tmp_path: Path, capsys: pytest.Captu
     flip(one(store, f"local/full/{UNIT}.*"))
     assert cli.main(["repair", str(store), "--workers", "1", "--own-class", EXTRACTOR]) == 0
     said = capsys.readouterr().out
-    assert f"its content was {old[:12]}, is now {content(store)[:12]}" in said and "must be made again" in said
+    assert (
+        f"its content was {old[:12]}, is now {content(store)[:12]}" in said
+        and "must be made again" in said
+    )
     assert "row 0, photographs/05.png: failed now, and was described before" in said
     assert "row 1, photographs/06.png: its image file is another than before" in said
     assert "row 2, photographs/07.png: is described now, and failed before" in said
@@ -166,18 +195,27 @@ def test_a_moved_store_whose_images_changed(tmp_path: Path, capsys: pytest.Captu
     assert findings.problems == [] and findings.counts is not None and findings.counts.failed == 1
 
 
-def test_older_stores_without_a_job(store: Path, whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_older_stores_without_a_job(
+    store: Path, whole: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (store / "plan/job.json").unlink()
     path = one(store, f"global/{UNIT}.*")
     flip(path)
-    with pytest.raises(UserError, match=r"it has no plan/job.json.*; give 'repair .* --remove-damaged', and then"):
+    with pytest.raises(
+        UserError, match=r"it has no plan/job.json.*; give 'repair .* --remove-damaged', and then"
+    ):
         mended(store)
     assert path.exists() and (store / f"done/{UNIT}.json").exists(), "nothing was touched"
     mended(store, remove_damaged=True)
     assert not path.exists() and not (store / f"done/{UNIT}.json").exists()
-    assert "1 units were taken back (part-00001); give the command that made it again" in capsys.readouterr().out
+    assert (
+        "1 units were taken back (part-00001); give the command that made it again"
+        in capsys.readouterr().out
+    )
     _extract_again(store, whole)
-    assert contents(store) == contents(whole / "store") and content(store) == content(whole / "store")
+    assert contents(store) == contents(whole / "store") and content(store) == content(
+        whole / "store"
+    )
 
 
 @pytest.mark.parametrize("name", ["plan.json", "images.parquet", "job.json"])
@@ -192,7 +230,9 @@ def test_a_damaged_plan_is_left_to_the_command(name: str, store: Path, whole: Pa
 
 
 def _extract_again(store: Path, whole: Path) -> None:
-    options = extract_options.Options(images=str(whole / "photographs"), out=str(store), extractor=EXTRACTOR, rows_per_part=5)
+    options = extract_options.Options(
+        images=str(whole / "photographs"), out=str(store), extractor=EXTRACTOR, rows_per_part=5
+    )
     extract.run(options, SETTINGS)
 
 
@@ -205,7 +245,9 @@ def test_weights_and_the_like_are_left_to_their_command(tmp_path: Path) -> None:
         mended(tmp_path / "out")
 
 
-def test_another_revision_of_the_extractor_is_refused(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_revision_of_the_extractor_is_refused(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from tests import tiny_extractor
 
     made = tiny_extractor.TinyExtractor.__init__
@@ -216,7 +258,9 @@ def test_another_revision_of_the_extractor_is_refused(store: Path, monkeypatch: 
 
     monkeypatch.setattr(tiny_extractor.TinyExtractor, "__init__", later)
     flip(one(store, f"global/{UNIT}.*"))
-    with pytest.raises(UserError, match=r"another extractor \(extractor.revision was 1, is now 2\)"):
+    with pytest.raises(
+        UserError, match=r"another extractor \(extractor.revision was 1, is now 2\)"
+    ):
         mended(store)
 
 
@@ -227,18 +271,30 @@ def test_an_input_that_is_gone_or_another_is_refused(tmp_path: Path) -> None:
     photographs.rename(tmp_path / "elsewhere")
     flip(one(store, f"local/full/{UNIT}.*"))
     before = {path: path.stat().st_mtime_ns for path in store.rglob("*")}
-    with pytest.raises(UserError, match=r"photographs, of which it was made \(images\), is not there; bring it back"):
+    with pytest.raises(
+        UserError,
+        match=r"photographs, of which it was made \(images\), is not there; bring it back",
+    ):
         mended(store)
     assert {path: path.stat().st_mtime_ns for path in store.rglob("*")} == before
     (store / "parts.parquet").unlink()
     (tmp_path / "elsewhere").rename(photographs)
     mended(store)
-    first, second = (replace(faulty_job(f"{tmp_path}/{name}", "ok"), inputs={}) for name in ("first", "second"))
+    first, second = (
+        replace(faulty_job(f"{tmp_path}/{name}", "ok"), inputs={}) for name in ("first", "second")
+    )
     content_of_first = run_job(first, SETTINGS).content
-    run_job(replace(second, inputs={"first": {"url": first.output, "content": content_of_first}}), SETTINGS)
+    run_job(
+        replace(second, inputs={"first": {"url": first.output, "content": content_of_first}}),
+        SETTINGS,
+    )
     flip(one(tmp_path, "second/data/*"))
-    rewrite(tmp_path / "first", "data", "part-00000", lambda path: path.write_bytes(b"another") and None)
-    with pytest.raises(UserError, match=r"first, of which it was made \(first\), was made again since"):
+    rewrite(
+        tmp_path / "first", "data", "part-00000", lambda path: path.write_bytes(b"another") and None
+    )
+    with pytest.raises(
+        UserError, match=r"first, of which it was made \(first\), was made again since"
+    ):
         mended(second.output)
 
 
@@ -246,7 +302,9 @@ def test_what_is_wrong_again_is_said(whole: Path, tmp_path: Path) -> None:
     """An extractor that breaks its contract gives the same rows again."""
     store = make_store(whole / "photographs", tmp_path / "store", extractor=UNNORMALISED)
     before = contents(store)
-    with pytest.raises(JobFailed, match=r"is as wrong as before \(global/.* norm is 2, not 1; redo part-00000;"):
+    with pytest.raises(
+        JobFailed, match=r"is as wrong as before \(global/.* norm is 2, not 1; redo part-00000;"
+    ):
         mended(store)
     assert contents(store) == before
 
@@ -267,7 +325,14 @@ def test_only_old_files_of_ours_are_removed_and_only_when_asked(store: Path, who
     old = store / "global/part-00001.000000000000.parquet"
     young = store / "global/part-00001.000000000001.parquet"
     others = [
-        store / name for name in ("my.txt", "draft.tmp", "global/notes.txt", "done/notes.json", "local/full/x.h5")
+        store / name
+        for name in (
+            "my.txt",
+            "draft.tmp",
+            "global/notes.txt",
+            "done/notes.json",
+            "local/full/x.h5",
+        )
     ]
     tried = store / "scratch/part-00001.ab/local.h5"
     tried.parent.mkdir(parents=True)
@@ -282,7 +347,12 @@ def test_only_old_files_of_ours_are_removed_and_only_when_asked(store: Path, who
     tried.write_bytes(b"left over by a killed attempt")
     os.utime(tried, (time.time() - 25 * 3600,) * 2)
     mended(store, gc=True)
-    assert not old.exists() and not tried.exists() and young.exists() and all(path.exists() for path in others)
+    assert (
+        not old.exists()
+        and not tried.exists()
+        and young.exists()
+        and all(path.exists() for path in others)
+    )
     young.unlink()
     for path in others:
         path.unlink()
@@ -290,13 +360,17 @@ def test_only_old_files_of_ours_are_removed_and_only_when_asked(store: Path, who
 
 
 def test_a_remote_store(whole: Path) -> None:
-    """In memory: its workers would be other processes, so that its manifest alone is repaired here."""
+    """In memory: its workers would be other processes, so that its manifest alone is repaired
+    here.
+    """
     memory = fsspec.filesystem("memory")
     memory.put(str(whole / "store"), "/repaired/store", recursive=True)
     try:
         memory.rm("/repaired/store/parts.parquet")
         mended("memory://repaired/store")
-        assert json.loads(memory.cat_file("/repaired/store/manifest.json"))["content"] == content(whole / "store")
+        assert json.loads(memory.cat_file("/repaired/store/manifest.json"))["content"] == content(
+            whole / "store"
+        )
         assert not memory.exists("/repaired/store/repair/record.json")
         assert verify.verify("memory://repaired/store")[0].problems == []
     finally:
@@ -319,7 +393,9 @@ def _there(store: Path, pattern: str) -> bool:
 
 
 def test_kill_in_the_middle(start: Callable[..., Running], tmp_path: Path) -> None:
-    """Killed with one of three units done again; the next repair goes on and tells it to its end."""
+    """Killed with one of three units done again; the next repair goes on and tells it to its
+    end.
+    """
     slow = {"extractor_option": {"seconds": 0.1}}
     photographs = make_photographs(tmp_path / "photographs")
     store = make_store(photographs, tmp_path / "store", **slow)
@@ -327,22 +403,34 @@ def test_kill_in_the_middle(start: Callable[..., Running], tmp_path: Path) -> No
     for number in range(3):
         flip(one(store, f"global/part-0000{number}.*"))
     running = start("repair", store, "--own-class", EXTRACTOR, "--workers", 1)
-    running.until(functools.partial(_gone_and_there, store, "done/part-0000[012].json"), "the first unit done again")
+    running.until(
+        functools.partial(_gone_and_there, store, "done/part-0000[012].json"),
+        "the first unit done again",
+    )
     running.kill_all()
     assert _there(store, "repair/record.json") and not (store / "manifest.json").exists()
     running = start("repair", store, "--own-class", EXTRACTOR, "--workers", 2)
     assert running.end() == 0, running.text
-    assert "it is what it was, byte for byte" in running.text and "part-00000, part-00001, part-00002" in running.text
+    assert (
+        "it is what it was, byte for byte" in running.text
+        and "part-00000, part-00001, part-00002" in running.text
+    )
     assert contents(store) == before and content(store) == old
     (findings,) = verify.verify(str(store))
     assert (findings.problems, findings.leftovers) == ([], [])
 
 
 def _gone_and_there(store: Path, pattern: str) -> bool:
-    return _there(store, "repair/record.json") and not (store / "parts.parquet").exists() and _there(store, pattern)
+    return (
+        _there(store, "repair/record.json")
+        and not (store / "parts.parquet").exists()
+        and _there(store, pattern)
+    )
 
 
-def test_killed_before_the_last_word(store: Path, whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_killed_before_the_last_word(
+    store: Path, whole: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """All is done again but for the comparison: the record is there still."""
     name = rewrite(store, "global", UNIT, set_cells("bytes", {0: 1}))
     flip(store / name)
@@ -353,7 +441,9 @@ def test_killed_before_the_last_word(store: Path, whole: Path, capsys: pytest.Ca
     run_job(job, SETTINGS)
     mended(store)
     said = capsys.readouterr().out
-    assert "its content was" in said and "row 0" not in said, "the bytes of the image are no part of what is compared"
+    assert "its content was" in said and "row 0" not in said, (
+        "the bytes of the image are no part of what is compared"
+    )
     assert "other than before: global/part-00001." in said
     assert contents(store).keys() - contents(whole / "store").keys() == set()
     assert is_as(store, whole)
@@ -364,7 +454,9 @@ ARCHIVED = {"rows_per_part": 4, "local_dtype": "binary"}
 
 @pytest.fixture(scope="module")
 def archived(whole: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store of two archives with ten photographs each: three pieces each, of 4, 4 and 2 rows; binary locals."""
+    """A store of two archives with ten photographs each: three pieces each, of 4, 4 and 2 rows;
+    binary locals.
+    """
     folder = tmp_path_factory.mktemp("archived")
     for number in range(2):
         with tarfile.open(folder / f"{number}.tar", "w") as tar:
@@ -375,8 +467,14 @@ def archived(whole: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 ARCHIVE_DAMAGES: dict[str, tuple[Callable[[Path], Any], set[str]]] = {
-    "a piece's file": (lambda store: flip(one(store, "global/part-00003.*")), {"archive-00000.00001"}),
-    "the last piece's file": (lambda store: one(store, "local/full/part-00007.*").unlink(), {"archive-00001.00002"}),
+    "a piece's file": (
+        lambda store: flip(one(store, "global/part-00003.*")),
+        {"archive-00000.00001"},
+    ),
+    "the last piece's file": (
+        lambda store: one(store, "local/full/part-00007.*").unlink(),
+        {"archive-00001.00002"},
+    ),
     "a piece's marker": (
         lambda store: flip(store / "pieces/archive-00000.00002.json", 0),
         {"archive-00000.00002"},
@@ -392,9 +490,15 @@ def test_only_the_damaged_pieces_of_an_archive(name: str, archived: Path, tmp_pa
     times = {path.stem: path.stat().st_mtime_ns for path in (store / "pieces").iterdir()}
     damage(store)
     mended(store)
-    assert contents(store) == contents(archived / "store") and content(store) == content(archived / "store")
+    assert contents(store) == contents(archived / "store") and content(store) == content(
+        archived / "store"
+    )
     assert verify.verify(str(store))[0].problems == []
-    assert {path.stem for path in (store / "pieces").iterdir() if path.stat().st_mtime_ns != times[path.stem]} == pieces
+    assert {
+        path.stem
+        for path in (store / "pieces").iterdir()
+        if path.stat().st_mtime_ns != times[path.stem]
+    } == pieces
 
 
 def test_the_plan_of_an_archives_store(archived: Path, tmp_path: Path) -> None:
@@ -407,11 +511,15 @@ def test_the_plan_of_an_archives_store(archived: Path, tmp_path: Path) -> None:
             mended(store)
         mended(store, remove_damaged=True)
         make_store(archived / "*.tar", store, **ARCHIVED)
-        assert contents(store) == contents(archived / "store") and content(store) == content(archived / "store")
+        assert contents(store) == contents(archived / "store") and content(store) == content(
+            archived / "store"
+        )
 
 
 def test_retried_images_and_layers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A store without locals, one image described later, locals of a few: every output of it verifies and is mended."""
+    """A store without locals, one image described later, locals of a few: every output of it
+    verifies and is mended.
+    """
     photographs = make_photographs(tmp_path / "photographs")
     store = make_store(photographs, tmp_path / "store", locals="none")
     picture(7).save(photographs / "07.png")
@@ -420,7 +528,10 @@ def test_retried_images_and_layers(tmp_path: Path, capsys: pytest.CaptureFixture
     asked.write_text("photographs/07.png\nphotographs/03.png\nphotographs/04.png\n")
     make_store(photographs, store, locals_for=str(asked))
     found = verify.verify(str(store))
-    assert [(one.stage, one.problems, one.leftovers) for one in found] == [("extract", [], []), ("locals", [], [])]
+    assert [(one.stage, one.problems, one.leftovers) for one in found] == [
+        ("extract", [], []),
+        ("locals", [], []),
+    ]
     assert found[0].units == 5 and found[0].counts is not None and found[0].counts.failed == 0
     before, layer = contents(store), one(store, "layers/*")
     of_layer, locals_ = contents(layer), one(layer, "local/part-00000.*")
@@ -433,24 +544,40 @@ def test_retried_images_and_layers(tmp_path: Path, capsys: pytest.CaptureFixture
     mended(store)
     assert capsys.readouterr().out.count("it is what it was, byte for byte") == 2
     assert (contents(store), contents(layer)) == (before, of_layer)
-    rewrite(layer, "local", "part-00000", set_locals(lambda arrays: arrays["row"].__setitem__(0, 4)))
+    rewrite(
+        layer, "local", "part-00000", set_locals(lambda arrays: arrays["row"].__setitem__(0, 4))
+    )
     (problem, *_) = verify.verify(str(layer))[0].problems
     assert "'row' is not ascending" in problem.what and problem.unit == "part-00000"
 
 
 def test_a_store_on_s3(s3: S3Server, start: Callable[..., Running], whole: Path) -> None:
-    url, command = f"s3://{BUCKET}/repaired", ("--extractor", EXTRACTOR, "--rows-per-part", 5, "--workers", 1)
+    url, command = (
+        f"s3://{BUCKET}/repaired",
+        ("--extractor", EXTRACTOR, "--rows-per-part", 5, "--workers", 1),
+    )
     running = start("extract", "--images", whole / "photographs", "--out", url, *command)
     assert running.end() == 0, running.text
-    before = {name: s3.content(name) for name in s3.objects("repaired/") if "/global/" in name or "/local/" in name}
-    victims = [next(name for name in before if f"{kind}/part-00002" in name) for kind in ("global", "local/full")]
+    before = {
+        name: s3.content(name)
+        for name in s3.objects("repaired/")
+        if "/global/" in name or "/local/" in name
+    }
+    victims = [
+        next(name for name in before if f"{kind}/part-00002" in name)
+        for kind in ("global", "local/full")
+    ]
     s3.client.put_object(Bucket=BUCKET, Key=victims[0], Body=before[victims[0]][:-1] + b"!")
     s3.client.delete_object(Bucket=BUCKET, Key=victims[1])
     running = start("verify", url)
-    assert running.end() == 1 and "1 of 4 units must be done again: part-00002" in running.text, running.text
+    assert running.end() == 1 and "1 of 4 units must be done again: part-00002" in running.text, (
+        running.text
+    )
     running = start("repair", url, "--own-class", EXTRACTOR, "--workers", 1)
     assert running.end() == 0 and "it is what it was, byte for byte" in running.text, running.text
     assert {name: s3.content(name) for name in before} == before
-    assert not [name for name in s3.objects("repaired/") if "/repair/" in name or "/scratch/" in name]
+    assert not [
+        name for name in s3.objects("repaired/") if "/repair/" in name or "/scratch/" in name
+    ]
     running = start("verify", url)
     assert running.end() == 0 and f"{url} is whole: 20 inputs" in running.text, running.text

@@ -44,10 +44,16 @@ def mended(store: Path | str) -> None:
 
 def refused(store: Path, sentence: str) -> None:
     """The repair is refused with a sentence, and nothing in the store has changed."""
-    before = {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in store.rglob("*") if path.is_file()}
+    before = {
+        path: (path.stat().st_mtime_ns, path.stat().st_size)
+        for path in store.rglob("*")
+        if path.is_file()
+    }
     with pytest.raises(UserError, match=sentence):
         mended(store)
-    assert {p: (p.stat().st_mtime_ns, p.stat().st_size) for p in store.rglob("*") if p.is_file()} == before
+    assert {
+        p: (p.stat().st_mtime_ns, p.stat().st_size) for p in store.rglob("*") if p.is_file()
+    } == before
 
 
 def unmounted(folder: Path) -> Path:
@@ -80,8 +86,10 @@ def test_an_empty_mount_point(kind: str, tmp_path: Path) -> None:
     unmounted(photographs)
     refused(
         store,
-        r"store cannot be done again: none of the 4 images of part-00001 in the source 'photographs' that were "
-        r"described before can be read \(.*/photographs/05.png: No such file or directory\); bring them back, or give "
+        r"store cannot be done again: none of the 4 images of part-00001 in the source "
+        r"'photographs' that were "
+        r"described before can be read \(.*/photographs/05.png: No such file or directory\); "
+        r"bring them back, or give "
         "'repair .* --remove-damaged'",
     )
     mounted(photographs)
@@ -93,18 +101,26 @@ def test_one_of_two_disks(tmp_path: Path) -> None:
     """A part may hold images of two sources: neither's are given up."""
     folders = [make_photographs(tmp_path / name, 8) for name in ("first", "second")]
     (tmp_path / "sources.yaml").write_text("".join(f"- images: {folder}\n" for folder in folders))
-    store = make_store("", tmp_path / "store", sources=str(tmp_path / "sources.yaml"), rows_per_part=16)
+    store = make_store(
+        "", tmp_path / "store", sources=str(tmp_path / "sources.yaml"), rows_per_part=16
+    )
     before = contents(store)
     flip(one(store, "global/part-00000.*"))
     unmounted(folders[1])
-    refused(store, r"none of the 7 images of part-00000 in the source 'second' that were described before can be read")
+    refused(
+        store,
+        r"none of the 7 images of part-00000 in the source 'second' that were described before "
+        r"can be read",
+    )
     mounted(folders[1])
     mended(store)
     assert contents(store) == before
 
 
 def test_what_had_failed_before_need_not_be_there(tmp_path: Path) -> None:
-    """A unit of which no image was ever described is done again without them; one that was there must be."""
+    """A unit of which no image was ever described is done again without them; one that was there
+    must be.
+    """
     photographs = make_photographs(tmp_path / "photographs", 10)
     for number in range(5, 10):
         (photographs / f"{number:02}.png").write_bytes(b"no picture")
@@ -118,7 +134,9 @@ def test_what_had_failed_before_need_not_be_there(tmp_path: Path) -> None:
     flip(one(store, "global/part-00000.*"))
     mended(store)  # 04.png is there: the others are failed rows now, and the repair says so
     (findings,) = verify.verify(str(store))
-    assert findings.problems == [] and findings.counts is not None and findings.counts.succeeded == 1
+    assert (
+        findings.problems == [] and findings.counts is not None and findings.counts.succeeded == 1
+    )
 
 
 @pytest.mark.parametrize("pattern", ["a*.tar", "a{0..1}.tar", "a1.tar"])
@@ -133,13 +151,21 @@ def test_archives_that_are_gone_or_others(pattern: str, tmp_path: Path) -> None:
     before = contents(store)
     flip(sorted(store.glob("global/*"))[-1])
     unmounted(folder)
-    gone = "is not there; bring it back" if pattern == "a1.tar" else r"a1.tar: there is no such archive; bring it back"
+    gone = (
+        "is not there; bring it back"
+        if pattern == "a1.tar"
+        else r"a1.tar: there is no such archive; bring it back"
+    )
     refused(store, gone)
     mounted(folder)
     archive = folder / "a1.tar"
     whole = archive.read_bytes()
     os.truncate(archive, len(whole) - 512)
-    refused(store, r"a1.tar has [\d,]+ bytes, and had [\d,]+ when it was planned: it is cut off, or another one")
+    refused(
+        store,
+        r"a1.tar has [\d,]+ bytes, and had [\d,]+ when it was planned: it is cut off, or another "
+        r"one",
+    )
     archive.write_bytes(whole)
     if pattern != "a1.tar":
         (folder / "a0.tar").unlink()  # of no unit that is damaged
@@ -164,7 +190,14 @@ def test_a_layer_whose_images_are_gone(tmp_path: Path) -> None:
 
 
 def _imported(out: Path, **options: Any) -> Path:
-    import_store.run(build(exchange_import_options.Options, {"out": str(out), "rows_per_part": 3, **options}, "import"), SETTINGS)
+    import_store.run(
+        build(
+            exchange_import_options.Options,
+            {"out": str(out), "rows_per_part": 3, **options},
+            "import",
+        ),
+        SETTINGS,
+    )
     return out
 
 
@@ -180,7 +213,9 @@ def test_imported_files_that_are_gone(tmp_path: Path) -> None:
     flip(one(store, DAMAGED))
     unmounted(folder)
     refused(
-        store, r"none of the 3 images of part-00001 that .* can be read \(3.delg_global: No such file or directory\)"
+        store,
+        r"none of the 3 images of part-00001 that .* can be read \(3.delg_global: No such file or "
+        r"directory\)",
     )
     mounted(folder)
     mended(store)
@@ -199,12 +234,16 @@ def test_an_input_that_is_no_output_any_more(tmp_path: Path) -> None:
     first = replace(faulty_job(f"{tmp_path}/first", "ok"), inputs={})
     content = run_job(first, SETTINGS).content
     second = replace(
-        faulty_job(f"{tmp_path}/second", "ok"), inputs={"store": {"url": first.output, "content": content}}
+        faulty_job(f"{tmp_path}/second", "ok"),
+        inputs={"store": {"url": first.output, "content": content}},
     )
     run_job(second, SETTINGS)
     flip(one(tmp_path, "second/data/*"))
     unmounted(tmp_path / "first")
-    refused(tmp_path / "second", r"first, of which it was made \(store\), has no manifest.json: .*; bring it back")
+    refused(
+        tmp_path / "second",
+        r"first, of which it was made \(store\), has no manifest.json: .*; bring it back",
+    )
 
 
 def test_of_remote_images_some_are_asked_for() -> None:

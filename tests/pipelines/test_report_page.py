@@ -1,4 +1,6 @@
-"""The report page: what it says, and that a browser shows it without a word of complaint or a request."""
+"""The report page: what it says, and that a browser shows it without a word of complaint or a
+request.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ from pipelines.report.page import (
 )
 
 HOSTILE = 'src/<img src=x onerror="boom()">\'"&\n</script><!--{{ 7*7 }} 名前é.jpg#1,2,3,4'
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+BROWSER = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
 
 
 def jpeg(color, size=(60, 40)):
@@ -122,7 +126,9 @@ def test_queries_without_positives_are_not_drawn():
 
 
 def test_the_legend_names_the_frames_that_occur():
-    page = render_report(report(queries=[query("q/1.jpg", 0.2, 0.8, [ranked("g/a.jpg", "red", "positive")])]))
+    page = render_report(
+        report(queries=[query("q/1.jpg", 0.2, 0.8, [ranked("g/a.jpg", "red", "positive")])])
+    )
     legend = text_of(page.split('class="legend"')[1].split("</ul>")[0])
     assert "right" in legend
     assert "junk" not in legend
@@ -200,8 +206,12 @@ class Browser:
     def __init__(self, profile):
         commands, self._write = os.pipe()
         self._read, answers = os.pipe()
-        arguments = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-sync "
-        arguments += "--disable-background-networking --disable-component-update --remote-debugging-pipe "
+        arguments = (
+            "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-sync "
+        )
+        arguments += (
+            "--disable-background-networking --disable-component-update --remote-debugging-pipe "
+        )
         arguments += "--hide-scrollbars"
         browser = [BROWSER, *arguments.split(), f"--user-data-dir={profile}", "about:blank"]
         self._process = subprocess.Popen(
@@ -252,7 +262,9 @@ class Browser:
             self.events.append(self._receive())
 
     def evaluate(self, expression):
-        answer = self.call("Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True)
+        answer = self.call(
+            "Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True
+        )
         assert "exceptionDetails" not in answer, answer
         return answer["result"].get("value")
 
@@ -261,7 +273,11 @@ class Browser:
         found = []
         for event in self.events:
             parameters = event.get("params", {})
-            if event["method"] in ("Runtime.exceptionThrown", "Runtime.consoleAPICalled", "Log.entryAdded"):
+            if event["method"] in (
+                "Runtime.exceptionThrown",
+                "Runtime.consoleAPICalled",
+                "Log.entryAdded",
+            ):
                 found.append(parameters)
             if event["method"] == "Network.requestWillBeSent":
                 url = parameters["request"]["url"]
@@ -306,8 +322,12 @@ IMAGES = "[...document.images].map(i => i.naturalWidth)"
 
 @pytest.mark.chromium
 def test_images_load_without_complaint_or_request(opened):
-    page = opened(report(queries=[query(HOSTILE, 0.2, 0.8), query("q/b.jpg", 0.9, 0.1)], title=HOSTILE))
-    widths = page.evaluate(f"Promise.all([...document.images].map(i => i.decode())).then(() => {IMAGES})")
+    page = opened(
+        report(queries=[query(HOSTILE, 0.2, 0.8), query("q/b.jpg", 0.9, 0.1)], title=HOSTILE)
+    )
+    widths = page.evaluate(
+        f"Promise.all([...document.images].map(i => i.decode())).then(() => {IMAGES})"
+    )
     assert len(widths) == 22
     assert min(widths) > 0
     assert page.evaluate("[...document.images].every(i => i.alt.length > 0)")
@@ -328,9 +348,15 @@ def test_the_check_would_see_a_complaint(opened, tmp_path):
 
 @pytest.mark.chromium
 def test_order_filter_and_protocol(opened):
-    queries = [query("q/b.jpg", 0.2, 0.3), query("q/a.jpg", 0.9, 0.1), query("q/c.jpg", math.nan, math.nan)]
+    queries = [
+        query("q/b.jpg", 0.2, 0.3),
+        query("q/a.jpg", 0.9, 0.1),
+        query("q/c.jpg", math.nan, math.nan),
+    ]
     page = opened(report(queries=queries))
-    names = "[...document.querySelectorAll('article:not([hidden])')].map(a => a.dataset.name).join()"
+    names = (
+        "[...document.querySelectorAll('article:not([hidden])')].map(a => a.dataset.name).join()"
+    )
 
     def order(value):
         page.evaluate(f"order.value = '{value}'; order.dispatchEvent(new Event('change'))")
@@ -343,7 +369,9 @@ def test_order_filter_and_protocol(opened):
     assert order("best") == "q/b.jpg,q/a.jpg,q/c.jpg"
     assert order("name") == "q/a.jpg,q/b.jpg,q/c.jpg"
 
-    shown = "[...document.querySelectorAll('.chart:not([hidden])')].map(c => c.dataset.protocol).join()"
+    shown = (
+        "[...document.querySelectorAll('.chart:not([hidden])')].map(c => c.dataset.protocol).join()"
+    )
     assert page.evaluate(shown) == "medium"
     page.evaluate("document.querySelector('input[value=hard]').click()")
     assert page.evaluate(shown) == "hard"
@@ -353,7 +381,9 @@ def test_order_filter_and_protocol(opened):
     assert page.evaluate("document.getElementById('shown').value") == "1 of 3"
     # A bar leads to its query though it was filtered away.
     bar = "document.querySelector('.chart:not([hidden]) a[href=\"#query-1\"]')"
-    page.evaluate(f"{bar}.dispatchEvent(new MouseEvent('click', {{bubbles: true, cancelable: true}}))")
+    page.evaluate(
+        f"{bar}.dispatchEvent(new MouseEvent('click', {{bubbles: true, cancelable: true}}))"
+    )
     assert page.evaluate("location.hash") == "#query-1"
     assert page.evaluate(names).count("jpg") == 3
     assert page.complaints() == []
@@ -363,7 +393,13 @@ def test_order_filter_and_protocol(opened):
 @pytest.mark.parametrize("width", [360, 800, 1400])
 def test_nothing_overflows_the_window(opened, width):
     page = opened(report(made_by=[FactGroup("Hashes", [("Weights", "f" * 64)])], title="x" * 200))
-    page.call("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=False)
+    page.call(
+        "Emulation.setDeviceMetricsOverride",
+        width=width,
+        height=900,
+        deviceScaleFactor=1,
+        mobile=False,
+    )
     try:
         assert page.evaluate("document.documentElement.scrollWidth") <= width
     finally:
@@ -375,7 +411,9 @@ def test_dark_where_the_system_is_dark(opened):
     page = opened(report())
     color = "getComputedStyle(document.body).backgroundColor"
     light = page.evaluate(color)
-    page.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": "dark"}])
+    page.call(
+        "Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": "dark"}]
+    )
     dark = page.evaluate(color)
     page.call("Emulation.setEmulatedMedia", features=[])
     assert light == "rgb(255, 255, 255)"

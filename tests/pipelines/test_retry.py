@@ -19,7 +19,9 @@ from tests.pipelines.pictures import picture
 
 @pytest.fixture(scope="module")
 def retried(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A store (`once`) in which two images failed, and that store after a retry that described one of them."""
+    """A store (`once`) in which two images failed, and that store after a retry that described one
+    of them.
+    """
     folder = tmp_path_factory.mktemp("retried")
     photographs = make_photographs(folder / "photographs", 8)
     (photographs / "03.png").write_bytes(b"no picture either")
@@ -33,13 +35,18 @@ def retried(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.mark.parametrize("gone", [True, False])
 def test_a_retry_killed_before_its_manifest(gone: bool, retried: Path, tmp_path: Path) -> None:
-    """The same command ends as the undisturbed one did: the image that failed again is not tried a third time."""
+    """The same command ends as the undisturbed one did: the image that failed again is not tried a
+    third time.
+    """
     store = Path(shutil.copytree(retried / "store", tmp_path / "store"))
     shutil.copy(retried / "once/manifest.json", store / "manifest.json")
     if gone:
         (store / "parts.parquet").unlink()
     make_store(retried / "photographs", store, retry_failed=True)
-    assert contents(store) == contents(retried / "store") and not (store / "plan/retry-00002.parquet").exists()
+    assert (
+        contents(store) == contents(retried / "store")
+        and not (store / "plan/retry-00002.parquet").exists()
+    )
     (findings,) = verify.verify(str(store))
     assert findings.problems == [] and findings.counts is not None and findings.counts.failed == 1
 

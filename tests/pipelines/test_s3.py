@@ -53,7 +53,9 @@ def test_a_read_that_breaks_is_done_again(place: Place, s3: S3Server, after: int
 
 
 @pytest.mark.parametrize("after", [0, 1_000, 200_000])
-def test_a_write_that_breaks_is_done_again(place: Place, s3: S3Server, after: int, tmp_path: Path) -> None:
+def test_a_write_that_breaks_is_done_again(
+    place: Place, s3: S3Server, after: int, tmp_path: Path
+) -> None:
     s3.proxy.cut(Cut(b"PUT /", "request", after, times=3))
     place.write("a", BIG)
     assert s3.proxy.requests(b"PUT /") == 4
@@ -95,7 +97,9 @@ def test_an_upload_in_parts_is_whole_or_not_there(
     with pytest.raises(Unreachable, match=r"large cannot be written: it failed 2 times"):
         place.put(str(file), "large")
     assert file.exists() and not s3.objects(key(place, ""))
-    assert not s3.client.list_multipart_uploads(Bucket=BUCKET).get("Uploads"), "what was begun is given up"
+    assert not s3.client.list_multipart_uploads(Bucket=BUCKET).get("Uploads"), (
+        "what was begun is given up"
+    )
     s3.proxy.cut(Cut(b"partNumber=3", "request", megabytes))
     content = file.read_bytes()
     place.put(str(file), "large")
@@ -116,7 +120,9 @@ def test_what_is_final_is_said_at_once(place: Place, s3: S3Server) -> None:
     assert s3.proxy.requests(b"HEAD") == 1, "not there is an answer"
     assert place.names("none") == [] and not place.is_folder()
     nowhere = Place("s3://no-such-bucket/folder")
-    with pytest.raises(UserError, match=r"^s3://no-such-bucket/folder/a cannot be written: .*does not exist$"):
+    with pytest.raises(
+        UserError, match=r"^s3://no-such-bucket/folder/a cannot be written: .*does not exist$"
+    ):
         nowhere.write("a", b"a")
     with pytest.raises(UserError, match="cannot be made"):
         nowhere.create("a", b"a")
@@ -128,7 +134,9 @@ def test_a_place_that_never_answers_is_said_in_one_sentence(
     place.write("a", b"a")
     monkeypatch.setenv("RRT_STORAGE_TRIES", "3")
     s3.proxy.cut(Cut(b" /", "request", times=99))
-    with pytest.raises(UserError, match=r"/folder/a cannot be read: it failed 3 times in \d s, at last with: "):
+    with pytest.raises(
+        UserError, match=r"/folder/a cannot be read: it failed 3 times in \d s, at last with: "
+    ):
         place.read("a")
     with pytest.raises(UserError, match="it failed 3 times"):
         read_url(f"{place.url}/a")
@@ -155,21 +163,27 @@ def contents(s3: S3Server, prefix: str) -> dict[str, Any]:
 
 
 def leftovers(s3: S3Server, prefix: str) -> list[str]:
-    return [name for name in s3.objects(prefix) if re.search("/(attempts|errors|scratch)/|tmp$", name)]
+    return [
+        name for name in s3.objects(prefix) if re.search("/(attempts|errors|scratch)/|tmp$", name)
+    ]
 
 
 @pytest.fixture(scope="module")
 def uploaded(s3_session: S3Server, photographs: Path) -> str:
     """The photographs in the bucket."""
     for file in photographs.iterdir():
-        s3_session.client.put_object(Bucket=BUCKET, Key=f"data/photographs/{file.name}", Body=file.read_bytes())
+        s3_session.client.put_object(
+            Bucket=BUCKET, Key=f"data/photographs/{file.name}", Body=file.read_bytes()
+        )
     return f"s3://{BUCKET}/data/photographs"
 
 
 def test_disturbed_runs_on_s3_equal_a_local_run(
     s3: S3Server, uploaded: str, configuration: Path, start: Start, tmp_path: Path
 ) -> None:
-    """Two workers, many requests and answers cut; kill -9 of the whole tree, then the server is out of reach."""
+    """Two workers, many requests and answers cut; kill -9 of the whole tree, then the server is out
+    of reach.
+    """
     command = ["run", "--config", configuration, "--workers", 2, "--set"]
     on_s3 = [*command, f"out=s3://{BUCKET}/all", "--set", f"images={uploaded}"]
     cuts = (

@@ -24,15 +24,26 @@ from pipelines.sources.listing import list_images, listed_names
 from pipelines.sources.spec import SourceSpec, check_sources, read_sources
 from pipelines.storage import retries as retrying
 from schemas.errors import UserError
-from schemas.ground_truth.ground_truth import GroundTruth, QueryTruth, load_ground_truth, save_ground_truth
+from schemas.ground_truth.ground_truth import (
+    GroundTruth,
+    QueryTruth,
+    load_ground_truth,
+    save_ground_truth,
+)
 
 
 @pytest.mark.parametrize("head", ["", "path,label\n", "\ufeff", "\ufeffpath,label\n"])
 def test_a_file_has_one_name_in_a_list(tmp_path: Path, head: str) -> None:
-    (tmp_path / "list.csv").write_text(f"{head}./0.png,1\n0.png\n.//a/./b//c.png,2\n", encoding="utf-8")
+    (tmp_path / "list.csv").write_text(
+        f"{head}./0.png,1\n0.png\n.//a/./b//c.png,2\n", encoding="utf-8"
+    )
     spec = SourceSpec(str(tmp_path), list=str(tmp_path / "list.csv"), source="s")
     references = list_images(spec)
-    assert [reference.record_id for reference in references] == ["s/0.png", "s/0.png", "s/a/b/c.png"]
+    assert [reference.record_id for reference in references] == [
+        "s/0.png",
+        "s/0.png",
+        "s/a/b/c.png",
+    ]
     assert references[0].location == references[1].location == os.fsencode(tmp_path / "0.png")
 
 
@@ -42,7 +53,9 @@ def test_a_list_names_files_below_the_folder(tmp_path: Path, name: Any) -> None:
     pq.write_table(pa.table({"path": [name]}), tmp_path / "list.parquet")
     spec = SourceSpec(str(tmp_path), list=str(tmp_path / "good.parquet"))
     assert list(listed_names(spec)) == ["a..b.jpg", "c/..d.jpg"]
-    with pytest.raises(UserError, match=r"list.parquet: row 1: .* must be a name relative to the folder"):
+    with pytest.raises(
+        UserError, match=r"list.parquet: row 1: .* must be a name relative to the folder"
+    ):
         list(listed_names(SourceSpec(str(tmp_path), list=str(tmp_path / "list.parquet"))))
 
 
@@ -70,14 +83,22 @@ def test_lists_and_sources_that_are_no_files(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["../secret.jpg", "a/../../b.jpg", "/etc/x.jpg"])
 def test_a_ground_truth_names_images_of_the_folder(tmp_path: Path, name: str) -> None:
     url = str(tmp_path / "truth.json")
-    save_ground_truth(GroundTruth("t", ("a/b..c.jpg", name), (QueryTruth(name, None, (0,), (), ()),)), url)
+    save_ground_truth(
+        GroundTruth("t", ("a/b..c.jpg", name), (QueryTruth(name, None, (0,), (), ()),)), url
+    )
     (tmp_path / "v.npy").write_bytes(b"")
     for take, what in (("gallery", "gallery image 1"), ("queries", "query 0")):
-        with pytest.raises(UserError, match=rf"truth.json: {what}: '{name}' must be a name relative to the folder"):
+        with pytest.raises(
+            UserError, match=rf"truth.json: {what}: '{name}' must be a name relative to the folder"
+        ):
             list_images(SourceSpec(str(tmp_path), ground_truth=url, take=take))
         with pytest.raises(UserError, match=what):
-            describe_inputs(Options("npy", str(tmp_path / "v.npy"), "out", ground_truth=url, take=take))
-    assert load_ground_truth(url).gallery[1] == name, "to evaluate a store that has such ids, it is read as ever"
+            describe_inputs(
+                Options("npy", str(tmp_path / "v.npy"), "out", ground_truth=url, take=take)
+            )
+    assert load_ground_truth(url).gallery[1] == name, (
+        "to evaluate a store that has such ids, it is read as ever"
+    )
 
 
 def test_the_name_of_a_source_is_text(tmp_path: Path) -> None:
@@ -117,7 +138,10 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 def test_remote_listings_are_tried_again_and_told(failing: str) -> None:
     for name in ("a/0.png", "a/1.png", "b/2.png", "d/0.delg_local"):
         fsspec.filesystem("failing").pipe_file(f"{failing}/{name}", b"0123")
-    images, delg = SourceSpec(f"{failing}/*/[01].png", source="s"), Options("delg", f"{failing}/d", "out", locals=False)
+    images, delg = (
+        SourceSpec(f"{failing}/*/[01].png", source="s"),
+        Options("delg", f"{failing}/d", "out", locals=False),
+    )
     for listed in (lambda: list_images(images), lambda: describe_inputs(delg)):
         Failing.trouble = [PermissionError(13, "not allowed")]
         with pytest.raises(UserError, match=r"cannot be listed: .*not allowed"):
@@ -125,7 +149,9 @@ def test_remote_listings_are_tried_again_and_told(failing: str) -> None:
     Failing.trouble = [ConnectionResetError(104, "reset")]
     assert [reference.record_id for reference in list_images(images)] == ["s/a/0.png", "s/a/1.png"]
     Failing.trouble = [ConnectionResetError(104, "reset")]
-    with pytest.raises(UserError, match="no global descriptors can be read"):  # the folder itself was listed
+    with pytest.raises(
+        UserError, match="no global descriptors can be read"
+    ):  # the folder itself was listed
         describe_inputs(delg)
     assert not Failing.trouble
 
@@ -134,10 +160,14 @@ def test_a_folder_with_brackets_in_its_name_may_hold_a_glob(tmp_path: Path) -> N
     (tmp_path / "all[1]" / "sub").mkdir(parents=True)
     for name in ("a.jpg", "b.png", "sub/c.jpg"):
         (tmp_path / "all[1]" / name).write_bytes(b"")
-    found = [reference.record_id for reference in list_images(SourceSpec(f"{tmp_path}/all[1]/**/*.jpg"))]
+    found = [
+        reference.record_id for reference in list_images(SourceSpec(f"{tmp_path}/all[1]/**/*.jpg"))
+    ]
     assert found == ["all[1]/a.jpg", "all[1]/sub/c.jpg"]
     (tmp_path / "all[1]" / "more.tar").write_bytes(b"")
-    with pytest.raises(UserError, match="no images are named here"):  # archives beside a glob of images are not meant
+    with pytest.raises(
+        UserError, match="no images are named here"
+    ):  # archives beside a glob of images are not meant
         list_images(SourceSpec(f"{tmp_path}/all[1]/*.gif"))
     with pytest.raises(UserError, match="it is a file; give its folder"):
         list_images(SourceSpec(f"{tmp_path}/all[1]/a.jpg"))
@@ -166,7 +196,10 @@ def test_a_folder_of_a_web_server(tmp_path: Path) -> None:
         url = f"http://127.0.0.1:{server.server_port}/all"
         for spec, names in (
             (SourceSpec(url), ["all/a.jpg", "all/sub dir/ä b.jpg"]),
-            (SourceSpec(f"{url}/", list=str(tmp_path / "list.csv"), source="all"), ["all/sub dir/ä b.jpg"]),
+            (
+                SourceSpec(f"{url}/", list=str(tmp_path / "list.csv"), source="all"),
+                ["all/sub dir/ä b.jpg"],
+            ),
         ):
             found = list_images(spec)
             assert [reference.record_id for reference in found] == names

@@ -1,4 +1,6 @@
-"""The stages against plain numpy on a small real folder: shortlist, union of shortlists, replay, metrics, skipping."""
+"""The stages against plain numpy on a small real folder: shortlist, union of shortlists, replay,
+metrics, skipping.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,12 @@ from pipelines.stores.locals import LocalsReader
 from pipelines.stores.store import Store
 from rrt_core.metrics.revisited import PROTOCOLS, positions_of
 from schemas.errors import UserError
-from schemas.ground_truth.ground_truth import GroundTruth, QueryTruth, load_ground_truth, save_ground_truth
+from schemas.ground_truth.ground_truth import (
+    GroundTruth,
+    QueryTruth,
+    load_ground_truth,
+    save_ground_truth,
+)
 from schemas.local_descriptors import read_part
 
 TINY = "tests.tiny_extractor:TinyExtractor"
@@ -92,11 +99,20 @@ def run_all(root: Path, run: str, key: str = "Flat", **more: object) -> None:
     extract.run(store_options(root, "queries"), SETTINGS)
     indexed = {"stores": (str(root / "gallery"),), "out": f"{out}-index", "key": key, **more}
     index.run(build(index.Options, indexed, "test"), SETTINGS)
-    searched = {"queries": str(root / "queries"), "index": f"{out}-index", "out": out, "shortlist": 5, "nprobe": 4}
+    searched = {
+        "queries": str(root / "queries"),
+        "index": f"{out}-index",
+        "out": out,
+        "shortlist": 5,
+        "nprobe": 4,
+    }
     searched.update(ground_truth=truth, queries_per_block=4)
     search.run(build(search.Options, searched, "test"), SETTINGS)
     ranked = {"queries": str(root / "queries"), "out": out, "reranker": "mutual_nn", "shortlist": 5}
-    rerank.run(build(rerank.Options, {**ranked, "ground_truth": truth, "queries_per_unit": 2}, "test"), SETTINGS)
+    rerank.run(
+        build(rerank.Options, {**ranked, "ground_truth": truth, "queries_per_unit": 2}, "test"),
+        SETTINGS,
+    )
     evaluate.run(build(evaluate.Options, {"out": out, "ground_truth": truth}, "test"), SETTINGS)
     report.run(build(report.Options, {"out": out, "ground_truth": truth}, "test"), SETTINGS)
 
@@ -104,14 +120,18 @@ def run_all(root: Path, run: str, key: str = "Flat", **more: object) -> None:
 def all_globals(root: Path, take: str) -> tuple[list[str], np.ndarray]:
     store = Store(str(root / take))
     parts = [store.read_global(part) for part in store.parts]
-    return [name for part in parts for name in part.record_ids], np.concatenate([part.descriptors for part in parts])
+    return [name for part in parts for name in part.record_ids], np.concatenate(
+        [part.descriptors for part in parts]
+    )
 
 
 def shortlist(root: Path, run: str) -> dict[str, list[tuple[str, float]]]:
     found: dict[str, list[tuple[str, float]]] = {}
     for entry in results_shortlists.shortlist_files(str(root / run)):
         for name, rows in results_shortlists.read_shortlist_part(str(root / run), entry.name):
-            pairs = zip(rows.column("record_id").to_pylist(), rows.column("score").to_pylist(), strict=True)
+            pairs = zip(
+                rows.column("record_id").to_pylist(), rows.column("score").to_pylist(), strict=True
+            )
             found[name] = list(pairs)
     return found
 
@@ -129,7 +149,9 @@ def test_store_holds_what_the_extractor_says(made: Path) -> None:
     store = Store(str(made / "gallery"))
     row = store.row_ids(store.parts[1], np.array([1]))
     read = LocalsReader(Gallery([store])).read(row, descriptors[10:11], 7)[0]
-    np.testing.assert_array_equal(read.descriptors, described.descriptors[:7].astype(np.float16).astype(np.float32))
+    np.testing.assert_array_equal(
+        read.descriptors, described.descriptors[:7].astype(np.float16).astype(np.float32)
+    )
     np.testing.assert_array_equal(read.xy, described.xy[:7])
     whole = read_part(store.place.path(store.parts[1].locals.name))
     assert whole["offset"].tolist() == [16 * i for i in range(10)]
@@ -137,7 +159,11 @@ def test_store_holds_what_the_extractor_says(made: Path) -> None:
 
 def test_queries_are_cropped(made: Path) -> None:
     store = Store(str(made / "queries"))
-    rows = [row for part in store.parts for row in pq.read_table(store.place.path(part.globals.name)).to_pylist()]
+    rows = [
+        row
+        for part in store.parts
+        for row in pq.read_table(store.place.path(part.globals.name)).to_pylist()
+    ]
     assert rows[0]["record_id"] == "images/queries/0.png#6,6,60,60"
     assert rows[0]["box"] == [6, 6, 60, 60] and rows[0]["width"] == 72
     assert rows[0]["resize_factor"] == pytest.approx(60 / 72)
@@ -158,11 +184,24 @@ def test_shortlist_equals_numpy(made: Path) -> None:
 @pytest.mark.parametrize("key", ["Flat", "IVF4,Flat"])
 def test_many_shards_files_and_blocks_give_the_same_shortlist(made: Path, key: str) -> None:
     run = f"sharded-{key.replace(',', '-')}"
-    options = {"stores": (str(made / "gallery"),), "out": f"{made / run}-index", "key": key, "rows_per_shard": 18}
-    index.run(build(index.Options, {**options, "max_memory": 8_000, "training_rows": 50}, "test"), SETTINGS)
+    options = {
+        "stores": (str(made / "gallery"),),
+        "out": f"{made / run}-index",
+        "key": key,
+        "rows_per_shard": 18,
+    }
+    index.run(
+        build(index.Options, {**options, "max_memory": 8_000, "training_rows": 50}, "test"),
+        SETTINGS,
+    )
     files = read_entries(f"{made / run}-index/search")
     assert len(files) > 1
-    searched = {"queries": str(made / "queries"), "index": f"{made / run}-index", "out": str(made / run), "nprobe": 4}
+    searched = {
+        "queries": str(made / "queries"),
+        "index": f"{made / run}-index",
+        "out": str(made / run),
+        "nprobe": 4,
+    }
     search.run(build(search.Options, {**searched, "queries_per_block": 2}, "test"), SETTINGS)
     assert shortlist(made, run) == shortlist(made, "run")
 
@@ -170,8 +209,12 @@ def test_many_shards_files_and_blocks_give_the_same_shortlist(made: Path, key: s
 def test_each_pair_is_scored_once_and_rankings_replay(made: Path) -> None:
     truth = load_ground_truth(str(made / "gnd.json"))
     place = Place(str(made / "run" / "scores"))
-    tables = [pq.read_table(io.BytesIO(place.read(entry.name))) for entry in read_entries(place.url)]
-    scored = {(r["query_id"], r["record_id"]): r["logit"] for table in tables for r in table.to_pylist()}
+    tables = [
+        pq.read_table(io.BytesIO(place.read(entry.name))) for entry in read_entries(place.url)
+    ]
+    scored = {
+        (r["query_id"], r["record_id"]): r["logit"] for table in tables for r in table.to_pylist()
+    }
     assert len(scored) == sum(len(table) for table in tables)
     position = {f"images/{name}": number for number, name in enumerate(truth.gallery)}
     before = shortlist(made, "run")
@@ -180,7 +223,11 @@ def test_each_pair_is_scored_once_and_rankings_replay(made: Path) -> None:
         rankings = dict(results_scores.read_ranking(str(made / "run"), protocol))
         for number, (query, listed) in enumerate(before.items()):
             order = [record for record, _ in listed]
-            rule = () if protocol == "deploy" else positions_of(truth.queries[number], PROTOCOLS[protocol].junk)
+            rule = (
+                ()
+                if protocol == "deploy"
+                else positions_of(truth.queries[number], PROTOCOLS[protocol].junk)
+            )
             junk = {record for record in order if position[record] in set(rule)}
             kept = [record for record in order if record not in junk]
             union |= {(query, record) for record in kept[:5]}
@@ -208,7 +255,9 @@ def test_metrics_are_those_of_the_rankings(made: Path) -> None:
                 places.append(rank - junk_before)
         pairs = [((j / p if p else 1.0) + (j + 1) / (p + 1)) / 2 for j, p in enumerate(places)]
         precisions.append(sum(pairs) / 4)
-    assert metrics["rankings"]["global"]["medium"]["mAP"] == pytest.approx(np.mean(precisions), abs=1e-12)
+    assert metrics["rankings"]["global"]["medium"]["mAP"] == pytest.approx(
+        np.mean(precisions), abs=1e-12
+    )
 
 
 def test_report_is_one_page(made: Path) -> None:
@@ -226,10 +275,20 @@ def test_a_second_run_skips_everything(made: Path, capfd: pytest.CaptureFixture[
 
 
 def test_k_below_what_the_protocols_need_is_refused(made: Path) -> None:
-    searched = {"queries": str(made / "queries"), "index": f"{made}/run-index", "out": str(made / "other"), "k": 8}
+    searched = {
+        "queries": str(made / "queries"),
+        "index": f"{made}/run-index",
+        "out": str(made / "other"),
+        "k": 8,
+    }
     with pytest.raises(UserError, match="at least 9"):  # 5 + 2 easy + 2 junk
         search.run(
-            build(search.Options, {**searched, "shortlist": 5, "ground_truth": f"{made}/gnd.json"}, "t"), SETTINGS
+            build(
+                search.Options,
+                {**searched, "shortlist": 5, "ground_truth": f"{made}/gnd.json"},
+                "t",
+            ),
+            SETTINGS,
         )
 
 
@@ -245,24 +304,44 @@ def test_a_mix_of_extractors_is_refused(made: Path) -> None:
         "test",
     )
     extract.run(options, SETTINGS)
-    searched = {"queries": str(made / "others"), "index": f"{made}/run-index", "out": str(made / "mixed")}
+    searched = {
+        "queries": str(made / "others"),
+        "index": f"{made}/run-index",
+        "out": str(made / "mixed"),
+    }
     with pytest.raises(UserError, match="other settings or weights"):
         search.run(build(search.Options, searched, "test"), SETTINGS)
     stores = (str(made / "gallery"), str(made / "others"))
     with pytest.raises(UserError, match="other settings or weights"):
-        index.run(build(index.Options, {"stores": stores, "out": str(made / "mixed-index")}, "test"), SETTINGS)
+        index.run(
+            build(index.Options, {"stores": stores, "out": str(made / "mixed-index")}, "test"),
+            SETTINGS,
+        )
 
 
 def test_another_recipe_is_refused_by_name(made: Path) -> None:
-    options = {"queries": str(made / "queries"), "out": str(made / "run"), "reranker": "mutual_nn", "shortlist": 6}
+    options = {
+        "queries": str(made / "queries"),
+        "out": str(made / "run"),
+        "reranker": "mutual_nn",
+        "shortlist": 6,
+    }
     with pytest.raises(UserError, match="shortlist was 5, is now 6"):
-        rerank.run(build(rerank.Options, {**options, "ground_truth": f"{made}/gnd.json"}, "test"), SETTINGS)
+        rerank.run(
+            build(rerank.Options, {**options, "ground_truth": f"{made}/gnd.json"}, "test"), SETTINGS
+        )
 
 
 def test_two_stores_in_one_index(made: Path) -> None:
     stores = (str(made / "gallery"), str(made / "queries"))
-    index.run(build(index.Options, {"stores": stores, "out": f"{made}/both-index"}, "test"), SETTINGS)
-    searched = {"queries": str(made / "queries"), "index": f"{made}/both-index", "out": f"{made}/both"}
+    index.run(
+        build(index.Options, {"stores": stores, "out": f"{made}/both-index"}, "test"), SETTINGS
+    )
+    searched = {
+        "queries": str(made / "queries"),
+        "index": f"{made}/both-index",
+        "out": f"{made}/both",
+    }
     search.run(build(search.Options, {**searched, "shortlist": 3}, "test"), SETTINGS)
     for query, listed in shortlist(made, "both").items():
         assert listed[0][0] == query and listed[0][1] == pytest.approx(1.0)
@@ -273,13 +352,28 @@ def test_two_stores_in_one_index(made: Path) -> None:
 
 def test_an_id_that_stands_twice_is_a_failed_row_wherever_it_stands(made: Path) -> None:
     listed = made / "list.csv"
-    names = ["gallery/0-1.png", "gallery/1-1.png", "gallery/0-1.png", "gallery/2-1.png", "gallery/1-1.png"]
+    names = [
+        "gallery/0-1.png",
+        "gallery/1-1.png",
+        "gallery/0-1.png",
+        "gallery/2-1.png",
+        "gallery/1-1.png",
+    ]
     listed.write_text("path,label\n" + "".join(f"{name},7\n" for name in names))
-    options = {"images": str(made / "images"), "list": str(listed), "out": str(made / "twice"), "extractor": TINY}
-    manifest = extract.run(build(extract_options.Options, {**options, "rows_per_part": 2}, "test"), SETTINGS)
+    options = {
+        "images": str(made / "images"),
+        "list": str(listed),
+        "out": str(made / "twice"),
+        "extractor": TINY,
+    }
+    manifest = extract.run(
+        build(extract_options.Options, {**options, "rows_per_part": 2}, "test"), SETTINGS
+    )
     assert (manifest.counts.inputs, manifest.counts.succeeded, manifest.counts.failed) == (5, 3, 2)
     store = Store(str(made / "twice"))
-    lost = extract.failure_rows(store.place, [part.failures.name for part in store.parts if part.failures])
+    lost = extract.failure_rows(
+        store.place, [part.failures.name for part in store.parts if part.failures]
+    )
     assert [(row.record_id, row.error_class) for row in lost] == [
         ("images/gallery/0-1.png", "duplicate"),
         ("images/gallery/1-1.png", "duplicate"),
@@ -304,6 +398,13 @@ def test_a_run_without_ground_truth_is_ranked_and_shown(made: Path) -> None:
 
 
 def test_weights_for_other_descriptors_are_refused(made: Path) -> None:
-    options = {"queries": str(made / "queries"), "out": str(made / "run"), "reranker": "rrt", "shortlist": 5}
-    with pytest.raises(UserError, match="trained for descriptors of efficientnet .* holds those of tiny"):
+    options = {
+        "queries": str(made / "queries"),
+        "out": str(made / "run"),
+        "reranker": "rrt",
+        "shortlist": 5,
+    }
+    with pytest.raises(
+        UserError, match="trained for descriptors of efficientnet .* holds those of tiny"
+    ):
         rerank.run(build(rerank.Options, options, "test"), SETTINGS)

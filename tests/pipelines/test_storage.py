@@ -65,7 +65,11 @@ def test_put_takes_the_file_away(place: Place, tmp_path: Path) -> None:
 def test_ranges(place: Place) -> None:
     place.write("a", bytes(range(100)))
     place.write("b", bytes(100))
-    assert place.read_ranges(["a", "b", "a"], [3, 0, 90], [6, 2, 100]) == [b"\3\4\5", b"\0\0", bytes(range(90, 100))]
+    assert place.read_ranges(["a", "b", "a"], [3, 0, 90], [6, 2, 100]) == [
+        b"\3\4\5",
+        b"\0\0",
+        bytes(range(90, 100)),
+    ]
 
 
 def test_emptying_and_removing(place: Place) -> None:
@@ -108,7 +112,9 @@ def test_names_of_temporary_files(tmp_path: Path) -> None:
     with place._temporary("done/part-00001.json") as path:
         seen.append(path)
     assert is_temporary(seen[0]) and is_temporary("a\nb.0123456789ab.tmp")
-    assert not any(map(is_temporary, ("x.tmp", "draft.aa.tmp", ".0123456789ab.tmp", "x.0123456789ab.tmp.txt")))
+    assert not any(
+        map(is_temporary, ("x.tmp", "draft.aa.tmp", ".0123456789ab.tmp", "x.0123456789ab.tmp.txt"))
+    )
 
 
 def test_the_url_leads_back(place: Place) -> None:
@@ -125,7 +131,9 @@ def test_one_process_holds_a_local_folder(tmp_path: Path) -> None:
         pass
 
 
-def test_a_local_path_is_a_path_whatever_its_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_local_path_is_a_path_whatever_its_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("a::b", "zip::c", "x y/z://w", "#", "%41"):
         place = Place(f"./{name}" if "://" in name or name.startswith("zip") else name)
@@ -151,21 +159,28 @@ def test_what_cannot_be_opened_or_written_is_said(tmp_path: Path) -> None:
 @pytest.mark.skipif(sys.platform == "win32", reason="no limits of file sizes")
 def test_a_file_that_the_system_refuses_leaves_nothing(tmp_path: Path) -> None:
     program = (
-        "import resource, sys; from pipelines.storage.place import Place; from schemas.errors import UserError\n"
+        "import resource, sys; from pipelines.storage.place import Place; from schemas.errors "
+        "import UserError\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
         "try: Place(sys.argv[1]).write('a', bytes(2000))\n"
         "except UserError as error: print(error)"
     )
     root = Path(__file__).resolve().parents[2]
     run = subprocess.run(
-        [sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=True, cwd=root
+        [sys.executable, "-c", program, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=root,
     )
     assert "cannot be written: the file would be larger" in run.stdout
     assert os.listdir(tmp_path) == []
 
 
 class Flaky(MemoryFileSystem):
-    """Memory whose operations fail, give too little, or lose their answer, as `trouble` says for the next calls."""
+    """Memory whose operations fail, give too little, or lose their answer, as `trouble` says for
+    the next calls.
+    """
 
     protocol = "flaky"
     trouble: ClassVar[list[Exception | int]] = []  # an int: so many bytes too few
@@ -178,7 +193,9 @@ class Flaky(MemoryFileSystem):
             raise one
         return one
 
-    def cat_file(self, path: str, start: int | None = None, end: int | None = None, **more: Any) -> bytes:
+    def cat_file(
+        self, path: str, start: int | None = None, end: int | None = None, **more: Any
+    ) -> bytes:
         less = self._next()
         data: bytes = super().cat_file(path, start, end, **more)
         return data[: len(data) - less]
@@ -230,7 +247,11 @@ def test_a_create_whose_answer_is_lost_is_judged_by_its_bytes(flaky: Place) -> N
 
 def test_refusals_are_not_tried_again(flaky: Place) -> None:
     flaky.write("a", b"a")
-    for error in (PermissionError(13, "not allowed"), OSError(22, "no such range"), ValueError("bad")):
+    for error in (
+        PermissionError(13, "not allowed"),
+        OSError(22, "no such range"),
+        ValueError("bad"),
+    ):
         Flaky.calls, Flaky.trouble = 0, [error]
         with pytest.raises(UserError, match="a cannot be read: "):
             flaky.read("a")
@@ -247,22 +268,27 @@ def test_which_errors_pass() -> None:
     aiohttp = pytest.importorskip("aiohttp")
 
     def answered(status: int, code: str) -> Exception:
-        answer = {"ResponseMetadata": {"HTTPStatusCode": status}, "Error": {"Code": code, "Message": "m"}}
-        translated: Exception = errors.translate_boto_error(exceptions.ClientError(answer, "PutObject"))
+        answer = {
+            "ResponseMetadata": {"HTTPStatusCode": status},
+            "Error": {"Code": code, "Message": "m"},
+        }
+        translated: Exception = errors.translate_boto_error(
+            exceptions.ClientError(answer, "PutObject")
+        )
         return translated
 
     passing = [
-        answered(500, "InternalError"), answered(503, "SlowDown"), answered(503, "503"), answered(429, "Throttling"),
-        answered(409, "ConditionalRequestConflict"), answered(400, "RequestTimeout"), answered(200, "InternalError"),
-        answered(502, "502"), exceptions.EndpointConnectionError(endpoint_url="u"), ConnectionResetError(),
-        exceptions.ReadTimeoutError(endpoint_url="u"), exceptions.ConnectionClosedError(endpoint_url="u"),
-        exceptions.IncompleteReadError(actual_bytes=1, expected_bytes=2), aiohttp.ClientPayloadError(),
-        aiohttp.ServerDisconnectedError(), TimeoutError(), OSError(errno.ETIMEDOUT, "t"), retrying.ShortRead("s"),
+        answered(500, "InternalError"), answered(503, "SlowDown"), answered(503, "503"), answered(429, "Throttling"),  # noqa: E501
+        answered(409, "ConditionalRequestConflict"), answered(400, "RequestTimeout"), answered(200, "InternalError"),  # noqa: E501
+        answered(502, "502"), exceptions.EndpointConnectionError(endpoint_url="u"), ConnectionResetError(),  # noqa: E501
+        exceptions.ReadTimeoutError(endpoint_url="u"), exceptions.ConnectionClosedError(endpoint_url="u"),  # noqa: E501
+        exceptions.IncompleteReadError(actual_bytes=1, expected_bytes=2), aiohttp.ClientPayloadError(),  # noqa: E501
+        aiohttp.ServerDisconnectedError(), TimeoutError(), OSError(errno.ETIMEDOUT, "t"), retrying.ShortRead("s"),  # noqa: E501
     ]  # fmt: skip
     final = [
-        answered(404, "NoSuchKey"), answered(403, "AccessDenied"), answered(412, "PreconditionFailed"),
-        answered(416, "InvalidRange"), answered(400, "InvalidBucketName"), answered(501, "NotImplemented"),
-        exceptions.NoCredentialsError(), FileExistsError(), ValueError("v"), OSError(errno.EACCES, "a"),
+        answered(404, "NoSuchKey"), answered(403, "AccessDenied"), answered(412, "PreconditionFailed"),  # noqa: E501
+        answered(416, "InvalidRange"), answered(400, "InvalidBucketName"), answered(501, "NotImplemented"),  # noqa: E501
+        exceptions.NoCredentialsError(), FileExistsError(), ValueError("v"), OSError(errno.EACCES, "a"),  # noqa: E501
     ]  # fmt: skip
     assert [error for error in passing if not retrying.passes(error)] == []
     assert [error for error in final if retrying.passes(error)] == []

@@ -35,15 +35,27 @@ def test_ids_are_those_of_the_whole_part(whole: Path) -> None:
     store = Store(str(whole / "store"))
     for part in store.parts:
         ids, read = store.read_ids(part), store.read_global(part)
-        assert ids.record_ids == read.record_ids and ids.ok.dtype == bool and np.array_equal(ids.ok, read.ok)
+        assert (
+            ids.record_ids == read.record_ids
+            and ids.ok.dtype == bool
+            and np.array_equal(ids.ok, read.ok)
+        )
     assert not store.read_ids(store.parts[1]).ok.all()
-    assert part_number("global/part-00017.ab.parquet") == 17 and part_number("global/notes.parquet") is None
+    assert (
+        part_number("global/part-00017.ab.parquet") == 17
+        and part_number("global/notes.parquet") is None
+    )
 
 
-def test_of_a_remote_part_only_blocks_are_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_a_remote_part_only_blocks_are_fetched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A full part of 2,048-D globals has 33 MB, of which the columns of ids take 2."""
     descriptor = np.zeros(2048, np.float32)
-    rows = [GlobalRow(f"s/{row:08}.jpg", "s", 0, 0, None, 1.0, 0, "0" * 64, descriptor) for row in range(4096)]
+    rows = [
+        GlobalRow(f"s/{row:08}.jpg", "s", 0, 0, None, 1.0, 0, "0" * 64, descriptor)
+        for row in range(4096)
+    ]
     path = tmp_path / "part-00000.parquet"
     global_descriptors.write_part(str(path), rows, 2048, "float32")
     memory, fetched = fsspec.filesystem("memory"), []
@@ -57,11 +69,17 @@ def test_of_a_remote_part_only_blocks_are_fetched(tmp_path: Path, monkeypatch: p
 
     monkeypatch.setattr(FsspecBytes, "fetch", counted)
     try:
-        table = part_columns(Place("memory://columns"), "global/part-00000.parquet", ["record_id", "status"])
+        table = part_columns(
+            Place("memory://columns"), "global/part-00000.parquet", ["record_id", "status"]
+        )
     finally:
         memory.rm("/columns", recursive=True)
     assert table.column("record_id").to_pylist() == [row.record_id for row in rows]
-    assert table.column_names == ["record_id", "status"] and path.stat().st_size > 33e6 and sum(fetched) <= 2 << 20
+    assert (
+        table.column_names == ["record_id", "status"]
+        and path.stat().st_size > 33e6
+        and sum(fetched) <= 2 << 20
+    )
 
 
 def _remove_parts(layer: Path) -> None:
@@ -104,13 +122,17 @@ def test_a_layer_that_is_being_made_again(damage: Any, whole: Path, tmp_path: Pa
 def test_a_store_whose_list_of_files_is_gone(whole: Path, tmp_path: Path) -> None:
     store = Path(shutil.copytree(whole / "store", tmp_path / "store"))
     (store / "parts.parquet").unlink()
-    with pytest.raises(UserError, match="is not finished: give the command that makes it once more"):
+    with pytest.raises(
+        UserError, match="is not finished: give the command that makes it once more"
+    ):
         Store(str(store))
 
 
 def test_ids_that_the_store_lacks_are_named(whole: Path) -> None:
     store = Store(str(whole / "store"))
-    assert layers._rows_of(store, {"photographs/07.png", "photographs/08.png", "photographs/19.png"}) == {
+    assert layers._rows_of(
+        store, {"photographs/07.png", "photographs/08.png", "photographs/19.png"}
+    ) == {
         1: [3],
         3: [4],
     }

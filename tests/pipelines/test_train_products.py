@@ -28,35 +28,68 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
             rows.append((name, f"carton {product}"))
     (folder / "others").mkdir()
     for number in range(2):
-        cv2.imwrite(str(folder / "others" / f"{number}.png"), rng.integers(0, 256, (64, 64, 3), dtype=np.uint8))
+        cv2.imwrite(
+            str(folder / "others" / f"{number}.png"),
+            rng.integers(0, 256, (64, 64, 3), dtype=np.uint8),
+        )
     with (folder / "labels.csv").open("w", newline="") as file:
         csv.writer(file).writerows([("path", "product"), *rows])
     return folder
 
 
 def command(shop: Path, out: Path, mode: str, *more: str) -> list[str]:
-    data = ["--images", str(shop), "--labels", str(shop / "labels.csv"), "--unlabelled", str(shop / "others")]
-    small = ["--resize", "64", "--crop", "64", "--copies", "2", "--batch", "6", "--steps", "2", "--validation", "0.34"]
+    data = [
+        "--images",
+        str(shop),
+        "--labels",
+        str(shop / "labels.csv"),
+        "--unlabelled",
+        str(shop / "others"),
+    ]
+    small = [
+        "--resize",
+        "64",
+        "--crop",
+        "64",
+        "--copies",
+        "2",
+        "--batch",
+        "6",
+        "--steps",
+        "2",
+        "--validation",
+        "0.34",
+    ]
     small += ["--warmup", "0", "--checkpoint-every", "1", "--shortlist", "2", "--device", "cpu"]
     return ["train-products", *data, "--out", str(out), "--mode", mode, *small, *more]
 
 
-def test_three_modes_one_after_another(shop: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_three_modes_one_after_another(
+    shop: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folders = {mode: tmp_path / mode for mode in ("global", "frozen", "joint")}
     late = ("--trained", "late")
-    assert main(command(shop, folders["global"], "global", "--backbone-weights", "random", *late)) == 0
+    assert (
+        main(command(shop, folders["global"], "global", "--backbone-weights", "random", *late)) == 0
+    )
     weights = {mode: str(folder / "weights.safetensors") for mode, folder in folders.items()}
     assert main(command(shop, folders["frozen"], "frozen", "--weights", weights["global"])) == 0
     joint = command(shop, folders["joint"], "joint", "--weights", weights["frozen"], *late)
     assert main(joint) == 0
     said = capsys.readouterr()
-    assert "train-products joint  step 2/2" in said.err and "ETA" in said.err and "val_recall_1" in said.out
+    assert (
+        "train-products joint  step 2/2" in said.err
+        and "ETA" in said.err
+        and "val_recall_1" in said.out
+    )
 
     found = {mode: load_checkpoint(path, variant=PRODUCTS) for mode, path in weights.items()}
     for mode, checkpoint in found.items():
         assert checkpoint.notes["mode"] == mode
         assert checkpoint.model.config.backbone == "efficientnet_lite0"
-        load_backbone_state(create_backbone("efficientnet_lite0", "random").network, checkpoint.backbone, mode)
+        load_backbone_state(
+            create_backbone("efficientnet_lite0", "random").network, checkpoint.backbone, mode
+        )
         assert sorted(p.name for p in folders[mode].iterdir() if p.is_file()) == [
             "log.csv", "manifest.json", "parts.parquet", "weights.safetensors",
         ]  # fmt: skip
@@ -64,7 +97,10 @@ def test_three_modes_one_after_another(shop: Path, tmp_path: Path, capsys: pytes
     assert all(torch.equal(value, after.backbone[key]) for key, value in before.backbone.items())
     assert torch.equal(before.model.remap.weight, after.model.remap.weight)
     assert not torch.equal(before.model.remap_local.weight, after.model.remap_local.weight)
-    assert any(not torch.equal(value, found["joint"].backbone[key]) for key, value in after.backbone.items())
+    assert any(
+        not torch.equal(value, found["joint"].backbone[key])
+        for key, value in after.backbone.items()
+    )
 
     manifest = json.loads((folders["joint"] / "manifest.json").read_text())
     facts = manifest["facts"]["units"]["training"]
@@ -82,17 +118,29 @@ def test_three_modes_one_after_another(shop: Path, tmp_path: Path, capsys: pytes
     assert "made otherwise" in capsys.readouterr().err
 
 
-def test_mistakes_are_told_in_one_sentence(shop: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_mistakes_are_told_in_one_sentence(
+    shop: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "out"
     (tmp_path / "no_product.csv").write_text("path\na.png\n")
     (tmp_path / "no_file.csv").write_text("path,product\nnone.png,a\n")
     cases = {
         "mode joint begins with": command(shop, out, "joint", "--backbone-weights", "random"),
-        "no column 'product'": [*command(shop, out, "global"), "--labels", str(tmp_path / "no_product.csv")],
-        "line 2: there is no file": [*command(shop, out, "global"), "--labels", str(tmp_path / "no_file.csv")],
+        "no column 'product'": [
+            *command(shop, out, "global"),
+            "--labels",
+            str(tmp_path / "no_product.csv"),
+        ],
+        "line 2: there is no file": [
+            *command(shop, out, "global"),
+            "--labels",
+            str(tmp_path / "no_file.csv"),
+        ],
         "cannot be read": [*command(shop, out, "global"), "--labels", str(tmp_path / "none.csv")],
         "there is no such file": command(shop, out, "frozen", "--weights", str(tmp_path / "none")),
-        "needs a local file of weights": command(shop, out, "global", "--backbone", "timm:resnet18"),
+        "needs a local file of weights": command(
+            shop, out, "global", "--backbone", "timm:resnet18"
+        ),
     }
     for said, arguments in cases.items():
         assert main(arguments) == 2, said

@@ -1,4 +1,6 @@
-"""verify and repair of outputs that are not finished: what is there is checked, what is missing is counted."""
+"""verify and repair of outputs that are not finished: what is there is checked, what is missing is
+counted.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,9 @@ def jpeg(number: int) -> bytes:
 
 @pytest.fixture
 def store(tmp_path: Path) -> Path:
-    """Of two archives the first is done; of the second, which was cut off, two pieces of four images."""
+    """Of two archives the first is done; of the second, which was cut off, two pieces of four
+    images.
+    """
     (tmp_path / "in").mkdir()
     for archive in range(2):
         with tarfile.open(tmp_path / "in" / f"{archive}.tar", "w") as file:
@@ -47,11 +51,21 @@ def store(tmp_path: Path) -> Path:
 
 
 def command(tmp_path: Path) -> list[str]:
-    arguments = ["extract", "--images", f"{tmp_path}/in/*.tar", "--out", f"{tmp_path}/store", "--workers", "1"]
+    arguments = [
+        "extract",
+        "--images",
+        f"{tmp_path}/in/*.tar",
+        "--out",
+        f"{tmp_path}/store",
+        "--workers",
+        "1",
+    ]
     return [*arguments, "--extractor", "tests.tiny_extractor:TinyExtractor", "--rows-per-part", "4"]
 
 
-def test_what_is_missing_is_counted_and_nothing_is_unnamed(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_missing_is_counted_and_nothing_is_unnamed(
+    store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (found,) = verify(str(store))
     assert (found.finished, found.units, found.missing, found.leftovers) == (False, 2, 1, [])
     assert [problem.mend for problem in found.problems] == ["finish"]
@@ -59,7 +73,10 @@ def test_what_is_missing_is_counted_and_nothing_is_unnamed(store: Path, capsys: 
     capsys.readouterr()
     assert main(["verify", str(store)]) == 1
     said = capsys.readouterr()
-    assert "1 of 2 units are not done yet; the command that makes it goes on from there, as does 'repair" in said.err
+    assert (
+        "1 of 2 units are not done yet; the command that makes it goes on from there, as does "
+        "'repair" in said.err
+    )
     assert "nothing names" not in said.out
 
 
@@ -73,7 +90,11 @@ def test_a_damaged_file_of_a_piece_is_found_and_made_again(store: Path, tmp_path
     assert main(["repair", str(store), "--own-class", EXTRACTOR]) == 0
     (found,) = verify(str(store))
     assert (found.problems, found.missing) == ([], 0)
-    undisturbed: dict[str, Any] = {"images": f"{tmp_path}/in/*.tar", "out": f"{tmp_path}/other", "rows_per_part": 4}
+    undisturbed: dict[str, Any] = {
+        "images": f"{tmp_path}/in/*.tar",
+        "out": f"{tmp_path}/other",
+        "rows_per_part": 4,
+    }
     undisturbed["extractor"] = "tests.tiny_extractor:TinyExtractor"
     manifest = extract.run(build(extract_options.Options, undisturbed, "test"), SETTINGS)
     assert f'"content": "{manifest.content}"' in one(store, "manifest.json").read_text()

@@ -70,11 +70,19 @@ def lines(store: Path, *, quick: bool = False) -> list[str]:
 def test_a_whole_store(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for quick in (False, True):
         findings = found(made, quick=quick)
-        assert (findings.problems, findings.leftovers, findings.units, findings.files) == ([], [], 4, 12)
+        assert (findings.problems, findings.leftovers, findings.units, findings.files) == (
+            [],
+            [],
+            4,
+            12,
+        )
         assert findings.counts == Counts(20, 19, 1) and findings.finished
     assert cli.main(["verify", str(made)]) == 0
     said = capsys.readouterr()
-    assert "is whole: 20 inputs = 19 succeeded + 1 failed (12 files" in said.out and "12 files in" in said.err
+    assert (
+        "is whole: 20 inputs = 19 succeeded + 1 failed (12 files" in said.out
+        and "12 files in" in said.err
+    )
 
 
 FILES = ["global", "failures", "local/full"]
@@ -85,7 +93,9 @@ def test_a_flipped_byte_in_each_kind_of_file(kind: str, store: Path) -> None:
     path = one(store, f"{kind}/{UNIT}.*")
     flip(path)
     (line,) = lines(store)
-    assert line.startswith(f"{kind}/{path.name}: its SHA-256 is ") and line.endswith(f"; redo {UNIT}")
+    assert line.startswith(f"{kind}/{path.name}: its SHA-256 is ") and line.endswith(
+        f"; redo {UNIT}"
+    )
     assert lines(store, quick=True) == [], "sizes are as they were"
 
 
@@ -95,7 +105,9 @@ def test_truncated_and_deleted_files(kind: str, quick: bool, store: Path) -> Non
     path = one(store, f"{kind}/{UNIT}.*")
     size = path.stat().st_size
     os.truncate(path, size - 1)
-    assert lines(store, quick=quick) == [f"{kind}/{path.name}: it has {size - 1:,} bytes, not {size:,}; redo {UNIT}"]
+    assert lines(store, quick=quick) == [
+        f"{kind}/{path.name}: it has {size - 1:,} bytes, not {size:,}; redo {UNIT}"
+    ]
     path.unlink()
     assert lines(store, quick=quick) == [f"{kind}/{path.name}: the file is missing; redo {UNIT}"]
 
@@ -123,17 +135,31 @@ MARKERS: list[tuple[Callable[[Path], Any], str]] = [
     (lambda path: path.write_bytes(b'{"schema'), "it is damaged: it is no JSON"),
     (lambda path: path.write_bytes(b"[]"), "it is no marker"),
     (
-        lambda path: path.write_bytes(path.read_bytes().replace(b'"succeeded": 4', b'"succeeded": 3')),
+        lambda path: path.write_bytes(
+            path.read_bytes().replace(b'"succeeded": 4', b'"succeeded": 3')
+        ),
         "5 inputs are not 3 succeeded + 1 failed",
     ),
-    (lambda path: change_marker(path.parents[1], UNIT, _add_row_to_counts), "the plan gave the unit 5"),
+    (
+        lambda path: change_marker(path.parents[1], UNIT, _add_row_to_counts),
+        "the plan gave the unit 5",
+    ),
     (
         lambda path: change_marker(path.parents[1], UNIT, _one_more_succeeded),
         "it counts 5 inputs = 5 succeeded + 0 failed; its files of failures/ have 1 rows",
     ),
-    (lambda path: change_marker(path.parents[1], UNIT, lambda m: replace(m, recipe="0" * 64)), "of another recipe"),
-    (lambda path: change_marker(path.parents[1], UNIT, lambda m: replace(m, slice="0" * 64)), "of another plan"),
-    (lambda path: shutil.copy(path.with_name("part-00002.json"), path), "it is the marker of part-00002"),
+    (
+        lambda path: change_marker(path.parents[1], UNIT, lambda m: replace(m, recipe="0" * 64)),
+        "of another recipe",
+    ),
+    (
+        lambda path: change_marker(path.parents[1], UNIT, lambda m: replace(m, slice="0" * 64)),
+        "of another plan",
+    ),
+    (
+        lambda path: shutil.copy(path.with_name("part-00002.json"), path),
+        "it is the marker of part-00002",
+    ),
     (
         lambda path: change_marker(path.parents[1], UNIT, lambda m: replace(m, files=m.files[1:])),
         "is in the parts.parquet, but not in the marker",
@@ -145,7 +171,9 @@ MARKERS: list[tuple[Callable[[Path], Any], str]] = [
 def test_markers(damage: Callable[[Path], Any], sentence: str, store: Path) -> None:
     damage(store / f"done/{UNIT}.json")
     for quick in (True, False):
-        problems = [problem for problem in found(store, quick=quick).problems if problem.mend == "redo"]
+        problems = [
+            problem for problem in found(store, quick=quick).problems if problem.mend == "redo"
+        ]
         assert problems and {problem.unit for problem in problems} == {UNIT}
         assert problems[0].file == f"done/{UNIT}.json" and sentence in problems[0].what
 
@@ -160,33 +188,74 @@ def _edit(name: str, change: Callable[[dict[str, Any]], Any]) -> Callable[[Path]
 
 
 MANIFESTS: list[tuple[Callable[[Path], Any], str]] = [
-    (lambda store: (store / "manifest.json").unlink(), "manifest.json: it is missing: the output is not finished"),
-    (lambda store: (store / "manifest.json").write_bytes(b"{"), "manifest.json: it cannot be read: "),
-    (_edit("manifest.json", lambda m: m.update(schema="rrt-manifest/9")), "its schema is 'rrt-manifest/9'"),
-    (_edit("manifest.json", lambda m: m["recipe"].update(threads=7)), "its recipe hash is not that of its recipe"),
-    (_edit("manifest.json", lambda m: m.update(content="0" * 64)), "its content hash is not that of the files"),
     (
-        _edit("manifest.json", lambda m: m.update(counts={"inputs": 21, "succeeded": 20, "failed": 1})),
-        "it counts 21 inputs = 20 succeeded + 1 failed; the markers sum up to 20 inputs = 19 succeeded + 1 failed",
+        lambda store: (store / "manifest.json").unlink(),
+        "manifest.json: it is missing: the output is not finished",
     ),
-    (_edit("manifest.json", lambda m: m["parts"].update(files=11)), "it says 11 files; parts.parquet has 12"),
-    (lambda store: (store / "parts.parquet").unlink(), "parts.parquet: it is missing; write the manifest again"),
-    (lambda store: flip(store / "parts.parquet"), "parts.parquet: its SHA-256 is not the one in the manifest"),
+    (
+        lambda store: (store / "manifest.json").write_bytes(b"{"),
+        "manifest.json: it cannot be read: ",
+    ),
+    (
+        _edit("manifest.json", lambda m: m.update(schema="rrt-manifest/9")),
+        "its schema is 'rrt-manifest/9'",
+    ),
+    (
+        _edit("manifest.json", lambda m: m["recipe"].update(threads=7)),
+        "its recipe hash is not that of its recipe",
+    ),
+    (
+        _edit("manifest.json", lambda m: m.update(content="0" * 64)),
+        "its content hash is not that of the files",
+    ),
+    (
+        _edit(
+            "manifest.json", lambda m: m.update(counts={"inputs": 21, "succeeded": 20, "failed": 1})
+        ),
+        (
+            "it counts 21 inputs = 20 succeeded + 1 failed; the markers sum up to 20 inputs = 19 "
+            "succeeded + 1 failed"
+        ),
+    ),
+    (
+        _edit("manifest.json", lambda m: m["parts"].update(files=11)),
+        "it says 11 files; parts.parquet has 12",
+    ),
+    (
+        lambda store: (store / "parts.parquet").unlink(),
+        "parts.parquet: it is missing; write the manifest again",
+    ),
+    (
+        lambda store: flip(store / "parts.parquet"),
+        "parts.parquet: its SHA-256 is not the one in the manifest",
+    ),
 ]
 
 
-@pytest.mark.parametrize(("damage", "sentence"), MANIFESTS, ids=[text[:40] for _, text in MANIFESTS])
-def test_manifest_and_parts_table(damage: Callable[[Path], Any], sentence: str, store: Path) -> None:
+@pytest.mark.parametrize(
+    ("damage", "sentence"), MANIFESTS, ids=[text[:40] for _, text in MANIFESTS]
+)
+def test_manifest_and_parts_table(
+    damage: Callable[[Path], Any], sentence: str, store: Path
+) -> None:
     damage(store)
     said = lines(store)
-    assert sentence in said[0] and all(line.endswith(("; write the manifest again", "; finish it")) for line in said)
+    assert sentence in said[0] and all(
+        line.endswith(("; write the manifest again", "; finish it")) for line in said
+    )
     assert lines(store, quick=True) == said
 
 
 PLANS: list[tuple[Callable[[Path], Any], str]] = [
-    (lambda store: (store / "plan/plan.json").unlink(), "plan/plan.json: it is missing; give its command again"),
+    (
+        lambda store: (store / "plan/plan.json").unlink(),
+        "plan/plan.json: it is missing; give its command again",
+    ),
     (lambda store: (store / "plan/plan.json").write_bytes(b"{"), "plan/plan.json: it is damaged"),
-    (_edit("plan/plan.json", lambda p: p["recipe"].update(threads=7)), "its recipe hash is not that of its recipe"),
+    (
+        _edit("plan/plan.json", lambda p: p["recipe"].update(threads=7)),
+        "its recipe hash is not that of its recipe",
+    ),
     (
         _edit("plan/job.json", lambda p: p["recipe"].update(threads=7)),
         "job.json: it is damaged: its recipe is not that",
@@ -209,18 +278,38 @@ def _nan(vector: np.ndarray) -> np.ndarray:
 GLOBALS: list[tuple[Callable[[Path], Any], int | None, str]] = [
     (set_descriptor(3, _nan), 3, "the descriptor is not finite"),
     (set_descriptor(0, lambda vector: 1.01 * vector), 0, "the descriptor's L2 norm is 1.01, not 1"),
-    (set_descriptor(2, lambda vector: vector + 1), 2, "the row failed, but its descriptor is not zeros"),
+    (
+        set_descriptor(2, lambda vector: vector + 1),
+        2,
+        "the row failed, but its descriptor is not zeros",
+    ),
     (set_cells("status", {1: "fine"}), 1, "status is 'fine', neither 'ok' nor 'failed'"),
     (set_cells("sha256", {4: "ABC"}), 4, "the image's SHA-256 is 'ABC'"),
     (set_cells("sha256", {4: ""}), 4, "the image's SHA-256 is ''"),
-    (set_cells("record_id", {1: "elsewhere/06.png"}), 1, "record id 'elsewhere/06.png' is not well-formed for source"),
-    (set_cells("record_id", {1: "photographs/%zz.png"}), 1, "record id 'photographs/%zz.png' is not well-formed"),
-    (set_cells("record_id", {1: "photographs/6.png"}), None, "its record ids are not those of its slice of the plan"),
+    (
+        set_cells("record_id", {1: "elsewhere/06.png"}),
+        1,
+        "record id 'elsewhere/06.png' is not well-formed for source",
+    ),
+    (
+        set_cells("record_id", {1: "photographs/%zz.png"}),
+        1,
+        "record id 'photographs/%zz.png' is not well-formed",
+    ),
+    (
+        set_cells("record_id", {1: "photographs/6.png"}),
+        None,
+        "its record ids are not those of its slice of the plan",
+    ),
 ]
 
 
-@pytest.mark.parametrize(("change", "row", "sentence"), GLOBALS, ids=[text[:40] for _, _, text in GLOBALS])
-def test_rows_of_globals(change: Callable[[Path], Any], row: int | None, sentence: str, store: Path) -> None:
+@pytest.mark.parametrize(
+    ("change", "row", "sentence"), GLOBALS, ids=[text[:40] for _, _, text in GLOBALS]
+)
+def test_rows_of_globals(
+    change: Callable[[Path], Any], row: int | None, sentence: str, store: Path
+) -> None:
     name = rewrite(store, "global", UNIT, change)
     assert lines(store, quick=True) == [], "all hashes and sizes fit"
     findings = found(store)
@@ -262,12 +351,18 @@ def test_an_id_that_two_parts_hold(store: Path) -> None:
     problems = [problem for problem in found(store).problems if "record id" in problem.what]
     (problem,) = problems
     assert (problem.row, problem.unit) == (4, "part-00003")
-    assert problem.what.startswith("its record id is also that of global/part-00000.") and "row 1" in problem.what
+    assert (
+        problem.what.startswith("its record id is also that of global/part-00000.")
+        and "row 1" in problem.what
+    )
 
 
 def test_repeated_rows_against_a_dictionary() -> None:
     random = np.random.default_rng(0)
-    parts = [random.integers(0, 400, (size, 1)).astype(np.uint64).repeat(2, axis=1) for size in (0, 50, 1, 300, 0, 80)]
+    parts = [
+        random.integers(0, 400, (size, 1)).astype(np.uint64).repeat(2, axis=1)
+        for size in (0, 50, 1, 300, 0, 80)
+    ]
     parts[3][:, 1] += parts[3][:, 0] % 2  # half of them differ in the second word alone
     seen: dict[tuple[int, ...], tuple[int, int]] = {}
     wanted = []
@@ -283,7 +378,10 @@ def test_repeated_rows_against_a_dictionary() -> None:
 
 def test_memory_of_comparing_record_ids() -> None:
     """18 bytes an id are there, 24 more while they are compared: 42, as the documentation says."""
-    parts = [np.random.default_rng(part).integers(0, 2**63, (50_000, 2)).astype(np.uint64) for part in range(4)]
+    parts = [
+        np.random.default_rng(part).integers(0, 2**63, (50_000, 2)).astype(np.uint64)
+        for part in range(4)
+    ]
     tracemalloc.start()
     assert repeated_rows(parts) == []
     _, peak = tracemalloc.get_traced_memory()
@@ -333,13 +431,22 @@ LOCALS: list[tuple[Callable[[dict[str, np.ndarray]], None], int | None, str]] = 
 ]
 
 
-@pytest.mark.parametrize(("change", "row", "sentence"), LOCALS, ids=[f"{text[:40]}-{row}" for _, row, text in LOCALS])
-def test_locals(change: Callable[[dict[str, np.ndarray]], None], row: int | None, sentence: str, store: Path) -> None:
+@pytest.mark.parametrize(
+    ("change", "row", "sentence"), LOCALS, ids=[f"{text[:40]}-{row}" for _, row, text in LOCALS]
+)
+def test_locals(
+    change: Callable[[dict[str, np.ndarray]], None], row: int | None, sentence: str, store: Path
+) -> None:
     name = rewrite(store, "local/full", UNIT, set_locals(change))
     assert lines(store, quick=True) == []
     findings = found(store)
     problem = next(problem for problem in findings.problems if sentence in problem.what)
-    assert (problem.file, problem.row, problem.unit, findings.damaged_units) == (name, row, UNIT, [UNIT])
+    assert (problem.file, problem.row, problem.unit, findings.damaged_units) == (
+        name,
+        row,
+        UNIT,
+        [UNIT],
+    )
 
 
 def test_a_layout_that_is_not_the_files_own(store: Path) -> None:
@@ -361,11 +468,16 @@ def test_a_layout_that_is_not_the_files_own(store: Path) -> None:
 
 @pytest.mark.parametrize("dtype", ["float32", "int8"])
 def test_other_dtypes_of_locals(dtype: str, tmp_path: Path) -> None:
-    store = make_store(make_photographs(tmp_path / "photographs"), tmp_path / "store", local_dtype=dtype)
+    store = make_store(
+        make_photographs(tmp_path / "photographs"), tmp_path / "store", local_dtype=dtype
+    )
     assert lines(store) == []
     rewrite(store, "local/full", UNIT, set_locals(_set("descriptor", 20, 1)))
     (problem,) = found(store).problems
-    wanted = {"float32": "the L2 norm of a local", "int8": "the largest magnitude of a local descriptor is not 127"}
+    wanted = {
+        "float32": "the L2 norm of a local",
+        "int8": "the largest magnitude of a local descriptor is not 127",
+    }
     assert problem.row == 1 and problem.what.startswith(wanted[dtype])
 
 
@@ -421,7 +533,10 @@ def test_the_command(store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     record = json.loads(told.read_bytes())
     (output,) = record["outputs"]
     assert record["clean"] is False and output["damaged_units"] == ["part-00002"]
-    assert output["problems"][0]["file"] == f"global/{path.name}" and output["problems"][0]["mend"] == "redo"
+    assert (
+        output["problems"][0]["file"] == f"global/{path.name}"
+        and output["problems"][0]["mend"] == "redo"
+    )
     assert cli.main(["verify", str(store), "--quick", "--json", str(told)]) == 0
     assert json.loads(told.read_bytes())["clean"] is True
     assert "(sizes only)" in capsys.readouterr().out
@@ -448,7 +563,9 @@ def test_outputs_of_any_stage_and_several_at_once(tmp_path: Path) -> None:
     ]
     flip(one(tmp_path, "all/b/c/data/part-00002.*"))
     (tmp_path / "all/a/plain/part-00000.json").unlink()
-    with pytest.raises(JobFailed, match="2 problems; 2 of 6 units must be done again: a/part-00000, b/c/part-00002"):
+    with pytest.raises(
+        JobFailed, match="2 problems; 2 of 6 units must be done again: a/part-00000, b/c/part-00002"
+    ):
         verify.run(verify.Options(f"{tmp_path}/all"), verify.Settings())
     pool.close_pool()
 
@@ -456,7 +573,9 @@ def test_outputs_of_any_stage_and_several_at_once(tmp_path: Path) -> None:
 def test_summaries_are_part_of_the_content(tmp_path: Path) -> None:
     job = faulty_job(f"{tmp_path}/out", "ok", "ok")
     run_job(job, RunSettings(workers=1))
-    change_marker(tmp_path / "out", "part-00001", lambda marker: replace(marker, summary={"name": "another"}))
+    change_marker(
+        tmp_path / "out", "part-00001", lambda marker: replace(marker, summary={"name": "another"})
+    )
     assert "its content hash is not that of the files in the markers" in lines(tmp_path / "out")[0]
     pool.close_pool()
 
@@ -487,7 +606,12 @@ def test_a_training_output_has_no_units(tmp_path: Path) -> None:
     (tmp_path / "log.csv").write_bytes(b"step,loss\n")
     job = faulty_job(str(tmp_path), "ok")
     entry = FileEntry("weights.safetensors", 1, 7, hashlib.sha256(b"weights").hexdigest())
-    write_manifest(Place(str(tmp_path)), job, [Marker("weights", job.recipe_hash, "", (entry,), Counts(9, 9))], 1.0)
+    write_manifest(
+        Place(str(tmp_path)),
+        job,
+        [Marker("weights", job.recipe_hash, "", (entry,), Counts(9, 9))],
+        1.0,
+    )
     assert Manifest.from_bytes((tmp_path / "manifest.json").read_bytes()).counts.inputs == 9
     assert (found(tmp_path).problems, found(tmp_path).leftovers) == ([], [])
     flip(tmp_path / "weights.safetensors")

@@ -34,7 +34,8 @@ class Running:
 
     def __init__(self, arguments: list[str], environment: dict[str, str], folder: Path) -> None:
         self.output = folder / f"output-{time.monotonic_ns()}.txt"
-        # A shell's background job ignores Ctrl-C, and so would the command: ignored signals are inherited.
+        # A shell's background job ignores Ctrl-C, and so would the command: ignored signals are
+        # inherited.
         before = signal.signal(signal.SIGINT, signal.default_int_handler)
         with open(self.output, "wb") as file:
             self.process = subprocess.Popen(
@@ -68,7 +69,9 @@ class Running:
     def until(self, condition: Callable[[], Any], what: str) -> Any:
         """Wait for the condition while the command runs."""
         found = wait_for(lambda: condition() or self.process.poll() is not None, what)
-        assert self.process.poll() is None or found is not True, f"it ended before: {what}\n{self.text}"
+        assert self.process.poll() is None or found is not True, (
+            f"it ended before: {what}\n{self.text}"
+        )
         return found
 
     def kill_all(self) -> None:

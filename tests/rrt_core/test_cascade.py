@@ -1,4 +1,6 @@
-"""The cascade: between its two rerankers exactly, one list of logits, deterministic, and much less work."""
+"""The cascade: between its two rerankers exactly, one list of logits, deterministic, and much less
+work.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,9 @@ def random_locals(rng: np.random.Generator, count: int = 24) -> Locals:
 def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
     torch.manual_seed(0)
     path = str(tmp_path_factory.mktemp("weights") / "small.safetensors")
-    save_checkpoint(path, RerankingTransformer(ModelConfig(global_dim=24, layers=2, scale_binning="fixed")))
+    save_checkpoint(
+        path, RerankingTransformer(ModelConfig(global_dim=24, layers=2, scale_binning="fixed"))
+    )
     return path
 
 
@@ -50,9 +54,15 @@ def query_and_candidates() -> tuple[Locals, list[Locals]]:
 
 
 def cascade(few: dict[str, object], keep: int, first: str = "rrt") -> Reranker:
-    first_options = few if first == "rrt" else {"query_tokens": 8, "gallery_tokens": 8, "min_similarity": 0.0}
+    first_options = (
+        few if first == "rrt" else {"query_tokens": 8, "gallery_tokens": 8, "min_similarity": 0.0}
+    )
     return create(
-        "cascade", keep=keep, first=first, first_options=first_options, second_options={"weights": few["weights"]}
+        "cascade",
+        keep=keep,
+        first=first,
+        first_options=first_options,
+        second_options={"weights": few["weights"]},
     )
 
 
@@ -72,7 +82,9 @@ def test_keeping_none_is_the_first_reranker_exactly(few, query_and_candidates, f
 
 
 @pytest.mark.parametrize("first", ["rrt", "mutual_nn"])
-def test_the_best_by_the_first_are_ordered_by_the_second(few, query_and_candidates, first: str) -> None:
+def test_the_best_by_the_first_are_ordered_by_the_second(
+    few, query_and_candidates, first: str
+) -> None:
     query, candidates = query_and_candidates
     scores = cascade(few, 10, first).score_query(query, candidates)
     pairs = [(query, item) for item in candidates]
@@ -104,7 +116,10 @@ def test_order_of_the_candidates_changes_no_logit(few, query_and_candidates) -> 
     query, candidates = query_and_candidates
     made, order = cascade(few, 10), np.random.default_rng(1).permutation(40)
     scores = made.score_query(query, candidates).logit
-    assert made.score_query(query, [candidates[i] for i in order]).logit.tobytes() == scores[order].tobytes()
+    assert (
+        made.score_query(query, [candidates[i] for i in order]).logit.tobytes()
+        == scores[order].tobytes()
+    )
 
 
 def test_a_pair_by_itself_is_kept(few, query_and_candidates) -> None:
@@ -115,24 +130,37 @@ def test_a_pair_by_itself_is_kept(few, query_and_candidates) -> None:
 
 
 class Counting(Reranker):
-    """Remembers how many products of descriptors it was asked for: query tokens times gallery tokens of all pairs."""
+    """Remembers how many products of descriptors it was asked for: query tokens times gallery
+    tokens of all pairs.
+    """
 
     name, revision = "counting", 1
 
     def __init__(self, query_tokens: int = 500, gallery_tokens: int = 500) -> None:
-        self.query_tokens, self.gallery_tokens, self.pairs, self.work = query_tokens, gallery_tokens, 0, 0
+        self.query_tokens, self.gallery_tokens, self.pairs, self.work = (
+            query_tokens,
+            gallery_tokens,
+            0,
+            0,
+        )
         self.weights_sha256 = ""
         self.config = {"query_tokens": query_tokens, "gallery_tokens": gallery_tokens}
 
     def score(self, pairs: Sequence[tuple[Locals, Locals]]) -> np.ndarray:
         for query, gallery in pairs:
-            tokens = min(self.query_tokens, len(query.strength)) + min(self.gallery_tokens, len(gallery.strength)) + 4
+            tokens = (
+                min(self.query_tokens, len(query.strength))
+                + min(self.gallery_tokens, len(gallery.strength))
+                + 4
+            )
             self.pairs, self.work = self.pairs + 1, self.work + tokens * (tokens + 1500)
         return np.array([gallery.strength[0] for _, gallery in pairs], np.float32)
 
 
 def test_it_is_several_times_less_work() -> None:
-    """By the transformer's multiplications a pair, tokens * (tokens * 256 + 128 * 3072) a layer, not by the clock."""
+    """By the transformer's multiplications a pair, tokens * (tokens * 256 + 128 * 3072) a layer,
+    not by the clock.
+    """
     rng = np.random.default_rng(2)
     query, candidates = random_locals(rng, 500), [random_locals(rng, 500) for _ in range(100)]
     name = f"{Counting.__module__}:Counting"
@@ -155,12 +183,17 @@ def test_combine_keeps_order_and_ties_at_any_scale(scale: float) -> None:
     assert kept.sum() == 20 and logits.dtype == np.float32
     assert logits[~kept].max() < logits[kept].min()
     differences = np.sign(np.subtract.outer(logits[~kept], logits[~kept]))
-    np.testing.assert_array_equal(differences, np.sign(np.subtract.outer(first[~kept], first[~kept])))
+    np.testing.assert_array_equal(
+        differences, np.sign(np.subtract.outer(first[~kept], first[~kept]))
+    )
 
 
 def test_config_names_both_and_what_must_be_read(few) -> None:
     made = cascade(few, 7, "mutual_nn")
-    assert made.config["keep"] == 7 and made.config["query_tokens"] == made.config["gallery_tokens"] == 500
+    assert (
+        made.config["keep"] == 7
+        and made.config["query_tokens"] == made.config["gallery_tokens"] == 500
+    )
     assert made.config["first"]["name"] == "mutual_nn" and made.config["second"]["name"] == "rrt"
     assert made.weights_sha256 == made.config["second"]["weights_sha256"] != ""
 
@@ -186,7 +219,9 @@ def test_weights_for_other_descriptors_are_refused(tmp_path) -> None:
         save_checkpoint(paths[-1], model, {"extractor": {"name": name, "weights_sha256": "0"}})
     with pytest.raises(UserError, match="different extractors, one and other"):
         create("cascade", first_options={"weights": paths[0]}, second_options={"weights": paths[1]})
-    made = create("cascade", first_options={"weights": paths[1]}, second_options={"weights": paths[1]})
+    made = create(
+        "cascade", first_options={"weights": paths[1]}, second_options={"weights": paths[1]}
+    )
     assert made.notes["extractor"]["name"] == "other"
     made = create("cascade", first_options={"weights": paths[0]}, second="geometric")
     assert made.notes["extractor"]["name"] == "one"

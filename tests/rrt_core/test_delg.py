@@ -1,4 +1,6 @@
-"""DELG in torch: TensorFlow's arithmetic in numpy beside it, the promises of the contract, and mistakes."""
+"""DELG in torch: TensorFlow's arithmetic in numpy beside it, the promises of the contract, and
+mistakes.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,15 @@ import torch.nn.functional as F
 
 from rrt_core.extractors import Description, Failure, create
 from rrt_core.extractors.delg import extractor as module
-from rrt_core.extractors.delg.extractor import IMAGE_SCALES, THRESHOLDS, Delg, field_centres, resize, scaled, strongest
+from rrt_core.extractors.delg.extractor import (
+    IMAGE_SCALES,
+    THRESHOLDS,
+    Delg,
+    field_centres,
+    resize,
+    scaled,
+    strongest,
+)
 from rrt_core.extractors.delg.network import (
     BLOCK3,
     EPSILON,
@@ -50,7 +60,13 @@ def _one_thread() -> Iterator[None]:
 
 
 def small(layout: str = KERAS, **changes: Any) -> Architecture:
-    sizes: dict[str, Any] = {"units": (1, 2, 2, 1), "width": 8, "attention_dim": 16, "local_dim": 12, "global_dim": 24}
+    sizes: dict[str, Any] = {
+        "units": (1, 2, 2, 1),
+        "width": 8,
+        "attention_dim": 16,
+        "local_dim": 12,
+        "global_dim": 24,
+    }
     return Architecture(**{**sizes, "layout": layout, **changes})
 
 
@@ -69,7 +85,10 @@ def random_tensors(architecture: Architecture, seed: int = 0) -> dict[str, Float
 
 
 def written(folder: Path, architecture: Architecture, threshold: float = 0.0) -> str:
-    path = folder / f"{architecture.layout}{architecture.local_stride}{architecture.attention_input}.safetensors"
+    path = (
+        folder
+        / f"{architecture.layout}{architecture.local_stride}{architecture.attention_input}.safetensors"  # noqa: E501
+    )
     path.write_bytes(weights_file(random_tensors(architecture), architecture, threshold, "random"))
     return str(path)
 
@@ -82,8 +101,12 @@ def weights(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 def picture(width: int, height: int, seed: int = 0, **changes: Any) -> Image:
     rng = np.random.default_rng(seed)
     coarse = np.kron(rng.integers(0, 256, (height // 9 + 1, width // 9 + 1, 3)), np.ones((9, 9, 1)))
-    pixels = np.clip(coarse[:height, :width] + rng.normal(0, 12, (height, width, 3)), 0, 255).astype(np.uint8)
-    return Image(**{"record_id": "p", "pixels": pixels, "width": width, "height": height, **changes})
+    pixels = np.clip(
+        coarse[:height, :width] + rng.normal(0, 12, (height, width, 3)), 0, 255
+    ).astype(np.uint8)
+    return Image(
+        **{"record_id": "p", "pixels": pixels, "width": width, "height": height, **changes}
+    )
 
 
 def described(answer: Description | Failure) -> Description:
@@ -102,7 +125,9 @@ def same(a: Description, b: Description) -> bool:
 
 
 def convolved(x: Floats, kernel: Floats, stride: int, before: int, outputs: int) -> Floats:
-    """Brute force: output o looks at inputs o * stride - before + k; what lies outside is zero. One channel."""
+    """Brute force: output o looks at inputs o * stride - before + k; what lies outside is zero. One
+    channel.
+    """
     side = kernel.shape[0]
     made = np.zeros((outputs, outputs), np.float64)
     for row, column in itertools.product(range(outputs), repeat=2):
@@ -116,7 +141,9 @@ def convolved(x: Floats, kernel: Floats, stride: int, before: int, outputs: int)
 @pytest.mark.parametrize("n", [1, 2, 3, 7, 8, 13])
 @pytest.mark.parametrize(("side", "stride"), [(7, 2), (3, 2), (3, 1)])
 def test_padding_is_tensorflows(n: int, side: int, stride: int) -> None:
-    """tf.nn.convolution's documentation: total = max((ceil(n / s) - 1) s + k - n, 0), the odd rest behind."""
+    """tf.nn.convolution's documentation: total = max((ceil(n / s) - 1) s + k - n, 0), the odd rest
+    behind.
+    """
     rng = np.random.default_rng(n)
     x = rng.standard_normal((n, n)).astype(np.float32)
     kernel = rng.standard_normal((side, side)).astype(np.float32)
@@ -138,25 +165,37 @@ def test_slim_pads_alike_on_both_sides() -> None:
     layer.weight = torch.nn.Buffer(torch.ones(1, 1, 3, 3))
     layer.fold()
     ours = layer(torch.from_numpy(x)[None, None])[0, 0].numpy()
-    np.testing.assert_allclose(ours, convolved(x, np.ones((3, 3), np.float32), 2, 1, 4), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        ours, convolved(x, np.ones((3, 3), np.float32), 2, 1, 4), rtol=1e-4, atol=1e-5
+    )
 
 
 def test_folding_is_the_normalisation() -> None:
     rng = np.random.default_rng(1)
     layer = NormalisedConvolution(3, 5, 1, 1, 1e-3, KERAS)
     for name in ("weight", "bias", "gamma", "beta", "mean"):
-        layer.get_buffer(name).copy_(torch.from_numpy(rng.standard_normal(layer.get_buffer(name).shape)))
+        layer.get_buffer(name).copy_(
+            torch.from_numpy(rng.standard_normal(layer.get_buffer(name).shape))
+        )
     layer.variance.copy_(torch.from_numpy(rng.uniform(0.1, 2, 5)))
     x = torch.from_numpy(rng.standard_normal((1, 3, 4, 4)).astype(np.float32))
-    plain = F.batch_norm(F.conv2d(x, layer.weight, layer.bias), layer.mean, layer.variance, layer.gamma, layer.beta,
-                         eps=1e-3)
+    plain = F.batch_norm(
+        F.conv2d(x, layer.weight, layer.bias),
+        layer.mean,
+        layer.variance,
+        layer.gamma,
+        layer.beta,
+        eps=1e-3,
+    )
     layer.fold()
     torch.testing.assert_close(layer(x), plain, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("scale", IMAGE_SCALES)
 def test_resizing_is_tensorflows(scale: float) -> None:
-    """tf.image.resize: half-pixel centres, two neighbours a side, no smoothing; sides rounded half to even."""
+    """tf.image.resize: half-pixel centres, two neighbours a side, no smoothing; sides rounded half
+    to even.
+    """
     x = np.random.default_rng(2).uniform(-1, 1, (13, 22)).astype(np.float32)
     sides = [int(np.round(np.float32(n) * np.float32(scale))) for n in x.shape]
     expected = x.astype(np.float64)
@@ -182,7 +221,9 @@ def test_pictures_are_only_shrunk_and_by_pil() -> None:
 
 
 def test_centres_are_those_of_the_boxes() -> None:
-    """CalculateReceptiveBoxes: [-145, 145] about stride * place, over the scale; float32 rounding as there."""
+    """CalculateReceptiveBoxes: [-145, 145] about stride * place, over the scale; float32 rounding
+    as there.
+    """
     places = np.array([[0, 0], [3, 5]])
     assert field_centres(places, 32.0, 0.5).tolist() == [[0.0, 0.0], [192.0, 320.0]]
     assert field_centres(places, 16.0, 2.0).tolist() == [[0.0, 0.0], [24.0, 40.0]]
@@ -197,23 +238,42 @@ def test_the_strongest_come_first_and_equals_in_order() -> None:
 
 
 def test_thresholds_of_the_published_models() -> None:
-    assert THRESHOLDS == {"r50delg_gld": 175.0, "r101delg_gld": 166.1, "r50delg_gldv2clean": 454.6,
-                          "r101delg_gldv2clean": 357.48}
+    assert THRESHOLDS == {
+        "r50delg_gld": 175.0,
+        "r101delg_gld": 166.1,
+        "r50delg_gldv2clean": 454.6,
+        "r101delg_gldv2clean": 357.48,
+    }
 
 
 # The network -------------------------------------------------------------------------------------
 
 
 def test_sizes_of_the_published_networks() -> None:
-    """ResNet-50 without its classifier has 23,508,032 weights (torchvision's, which has no biases beside BN's)."""
+    """ResNet-50 without its classifier has 23,508,032 weights (torchvision's, which has no biases
+    beside BN's).
+    """
     for depth, expected in ((50, 23_508_032), (101, 42_500_160)):
         shapes = tensor_shapes(Architecture(units=UNITS[depth]))
         own = {name: shape for name, shape in shapes.items() if name.startswith(("stem", "stage"))}
-        counted = sum(int(np.prod(shape)) for name, shape in own.items()
-                      if not name.endswith((".bias", ".mean", ".variance")))
+        counted = sum(
+            int(np.prod(shape))
+            for name, shape in own.items()
+            if not name.endswith((".bias", ".mean", ".variance"))
+        )
         assert counted == expected
-        assert shapes["embedding.weight"] == (2048, 2048) and shapes["reduce.weight"] == (128, 1024, 1, 1)
-        assert shapes["attention.weight"] == (512, 1024, 1, 1) and shapes["score.weight"] == (1, 512, 1, 1)
+        assert shapes["embedding.weight"] == (2048, 2048) and shapes["reduce.weight"] == (
+            128,
+            1024,
+            1,
+            1,
+        )
+        assert shapes["attention.weight"] == (512, 1024, 1, 1) and shapes["score.weight"] == (
+            1,
+            512,
+            1,
+            1,
+        )
 
 
 @pytest.mark.parametrize(
@@ -241,13 +301,20 @@ def test_gem_and_whitening_in_closed_form(weights: str) -> None:
     deep = network.stage4(block3)[0].double().clamp(min=1e-6)
     pooled = (deep**3).mean((1, 2)) ** (1 / 3)
     expected = pooled @ network.embedding.weight.double().T + network.embedding.bias.double()
-    torch.testing.assert_close(network.global_descriptors(block3)[0].double(), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        network.global_descriptors(block3)[0].double(), expected, rtol=1e-5, atol=1e-5
+    )
 
 
 def test_attention_looks_where_the_file_says(tmp_path: Path) -> None:
-    made = [create("delg", weights=written(tmp_path, small(attention_input=seen))) for seen in ("expanded", BLOCK3)]
+    made = [
+        create("delg", weights=written(tmp_path, small(attention_input=seen)))
+        for seen in ("expanded", BLOCK3)
+    ]
     first, second = (described(extractor.describe([picture(120, 90)])[0]) for extractor in made)
-    assert len(first.strength) == len(second.strength) and not np.array_equal(first.strength, second.strength)
+    assert len(first.strength) == len(second.strength) and not np.array_equal(
+        first.strength, second.strength
+    )
 
 
 # The extractor's promises ------------------------------------------------------------------------
@@ -308,18 +375,30 @@ def test_the_threshold_cuts(weights: str) -> None:
     image = picture(160, 120)
     every = described(create("delg", weights=weights, max_locals=1000).describe([image])[0])
     middle = float(every.strength[len(every.strength) // 2])
-    some = described(create("delg", weights=weights, max_locals=1000, threshold=middle).describe([image])[0])
-    assert len(some.strength) == int((every.strength >= np.float32(middle)).sum()) < len(every.strength)
+    some = described(
+        create("delg", weights=weights, max_locals=1000, threshold=middle).describe([image])[0]
+    )
+    assert (
+        len(some.strength)
+        == int((every.strength >= np.float32(middle)).sum())
+        < len(every.strength)
+    )
     assert some.strength.min() == np.float32(middle)
     none = described(create("delg", weights=weights, threshold=1e9).describe([image])[0])
-    assert none.descriptors.shape == (0, 12) and none.xy.shape == (0, 2) and none.global_descriptor.shape == (24,)
+    assert (
+        none.descriptors.shape == (0, 12)
+        and none.xy.shape == (0, 2)
+        and none.global_descriptor.shape == (24,)
+    )
 
 
 def test_small_pictures_are_described_down_to_ten_pixels(weights: str) -> None:
     extractor = create("delg", weights=weights)
     least, below = extractor.describe([picture(10, 10), picture(9, 40)])
     assert described(least).global_descriptor.shape == (24,)
-    assert isinstance(below, Failure) and below.error_class == "too_small" and "9 x 40" in below.reason
+    assert (
+        isinstance(below, Failure) and below.error_class == "too_small" and "9 x 40" in below.reason
+    )
 
 
 def test_shrinking_may_make_a_picture_too_small(weights: str) -> None:
@@ -331,20 +410,33 @@ def test_shrinking_may_make_a_picture_too_small(weights: str) -> None:
 
 
 def _renamed(data: dict[str, Floats]) -> dict[str, Floats]:
-    return {("stem.kernel" if name == "stem.weight" else name): value for name, value in data.items()}
+    return {
+        ("stem.kernel" if name == "stem.weight" else name): value for name, value in data.items()
+    }
 
 
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        (_renamed, "1 tensors are missing, such as stem.weight; 1 tensors are unknown, such as stem.kernel"),
-        (lambda d: {**d, "score.weight": np.zeros((1, 3, 1, 1), np.float32)}, "score.weight .* has the shape"),
+        (
+            _renamed,
+            (
+                "1 tensors are missing, such as stem.weight; 1 tensors are unknown, such as "
+                "stem.kernel"
+            ),
+        ),
+        (
+            lambda d: {**d, "score.weight": np.zeros((1, 3, 1, 1), np.float32)},
+            "score.weight .* has the shape",
+        ),
         (lambda d: {**d, "score.bias": np.full(1, np.nan, np.float32)}, "score.bias .* not finite"),
     ],
 )
 def test_a_wrong_file_is_named(change: Any, told: str) -> None:
     with pytest.raises(UserError, match=told):
-        load_network(weights_file(change(random_tensors(small())), small(), 0.0, "x"), "some.safetensors")
+        load_network(
+            weights_file(change(random_tensors(small())), small(), 0.0, "x"), "some.safetensors"
+        )
 
 
 def test_other_files_are_refused(tmp_path: Path) -> None:
@@ -365,8 +457,12 @@ def test_a_file_whose_depth_is_not_its_units_is_refused() -> None:
     size = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + size])
     config = json.loads(header["__metadata__"]["config"])
-    for key, value, told in (("depth", 50, "its depth is 50"), ("layout", "torch", "layout is keras or slim"),
-                             ("units", [1, 2], "four of them"), ("other", 1, "cannot be read")):
+    for key, value, told in (
+        ("depth", 50, "its depth is 50"),
+        ("layout", "torch", "layout is keras or slim"),
+        ("units", [1, 2], "four of them"),
+        ("other", 1, "cannot be read"),
+    ):
         header["__metadata__"]["config"] = json.dumps({**config, key: value})
         text = json.dumps(header).encode()
         with pytest.raises(UserError, match=told):
@@ -390,14 +486,21 @@ def test_options_are_checked(options: dict[str, Any], told: str, weights: str) -
 
 def test_weights_files_are_the_same_bytes_each_time(tmp_path: Path) -> None:
     tensors = random_tensors(small())
-    made = {weights_file(dict(order), small(), 1.5, "x") for order in (tensors.items(), reversed(tensors.items()))}
+    made = {
+        weights_file(dict(order), small(), 1.5, "x")
+        for order in (tensors.items(), reversed(tensors.items()))
+    }
     assert len(made) == 1
     loaded = load_network(made.pop(), "x")
     assert (loaded.threshold, loaded.source, loaded.network.architecture) == (1.5, "x", small())
 
 
 def test_the_published_steps_are_those_of_the_module() -> None:
-    assert [IMAGE_SCALES[ordinal] for ordinal in module.GLOBAL_SCALES] == [0.70710677, 1.0, 1.4142135]
+    assert [IMAGE_SCALES[ordinal] for ordinal in module.GLOBAL_SCALES] == [
+        0.70710677,
+        1.0,
+        1.4142135,
+    ]
 
 
 @pytest.mark.timeout(900)
@@ -411,8 +514,25 @@ def test_parity_with_the_original_code() -> None:
     photos = Path(os.environ.get("RRT_TEST_DATA", ROOT.parent / "shared")) / "photos"
     if not photos.is_dir():
         pytest.skip("RRT_TEST_DATA has no photos/")
-    command = [sys.executable, str(ROOT / "benchmarks" / "delg_parity.py"), "--reference", reference, "--photos",
-               str(photos), "--count", "3", "--longest", "160", "--depths", "50", "--layouts", "keras",
-               "--strides", "32"]
+    command = [
+        sys.executable,
+        str(ROOT / "benchmarks" / "delg_parity.py"),
+        "--reference",
+        reference,
+        "--photos",
+        str(photos),
+        "--count",
+        "3",
+        "--longest",
+        "160",
+        "--depths",
+        "50",
+        "--layouts",
+        "keras",
+        "--strides",
+        "32",
+    ]
     ended = subprocess.run(command, check=False, capture_output=True, text=True)
-    assert ended.returncode == 0 and ended.stdout.rstrip().endswith("equal"), ended.stdout + ended.stderr[-2000:]
+    assert ended.returncode == 0 and ended.stdout.rstrip().endswith("equal"), (
+        ended.stdout + ended.stderr[-2000:]
+    )

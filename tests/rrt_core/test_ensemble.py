@@ -1,4 +1,6 @@
-"""Ensembling against torch's sigmoid, plain loops and the whole rankings' metrics; a planted optimum is found."""
+"""Ensembling against torch's sigmoid, plain loops and the whole rankings' metrics; a planted
+optimum is found.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ from rrt_core.metrics import revisited as metrics
 from schemas.ground_truth.ground_truth import QueryTruth
 
 
-def candidates(rng: np.random.Generator, size: int, spread: float = 3.0) -> tuple[np.ndarray, np.ndarray]:
+def candidates(
+    rng: np.random.Generator, size: int, spread: float = 3.0
+) -> tuple[np.ndarray, np.ndarray]:
     scores = np.sort(rng.uniform(0.2, 0.9, size).astype(np.float32))[::-1]
     return scores, rng.normal(0, spread, size).astype(np.float32)
 
@@ -30,7 +34,9 @@ def candidates(rng: np.random.Generator, size: int, spread: float = 3.0) -> tupl
 def naive_order(scores: np.ndarray, logits: np.ndarray, lambda_: float, gamma: float) -> list[int]:
     """By the formula, one candidate at a time."""
     pairs = zip(scores.tolist(), logits.tolist(), strict=True)
-    finals = [lambda_ * score + (1 - lambda_) / (1 + np.exp(-gamma * logit)) for score, logit in pairs]
+    finals = [
+        lambda_ * score + (1 - lambda_) / (1 + np.exp(-gamma * logit)) for score, logit in pairs
+    ]
     return sorted(range(len(finals)), key=lambda i: (-finals[i], -logits[i], i))
 
 
@@ -38,7 +44,9 @@ def test_sigmoid_equals_torch_and_never_overflows() -> None:
     x = np.concatenate([np.linspace(-60, 60, 4001), [-1e308, -800.0, 800.0, 1e308]])
     with np.errstate(all="raise", under="ignore"):
         ours = sigmoid(x)
-    np.testing.assert_allclose(ours, torch.sigmoid(torch.from_numpy(x)).numpy(), rtol=1e-14, atol=1e-300)
+    np.testing.assert_allclose(
+        ours, torch.sigmoid(torch.from_numpy(x)).numpy(), rtol=1e-14, atol=1e-300
+    )
     assert ours[-1] == 1 and ours[-4] == 0
 
 
@@ -74,11 +82,17 @@ def test_the_ends_are_the_reranked_and_the_global_order_exactly() -> None:
         found = orders(scores, logits, [0.0, 1.0], [gamma, gamma])
         assert found[0].tolist() == by_logit.tolist()
         assert found[1].tolist() == list(range(400))
-        assert replay_ensemble(ranking, nobody, scores, logits, Ensemble(0, gamma, 400)).tolist() == by_logit.tolist()
+        assert (
+            replay_ensemble(ranking, nobody, scores, logits, Ensemble(0, gamma, 400)).tolist()
+            == by_logit.tolist()
+        )
 
 
 def test_equal_finals_go_by_logit_then_by_place() -> None:
-    scores, logits = np.full(5, 0.5), np.array([40.0, 800.0, 90.0, 800.0, -1.0])  # four are exactly 1
+    scores, logits = (
+        np.full(5, 0.5),
+        np.array([40.0, 800.0, 90.0, 800.0, -1.0]),
+    )  # four are exactly 1
     assert orders(scores, logits, [0.5], [1.0]).tolist() == [[1, 3, 2, 0, 4]]
 
 
@@ -105,7 +119,10 @@ def test_average_precisions_are_those_of_whole_rankings(protocol: str) -> None:
         gallery = rng.permutation(120)
         lists = (gallery[: trial % 7], gallery[10 : 10 + trial % 9], gallery[30:35])
         query = QueryTruth("q", None, *(tuple(map(int, kind)) for kind in lists))
-        positive, junk = metrics.positions_of(query, rule.positive), metrics.positions_of(query, rule.junk)
+        positive, junk = (
+            metrics.positions_of(query, rule.positive),
+            metrics.positions_of(query, rule.junk),
+        )
         ranking = rng.permutation(120)[: 120 - trial]  # some positives are never found
         found = np.stack([rng.permutation(25) for _ in range(6)])
         ours = judge(ranking, 25, positive, junk).average_precisions(found)
@@ -114,12 +131,15 @@ def test_average_precisions_are_those_of_whole_rankings(protocol: str) -> None:
         np.testing.assert_allclose(ours, theirs, atol=1e-13)
 
 
-@pytest.mark.parametrize("chosen", [Ensemble(0.35, 0.3, 20), Ensemble(0.7, 1.5, 40), Ensemble(0.6, 0.7, 10)], ids=str)
+@pytest.mark.parametrize(
+    "chosen", [Ensemble(0.35, 0.3, 20), Ensemble(0.7, 1.5, 40), Ensemble(0.6, 0.7, 10)], ids=str
+)
 def test_a_planted_ensemble_is_the_one_optimum_of_the_grid(chosen: Ensemble) -> None:
     grid = Grid(default_grid(40).lambdas, default_grid(40).gammas, (10, 20, 40))
     rng = np.random.default_rng(5)
     pairs = [candidates(rng, 40, spread=6.0) for _ in range(100)]
-    judged = []  # the first of the planted order are the positives: as many as differ from query to query
+    # the first of the planted order are the positives: as many as differ from query to query
+    judged = []
     for number, (scores, logits) in enumerate(pairs):
         order = replay_ensemble(np.arange(40), [], scores, logits, chosen)
         judged.append(judge(np.arange(40), 40, order[: 1 + number % (chosen.k - 1)], []))
@@ -136,7 +156,11 @@ def test_search_equals_a_plain_loop_and_leaves_out_queries_without_a_value() -> 
     worth = [rng.uniform(size=len(scores)) for scores, _ in pairs]
 
     def metric(number: int, found: np.ndarray) -> np.ndarray:
-        return np.full(len(found), np.nan) if number == 1 else worth[number][found[:, :4]] @ [4.0, 3.0, 2.0, 1.0]
+        return (
+            np.full(len(found), np.nan)
+            if number == 1
+            else worth[number][found[:, :4]] @ [4.0, 3.0, 2.0, 1.0]
+        )
 
     values = search(pairs, metric, grid)
     assert values.shape == (3, 3, 2)
@@ -146,7 +170,9 @@ def test_search_equals_a_plain_loop_and_leaves_out_queries_without_a_value() -> 
                 expected = []
                 for number in (0, 2):
                     scores, logits = pairs[number]
-                    order = replay_ensemble(np.arange(len(scores)), [], scores, logits, Ensemble(lambda_, gamma, k))
+                    order = replay_ensemble(
+                        np.arange(len(scores)), [], scores, logits, Ensemble(lambda_, gamma, k)
+                    )
                     expected.append(metric(number, order[None])[0])
                 assert values[a, b, c] == pytest.approx(np.mean(expected), abs=1e-12)
 
@@ -154,7 +180,11 @@ def test_search_equals_a_plain_loop_and_leaves_out_queries_without_a_value() -> 
 def test_a_query_without_candidates_counts_as_nothing_found() -> None:
     judged = [judge([], 0, [3, 4], [5]), judge([3, 1, 2], 2, [3], []), judge([0], 1, [], [])]
     grid = Grid((0.0, 1.0), (1.0,), (1, 2))
-    pairs = [([], []), ([0.9, 0.1], [-1.0, 1.0]), ([0.5], [0.0])]  # the last one has no positive: it is left out
+    pairs = [
+        ([], []),
+        ([0.9, 0.1], [-1.0, 1.0]),
+        ([0.5], [0.0]),
+    ]  # the last one has no positive: it is left out
     values = search(pairs, lambda number, found: judged[number].average_precisions(found), grid)
     assert values[:, :, 0].tolist() == [[0.5, 0.5], [0.125, 0.5]]
 
@@ -172,7 +202,9 @@ def test_ties_go_to_the_smallest_k_then_lambda_then_gamma() -> None:
 
 def test_the_default_grid() -> None:
     grid = default_grid(100)
-    assert grid.lambdas[:3] == (0.0, 0.05, 0.1) and grid.lambdas[-1] == 1.0 and len(grid.lambdas) == 21
+    assert (
+        grid.lambdas[:3] == (0.0, 0.05, 0.1) and grid.lambdas[-1] == 1.0 and len(grid.lambdas) == 21
+    )
     assert (grid.gammas[0], grid.gammas[-1]) == (0.05, 10.0)
     assert grid.ks == (10, 20, 50, 100)
     assert default_grid(5).ks == (5,) and default_grid(400).ks == (10, 20, 50, 100, 200, 400)

@@ -105,7 +105,9 @@ def test_network_equals_the_published_one(height: int, width: int) -> None:
     x = (pixels - INPUT_MEAN) / INPUT_DEVIATION
     seen = {}
     for number, name in ((7, "stage80"), (10, "stage112"), (15, "last")):
-        reference._blocks[number].register_forward_hook(lambda _m, _i, out, name=name: seen.update({name: out}))
+        reference._blocks[number].register_forward_hook(
+            lambda _m, _i, out, name=name: seen.update({name: out})
+        )
     with torch.inference_mode():
         head = reference.extract_features(x)
         maps = ours(x)
@@ -143,7 +145,9 @@ def test_gem_is_the_plain_formula() -> None:
     values = np.maximum(head[0].double().numpy(), 1e-6)
     expected = (values**3).mean(axis=(1, 2)) ** (1 / 3)
     expected /= np.linalg.norm(expected)
-    np.testing.assert_allclose(gem(Maps(nothing, nothing, nothing, head)).numpy(), expected, rtol=1e-5)
+    np.testing.assert_allclose(
+        gem(Maps(nothing, nothing, nothing, head)).numpy(), expected, rtol=1e-5
+    )
 
 
 def test_whitening_is_the_plain_formula(efficientnet: EfficientNet) -> None:
@@ -195,7 +199,10 @@ def test_the_whitening_in_the_package() -> None:
 
 @pytest.mark.needs_shared
 def test_the_whitening_whitens_photographs(efficientnet: EfficientNet) -> None:
-    shared = Path(os.environ.get("RRT_TEST_DATA", Path(__file__).resolve().parents[3] / "shared")) / "photos"
+    shared = (
+        Path(os.environ.get("RRT_TEST_DATA", Path(__file__).resolve().parents[3] / "shared"))
+        / "photos"
+    )
     if not shared.is_dir():
         pytest.skip(f"needs the photographs of {shared.name}/ in RRT_TEST_DATA")
     with torch.inference_mode():
@@ -213,11 +220,16 @@ def test_the_whitening_whitens_photographs(efficientnet: EfficientNet) -> None:
 def test_rootsift_is_opencvs_sift() -> None:
     one = image(300, 220)
     got = described(create("rootsift", max_locals=5000), one)
-    keypoints, histograms = cv2.SIFT.create().detectAndCompute(cv2.cvtColor(one.pixels, cv2.COLOR_RGB2GRAY), None)
+    keypoints, histograms = cv2.SIFT.create().detectAndCompute(
+        cv2.cvtColor(one.pixels, cv2.COLOR_RGB2GRAY), None
+    )
     expected = np.sqrt(histograms / np.abs(histograms).sum(axis=1, keepdims=True))
     places = np.array([keypoint.pt for keypoint in keypoints]) + 0.5
     assert len(got.xy) == len(keypoints) > 50
-    key, other = np.lexsort((*got.descriptors.T[:4], *got.xy.T)), np.lexsort((*expected.T[:4], *places.T))
+    key, other = (
+        np.lexsort((*got.descriptors.T[:4], *got.xy.T)),
+        np.lexsort((*expected.T[:4], *places.T)),
+    )
     np.testing.assert_allclose(got.xy[key], places[other], atol=1e-3)
     np.testing.assert_allclose(got.descriptors[key], expected[other], atol=1e-5)
     octaves = np.array([(keypoint.octave & 255) ^ 128 for keypoint in keypoints]) - 128
@@ -245,14 +257,22 @@ def test_a_flat_picture_has_no_sift_but_a_global() -> None:
         (64, 64, (50, 50, 12, 12)),
     ],
 )
-def test_a_description_keeps_its_promises(extractor: Extractor, width: int, height: int, box: Box | None) -> None:
+def test_a_description_keeps_its_promises(
+    extractor: Extractor, width: int, height: int, box: Box | None
+) -> None:
     one = image(width, height, box=box)
     got = described(extractor, one)
     count = len(got.descriptors)
     assert count <= 500
-    assert got.global_descriptor.shape == (extractor.global_dim,) and got.global_descriptor.dtype == np.float32
+    assert (
+        got.global_descriptor.shape == (extractor.global_dim,)
+        and got.global_descriptor.dtype == np.float32
+    )
     assert np.linalg.norm(got.global_descriptor) == pytest.approx(1, abs=1e-5)
-    assert got.descriptors.shape == (count, extractor.local_dim) and got.descriptors.dtype == np.float32
+    assert (
+        got.descriptors.shape == (count, extractor.local_dim)
+        and got.descriptors.dtype == np.float32
+    )
     np.testing.assert_allclose(np.linalg.norm(got.descriptors, axis=1), 1, atol=1e-5)
     assert got.xy.shape == (count, 2) and got.xy.dtype == np.float32
     assert got.scale.shape == got.strength.shape == (count,)
@@ -282,16 +302,21 @@ def test_the_same_bytes_alone_and_in_company(extractor: Extractor) -> None:
 
 def test_globals_alone_are_the_same(extractor: Extractor) -> None:
     images = [image(320, 240, 1), image(200, 320, 3), image(320, 240, 4, (40, 40, 120, 90))]
-    for alone, full in zip(extractor.describe_globals(images), extractor.describe(images), strict=True):
+    for alone, full in zip(
+        extractor.describe_globals(images), extractor.describe(images), strict=True
+    ):
         assert isinstance(alone, Description) and isinstance(full, Description)
         assert alone.global_descriptor.tobytes() == full.global_descriptor.tobytes()
         assert alone.descriptors.shape == (0, extractor.local_dim) and alone.xy.shape == (0, 2)
-        assert [array.dtype for array in vars(alone).values()] == [array.dtype for array in vars(full).values()]
+        assert [array.dtype for array in vars(alone).values()] == [
+            array.dtype for array in vars(full).values()
+        ]
 
 
 @pytest.mark.parametrize("orientation", [1, 3, 6])
 def test_a_jpeg_decoded_smaller_is_described_alike(orientation: int) -> None:
-    # Of the same picture at the sizes a caller looks at, the same cells at the same places of the original.
+    # Of the same picture at the sizes a caller looks at, the same cells at the same places of the
+    # original.
     turned = {1: 0, 3: 2, 6: 1}[orientation]  # quarter turns against the clock
     exif = PillowImage.Exif()
     exif[0x0112] = orientation
@@ -300,17 +325,27 @@ def test_a_jpeg_decoded_smaller_is_described_alike(orientation: int) -> None:
     )
     file = io.BytesIO()
     stored.save(file, "JPEG", quality=95, exif=exif)
-    for made in (create("efficientnet", sizes=[224, 160], max_locals=2000), create("rootsift", size=256)):
+    for made in (
+        create("efficientnet", sizes=[224, 160], max_locals=2000),
+        create("rootsift", size=256),
+    ):
         assert made.largest_side == (224 if made.name == "efficientnet" else 512)
         full = decode(file.getvalue(), "full")
         small = decode(file.getvalue(), "small", largest_side=min(224, made.largest_side))
-        assert (full.reduction, small.reduction) == (1, 2) and small.crop_size == full.crop_size == (1411, 1003)
+        assert (full.reduction, small.reduction) == (
+            1,
+            2,
+        ) and small.crop_size == full.crop_size == (1411, 1003)
         left, right = described(made, full), described(made, small)
         assert left.global_descriptor @ right.global_descriptor > 0.99
         if made.name == "efficientnet":
             assert len(left.xy) == len(right.xy)
-            # The same cells: their centres move by what the reduced picture spans beyond the border, a pixel at most.
-            order = [np.lexsort((d.xy[:, 0].round(-1), d.xy[:, 1].round(-1), d.scale)) for d in (left, right)]
+            # The same cells: their centres move by what the reduced picture spans beyond the
+            # border, a pixel at most.
+            order = [
+                np.lexsort((d.xy[:, 0].round(-1), d.xy[:, 1].round(-1), d.scale))
+                for d in (left, right)
+            ]
             assert np.abs(left.xy[order[0]] - right.xy[order[1]]).max() <= 1.01
         nearest = (left.descriptors @ right.descriptors.T).argmax(axis=1)
         away = np.linalg.norm(left.xy - right.xy[nearest], axis=1)
@@ -318,7 +353,8 @@ def test_a_jpeg_decoded_smaller_is_described_alike(orientation: int) -> None:
 
 
 def test_a_crop_is_seen_as_in_its_picture() -> None:
-    # Where a crop is as large as it would be in the whole, its locals are found again at the same places.
+    # Where a crop is as large as it would be in the whole, its locals are found again at the same
+    # places.
     extractor = create("efficientnet", min_size=0, sizes=[512])
     whole = described(extractor, image(512, 512, 5))
     crop = described(extractor, image(512, 512, 5, (128, 128, 256, 256)))
@@ -349,7 +385,12 @@ def test_sizes_of_copies() -> None:
 
 def test_the_package_imports_no_network_library() -> None:
     code = "import sys, rrt_core.extractors; sys.exit(bool({'torch', 'cv2'} & set(sys.modules)))"
-    assert subprocess.run([sys.executable, "-c", code], check=False, cwd=Path(__file__).parents[2]).returncode == 0
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], check=False, cwd=Path(__file__).parents[2]
+        ).returncode
+        == 0
+    )
 
 
 def test_a_users_own_extractor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

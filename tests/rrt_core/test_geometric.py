@@ -1,4 +1,6 @@
-"""Geometric verification: planted transforms exactly, scikit-image's RANSAC, SciPy's tree, and what is degenerate."""
+"""Geometric verification: planted transforms exactly, scikit-image's RANSAC, SciPy's tree, and what
+is degenerate.
+"""
 
 from __future__ import annotations
 
@@ -22,17 +24,28 @@ def unit(x: np.ndarray) -> np.ndarray:
 def image(descriptors: np.ndarray, xy: np.ndarray) -> Locals:
     count = len(descriptors)
     strength = np.linspace(1, 0.5, count, dtype=np.float32)
-    return Locals(unit(np.ones(8)), descriptors, xy.astype(np.float32), np.zeros(count, np.uint8), strength, (1.0,))
+    return Locals(
+        unit(np.ones(8)),
+        descriptors,
+        xy.astype(np.float32),
+        np.zeros(count, np.uint8),
+        strength,
+        (1.0,),
+    )
 
 
 def planted(seed: int, inliers: int, outliers: int, jitter: float = 0.0) -> tuple[Locals, Locals]:
-    """Couples by descriptor: the first `inliers` under one affine transform, the others anywhere in 640 x 480."""
+    """Couples by descriptor: the first `inliers` under one affine transform, the others anywhere in
+    640 x 480.
+    """
     rng = np.random.default_rng(seed)
     count = inliers + outliers
     descriptors = unit(rng.standard_normal((count, 128)))
     xy = rng.uniform(0, (640, 480), (count, 2))
     turn = rng.uniform(-np.pi, np.pi)
-    matrix = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]]) @ np.diag([1.4, 0.8])
+    matrix = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]]) @ np.diag(
+        [1.4, 0.8]
+    )
     seen = xy @ matrix.T + rng.uniform(-50, 50, 2) + rng.uniform(-jitter, jitter, (count, 2))
     seen[inliers:] = rng.uniform(0, (640, 480), (outliers, 2))
     order = rng.permutation(count)  # so that the couples are found by descriptor, not by row
@@ -56,8 +69,10 @@ def test_planted_inliers_among_outliers(inliers: int, outliers: int) -> None:
 @pytest.mark.parametrize("residual", [2.0, 10.0, 20.0])
 @pytest.mark.parametrize(("inliers", "outliers"), [(40, 120), (100, 100), (200, 40)])
 def test_counts_as_scikit_images_ransac(inliers: int, outliers: int, residual: float) -> None:
-    """Over the same couples, located to a quarter of a pixel. Both draw their samples at random, so that outliers at
-    the rim of the residual come and go: at least 98 in 100 planted ones, and counts equal to 4 in 100 couples."""
+    """Over the same couples, located to a quarter of a pixel. Both draw their samples at random, so
+    that outliers at the rim of the residual come and go: at least 98 in 100 planted ones, and
+    counts equal to 4 in 100 couples.
+    """
     for seed in range(3):
         query, gallery = planted(seed, inliers, outliers, jitter=0.25)
         count = create("geometric", residual=residual).score([(query, gallery)])[0]
@@ -80,7 +95,9 @@ def test_couples_are_those_of_scipys_tree() -> None:
 
 
 def test_residual_is_in_pixels_of_the_query() -> None:
-    """The transform runs from gallery to query, as in DELG: enlarging the gallery changes nothing."""
+    """The transform runs from gallery to query, as in DELG: enlarging the gallery changes
+    nothing.
+    """
     query, gallery = planted(7, 60, 60, jitter=2.0)
     larger = image(gallery.descriptors, gallery.xy * 16)  # a power of two: the same bits
     scores = create("geometric", residual=3.0).score([(query, gallery), (query, larger)])
@@ -120,7 +137,9 @@ def test_degenerate_pairs_score_finite() -> None:
     assert scores.tolist() == [0.0] * len(pairs), dict(zip(pairs, scores.tolist(), strict=True))
     # All query locals coupled with one gallery local.
     alike = image(unit(descriptors[:1] + 0.01 * rng.standard_normal((30, 128))), spread)
-    assert create("geometric").score([(alike, image(descriptors[:1], spread[:1]))]).tolist() == [0.0]
+    assert create("geometric").score([(alike, image(descriptors[:1], spread[:1]))]).tolist() == [
+        0.0
+    ]
     assert create("geometric").score([(image(descriptors[:4], spread[:4]), some)]).tolist() == [4.0]
 
 
@@ -128,12 +147,17 @@ def test_a_nearer_bound_leaves_fewer_couples() -> None:
     rng = np.random.default_rng(6)
     query, gallery = planted(5, 80, 0)
     query.descriptors[:40] = unit(query.descriptors[:40] + 0.06 * rng.standard_normal((40, 128)))
-    scores = [create("geometric", max_distance=bound).score([(query, gallery)])[0] for bound in (0.1, 0.5, 1.0)]
+    scores = [
+        create("geometric", max_distance=bound).score([(query, gallery)])[0]
+        for bound in (0.1, 0.5, 1.0)
+    ]
     assert scores[0] == 0 and scores[1] == 40 and scores[2] == 80
 
 
 def test_equal_counts_keep_the_global_order() -> None:
-    """DELG orders by (inliers, initial score): replay keeps equal logits in the order of the ranking."""
+    """DELG orders by (inliers, initial score): replay keeps equal logits in the order of the
+    ranking.
+    """
     inliers = np.array([4.0, 0.0, 9.0, 4.0, 0.0, 9.0])
     initial = np.array([0.9, 0.8, 0.7, 0.6, 0.5, 0.4])
     expected = sorted(range(6), key=lambda i: (inliers[i], initial[i]), reverse=True)

@@ -1,4 +1,6 @@
-"""Decoding: every kind of file of a crawl comes out as the expected upright RGB, or as a named reason."""
+"""Decoding: every kind of file of a crawl comes out as the expected upright RGB, or as a named
+reason.
+"""
 
 from __future__ import annotations
 
@@ -46,14 +48,18 @@ def png_of_16_bits(samples: np.ndarray) -> bytes:
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in samples)
 
     def chunk(name: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+        return (
+            struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+        )
 
     header = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
     chunks = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + chunks
 
 
-def refused(data: bytes, box: tuple[float, float, float, float] | None = None, **limits: int) -> DecodeError:
+def refused(
+    data: bytes, box: tuple[float, float, float, float] | None = None, **limits: int
+) -> DecodeError:
     with pytest.raises(DecodeError) as caught:
         decode(data, "r", box, **limits)
     assert caught.value.reason and "\n" not in caught.value.reason
@@ -77,15 +83,25 @@ def refused(data: bytes, box: tuple[float, float, float, float] | None = None, *
 def test_formats(kind: str, options: dict[str, object], tolerance: int) -> None:
     image = decode(saved(PillowImage.fromarray(scene()), kind, **options), "a/b.jpg")
     assert isinstance(image, Image) and image.record_id == "a/b.jpg"
-    assert image.pixels.dtype == np.uint8 and image.pixels.flags.c_contiguous and image.pixels.flags.writeable
-    assert (image.width, image.height, image.origin, image.resize_factor) == (36, 24, (0.0, 0.0), 1.0)
+    assert (
+        image.pixels.dtype == np.uint8
+        and image.pixels.flags.c_contiguous
+        and image.pixels.flags.writeable
+    )
+    assert (image.width, image.height, image.origin, image.resize_factor) == (
+        36,
+        24,
+        (0.0, 0.0),
+        1.0,
+    )
     assert np.abs(image.pixels.astype(int) - scene()).max() <= tolerance
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP"])
 def test_exif_orientation(orientation: int, kind: str) -> None:
-    # What the camera stored, made from the upright scene by the inverse of each turn (EXIF 2.3, tag 274).
+    # What the camera stored, made from the upright scene by the inverse of each turn (EXIF 2.3, tag
+    # 274).
     upright = scene()
     stored = {
         1: upright,
@@ -107,14 +123,19 @@ def test_exif_orientation(orientation: int, kind: str) -> None:
 
 
 def test_broken_exif_is_ignored() -> None:
-    data = saved(PillowImage.fromarray(scene()), "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\x7fgarbage")
+    data = saved(
+        PillowImage.fromarray(scene()), "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\x7fgarbage"
+    )
     assert decode(data, "r").pixels.shape == (24, 36, 3)
 
 
 def test_cmyk_jpeg_and_tiff() -> None:
     # Pillow writes JPEGs of four inks as Adobe does, inverted; TIFF holds them as they are.
     cmyk = PillowImage.fromarray(scene()).convert("CMYK")
-    for data, tolerance in ((saved(cmyk, "JPEG", quality=97, subsampling=0), 8), (saved(cmyk, "TIFF"), 0)):
+    for data, tolerance in (
+        (saved(cmyk, "JPEG", quality=97, subsampling=0), 8),
+        (saved(cmyk, "TIFF"), 0),
+    ):
         assert np.abs(decode(data, "r").pixels.astype(int) - scene()).max() <= tolerance
 
 
@@ -157,14 +178,18 @@ def test_palettes() -> None:
     clear = palette.getpixel((0, 0))
     for transparency in (clear, bytes(0 if index == clear else 255 for index in range(4))):
         got = decode(saved(palette, "PNG", transparency=transparency), "r").pixels
-        assert (got[:12, :18] == 255).all() and np.abs(got[12:].astype(int) - scene()[12:]).max() <= 2
+        assert (got[:12, :18] == 255).all() and np.abs(
+            got[12:].astype(int) - scene()[12:]
+        ).max() <= 2
 
 
 def test_bilevel_and_grey() -> None:
     grey = PillowImage.fromarray(scene()[..., 0])
     assert (decode(saved(grey, "PNG"), "r").pixels == scene()[..., :1]).all()
     bilevel = grey.point(lambda value: 255 * (value > 100)).convert("1")
-    assert (decode(saved(bilevel, "TIFF"), "r").pixels == np.where(scene()[..., :1] > 100, 255, 0)).all()
+    assert (
+        decode(saved(bilevel, "TIFF"), "r").pixels == np.where(scene()[..., :1] > 100, 255, 0)
+    ).all()
 
 
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG"])
@@ -182,17 +207,25 @@ def test_box_is_rounded_and_clipped() -> None:
     assert (image.pixels == scene()[3:18, 3:24]).all()  # corners 3.4, 2.6, 23.6, 17.6
     assert image.resize_factor == pytest.approx(21 / 36)
     clipped = decode(data, "r", (-5, 10, 1000, 1000))
-    assert clipped.origin == (0.0, 10.0) and (clipped.pixels == scene()[10:]).all() and clipped.resize_factor == 1.0
+    assert (
+        clipped.origin == (0.0, 10.0)
+        and (clipped.pixels == scene()[10:]).all()
+        and clipped.resize_factor == 1.0
+    )
 
 
 def test_box_counts_in_the_upright_picture() -> None:
     exif = PillowImage.Exif()
     exif[ORIENTATION] = 6
-    data = saved(PillowImage.fromarray(np.ascontiguousarray(np.rot90(scene(), 1))), "PNG", exif=exif)
+    data = saved(
+        PillowImage.fromarray(np.ascontiguousarray(np.rot90(scene(), 1))), "PNG", exif=exif
+    )
     assert (decode(data, "r", (20, 0, 16, 12)).pixels == scene()[:12, 20:]).all()
 
 
-@pytest.mark.parametrize("box", [(40, 0, 10, 10), (5, 5, 0, 10), (5, 5, -3, 10), (float("nan"), 0, 9, 9)])
+@pytest.mark.parametrize(
+    "box", [(40, 0, 10, 10), (5, 5, 0, 10), (5, 5, -3, 10), (float("nan"), 0, 9, 9)]
+)
 def test_boxes_without_pixels(box: tuple[float, float, float, float]) -> None:
     assert refused(saved(PillowImage.fromarray(scene()), "PNG"), box).error_class == "bad_box"
 
@@ -201,7 +234,8 @@ def test_sizes_are_limited_by_the_header_alone() -> None:
     ok = saved(PillowImage.fromarray(scene()), "PNG")
     assert refused(ok, max_pixels=24 * 36 - 1).error_class == "too_large"
     assert decode(ok, "r", max_pixels=24 * 36).width == 36
-    # A header that promises 60,000 x 60,000 pixels and no pixel behind it: decoding would need 10 GB.
+    # A header that promises 60,000 x 60,000 pixels and no pixel behind it: decoding would need 10
+    # GB.
     for side in (60_000, 12_000):
         bomb = bytearray(ok)
         bomb[16:24] = struct.pack(">II", side, side)
@@ -227,7 +261,9 @@ def test_what_is_no_image() -> None:
 def test_truncated_and_damaged_files(kind: str) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
     data = saved(PillowImage.fromarray(noise), kind)
-    classes = {refused(data[:length]).error_class for length in (len(data) // 2, len(data) * 9 // 10)}
+    classes = {
+        refused(data[:length]).error_class for length in (len(data) // 2, len(data) * 9 // 10)
+    }
     assert classes <= {"truncated", "unreadable"}
     if kind in ("JPEG", "PNG", "BMP"):
         assert classes == {"truncated"}
@@ -248,7 +284,9 @@ def test_truncated_and_damaged_files(kind: str) -> None:
 def smooth(height: int, width: int) -> np.ndarray:
     """Slow waves of colour: nothing that a codec or a reduction could lose."""
     y, x = np.mgrid[:height, :width] * (2 * np.pi / 150)
-    return np.stack([128 + 100 * np.sin(x), 128 + 100 * np.cos(y), 128 + 80 * np.sin(x + y)], 2).astype(np.uint8)
+    return np.stack(
+        [128 + 100 * np.sin(x), 128 + 100 * np.cos(y), 128 + 80 * np.sin(x + y)], 2
+    ).astype(np.uint8)
 
 
 @pytest.mark.parametrize(
@@ -264,10 +302,17 @@ def smooth(height: int, width: int) -> np.ndarray:
         (1801, 1203, 2000, 1),
     ],
 )
-def test_jpegs_are_decoded_smaller(width: int, height: int, largest_side: int, reduction: int) -> None:
+def test_jpegs_are_decoded_smaller(
+    width: int, height: int, largest_side: int, reduction: int
+) -> None:
     data = saved(PillowImage.fromarray(smooth(height, width)), "JPEG", quality=95)
     got = decode(data, "r", largest_side=largest_side, min_side=5)
-    assert (got.width, got.height, got.origin, got.resize_factor) == (width, height, (0.0, 0.0), 1.0)
+    assert (got.width, got.height, got.origin, got.resize_factor) == (
+        width,
+        height,
+        (0.0, 0.0),
+        1.0,
+    )
     assert (got.reduction, got.crop_size) == (reduction, (width, height))
     expected = PillowImage.open(io.BytesIO(data))
     if reduction > 1:
@@ -277,7 +322,10 @@ def test_jpegs_are_decoded_smaller(width: int, height: int, largest_side: int, r
     assert max(got.pixels.shape) >= min(2 * largest_side, width, height)
     full = decode(data, "r", min_side=5)
     assert (full.reduction, full.span) == (1, (width, height))
-    assert full.pixels.tobytes() == decode(data, "r", None, min_side=5, largest_side=None).pixels.tobytes()
+    assert (
+        full.pixels.tobytes()
+        == decode(data, "r", None, min_side=5, largest_side=None).pixels.tobytes()
+    )
 
 
 def test_only_whole_jpegs_are_decoded_smaller() -> None:
@@ -285,7 +333,12 @@ def test_only_whole_jpegs_are_decoded_smaller() -> None:
     for kind in ("PNG", "WEBP", "TIFF", "BMP"):
         assert decode(saved(picture, kind), "r", largest_side=50).reduction == 1
     box = decode(saved(picture, "JPEG"), "r", (100, 200, 300, 400), largest_side=50)
-    assert (box.reduction, box.pixels.shape, box.crop_size, box.span) == (1, (400, 300, 3), (300, 400), (300, 400))
+    assert (box.reduction, box.pixels.shape, box.crop_size, box.span) == (
+        1,
+        (400, 300, 3),
+        (300, 400),
+        (300, 400),
+    )
     same = decode(saved(picture, "JPEG"), "r", (100, 200, 300, 400))
     assert (box.pixels == same.pixels).all() and box.origin == same.origin == (100.0, 200.0)
 
@@ -303,13 +356,16 @@ def test_every_kind_of_jpeg_is_decoded_smaller(kind: str) -> None:
     }[kind]()
     got = decode(data, "r", largest_side=100)
     assert (got.reduction, got.pixels.shape) == (4, (201, 251, 3))
-    shrunk = np.asarray(picture.convert("RGB").resize((250, 200), PillowImage.Resampling.BOX, (0, 0, 1000, 800)))
+    shrunk = np.asarray(
+        picture.convert("RGB").resize((250, 200), PillowImage.Resampling.BOX, (0, 0, 1000, 800))
+    )
     assert np.abs(got.pixels[:200, :250].astype(int) - shrunk).mean() < 3
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_places_in_a_smaller_picture_that_was_turned(orientation: int) -> None:
-    # Bright squares near the corners and in the middle; the sides are no multiples of the reduction.
+    # Bright squares near the corners and in the middle; the sides are no multiples of the
+    # reduction.
     width, height = 1003, 805
     squares = [(40, 40), (950, 44), (44, 750), (950, 752), (500, 400)]
     upright = np.full((height, width, 3), 20, np.uint8)
@@ -322,7 +378,12 @@ def test_places_in_a_smaller_picture_that_was_turned(orientation: int) -> None:
     exif = PillowImage.Exif()
     exif[ORIENTATION] = orientation
     got = decode(saved(stored, "JPEG", quality=95, exif=exif), "r", largest_side=60)
-    assert (got.width, got.height, got.reduction, got.crop_size) == (width, height, 8, (width, height))
+    assert (got.width, got.height, got.reduction, got.crop_size) == (
+        width,
+        height,
+        8,
+        (width, height),
+    )
     rows, columns = got.pixels.shape[:2]
     assert (rows, columns) == (101, 126)
     weight = got.pixels[..., 0].astype(float) - 20

@@ -90,7 +90,9 @@ def test_exact_scores_do_not_depend_on_company() -> None:
     together = indexes.exact_scores(query, gallery)
     alone = np.concatenate([indexes.exact_scores(query, gallery[i : i + 1]) for i in range(257)])
     np.testing.assert_array_equal(together, alone)
-    np.testing.assert_allclose(together, gallery.astype(np.float64) @ query.astype(np.float64), atol=1e-7)
+    np.testing.assert_allclose(
+        together, gallery.astype(np.float64) @ query.astype(np.float64), atol=1e-7
+    )
 
 
 def test_order_is_by_score_then_by_bytes_of_the_id() -> None:

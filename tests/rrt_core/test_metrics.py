@@ -32,7 +32,9 @@ def defined(ranking, positive, junk):
             left = 1.0 if place == 0 else hits / place
             hits += 1
             area += (left + hits / (place + 1)) / 2 / positives
-    last = max((place for place, position in enumerate(cleaned) if position in positive), default=None)
+    last = max(
+        (place for place, position in enumerate(cleaned) if position in positive), default=None
+    )
     for kappa in metrics.KAPPAS:
         cut = kappa if last is None else min(kappa, last + 1)
         precisions.append(sum(position in positive for position in cleaned[:cut]) / cut)
@@ -126,17 +128,24 @@ def test_equals_the_definition_on_the_real_files(truth, protocol, kind):
 def test_equals_revisitop(revisitop, truth, protocol, kind):
     rule = metrics.PROTOCOLS[protocol]
     gnd = [
-        {"ok": metrics.positions_of(query, rule.positive), "junk": metrics.positions_of(query, rule.junk)}
+        {
+            "ok": metrics.positions_of(query, rule.positive),
+            "junk": metrics.positions_of(query, rule.junk),
+        }
         for query in truth.queries
     ]
     rankings = rankings_of(kind, truth, protocol, np.random.default_rng(1))
-    ranks = np.full((max(map(len, rankings)), len(rankings)), -1)  # one column a query, as it wants them
+    ranks = np.full(
+        (max(map(len, rankings)), len(rankings)), -1
+    )  # one column a query, as it wants them
     for column, ranking in enumerate(rankings):
         ranks[: len(ranking), column] = ranking
     mean, aps, precisions, each = revisitop.compute_map(ranks, gnd, list(metrics.KAPPAS))
     result = metrics.evaluate(rankings, truth.queries, protocol)
     assert result.means["mAP"] == pytest.approx(mean, abs=1e-9)
-    assert [result.means[f"mP@{kappa}"] for kappa in metrics.KAPPAS] == pytest.approx(precisions, abs=1e-9)
+    assert [result.means[f"mP@{kappa}"] for kappa in metrics.KAPPAS] == pytest.approx(
+        precisions, abs=1e-9
+    )
     np.testing.assert_allclose(result.average_precision, aps, rtol=0, atol=1e-9)
     np.testing.assert_allclose(result.precision, each, rtol=0, atol=1e-9)
 
@@ -163,7 +172,9 @@ def test_equals_revisitop_on_any_input(revisitop):
 
 
 def test_agrees_with_scikit_learn():
-    """Of one relevant image below the first place theirs is 1 / rank, and the trapezoid half of it."""
+    """Of one relevant image below the first place theirs is 1 / rank, and the trapezoid half of
+    it.
+    """
     sklearn_metrics = pytest.importorskip("sklearn.metrics")
     for place in range(1, 30):
         relevant = np.zeros(30)
@@ -229,7 +240,8 @@ def test_replay_reranks_the_shortlist_alone():
     ranking = np.array([5, 2, -1, 8, 3, -1, 4])
     logits = np.array([0.5, np.nan, 0.5, 2.0, np.nan, 9.0, 9.0])
     order = metrics.replay(ranking, [2, 3], 3, logits)
-    # 8 first; the tie of 5 and the distractor stays; beyond the shortlist logits count for nothing; junk last
+    # 8 first; the tie of 5 and the distractor stays; beyond the shortlist logits count for nothing;
+    # junk last
     assert order.tolist() == [3, 0, 2, 5, 6, 1, 4]
     with pytest.raises(ValueError, match="1 of a shortlist of 3"):
         metrics.replay(ranking, [], 3, logits)
@@ -248,7 +260,9 @@ def test_replay_against_a_plain_sort():
         expected = sorted(kept[:size], key=lambda place: -logits[place]) + kept[size:]
         expected += [place for place in range(n) if ranking[place] in junk]
         assert metrics.replay(ranking, junk, size, logits).tolist() == expected
-        assert set(metrics.shortlist_positions(ranking, junk, size)) == set(expected[: len(kept[:size])])
+        assert set(metrics.shortlist_positions(ranking, junk, size)) == set(
+            expected[: len(kept[:size])]
+        )
 
 
 def test_required_depth():
@@ -261,10 +275,13 @@ def test_required_depth():
 
 @pytest.mark.needs_shared
 def test_required_depth_of_the_real_files(truth):
-    beyond = {"roxford5k": 305, "rparis6k": 448}[truth.name]  # the most easy + junk that a query has
+    beyond = {"roxford5k": 305, "rparis6k": 448}[
+        truth.name
+    ]  # the most easy + junk that a query has
     assert metrics.required_depth(truth, 100) == 100 + beyond
     assert metrics.protocols_of(truth) == ("easy", "medium", "hard")
-    # With junk first, that depth gives each query a full shortlist under Hard, and one less does not.
+    # With junk first, that depth gives each query a full shortlist under Hard, and one less does
+    # not.
     worst = max(truth.queries, key=lambda query: len(query.easy) + len(query.junk))
     junk = metrics.positions_of(worst, metrics.PROTOCOLS["hard"].junk)
     ranking = np.concatenate([junk, np.setdiff1d(np.arange(len(truth.gallery)), junk)])

@@ -10,12 +10,16 @@ from schemas.errors import UserError
 
 
 def small_integers(count: int, width: int) -> np.ndarray:
-    """Products of small whole numbers are exact in float32, so that equal ones are equal in every order of sums."""
+    """Products of small whole numbers are exact in float32, so that equal ones are equal in every
+    order of sums.
+    """
     return np.random.default_rng(0).integers(-2, 3, (count, width)).astype(np.float32)
 
 
 def naive_nearest(descriptors: np.ndarray, query: int, pool: np.ndarray, count: int) -> list[int]:
-    scored = [(-float(descriptors[query] @ descriptors[row]), int(row)) for row in pool if row != query]
+    scored = [
+        (-float(descriptors[query] @ descriptors[row]), int(row)) for row in pool if row != query
+    ]
     found = [row for _, row in sorted(scored)][:count]
     return found + [NONE] * (count - len(found))
 
@@ -93,12 +97,16 @@ def test_each_anchor_once_an_epoch() -> None:
 
 
 def test_all_positives_and_negatives_are_drawn_evenly() -> None:
-    """One anchor with 5 positives and 7 negatives, 6,000 draws: each within 15 per cent of its share."""
+    """One anchor with 5 positives and 7 negatives, 6,000 draws: each within 15 per cent of its
+    share.
+    """
     labels = np.array([0] * 6 + [1] * 7)
     neighbours = np.arange(1, 13)[None].repeat(13, axis=0).astype(np.int32)
     sampler = TripletSampler(neighbours, labels, np.array([0]), 0)
     _, positive, negative = sampler.triplets(0, 6_000)
-    assert np.unique(positive).tolist() == [1, 2, 3, 4, 5] and np.unique(negative).tolist() == list(range(6, 13))
+    assert np.unique(positive).tolist() == [1, 2, 3, 4, 5] and np.unique(negative).tolist() == list(
+        range(6, 13)
+    )
     assert np.abs(np.bincount(positive)[1:] / 1_200 - 1).max() < 0.15
     assert np.abs(np.bincount(negative)[6:] / (6_000 / 7) - 1).max() < 0.15
 
@@ -115,7 +123,9 @@ def test_pair_figures_equal_scikit_learn() -> None:
     logits = np.round(rng.normal(labels, 2.0), 1)  # with equal ones
     found = pair_figures(logits, labels)
     assert found["val_auc"] == pytest.approx(roc_auc_score(labels, logits), abs=1e-12)
-    assert found["val_loss"] == pytest.approx(log_loss(labels, 1 / (1 + np.exp(-logits))), abs=1e-12)
+    assert found["val_loss"] == pytest.approx(
+        log_loss(labels, 1 / (1 + np.exp(-logits))), abs=1e-12
+    )
 
 
 def test_list_precision_by_hand() -> None:

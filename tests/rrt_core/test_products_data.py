@@ -40,7 +40,11 @@ def test_augmented_crop_of_all_the_picture_is_the_resized_picture() -> None:
     crops = [augmented_crop(square, flipped, np.random.default_rng(seed)) for seed in range(8)]
     mirrored = [np.array_equal(crop, square[:, ::-1]) for crop in crops]
     assert any(mirrored) and not all(mirrored)
-    assert all(np.array_equal(crop, square) for crop, other in zip(crops, mirrored, strict=True) if not other)
+    assert all(
+        np.array_equal(crop, square)
+        for crop, other in zip(crops, mirrored, strict=True)
+        if not other
+    )
 
 
 def test_augmented_crop_sees_the_asked_share() -> None:
@@ -62,9 +66,13 @@ def test_augmentation_is_a_function_of_seed_row_and_copy(tmp_path: Path) -> None
     found = CropReader(files, options, seed=5).read(rows, copies)
     assert found.shape == (3, 3, 32, 32) and found.dtype == np.uint8
     assert np.array_equal(found, CropReader(files, options, seed=5, threads=2).read(rows, copies))
-    assert np.array_equal(found[1], CropReader(files, options, seed=5).read(rows[1:2], copies[1:2])[0])
+    assert np.array_equal(
+        found[1], CropReader(files, options, seed=5).read(rows[1:2], copies[1:2])[0]
+    )
     assert not np.array_equal(found[0], CropReader(files, options, seed=6).read(rows, copies)[0])
-    assert np.array_equal(found[2].transpose(1, 2, 0), plain_crop(cv2.imread(str(files[0]))[:, :, ::-1], options))
+    assert np.array_equal(
+        found[2].transpose(1, 2, 0), plain_crop(cv2.imread(str(files[0]))[:, :, ::-1], options)
+    )
 
 
 def test_reader_names_what_it_cannot_read(tmp_path: Path) -> None:
@@ -75,7 +83,9 @@ def test_reader_names_what_it_cannot_read(tmp_path: Path) -> None:
             reader.read(np.array([row]), np.array([0]))
 
 
-@pytest.mark.parametrize("bad", [{"crop": 16}, {"crop": 300}, {"area": (0.5, 0.2)}, {"jitter": 1.0}, {"degrees": -1}])
+@pytest.mark.parametrize(
+    "bad", [{"crop": 16}, {"crop": 300}, {"area": (0.5, 0.2)}, {"jitter": 1.0}, {"degrees": -1}]
+)
 def test_bad_crop_options(bad: dict) -> None:
     with pytest.raises(UserError, match="Crops"):
         CropOptions(**bad)
@@ -142,11 +152,15 @@ def test_unknown_backbones(tmp_path: Path) -> None:
 
 def test_timm_backbone(tmp_path: Path) -> None:
     timm = pytest.importorskip("timm")
-    network = timm.create_model("resnet18", pretrained=False)  # with its classifier, as files have it
+    network = timm.create_model(
+        "resnet18", pretrained=False
+    )  # with its classifier, as files have it
     torch.save(network.state_dict(), tmp_path / "r18.pth")
     backbone = create_backbone("timm:resnet18", str(tmp_path / "r18.pth"))
     crops = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
-    mean, std = (torch.tensor(network.pretrained_cfg[key])[:, None, None] for key in ("mean", "std"))
+    mean, std = (
+        torch.tensor(network.pretrained_cfg[key])[:, None, None] for key in ("mean", "std")
+    )
     with torch.no_grad():
         expected = network.eval().forward_features((crops / 255 - mean) / std)
         assert torch.allclose(backbone(crops), expected, atol=1e-4)
@@ -242,7 +256,9 @@ def test_identities() -> None:
     labels = np.repeat(np.arange(10), 3)
     batch = Sampler(labels, copies=0, seed=0).identities(7, 12)
     assert len(batch.rows) == 12 and len(set(batch.labels.tolist())) == 6
-    assert (batch.labels[0::2] == batch.labels[1::2]).all() and (batch.rows[0::2] != batch.rows[1::2]).all()
+    assert (batch.labels[0::2] == batch.labels[1::2]).all() and (
+        batch.rows[0::2] != batch.rows[1::2]
+    ).all()
     assert not batch.copies.any()
     with pytest.raises(UserError, match="No two training images"):
         Sampler(np.arange(5), copies=0, seed=0)
@@ -261,14 +277,19 @@ def test_figures_by_hand() -> None:
     gallery = np.array([0, 1, 0, 1, 2])
     order = np.array([[1, 0, 2, 3, 4], [4, 3, 2, 1, 0]])
     found = figures(order, np.array([0, 1]), gallery, at=(1, 2, 3))
-    assert found == pytest.approx({"map": ((1 / 2 + 2 / 3) / 2 + (1 / 2 + 2 / 4) / 2) / 2, "recall_1": 0.0,
+    assert found == pytest.approx({"map": ((1 / 2 + 2 / 3) / 2 + (1 / 2 + 2 / 4) / 2) / 2, "recall_1": 0.0,  # noqa: E501
                                    "recall_2": 1.0, "recall_3": 1.0})  # fmt: skip
-    # A query of the gallery is no hit of its own, and one without another of its product does not count.
+    # A query of the gallery is no hit of its own, and one without another of its product does not
+    # count.
     own = np.array([0, 4])
     descriptors = np.eye(5, dtype=np.float32)
     order = rank(descriptors[own], descriptors, own)
     assert order[0].tolist() == [1, 2, 3, 4, 0]
-    assert figures(order, gallery[own], gallery, own, at=(1, 2)) == {"map": 0.5, "recall_1": 0.0, "recall_2": 1.0}
+    assert figures(order, gallery[own], gallery, own, at=(1, 2)) == {
+        "map": 0.5,
+        "recall_1": 0.0,
+        "recall_2": 1.0,
+    }
 
 
 def test_reranking_is_a_permutation_of_the_top() -> None:
@@ -285,10 +306,15 @@ def test_reranking_is_a_permutation_of_the_top() -> None:
         ]
     assert np.allclose([logits[1, 4], logits[2, 6]], expected, atol=1e-5)
     again = reordered(order, logits)
-    assert np.array_equal(np.sort(again[:, :7]), np.sort(order[:, :7])) and np.array_equal(again[:, 7:], order[:, 7:])
+    assert np.array_equal(np.sort(again[:, :7]), np.sort(order[:, :7])) and np.array_equal(
+        again[:, 7:], order[:, 7:]
+    )
     labels = RNG.integers(0, 3, 12)
     asked = np.array([0, 1, 2])
-    assert figures(order, asked, labels, at=(7,))["recall_7"] == figures(again, asked, labels, at=(7,))["recall_7"]
+    assert (
+        figures(order, asked, labels, at=(7,))["recall_7"]
+        == figures(again, asked, labels, at=(7,))["recall_7"]
+    )
     by_logit = [dict(zip(o, s, strict=True)) for o, s in zip(order[:, :7], logits, strict=True)]
     for number in range(3):
         ranked = [by_logit[number][place] for place in again[number, :7]]

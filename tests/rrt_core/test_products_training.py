@@ -1,4 +1,6 @@
-"""Losses, initialisation, resuming and learning of the products variant, on networks that take milliseconds."""
+"""Losses, initialisation, resuming and learning of the products variant, on networks that take
+milliseconds.
+"""
 
 import math
 from pathlib import Path
@@ -9,8 +11,18 @@ import torch
 from torch import Tensor, nn
 
 from rrt_core.products.backbone import Backbone
-from rrt_core.products.initialisation import logistic_regression, principal_components, start_from_triplets
-from rrt_core.products.model import SEGMENT_G, SEGMENT_Q, ProductsConfig, ProductsTransformer, sine_positions
+from rrt_core.products.initialisation import (
+    logistic_regression,
+    principal_components,
+    start_from_triplets,
+)
+from rrt_core.products.model import (
+    SEGMENT_G,
+    SEGMENT_Q,
+    ProductsConfig,
+    ProductsTransformer,
+    sine_positions,
+)
 from rrt_core.products.sampling import Sampler, neighbours
 from rrt_core.products.training import (
     ProductsNetwork,
@@ -102,13 +114,16 @@ def test_triplet_loss_by_the_formula() -> None:
     with torch.no_grad():
         positive = network.model(maps[0::3], maps[1::3]).double()
         negative = network.model(maps[0::3], maps[2::3]).double()
-    expected = (torch.log1p(torch.exp(-positive)).sum() + torch.log1p(torch.exp(negative)).sum()) / 6
+    expected = (
+        torch.log1p(torch.exp(-positive)).sum() + torch.log1p(torch.exp(negative)).sum()
+    ) / 6
     assert float(loss.detach()) == pytest.approx(float(expected), rel=1e-5)
     assert accuracy == pytest.approx(float(((positive > 0).sum() + (negative <= 0).sum()) / 6))
 
 
 @pytest.mark.parametrize(
-    ("mode", "trained"), [("global", "all"), ("frozen", "none"), ("joint", "late"), ("joint", "all")]
+    ("mode", "trained"),
+    [("global", "all"), ("frozen", "none"), ("joint", "late"), ("joint", "all")],
 )
 def test_each_mode_trains_its_part(tmp_path: Path, mode: str, trained: str) -> None:
     network = network_of(trained)
@@ -117,16 +132,26 @@ def test_each_mode_trains_its_part(tmp_path: Path, mode: str, trained: str) -> N
     if trained == "none":
         inputs = MapsOf(network.backbone)
     options = ProductsOptions(
-        mode, steps=2, trained="all" if trained == "none" else trained, batch=6, lr=1e-2, warmup=0, weight_decay=0.0
+        mode,
+        steps=2,
+        trained="all" if trained == "none" else trained,
+        batch=6,
+        lr=1e-2,
+        warmup=0,
+        weight_decay=0.0,
     )
     near = neighbours(np.eye(6, dtype=np.float32), 5)
     train(network, inputs, Sampler(Pictures.labels, 4, 0), options, tmp_path, near)
-    changed = {key for key, value in network.state_dict().items() if not torch.equal(value, before[key])}
+    changed = {
+        key for key, value in network.state_dict().items() if not torch.equal(value, before[key])
+    }
     assert any(key.startswith("model.matcher.") for key in changed) == (mode != "global")
     assert any(key.startswith("model.remap_local.") for key in changed) == (mode != "global")
     assert any(key.startswith("model.remap.") for key in changed) == (mode == "global")
     assert any(key.startswith("backbone.network.0.") for key in changed) == (trained == "all")
-    assert any(key.startswith("backbone.network.1.") for key in changed) == (trained in ("all", "late"))
+    assert any(key.startswith("backbone.network.1.") for key in changed) == (
+        trained in ("all", "late")
+    )
 
 
 class MapsOf(Pictures):
@@ -142,11 +167,15 @@ class MapsOf(Pictures):
 
 def test_joint_learns_what_tells_the_products_apart(tmp_path: Path) -> None:
     network = network_of("all")
-    options = ProductsOptions("joint", steps=200, batch=18, lr=1e-2, warmup=5, global_share=0.5, checkpoint_every=40)
+    options = ProductsOptions(
+        "joint", steps=200, batch=18, lr=1e-2, warmup=5, global_share=0.5, checkpoint_every=40
+    )
     rows: list[dict[str, float]] = []
     near = neighbours(np.eye(6, dtype=np.float32), 5)
     sampler = Sampler(Pictures.labels, 4, 0)
-    train(network, Pictures(), sampler, options, tmp_path, near, lambda: {"val_x": 1.0}, rows.append)
+    train(
+        network, Pictures(), sampler, options, tmp_path, near, lambda: {"val_x": 1.0}, rows.append
+    )
     assert rows[-1]["step"] == 200 and rows[-1]["val_x"] == 1.0 and "val_x" not in rows[0]
     assert rows[0]["accuracy"] < 0.7 and rows[-1]["accuracy"] > 0.9
     found = describe(network, Pictures(), np.arange(6), batch=4)
@@ -161,12 +190,22 @@ class Killed(Exception):
 
 @pytest.mark.parametrize("optimiser", ["adamw", "sgd"])
 def test_a_killed_run_ends_with_the_same_weights(tmp_path: Path, optimiser: str) -> None:
-    options = ProductsOptions("joint", steps=9, batch=6, optimiser=optimiser, lr=1e-2, warmup=2, checkpoint_every=2)
+    options = ProductsOptions(
+        "joint", steps=9, batch=6, optimiser=optimiser, lr=1e-2, warmup=2, checkpoint_every=2
+    )
     near = neighbours(np.eye(6, dtype=np.float32), 5)
 
     def go(folder: Path, inputs: Pictures, identity: str = "run") -> ProductsNetwork:
         network = network_of("all")
-        train(network, inputs, Sampler(Pictures.labels, 4, 3), options, folder, near, identity=identity)
+        train(
+            network,
+            inputs,
+            Sampler(Pictures.labels, 4, 3),
+            options,
+            folder,
+            near,
+            identity=identity,
+        )
         return network
 
     class Dying(Pictures):
@@ -187,7 +226,11 @@ def test_a_killed_run_ends_with_the_same_weights(tmp_path: Path, optimiser: str)
 
     def lines(folder: str) -> list[str]:
         text = (tmp_path / folder / "log.csv").read_text().splitlines()
-        return [line for line in text if ",seconds," not in line and ",loss," not in line and ",accuracy," not in line]
+        return [
+            line
+            for line in text
+            if ",seconds," not in line and ",loss," not in line and ",accuracy," not in line
+        ]
 
     assert lines("whole") == lines("killed")
     with pytest.raises(UserError, match="other data or with other options"):
@@ -199,13 +242,18 @@ def test_a_killed_run_ends_with_the_same_weights(tmp_path: Path, optimiser: str)
 
 def test_learning_rates_of_the_parts() -> None:
     network = network_of("late")
-    groups = parameter_groups(network, ProductsOptions("joint", 1, trained="late", lr=0.5, backbone_lr=0.1))
+    groups = parameter_groups(
+        network, ProductsOptions("joint", 1, trained="late", lr=0.5, backbone_lr=0.1)
+    )
     assert [group["lr"] for group in groups] == [0.05, 0.5]
-    assert sum(p.numel() for p in groups[0]["params"]) == sum(p.numel() for p in network.backbone.late_parameters())
+    assert sum(p.numel() for p in groups[0]["params"]) == sum(
+        p.numel() for p in network.backbone.late_parameters()
+    )
 
 
 @pytest.mark.parametrize(
-    "bad", [{"mode": "both"}, {"steps": 0}, {"batch": 2}, {"optimiser": "lars"}, {"precision": "float8"}]
+    "bad",
+    [{"mode": "both"}, {"steps": 0}, {"batch": 2}, {"optimiser": "lars"}, {"precision": "float8"}],
 )
 def test_bad_options(bad: dict) -> None:
     with pytest.raises(UserError, match="must be"):
@@ -219,7 +267,9 @@ def test_principal_components_are_numpys() -> None:
     found = (cells @ weight.T + bias).numpy()
     _, singular, rows = np.linalg.svd((cells - cells.mean(0)).double().numpy(), full_matrices=False)
     expected = (cells - cells.mean(0)).double().numpy() @ rows[:4].T / singular[:4]
-    cosine = (found * expected).sum(0) / np.linalg.norm(found, axis=0) / np.linalg.norm(expected, axis=0)
+    cosine = (
+        (found * expected).sum(0) / np.linalg.norm(found, axis=0) / np.linalg.norm(expected, axis=0)
+    )
     assert np.allclose(np.abs(cosine), 1, atol=1e-4)
     assert np.square(found).sum(1).mean() == pytest.approx(1, rel=0.01)
     assert np.allclose(found.var(0), 0.25, rtol=0.01)
@@ -237,12 +287,16 @@ def test_logistic_regression_is_scikit_learns() -> None:
     expected = LogisticRegression(C=1e9, tol=1e-10).fit(scores[:, None].numpy(), same.numpy())
     assert scale == pytest.approx(float(expected.coef_[0, 0]), rel=1e-3)
     assert offset == pytest.approx(float(expected.intercept_[0]), rel=1e-3)
-    separable, _ = logistic_regression(torch.tensor([0.0, 1.0, 2.0, 3.0]), torch.tensor([0.0, 0.0, 1.0, 1.0]))
+    separable, _ = logistic_regression(
+        torch.tensor([0.0, 1.0, 2.0, 3.0]), torch.tensor([0.0, 0.0, 1.0, 1.0])
+    )
     assert 0 < separable < 100
 
 
 def test_matching_start() -> None:
-    """Two pictures hold the same 49 cells, somewhat changed, in another order: each must find its likeness."""
+    """Two pictures hold the same 49 cells, somewhat changed, in another order: each must find its
+    likeness.
+    """
     torch.manual_seed(0)
     model = ProductsTransformer(ProductsConfig(map_channels=160)).eval()
 
@@ -257,7 +311,9 @@ def test_matching_start() -> None:
     query = triplet()[0]
     gallery = query.flatten(1)[:, order].reshape(160, 7, 7)
     with torch.no_grad():
-        tokens = model.matcher.embed(model.describe_local(query[None]), model.describe_local(gallery[None]))[0]
+        tokens = model.matcher.embed(
+            model.describe_local(query[None]), model.describe_local(gallery[None])
+        )[0]
         first = model.matcher.layers[0]
         likeness = first.self_attn.in_proj_weight[:128], first.self_attn.in_proj_weight[128:256]
         q, k = ((tokens @ weight.T).view(100, 4, 32).transpose(0, 1) for weight in likeness)
@@ -265,11 +321,16 @@ def test_matching_start() -> None:
         place = torch.argsort(order)  # where query cell i lies in the gallery image
         assert ((attention[:, 1:50].argmax(-1) == 51 + place).float().mean(1) > 0.95).all()
         # Pictures that the start has not seen are told apart by untrained logits.
-        anchors, positives, negatives = (torch.stack(x) for x in zip(*(triplet() for _ in range(12)), strict=True))
+        anchors, positives, negatives = (
+            torch.stack(x) for x in zip(*(triplet() for _ in range(12)), strict=True)
+        )
         assert (model(anchors, positives) > 0).all() and (model(anchors, negatives) < 0).all()
     # Segments point away from the positions, so that these do not disturb what is compared.
     segments = model.matcher.seg_encoder.weight[[SEGMENT_Q, SEGMENT_G]].detach()
     away = segments @ sine_positions(7, 7, 128).T / segments.norm(dim=1, keepdim=True)
     assert float(away.abs().max()) < 1.5
     with pytest.raises(UserError, match="at least two layers"):
-        start_from_triplets(ProductsTransformer(ProductsConfig(map_channels=160, layers=1)), torch.zeros(3, 160, 7, 7))
+        start_from_triplets(
+            ProductsTransformer(ProductsConfig(map_channels=160, layers=1)),
+            torch.zeros(3, 160, 7, 7),
+        )

@@ -1,4 +1,6 @@
-"""The products variant against an encoder and a position embedding that we did not write; its checkpoints."""
+"""The products variant against an encoder and a position embedding that we did not write; its
+checkpoints.
+"""
 
 import dataclasses
 import json
@@ -18,7 +20,9 @@ from rrt_core.products.model import MapMatcher, ProductsConfig, ProductsTransfor
 from rrt_core.transformer.model import ModelConfig, RerankingTransformer
 from schemas.errors import UserError
 
-SMALL = ProductsConfig(map_channels=24, global_dim=12, d_model=16, heads=4, feedforward=32, layers=3)
+SMALL = ProductsConfig(
+    map_channels=24, global_dim=12, d_model=16, heads=4, feedforward=32, layers=3
+)
 
 
 def randomised(module: nn.Module, seed: int = 0) -> nn.Module:
@@ -44,7 +48,13 @@ class TorchReference(nn.Module):
     def __init__(self, matcher: MapMatcher, config: ProductsConfig) -> None:
         super().__init__()
         layer = nn.TransformerEncoderLayer(
-            config.d_model, config.heads, config.feedforward, 0.0, "relu", batch_first=True, norm_first=False
+            config.d_model,
+            config.heads,
+            config.feedforward,
+            0.0,
+            "relu",
+            batch_first=True,
+            norm_first=False,
         )
         self.encoder = nn.TransformerEncoder(layer, config.layers, enable_nested_tensor=False)
         self.seg_encoder = nn.Embedding(4, config.d_model)
@@ -99,7 +109,8 @@ def test_maps_to_logits_and_descriptors() -> None:
     query, gallery = torch.randn(3, 24, 7, 7), torch.randn(3, 24, 7, 7)
     with torch.no_grad():
         assert torch.equal(
-            model(query, gallery), model.matcher(model.describe_local(query), model.describe_local(gallery))
+            model(query, gallery),
+            model.matcher(model.describe_local(query), model.describe_local(gallery)),
         )
         descriptor = model.describe_global(query)
         expected = query.mean((2, 3)) @ model.remap.weight.T + model.remap.bias
@@ -114,7 +125,11 @@ def test_names_and_shapes_are_the_papers() -> None:
     assert sum(parameter.numel() for parameter in model.matcher.parameters()) == 1_979_777
     names = set(model.state_dict())
     assert {"remap.weight", "remap.bias", "remap_local.weight", "remap_local.bias"} <= names
-    assert {"matcher.seg_encoder.weight", "matcher.classifier.weight", "matcher.classifier.bias"} <= names
+    assert {
+        "matcher.seg_encoder.weight",
+        "matcher.classifier.weight",
+        "matcher.classifier.bias",
+    } <= names
     assert "matcher.encoder.layers.5.self_attn.in_proj_weight" in names
     assert len(names) == 4 + 3 + 6 * 12
     assert model.state_dict()["remap_local.weight"].shape == (128, 2048, 1, 1)
@@ -122,7 +137,9 @@ def test_names_and_shapes_are_the_papers() -> None:
     assert tokens.shape == (1, 100, 128)
 
 
-@pytest.mark.parametrize("change", [{"layers": 0}, {"heads": 3}, {"map_channels": 1.5}, {"d_model": 6, "heads": 2}])
+@pytest.mark.parametrize(
+    "change", [{"layers": 0}, {"heads": 3}, {"map_channels": 1.5}, {"d_model": 6, "heads": 2}]
+)
 def test_bad_config(change: dict) -> None:
     with pytest.raises(UserError, match="Reranker configuration"):
         dataclasses.replace(SMALL, **change)
@@ -133,7 +150,9 @@ def test_own_checkpoint_with_its_backbone(tmp_path: Path) -> None:
     backbone = {"stem.weight": torch.randn(2, 3)}
     sha256 = save_checkpoint(path, model, {"mode": "joint"}, backbone)
     found = load_checkpoint(path, variant=PRODUCTS)
-    assert found.model.config == SMALL and found.notes == {"mode": "joint"} and found.sha256 == sha256
+    assert (
+        found.model.config == SMALL and found.notes == {"mode": "joint"} and found.sha256 == sha256
+    )
     assert not found.model.training
     assert list(found.backbone) == ["stem.weight"] and torch.equal(
         found.backbone["stem.weight"], backbone["stem.weight"]
@@ -145,11 +164,18 @@ def test_own_checkpoint_with_its_backbone(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("prefix", ["", "module."])
 def test_paper_checkpoint(tmp_path: Path, prefix: str) -> None:
-    """The layout of RRT_SOP's experiment_rerank.py: backbone, classification layer and matcher in one state dict."""
+    """The layout of RRT_SOP's experiment_rerank.py: backbone, classification layer and matcher in
+    one state dict.
+    """
     model = small_model()
-    resnet = {"conv1.weight": torch.randn(4, 3, 7, 7), "layer1.0.bn1.num_batches_tracked": torch.tensor(7)}
+    resnet = {
+        "conv1.weight": torch.randn(4, 3, 7, 7),
+        "layer1.0.bn1.num_batches_tracked": torch.tensor(7),
+    }
     layer = {"classifier.weight": torch.zeros(9, 12), "classifier.bias": torch.zeros(9)}
-    state = {prefix + key: value for key, value in {**resnet, **model.state_dict(), **layer}.items()}
+    state = {
+        prefix + key: value for key, value in {**resnet, **model.state_dict(), **layer}.items()
+    }
     path = tmp_path / "paper.pt"
     torch.save({"state": state, "optim": {"state": {}}, "scheduler": {}}, path)
     found = load_checkpoint(str(path), variant=PRODUCTS)
@@ -172,7 +198,11 @@ def test_variants_are_not_mistaken(tmp_path: Path) -> None:
 
 def test_landmark_files_from_before_there_were_variants(tmp_path: Path) -> None:
     model = RerankingTransformer(ModelConfig(24, 16, 4, 32, 2))
-    metadata = {"format": "rrt-weights/1", "config": json.dumps(dataclasses.asdict(model.config)), "notes": "{}"}
+    metadata = {
+        "format": "rrt-weights/1",
+        "config": json.dumps(dataclasses.asdict(model.config)),
+        "notes": "{}",
+    }
     path = tmp_path / "old.safetensors"
     path.write_bytes(safetensors.torch.save(model.state_dict(), metadata))
     assert load_checkpoint(str(path)).model.config == model.config
@@ -181,18 +211,31 @@ def test_landmark_files_from_before_there_were_variants(tmp_path: Path) -> None:
 def test_broken_products_checkpoints(tmp_path: Path) -> None:
     path = tmp_path / "weights.pt"
     state = small_model().state_dict()
-    torch.save({"state": {key: value for key, value in state.items() if key != "remap_local.bias"}}, path)
-    with pytest.raises(UserError, match=r"1 parameters are missing, the first is remap_local\.bias"):
+    torch.save(
+        {"state": {key: value for key, value in state.items() if key != "remap_local.bias"}}, path
+    )
+    with pytest.raises(
+        UserError, match=r"1 parameters are missing, the first is remap_local\.bias"
+    ):
         load_checkpoint(str(path), variant=PRODUCTS)
     torch.save({"state": {"matcher.seg_encoder.weight": torch.zeros(4, 16)}}, path)
     with pytest.raises(UserError, match=r"remap\.weight is missing; not a products model"):
         load_checkpoint(str(path), variant=PRODUCTS)
 
 
-@pytest.mark.skipif("RRT_REFERENCE" not in os.environ, reason="RRT_REFERENCE names no checkout of the paper's code")
+@pytest.mark.skipif(
+    "RRT_REFERENCE" not in os.environ, reason="RRT_REFERENCE names no checkout of the paper's code"
+)
 def test_parity_with_the_papers_code() -> None:
     script = Path(__file__).parents[2] / "benchmarks" / "rrt_parity.py"
-    command = [sys.executable, str(script), "--reference", os.environ["RRT_REFERENCE"], "--pairs", "2"]
+    command = [
+        sys.executable,
+        str(script),
+        "--reference",
+        os.environ["RRT_REFERENCE"],
+        "--pairs",
+        "2",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "equal" in done.stdout

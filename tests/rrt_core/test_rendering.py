@@ -42,7 +42,9 @@ def regions(photos: list[Pixels]) -> list[Region]:
     return cut_instances(photos[0], 5, np.random.default_rng(0))
 
 
-def test_instances_are_textured_distinct_and_large(photos: list[Pixels], regions: list[Region]) -> None:
+def test_instances_are_textured_distinct_and_large(
+    photos: list[Pixels], regions: list[Region]
+) -> None:
     assert len(regions) >= 3
     for place, region in enumerate(regions):
         x, y, w, h = region.box
@@ -77,9 +79,13 @@ def test_outlines_nearly_fill_their_rectangle(shape: str) -> None:
 
 
 @pytest.mark.parametrize("level", LEVELS)
-def test_the_same_seed_gives_the_same_view(level: str, photos: list[Pixels], regions: list[Region]) -> None:
+def test_the_same_seed_gives_the_same_view(
+    level: str, photos: list[Pixels], regions: list[Region]
+) -> None:
     def view(number: int) -> bytes:
-        return render_view(regions[0], photos[1], view_rng(7, 0, number), level, clutter=photos[2:]).jpeg()
+        return render_view(
+            regions[0], photos[1], view_rng(7, 0, number), level, clutter=photos[2:]
+        ).jpeg()
 
     first = [view(number) for number in range(3)]
     assert [view(number) for number in (2, 1, 0)] == first[::-1]
@@ -88,15 +94,24 @@ def test_the_same_seed_gives_the_same_view(level: str, photos: list[Pixels], reg
 
 @pytest.mark.parametrize("level", LEVELS)
 def test_boxes_enclose_the_object_and_lie_inside(level: str, photos: list[Pixels]) -> None:
-    # a pure green object in a world without green: what can be seen of it is known from the picture itself
+    # a pure green object in a world without green: what can be seen of it is known from the picture
+    # itself
     photo = np.zeros((200, 160, 3), np.uint8)
     photo[..., 1] = 255
     region = cut_region(photo, (0, 0, 160, 200), np.random.default_rng(0), "rectangle")
     world = [p.copy() for p in photos[1:]]
     for p in world:
         p[..., 1] = 0
-    plain = replace(LEVELS[level], gain=(1, 1), gamma=(1, 1), cast=0, shade=0, defocus=(0, 0), motion=(0, 0),
-                    noise=(0, 0))
+    plain = replace(
+        LEVELS[level],
+        gain=(1, 1),
+        gamma=(1, 1),
+        cast=0,
+        shade=0,
+        defocus=(0, 0),
+        motion=(0, 0),
+        noise=(0, 0),
+    )
     for number in range(12):
         view = render_view(region, world[0], view_rng(0, 0, number), plain, size=320, clutter=world)
         x, y, w, h = view.box
@@ -113,15 +128,22 @@ def test_boxes_enclose_the_object_and_lie_inside(level: str, photos: list[Pixels
 def test_levels_really_differ(photos: list[Pixels], regions: list[Region]) -> None:
     mean: dict[str, tuple[float, float]] = {}
     for level in LEVELS:
-        views = [render_view(regions[n % 3], photos[1], view_rng(0, 0, n), level, clutter=photos[2:])
-                 for n in range(30)]
-        mean[level] = float(np.mean([v.visible for v in views])), float(np.mean([v.cover for v in views]))
+        views = [
+            render_view(regions[n % 3], photos[1], view_rng(0, 0, n), level, clutter=photos[2:])
+            for n in range(30)
+        ]
+        mean[level] = (
+            float(np.mean([v.visible for v in views])),
+            float(np.mean([v.cover for v in views])),
+        )
     visible, cover = zip(*(mean[level] for level in ("mild", "medium", "hard")), strict=True)
     assert visible[0] > 0.95 and visible[0] > visible[1] > visible[2] > 0.5
     assert cover[0] > 1.3 * cover[1] > 1.7 * cover[2]
 
 
-def test_compressed_view_is_near_the_rendered_one(photos: list[Pixels], regions: list[Region]) -> None:
+def test_compressed_view_is_near_the_rendered_one(
+    photos: list[Pixels], regions: list[Region]
+) -> None:
     view = render_view(regions[1], photos[1], view_rng(0, 1, 0), "mild")
     assert view.compressed().shape == view.pixels.shape
     assert np.abs(view.compressed().astype(int) - view.pixels).mean() < 12

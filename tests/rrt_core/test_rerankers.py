@@ -22,7 +22,9 @@ def unit(x: np.ndarray) -> np.ndarray:
     return (x / np.linalg.norm(x, axis=-1, keepdims=True)).astype(np.float32)
 
 
-def random_locals(rng: np.random.Generator, count: int, global_dim: int = 24, local_dim: int = 128) -> Locals:
+def random_locals(
+    rng: np.random.Generator, count: int, global_dim: int = 24, local_dim: int = 128
+) -> Locals:
     return Locals(
         unit(rng.standard_normal(global_dim)),
         unit(rng.standard_normal((count, local_dim))),
@@ -37,18 +39,27 @@ def random_locals(rng: np.random.Generator, count: int, global_dim: int = 24, lo
 def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
     torch.manual_seed(0)
     path = str(tmp_path_factory.mktemp("weights") / "small.safetensors")
-    save_checkpoint(path, RerankingTransformer(ModelConfig(global_dim=24, layers=2, scale_binning="fixed")))
+    save_checkpoint(
+        path, RerankingTransformer(ModelConfig(global_dim=24, layers=2, scale_binning="fixed"))
+    )
     return path
 
 
 @pytest.fixture(params=["rrt", "mutual_nn", "geometric"])
 def reranker(request: pytest.FixtureRequest, weights: str) -> Reranker:
-    return create("rrt", weights=weights, device="cpu") if request.param == "rrt" else create(request.param)
+    return (
+        create("rrt", weights=weights, device="cpu")
+        if request.param == "rrt"
+        else create(request.param)
+    )
 
 
 def test_contract(reranker: Reranker) -> None:
     rng = np.random.default_rng(0)
-    pairs = [(random_locals(rng, n), random_locals(rng, m)) for n, m in ((20, 30), (1, 5), (0, 8), (0, 0))]
+    pairs = [
+        (random_locals(rng, n), random_locals(rng, m))
+        for n, m in ((20, 30), (1, 5), (0, 8), (0, 0))
+    ]
     scores = reranker.score(pairs)
     assert scores.dtype == np.float32 and scores.shape == (4,) and np.isfinite(scores).all()
     alone = np.concatenate([reranker.score([pair]) for pair in pairs])
@@ -123,7 +134,9 @@ def test_mutual_nn_counts_couples() -> None:
     rng = np.random.default_rng(5)
     query, gallery = random_locals(rng, 4), random_locals(rng, 5)
     query.descriptors = axes[[0, 1, 2, 2]]
-    gallery.descriptors = unit(np.stack([axes[0], axes[1] + 0.1 * axes[7], axes[2], axes[9], -axes[0]]))
+    gallery.descriptors = unit(
+        np.stack([axes[0], axes[1] + 0.1 * axes[7], axes[2], axes[9], -axes[0]])
+    )
     score = create("mutual_nn", min_similarity=0.1).score([(query, gallery)])[0]
     assert 3 + 0.99 < score < 4  # three couples of similarity near 1: 3 + 0.999 (1 + s) / 2
     query.descriptors = axes[[20, 21, 22, 23]]
@@ -143,7 +156,9 @@ def test_mutual_nn_ranks_a_noisy_copy_first() -> None:
 def test_mutual_nn_couples_are_those_of_opencvs_cross_check(floor: float) -> None:
     rng = np.random.default_rng(7)
     query, gallery = random_locals(rng, 300, local_dim=12), random_locals(rng, 200, local_dim=12)
-    matches = cv2.BFMatcher(cv2.NORM_L2, crossCheck=True).match(query.descriptors, gallery.descriptors)
+    matches = cv2.BFMatcher(cv2.NORM_L2, crossCheck=True).match(
+        query.descriptors, gallery.descriptors
+    )
     similarities = [1 - match.distance**2 / 2 for match in matches]
     expected = sum(similarity >= floor for similarity in similarities)
     assert expected > 0 and min(abs(similarity - floor) for similarity in similarities) > 1e-5
@@ -174,11 +189,16 @@ def test_own_class_by_its_path() -> None:
 
 
 def test_import_needs_no_torch() -> None:
-    code = "import sys, rrt_core.rerankers as r; r.create('mutual_nn'); sys.exit('torch' in sys.modules)"
+    code = (
+        "import sys, rrt_core.rerankers as r; r.create('mutual_nn'); sys.exit('torch' in "
+        "sys.modules)"
+    )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
 
 
-@pytest.mark.skipif(not Path(EMBEDDED_WEIGHTS).exists(), reason="the embedded weights are not in this checkout")
+@pytest.mark.skipif(
+    not Path(EMBEDDED_WEIGHTS).exists(), reason="the embedded weights are not in this checkout"
+)
 def test_embedded_weights_load() -> None:
     reranker = create("rrt", query_tokens=64, gallery_tokens=64)
     model = reranker.config["model"]

@@ -38,7 +38,12 @@ def plain_logit(model: RerankingTransformer, query: TokenSet, gallery: TokenSet)
         local[0, :count] = torch.from_numpy(image.local)
         scales = torch.zeros(1, 60, dtype=torch.long)
         scales[0, :count] = torch.from_numpy(image.scale_rows)
-        return torch.from_numpy(image.global_descriptor)[None], local, (torch.arange(60) >= count)[None], scales
+        return (
+            torch.from_numpy(image.global_descriptor)[None],
+            local,
+            (torch.arange(60) >= count)[None],
+            scales,
+        )
 
     with torch.no_grad():
         return float(model(*side(query), *side(gallery)))
@@ -94,8 +99,11 @@ def test_blocks_of_rows_change_nothing_but_rounding(
 def test_same_bits_in_any_company(model: RerankingTransformer, precision: str) -> None:
     scorer = PairScorer(model, "cpu", precision=precision, workers=1)
     pairs = random_pairs(3, 10)
-    # One query with many images, and one image with many queries: what is kept of an image changes no bit either.
-    pairs += [(pairs[0][0], gallery) for _, gallery in pairs] + [(query, pairs[1][1]) for query, _ in pairs]
+    # One query with many images, and one image with many queries: what is kept of an image changes
+    # no bit either.
+    pairs += [(pairs[0][0], gallery) for _, gallery in pairs] + [
+        (query, pairs[1][1]) for query, _ in pairs
+    ]
     together = scorer.score(pairs)
     alone = np.concatenate([scorer.score([pair]) for pair in pairs])
     backwards = scorer.score(pairs[::-1] + pairs)[: len(pairs)][::-1]
@@ -104,7 +112,9 @@ def test_same_bits_in_any_company(model: RerankingTransformer, precision: str) -
 
 def test_same_bits_with_any_number_of_workers(model: RerankingTransformer) -> None:
     pairs = random_pairs(3, 14)
-    found = [PairScorer(model, "cpu", workers=workers).score(pairs).tobytes() for workers in (2, 3, 20)]
+    found = [
+        PairScorer(model, "cpu", workers=workers).score(pairs).tobytes() for workers in (2, 3, 20)
+    ]
     assert len(set(found)) == 1
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -143,7 +153,8 @@ def test_bfloat16_is_near(model: RerankingTransformer, batch_tokens: int | None)
     pairs = random_pairs(7, 20)
     exact = PairScorer(model, "cpu", batch_tokens).score(pairs)
     rounded = PairScorer(model, "cpu", batch_tokens, "bfloat16").score(pairs)
-    # Logits of this model are of order 1; a product rounded to 8 bits of mantissa is off by up to 1/256.
+    # Logits of this model are of order 1; a product rounded to 8 bits of mantissa is off by up to
+    # 1/256.
     assert 0 < np.abs(rounded - exact).max() <= 0.03
 
 
@@ -172,7 +183,9 @@ def test_batches_are_within_the_bound(model: RerankingTransformer) -> None:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU here")
-@pytest.mark.parametrize("precision, bound", [("float32", 1e-4), ("bfloat16", 0.03), ("float16", 0.01)])
+@pytest.mark.parametrize(
+    "precision, bound", [("float32", 1e-4), ("bfloat16", 0.03), ("float16", 0.01)]
+)
 def test_cuda_equals_cpu(model: RerankingTransformer, precision: str, bound: float) -> None:
     pairs = random_pairs(9, 60)
     exact = PairScorer(model, "cpu").score(pairs)
@@ -208,7 +221,13 @@ def test_width_mismatch_names_both(model: RerankingTransformer) -> None:
 
 @pytest.mark.parametrize(
     "option, value",
-    [("batch_tokens", 0), ("workers", 0), ("precision", "int8"), ("device", "tpu"), ("device", "cpu:x")],
+    [
+        ("batch_tokens", 0),
+        ("workers", 0),
+        ("precision", "int8"),
+        ("device", "tpu"),
+        ("device", "cpu:x"),
+    ],
 )
 def test_options_are_checked(model: RerankingTransformer, option: str, value: object) -> None:
     with pytest.raises(UserError, match=option):

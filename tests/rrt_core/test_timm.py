@@ -1,4 +1,7 @@
-"""Backbones of timm as extractors, against timm's own features, numpy and scikit-learn. Weights are random ones."""
+"""Backbones of timm as extractors, against timm's own features, numpy and scikit-learn.
+
+Weights are random ones.
+"""
 
 from __future__ import annotations
 
@@ -26,11 +29,16 @@ from rrt_core.images import Image, decode
 from schemas.errors import UserError
 
 timm = pytest.importorskip("timm", reason="needs the package timm (the extra of that name)")
-from rrt_core.extractors.timm import extractor as timm_extractor
-from rrt_core.extractors.timm.extractor import Timm
-from rrt_core.extractors.timm.network import TimmNetwork
+from rrt_core.extractors.timm import extractor as timm_extractor  # noqa: E402
+from rrt_core.extractors.timm.extractor import Timm  # noqa: E402
+from rrt_core.extractors.timm.network import TimmNetwork  # noqa: E402
 
-RESNET, CONVNEXT, VIT, SWIN = "resnet18", "convnext_atto", "vit_tiny_patch16_224", "swin_tiny_patch4_window7_224"
+RESNET, CONVNEXT, VIT, SWIN = (
+    "resnet18",
+    "convnext_atto",
+    "vit_tiny_patch16_224",
+    "swin_tiny_patch4_window7_224",
+)
 ATOL = 2e-5  # of unit vectors: float32 on both sides, sums in another order
 
 
@@ -54,11 +62,15 @@ def picture(width: int, height: int, seed: int = 0) -> np.ndarray:
     """Blocks of colour at several sizes."""
     generator = np.random.default_rng(seed)
     coarse, fine = (generator.integers(0, 256, (side, side, 3), np.uint8) for side in (5, 23))
-    layers = [cv2.resize(one, (width, height), interpolation=cv2.INTER_CUBIC) for one in (coarse, fine)]
+    layers = [
+        cv2.resize(one, (width, height), interpolation=cv2.INTER_CUBIC) for one in (coarse, fine)
+    ]
     return cv2.addWeighted(layers[0], 0.6, layers[1], 0.4, 0)
 
 
-def image(width: int, height: int, seed: int = 0, origin: tuple[float, float] = (0.0, 0.0)) -> Image:
+def image(
+    width: int, height: int, seed: int = 0, origin: tuple[float, float] = (0.0, 0.0)
+) -> Image:
     return Image(f"{width}x{height}-{seed}", picture(width, height, seed), width, height, origin)
 
 
@@ -117,9 +129,12 @@ def test_device_and_group_are_in_the_recipe_on_a_gpu_alone(monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize(
-    ("name", "pooling"), [(RESNET, "gem"), (CONVNEXT, "gem"), (SWIN, "gem"), (VIT, "cls"), (VIT, "gem"), (VIT, "model")]
+    ("name", "pooling"),
+    [(RESNET, "gem"), (CONVNEXT, "gem"), (SWIN, "gem"), (VIT, "cls"), (VIT, "gem"), (VIT, "model")],
 )
-def test_globals_are_timms_features_pooled(published: dict[str, Any], name: str, pooling: str) -> None:
+def test_globals_are_timms_features_pooled(
+    published: dict[str, Any], name: str, pooling: str
+) -> None:
     network, path = published[name]
     extractor = made(name, weights=path, pooling=pooling)
     one = image(200, 140)
@@ -161,13 +176,17 @@ def expected_map(network: Any, name: str, x: torch.Tensor, feature: int) -> torc
     ("name", "feature", "chosen"),
     [(RESNET, None, 3), (RESNET, 2, 2), (CONVNEXT, None, 2), (VIT, None, 11), (VIT, 7, 7)],
 )
-def test_locals_are_the_strongest_cells(published: dict[str, Any], name: str, feature: int | None, chosen: int) -> None:
+def test_locals_are_the_strongest_cells(
+    published: dict[str, Any], name: str, feature: int | None, chosen: int
+) -> None:
     network, path = published[name]
     extractor = made(name, weights=path, feature=feature, max_locals=50)
     assert extractor.network.feature == chosen == extractor.config["feature"]
     one = image(160, 96)
     cells = []
-    for scale, (width, height) in enumerate([(160, 96), (96, 64 if extractor.network.multiple > 1 else 58)]):
+    for scale, (width, height) in enumerate(
+        [(160, 96), (96, 64 if extractor.network.multiple > 1 else 58)]
+    ):
         copy = one.pixels
         if scale:
             copy = cv2.resize(copy, (width, height), interpolation=cv2.INTER_AREA)
@@ -180,7 +199,8 @@ def test_locals_are_the_strongest_cells(published: dict[str, Any], name: str, fe
     assert got.descriptors.shape == (50, extractor.local_dim)
     np.testing.assert_allclose(got.strength, [-cell[0] for cell in cells[:50]], rtol=1e-4)
     alike = np.sum(got.descriptors[:, None] * np.stack([cell[2] for cell in cells])[None], axis=2)
-    # Strengths of a transformer lie close together: each local is one of the cells, and none is there twice.
+    # Strengths of a transformer lie close together: each local is one of the cells, and none is
+    # there twice.
     match = alike.argmax(axis=1)
     assert alike.max(axis=1).min() > 1 - 1e-5 and len(set(match)) == 50
     assert np.abs(match - np.arange(50)).max() <= (10 if name == VIT else 0)
@@ -191,7 +211,9 @@ def test_locals_are_the_strongest_cells(published: dict[str, Any], name: str, fe
 
 
 def support(network: Any, run: Any, x: torch.Tensor, cell: tuple[int, int]) -> tuple[float, float]:
-    """The middle of the input pixels that a cell of a map depends on, row and column, the first covering 0..1."""
+    """The middle of the input pixels that a cell of a map depends on, row and column, the first
+    covering 0..1.
+    """
     x = x.clone().requires_grad_(True)
     run(x)[0, :, cell[0], cell[1]].sum().backward()
     assert x.grad is not None
@@ -202,10 +224,16 @@ def support(network: Any, run: Any, x: torch.Tensor, cell: tuple[int, int]) -> t
 
 @pytest.mark.parametrize(
     ("name", "feature", "side"),
-    [("resnet18", 2, 224), ("resnet18", 2, 197), ("tf_efficientnet_lite0", 2, 224), ("tf_efficientnet_lite0", 2, 225)],
+    [
+        ("resnet18", 2, 224),
+        ("resnet18", 2, 197),
+        ("tf_efficientnet_lite0", 2, 224),
+        ("tf_efficientnet_lite0", 2, 225),
+    ],
 )
 def test_cells_lie_in_the_middle_of_what_they_see(name: str, feature: int, side: int) -> None:
-    # Weights that are all positive and no saturation: the gradient is not zero wherever there is a path.
+    # Weights that are all positive and no saturation: the gradient is not zero wherever there is a
+    # path.
     network = timm.create_model(name, num_classes=0).double().eval()
     for parameter in network.parameters():
         torch.nn.init.constant_(parameter, 1e-2)
@@ -246,11 +274,20 @@ def test_a_bright_blob_is_found_where_it_was_planted(name: str) -> None:
             for pixels in (plain, blob):
                 with torch.inference_mode():
                     strongest = next(extractor.strongest([Image("b", pixels, 600, 600, origin)]))
-                found.append({tuple(place): cell for place, cell in zip(strongest.xy, strongest.cells, strict=True)})
-            difference = {place: float((found[1][place] - found[0][place]).norm()) for place in found[1]}
+                found.append(
+                    {
+                        tuple(place): cell
+                        for place, cell in zip(strongest.xy, strongest.cells, strict=True)
+                    }
+                )
+            difference = {
+                place: float((found[1][place] - found[0][place]).norm()) for place in found[1]
+            }
             best = max(difference, key=lambda place: difference[place])
             away = np.hypot(best[0] - origin[0] - x, best[1] - origin[1] - y)
-            assert away <= 0.75 * 16 * max(width, height) / 192  # half a cell's diagonal, in the original
+            assert (
+                away <= 0.75 * 16 * max(width, height) / 192
+            )  # half a cell's diagonal, in the original
 
 
 def test_evenly_spread_cells_where_layers_are_no_windows() -> None:
@@ -261,7 +298,9 @@ def test_evenly_spread_cells_where_layers_are_no_windows() -> None:
 
 def test_places_of_a_jpeg_decoded_smaller() -> None:
     file = io.BytesIO()
-    PillowImage.fromarray(cv2.GaussianBlur(picture(1411, 1003), (9, 9), 0)).save(file, "JPEG", quality=95)
+    PillowImage.fromarray(cv2.GaussianBlur(picture(1411, 1003), (9, 9), 0)).save(
+        file, "JPEG", quality=95
+    )
     extractor = made(RESNET, sizes=[160], max_locals=4000)
     assert extractor.largest_side == 160
     full = described(extractor, decode(file.getvalue(), "f"))
@@ -270,7 +309,9 @@ def test_places_of_a_jpeg_decoded_smaller() -> None:
     small = described(extractor, smaller)
     assert full.global_descriptor @ small.global_descriptor > 0.99
     order = [np.lexsort((one.xy[:, 0].round(-1), one.xy[:, 1].round(-1))) for one in (full, small)]
-    assert np.abs(full.xy[order[0]] - small.xy[order[1]]).max() <= 3  # of 1,411: what the last pixel spans beyond it
+    assert (
+        np.abs(full.xy[order[0]] - small.xy[order[1]]).max() <= 3
+    )  # of 1,411: what the last pixel spans beyond it
 
 
 # The contract
@@ -289,7 +330,10 @@ def test_a_description_keeps_its_promises(name: str) -> None:
         assert (np.diff(got.strength) <= 0).all() and (got.scale < len(extractor.scales)).all()
         dtypes = [array.dtype for array in vars(got).values()]
         assert dtypes == [np.float32, np.float32, np.float32, np.uint8, np.float32]
-        low, high = one.origin, (one.origin[0] + one.pixels.shape[1], one.origin[1] + one.pixels.shape[0])
+        low, high = (
+            one.origin,
+            (one.origin[0] + one.pixels.shape[1], one.origin[1] + one.pixels.shape[0]),
+        )
         assert ((got.xy >= low) & (got.xy <= high)).all()
 
 
@@ -300,7 +344,9 @@ def test_the_same_bytes_alone_and_in_company(name: str) -> None:
     together = [as_bytes(answer) for answer in extractor.describe(images)]
     assert [as_bytes(described(extractor, one)) for one in images] == together
     assert [as_bytes(answer) for answer in extractor.describe(images[::-1])] == together[::-1]
-    for alone, full in zip(extractor.describe_globals(images), extractor.describe(images), strict=True):
+    for alone, full in zip(
+        extractor.describe_globals(images), extractor.describe(images), strict=True
+    ):
         assert isinstance(alone, Description) and isinstance(full, Description)
         assert alone.global_descriptor.tobytes() == full.global_descriptor.tobytes()
         assert alone.descriptors.shape == (0, extractor.local_dim)
@@ -314,7 +360,13 @@ def test_the_same_bytes_alone_and_in_company(name: str) -> None:
 def test_batches_of_equal_sizes_are_the_same_descriptions(name: str) -> None:
     # What is done on a GPU, done here: equal up to the last bits.
     extractor = made(name, max_locals=4000)
-    images = [image(320, 240, 1), image(200, 320, 3), image(320, 240, 2), image(90, 90, 4), image(320, 240, 5)]
+    images = [
+        image(320, 240, 1),
+        image(200, 320, 3),
+        image(320, 240, 2),
+        image(90, 90, 4),
+        image(320, 240, 5),
+    ]
     alone = extractor.describe(images)
     extractor._batched = True
     for left, right in zip(alone, extractor.describe(images), strict=True):
@@ -323,13 +375,18 @@ def test_batches_of_equal_sizes_are_the_same_descriptions(name: str) -> None:
         np.testing.assert_allclose(left.strength, right.strength, rtol=1e-4)
         order = [np.lexsort((*one.xy.T, one.scale)) for one in (left, right)]
         np.testing.assert_array_equal(left.xy[order[0]], right.xy[order[1]])
-        np.testing.assert_allclose(left.descriptors[order[0]], right.descriptors[order[1]], atol=10 * ATOL)
+        np.testing.assert_allclose(
+            left.descriptors[order[0]], right.descriptors[order[1]], atol=10 * ATOL
+        )
 
 
 def test_values_that_are_not_finite_are_a_failure() -> None:
     extractor = made(RESNET)
     torch.nn.init.constant_(extractor.network._network.layer4[1].bn2.bias, float("nan"))
-    for answer in (*extractor.describe([image(50, 50)]), *extractor.describe_globals([image(50, 50)])):
+    for answer in (
+        *extractor.describe([image(50, 50)]),
+        *extractor.describe_globals([image(50, 50)]),
+    ):
         assert isinstance(answer, Failure) and answer.error_class == "not_finite"
 
 
@@ -343,9 +400,20 @@ def test_weights_of_every_file_are_one_identity(published: dict[str, Any], tmp_p
         (state, {"state_dict": {f"module.{name}": value for name, value in state.items()}})
     ):
         torch.save(content, tmp_path / f"{number}.pth")
-    extractors = [made(RESNET, weights=one) for one in (path, str(tmp_path / "0.pth"), str(tmp_path / "1.pth"))]
+    extractors = [
+        made(RESNET, weights=one)
+        for one in (path, str(tmp_path / "0.pth"), str(tmp_path / "1.pth"))
+    ]
     assert len({extractor.weights_sha256 for extractor in extractors}) == 1
-    assert len({described(extractor, image(80, 80)).global_descriptor.tobytes() for extractor in extractors}) == 1
+    assert (
+        len(
+            {
+                described(extractor, image(80, 80)).global_descriptor.tobytes()
+                for extractor in extractors
+            }
+        )
+        == 1
+    )
     assert made(RESNET).weights_sha256 != extractors[0].weights_sha256
 
 
@@ -358,7 +426,8 @@ def test_random_weights_touch_no_generator() -> None:
 
 
 def test_files_of_other_origins_are_converted_by_timm(tmp_path: Path) -> None:
-    # The names of DINOv2's own files: a class token and positions for it, a mask token that timm leaves out.
+    # The names of DINOv2's own files: a class token and positions for it, a mask token that timm
+    # leaves out.
     extractor_options = {"sizes": [112], "max_locals": 20}
     torch.manual_seed(3)
     state = timm.create_model("vit_small_patch14_dinov2", num_classes=0).state_dict()
@@ -409,7 +478,11 @@ def test_wrong_weights_are_refused(published: dict[str, Any], tmp_path: Path) ->
         ("timm:resnet18.nope", {"weights": "random"}, "Invalid pretrained tag"),
         ("timm:hf-hub:someone/something", {"weights": "random"}, "needs the option pretrained"),
         ("timm:mixer_s16_224", {"weights": "random"}, "pictures of any size"),
-        ("timm:resnet18", {"weights": "random", "feature": 5}, r"option feature is 5.* 3 \(256 channels, stride 16\)"),
+        (
+            "timm:resnet18",
+            {"weights": "random", "feature": 5},
+            r"option feature is 5.* 3 \(256 channels, stride 16\)",
+        ),
         ("timm:resnet18", {"weights": "random", "feature": "x"}, "option feature"),
         ("timm:resnet18", {"weights": "random", "pooling": "cls"}, "no class token"),
         ("timm:resnet18", {"weights": "random", "pooling": "mean"}, "option pooling"),
@@ -427,7 +500,9 @@ def test_mistakes_are_told_in_a_sentence(name: str, options: dict[str, Any], sai
     assert "\n" not in str(caught.value)
 
 
-def test_without_network_a_download_fails_in_a_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_without_network_a_download_fails_in_a_sentence(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     hub = pytest.importorskip("huggingface_hub")
     monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(hub.constants, "HF_HUB_CACHE", str(tmp_path))
@@ -448,7 +523,9 @@ def test_where_timm_is_absent_its_extra_is_named(monkeypatch: pytest.MonkeyPatch
 
 def test_whitening_is_scikit_learns_pca() -> None:
     generator = np.random.default_rng(0)
-    cells = generator.normal(size=(4000, 12)) @ generator.normal(size=(12, 12)) + generator.normal(size=12)
+    cells = generator.normal(size=(4000, 12)) @ generator.normal(size=(12, 12)) + generator.normal(
+        size=12
+    )
     gathered = Whitening(12)
     for piece in np.array_split(cells.astype(np.float32), 7):
         gathered.add(piece)
@@ -460,12 +537,16 @@ def test_whitening_is_scikit_learns_pca() -> None:
     signs = np.sign((got * expected).sum(0))
     np.testing.assert_allclose(got * signs, expected, atol=1e-4)
     assert (matrix[np.abs(matrix).argmax(0), np.arange(5)] > 0).all()
-    projected = Projection(torch.from_numpy(mean), torch.from_numpy(matrix))(torch.from_numpy(cells[:50]).float())
+    projected = Projection(torch.from_numpy(mean), torch.from_numpy(matrix))(
+        torch.from_numpy(cells[:50]).float()
+    )
     by_hand = got[:50] / np.linalg.norm(got[:50], axis=1, keepdims=True)
     np.testing.assert_allclose(projected.numpy(), by_hand, atol=1e-4)
 
 
-@pytest.mark.parametrize(("cells", "dimensions", "said"), [(50, 13, "at most 12"), (9, 5, "too few"), (60, 9, "fewer")])
+@pytest.mark.parametrize(
+    ("cells", "dimensions", "said"), [(50, 13, "at most 12"), (9, 5, "too few"), (60, 9, "fewer")]
+)
 def test_what_cannot_be_whitened_is_refused(cells: int, dimensions: int, said: str) -> None:
     gathered = Whitening(12)
     few = np.random.default_rng(0).normal(size=(cells, 6)).astype(np.float32)
@@ -474,7 +555,9 @@ def test_what_cannot_be_whitened_is_refused(cells: int, dimensions: int, said: s
         gathered.solve(dimensions)
 
 
-def test_the_script_makes_a_projection_that_the_extractor_takes(tmp_path: Path, capsys: Any) -> None:
+def test_the_script_makes_a_projection_that_the_extractor_takes(
+    tmp_path: Path, capsys: Any
+) -> None:
     path = Path(__file__).resolve().parents[2] / "benchmarks" / "make_projection.py"
     spec = importlib.util.spec_from_file_location("make_projection", path)
     assert spec and spec.loader
@@ -490,14 +573,26 @@ def test_the_script_makes_a_projection_that_the_extractor_takes(tmp_path: Path, 
     before = torch.get_num_threads()
     for out in ("first", "again"):
         script.main(
-            ["timm:resnet18", *options, "--photos", str(photos), "--out", str(tmp_path / out), "--dimensions", "32"]
+            [
+                "timm:resnet18",
+                *options,
+                "--photos",
+                str(photos),
+                "--out",
+                str(tmp_path / out),
+                "--dimensions",
+                "32",
+            ]
         )
     torch.set_num_threads(before)
     assert "256 -> 32 dimensions" in capsys.readouterr().out
     first, again = (load((tmp_path / out).read_bytes()) for out in ("first", "again"))
     assert all(first[name].tobytes() == again[name].tobytes() for name in ("mean", "projection"))
     raw, projected = made(RESNET), made(RESNET, projection=str(tmp_path / "first"))
-    assert (raw.local_dim, projected.local_dim) == (256, 32) and raw.weights_sha256 != projected.weights_sha256
+    assert (raw.local_dim, projected.local_dim) == (
+        256,
+        32,
+    ) and raw.weights_sha256 != projected.weights_sha256
     photographs = [decode((photos / f"{number}.png").read_bytes(), "p") for number in range(8)]
     whole = np.concatenate([described(raw, one).descriptors for one in photographs])
     reference = PCA(32, whiten=True, svd_solver="full").fit(whole).transform(whole)
@@ -506,7 +601,16 @@ def test_the_script_makes_a_projection_that_the_extractor_takes(tmp_path: Path, 
     signs = np.sign((got * expected).sum(0))
     np.testing.assert_allclose(got * signs, expected, atol=1e-3)
     with pytest.raises(SystemExit, match="no folder|There is no"):
-        script.main(["timm:resnet18", *options, "--photos", str(tmp_path / "none"), "--out", str(tmp_path / "x")])
+        script.main(
+            [
+                "timm:resnet18",
+                *options,
+                "--photos",
+                str(tmp_path / "none"),
+                "--out",
+                str(tmp_path / "x"),
+            ]
+        )
     sys.modules.pop("make_projection")
 
 
@@ -516,7 +620,10 @@ def test_projections_of_something_else_are_refused(tmp_path: Path) -> None:
     wrong = (
         (b"nothing", "is no projection"),
         (save({"mean": fine["mean"]}), "is no projection"),
-        (save({"mean": np.zeros(9, np.float32), "projection": np.zeros((9, 2), np.float32)}), "has 256"),
+        (
+            save({"mean": np.zeros(9, np.float32), "projection": np.zeros((9, 2), np.float32)}),
+            "has 256",
+        ),
         (save({**fine, "mean": np.full(256, np.nan, np.float32)}), "not finite"),
     )
     for content, said in wrong:

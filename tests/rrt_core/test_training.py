@@ -23,11 +23,15 @@ from rrt_core.training.loop import (
 from rrt_core.transformer.model import ModelConfig, RerankingTransformer
 from schemas.errors import UserError
 
-CONFIG = ModelConfig(global_dim=8, d_model=32, heads=4, feedforward=32, layers=2, scale_binning="fixed")
+CONFIG = ModelConfig(
+    global_dim=8, d_model=32, heads=4, feedforward=32, layers=2, scale_binning="fixed"
+)
 
 
 def random_pairs(step: int, count: int = 16, tokens: int = 8) -> PairBatch:
-    """A positive's gallery locals are the query's in another order, with noise; a negative's are others."""
+    """A positive's gallery locals are the query's in another order, with noise; a negative's are
+    others.
+    """
     generator = torch.Generator().manual_seed(step)
 
     def unit(*shape: int) -> torch.Tensor:
@@ -40,7 +44,9 @@ def random_pairs(step: int, count: int = 16, tokens: int = 8) -> PairBatch:
     copy = F.normalize(query.flip(1) + noise, dim=-1)
     gallery = torch.where(label[:, None, None] > 0.5, copy, other)
     scales = torch.zeros(count, tokens, dtype=torch.long)
-    return PairBatch(Side(unit(count, 8), query, scales), Side(unit(count, 8), gallery, scales), label)
+    return PairBatch(
+        Side(unit(count, 8), query, scales), Side(unit(count, 8), gallery, scales), label
+    )
 
 
 def new_model() -> RerankingTransformer:
@@ -97,19 +103,25 @@ def test_padding_is_masked() -> None:
     mask = (torch.arange(11) >= 8).expand(4, 11)
     query = Side(batch.query.descriptor, padded, torch.zeros(4, 11, dtype=torch.long), mask)
     with torch.no_grad():
-        difference = logits_of(model, PairBatch(query, batch.gallery, batch.label)) - logits_of(model, batch)
+        difference = logits_of(model, PairBatch(query, batch.gallery, batch.label)) - logits_of(
+            model, batch
+        )
     assert float(difference.abs().max()) <= 1e-5
 
 
 def test_start_looks_into_the_other_image() -> None:
-    """Attention of the first layer, by hand: in every head the copy in the other image gets the most."""
+    """Attention of the first layer, by hand: in every head the copy in the other image gets the
+    most.
+    """
     torch.manual_seed(3)
     model = RerankingTransformer(ModelConfig(global_dim=8, scale_binning="fixed"))
     initialise_matching(model)
     local = F.pad(F.normalize(torch.randn(1, 20, 112), dim=-1), (0, 16))
     scales = torch.zeros(1, 20, dtype=torch.long)
     with torch.no_grad():
-        tokens = model.embed(torch.zeros(1, 8), local, scales, torch.zeros(1, 8), local.flip(1), scales)[0]
+        tokens = model.embed(
+            torch.zeros(1, 8), local, scales, torch.zeros(1, 8), local.flip(1), scales
+        )[0]
         attention = model.layers[0].self_attn
         query, key, _ = F.linear(tokens, attention.in_proj_weight).view(-1, 3, 4, 32).unbind(1)
         weights = torch.einsum("qhd,khd->hqk", query, key)
@@ -130,7 +142,8 @@ def test_saved_weights_have_the_same_bytes_in_every_process(tmp_path: Path) -> N
     program = (
         "import sys, torch; from rrt_core.checkpoints import save_checkpoint; torch.manual_seed(0);"
         "from rrt_core.transformer import ModelConfig, RerankingTransformer;"
-        "model = RerankingTransformer(ModelConfig(global_dim=8, d_model=32, feedforward=32, layers=2));"
+        "model = RerankingTransformer(ModelConfig(global_dim=8, d_model=32, feedforward=32, "
+        "layers=2));"
         "save_checkpoint(sys.argv[1], model, {'b': 1, 'a': [2]})"
     )
     root = Path(__file__).resolve().parents[2]
@@ -148,7 +161,9 @@ def test_constant_schedule_is_the_paper_s() -> None:
     assert {learning_rate(options, step) for step in range(100)} == {1e-4}
 
 
-@pytest.mark.parametrize(("name", "value"), [("precision", "int8"), ("schedule", "step"), ("steps", 0), ("lr", -1.0)])
+@pytest.mark.parametrize(
+    ("name", "value"), [("precision", "int8"), ("schedule", "step"), ("steps", 0), ("lr", -1.0)]
+)
 def test_options_are_checked(name: str, value: object) -> None:
     with pytest.raises(UserError, match=f"Training: {name}"):
         TrainingOptions(**{"steps": 5, name: value})  # type: ignore[arg-type]
@@ -158,7 +173,13 @@ def test_micro_batches_and_shares_make_the_same_gradients(tmp_path: Path) -> Non
     """A step in pieces of 3 of 16 pairs: weights after four steps to 1e-5."""
     whole, pieces = new_model(), new_model()
     train(whole, random_pairs, lambda _: {}, TrainingOptions(steps=4, warmup=1), tmp_path / "whole")
-    train(pieces, random_pairs, lambda _: {}, TrainingOptions(steps=4, warmup=1, micro_batch=3), tmp_path / "pieces")
+    train(
+        pieces,
+        random_pairs,
+        lambda _: {},
+        TrainingOptions(steps=4, warmup=1, micro_batch=3),
+        tmp_path / "pieces",
+    )
     for key, value in whole.state_dict().items():
         assert float((value - pieces.state_dict()[key]).abs().max()) <= 1e-5, key
 
@@ -180,11 +201,20 @@ def test_best_step_is_chosen_and_survives_resuming(tmp_path: Path) -> None:
     for last in (4, 8):  # the second call goes on from the first's checkpoint
         options = TrainingOptions(steps=last, warmup=1, checkpoint_every=2, evaluate_every=2)
         progressed = train(
-            new_model(), random_pairs, evaluate, options, tmp_path, select="val_map",
+            new_model(),
+            random_pairs,
+            evaluate,
+            options,
+            tmp_path,
+            select="val_map",
             keep_best=lambda model, step, figures: kept.append((step, figures["val_map"])),
         )
     assert kept == [(2, 0.5), (4, 0.7)]
-    assert (progressed.best_step, progressed.best, progressed.figures) == (4, {"val_map": 0.7}, {"val_map": 0.6})
+    assert (progressed.best_step, progressed.best, progressed.figures) == (
+        4,
+        {"val_map": 0.7},
+        {"val_map": 0.6},
+    )
 
 
 def test_states_of_other_runs_and_damaged_ones_are_refused(tmp_path: Path) -> None:
@@ -200,7 +230,9 @@ def test_states_of_other_runs_and_damaged_ones_are_refused(tmp_path: Path) -> No
 def test_log_is_cut_to_the_checkpoint_and_drawn(tmp_path: Path) -> None:
     log = tmp_path / "log.csv"
     for step in (5, 10, 15):
-        training_log.append(log, {"step": step, "loss": 1 / step, "val_map": 0.5, "val_map_global": 0.4})
+        training_log.append(
+            log, {"step": step, "loss": 1 / step, "val_map": 0.5, "val_map_global": 0.4}
+        )
     with log.open("a") as file:
         file.write("20,lo")
     training_log.truncate(log, 10)
@@ -211,16 +243,22 @@ def test_log_is_cut_to_the_checkpoint_and_drawn(tmp_path: Path) -> None:
 
 
 def test_identity_start_attends_by_likeness() -> None:
-    """Equal unit vectors have the logit `sharpness` in the mean over heads, other vectors in proportion."""
+    """Equal unit vectors have the logit `sharpness` in the mean over heads, other vectors in
+    proportion.
+    """
     model = RerankingTransformer(CONFIG)
     initialise_identity(model, 8.0)
     local = F.normalize(torch.randn(2, 32, generator=torch.Generator().manual_seed(0)), dim=-1)
     for layer, length in zip(model.layers, (1.0, 32**0.5), strict=True):
-        query, key, _ = F.linear(length * local, layer.self_attn.in_proj_weight).view(2, 3, 4, 8).unbind(1)
+        query, key, _ = (
+            F.linear(length * local, layer.self_attn.in_proj_weight).view(2, 3, 4, 8).unbind(1)
+        )
         likeness = torch.einsum("qhd,khd->hqk", query, key).mean(0) / 8**0.5
         assert torch.allclose(likeness, 8.0 * local @ local.T, atol=1e-4)
 
 
 def test_matching_start_needs_room() -> None:
     with pytest.raises(UserError, match="'matching' needs at least 2 heads of 6 dimensions"):
-        initialise_matching(RerankingTransformer(ModelConfig(global_dim=8, d_model=16, heads=4, layers=1)))
+        initialise_matching(
+            RerankingTransformer(ModelConfig(global_dim=8, d_model=16, heads=4, layers=1))
+        )

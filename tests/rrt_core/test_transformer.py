@@ -13,7 +13,9 @@ from rrt_core.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from rrt_core.transformer.model import DELG_SCALES, ModelConfig, RerankingTransformer, bin_scales
 from schemas.errors import UserError
 
-SMALL = ModelConfig(global_dim=24, d_model=16, heads=4, feedforward=32, layers=3, scale_binning="fixed")
+SMALL = ModelConfig(
+    global_dim=24, d_model=16, heads=4, feedforward=32, layers=3, scale_binning="fixed"
+)
 
 
 def random_model(config: ModelConfig, seed: int = 0) -> RerankingTransformer:
@@ -27,7 +29,9 @@ def random_model(config: ModelConfig, seed: int = 0) -> RerankingTransformer:
     return model
 
 
-def random_side(config: ModelConfig, batch: int, slots: int, counts: list[int]) -> tuple[torch.Tensor, ...]:
+def random_side(
+    config: ModelConfig, batch: int, slots: int, counts: list[int]
+) -> tuple[torch.Tensor, ...]:
     mask = torch.arange(slots)[None] >= torch.tensor(counts)[:, None]
     local = torch.randn(batch, slots, config.d_model)
     return torch.randn(batch, config.global_dim), local, mask, torch.randint(0, 7, (batch, slots))
@@ -40,7 +44,13 @@ class TorchReference(nn.Module):
         super().__init__()
         config = model.config
         layer = nn.TransformerEncoderLayer(
-            config.d_model, config.heads, config.feedforward, 0.0, "relu", batch_first=True, norm_first=False
+            config.d_model,
+            config.heads,
+            config.feedforward,
+            0.0,
+            "relu",
+            batch_first=True,
+            norm_first=False,
         )
         self.encoder = nn.TransformerEncoder(layer, config.layers, enable_nested_tensor=False)
         self.remap = nn.Linear(config.global_dim, config.d_model)
@@ -63,7 +73,9 @@ class TorchReference(nn.Module):
         ]
         real = torch.zeros(len(qg), 2, dtype=torch.bool)
         mask = torch.cat([real, qm, real, gm], dim=1)
-        return self.classifier(self.encoder(torch.cat(tokens, 1), src_key_padding_mask=mask)[:, 0])[:, 0]
+        return self.classifier(self.encoder(torch.cat(tokens, 1), src_key_padding_mask=mask)[:, 0])[
+            :, 0
+        ]
 
 
 @pytest.mark.parametrize("config", [SMALL, ModelConfig(global_dim=40)], ids=["small", "paper"])
@@ -180,7 +192,9 @@ def test_paper_checkpoint(tmp_path: Path, prefix: str, zipped: bool) -> None:
     model = random_model(ModelConfig(global_dim=24, feedforward=32, layers=2))
     path = tmp_path / "paper.pt"
     state = {prefix + key: value for key, value in model.state_dict().items()}
-    torch.save({"state": state, "optim": {"state": {}}}, path, _use_new_zipfile_serialization=zipped)
+    torch.save(
+        {"state": state, "optim": {"state": {}}}, path, _use_new_zipfile_serialization=zipped
+    )
     found = load_checkpoint(str(path))
     assert found.model.config == model.config and found.model.config.scale_binning == "rrt_legacy"
     assert same_logits(found, model)
@@ -205,7 +219,9 @@ def test_broken_checkpoints(tmp_path: Path) -> None:
     torch.save({"weights": state}, path)
     with pytest.raises(UserError, match="'state'"):
         load_checkpoint(str(path))
-    torch.save({"state": {key: value for key, value in state.items() if key != "classifier.bias"}}, path)
+    torch.save(
+        {"state": {key: value for key, value in state.items() if key != "classifier.bias"}}, path
+    )
     with pytest.raises(UserError, match="classifier.bias"):
         load_checkpoint(str(path))
     torch.save({"state": state | {"extra": torch.zeros(1)}}, path)

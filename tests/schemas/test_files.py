@@ -24,7 +24,15 @@ from schemas.image_list import (
     split_record_id,
 )
 from schemas.local_descriptors import LocalRow
-from schemas.manifest import Counts, FileEntry, Manifest, Marker, content_hash, entries_of, parts_table
+from schemas.manifest import (
+    Counts,
+    FileEntry,
+    Manifest,
+    Marker,
+    content_hash,
+    entries_of,
+    parts_table,
+)
 
 AWKWARD = [
     b"plain.jpg",
@@ -66,7 +74,15 @@ def test_what_is_no_box_belongs_to_the_name(last: str) -> None:
 
 def test_names_relative_to_a_folder() -> None:
     names = ("./a", "a//./b", "..a/b..", "a/..", "/a", "", "./.")
-    assert [relative_name(name) for name in names] == ["a", "a/b", "..a/b..", None, None, None, None]
+    assert [relative_name(name) for name in names] == [
+        "a",
+        "a/b",
+        "..a/b..",
+        None,
+        None,
+        None,
+        None,
+    ]
 
 
 def test_image_list_round_trip() -> None:
@@ -96,7 +112,10 @@ def test_globals_round_trip(tmp_path: Path, dtype: str) -> None:
     expected[2] = 0  # zeros, never null
     np.testing.assert_array_equal(part.descriptors, expected.astype(dtype))
     assert pq.ParquetFile(path).num_row_groups == 1
-    assert all(pq.read_table(path).column(name).null_count == 0 for name in pq.read_table(path).column_names)
+    assert all(
+        pq.read_table(path).column(name).null_count == 0
+        for name in pq.read_table(path).column_names
+    )
 
 
 def test_globals_are_the_same_bytes_each_time(tmp_path: Path) -> None:
@@ -131,9 +150,13 @@ def test_locals_by_byte_ranges_equal_hdf5(tmp_path: Path, dtype: str) -> None:
             stored = file[name][()]
             assert file[name].chunks is None and file[name].compression is None
             begin, end = local_descriptors.byte_range(layout, name, 0, len(stored))
-            np.testing.assert_array_equal(local_descriptors.from_bytes(layout, name, data[begin:end]), stored)
+            np.testing.assert_array_equal(
+                local_descriptors.from_bytes(layout, name, data[begin:end]), stored
+            )
             begin, end = local_descriptors.byte_range(layout, name, 1, 3)
-            np.testing.assert_array_equal(local_descriptors.from_bytes(layout, name, data[begin:end]), stored[1:3])
+            np.testing.assert_array_equal(
+                local_descriptors.from_bytes(layout, name, data[begin:end]), stored[1:3]
+            )
     read = local_descriptors.read_part(str(path))
     assert read["row"].tolist() == [0, 3, 4]
     assert read["offset"].tolist() == [0, 7, 7, 507]
@@ -143,7 +166,10 @@ def test_locals_by_byte_ranges_equal_hdf5(tmp_path: Path, dtype: str) -> None:
         largest = np.abs(rows[2].descriptors).max(axis=1, keepdims=True)
         expected = np.round(rows[2].descriptors.astype(np.float64) / largest * 127).astype(dtype)
     np.testing.assert_array_equal(read["descriptor"][7:], expected)
-    written = sum(np.prod(layout[name]["shape"]) * np.dtype(layout[name]["dtype"]).itemsize for name in LOCAL_COLUMNS)
+    written = sum(
+        np.prod(layout[name]["shape"]) * np.dtype(layout[name]["dtype"]).itemsize
+        for name in LOCAL_COLUMNS
+    )
     assert written == 507 * local_descriptors.bytes_a_local(16, dtype)
 
 
@@ -181,18 +207,26 @@ def test_int8_turns_a_descriptor_by_no_more_than_it_says(dimension: int) -> None
 
 def test_int8_of_zeros_stays_zeros() -> None:
     zeros = np.zeros((2, 16), np.float32)
-    np.testing.assert_array_equal(local_descriptors.decoded(local_descriptors.encoded(zeros, "int8")), zeros)
+    np.testing.assert_array_equal(
+        local_descriptors.decoded(local_descriptors.encoded(zeros, "int8")), zeros
+    )
 
 
 def test_a_file_says_which_software_reads_it(tmp_path: Path) -> None:
-    for dtype, version in (("float32", "rrt-local/1"), ("float16", "rrt-local/1"), ("int8", "rrt-local/2")):
+    for dtype, version in (
+        ("float32", "rrt-local/1"),
+        ("float16", "rrt-local/1"),
+        ("int8", "rrt-local/2"),
+    ):
         path = tmp_path / f"{dtype}.h5"
         local_descriptors.write_part(str(path), [local_row(0, 3)], 16, dtype)
         with h5py.File(path) as file:
             assert file.attrs["schema"] == version
     with h5py.File(path, "r+") as file:
         file.attrs["schema"] = "rrt-local/9"
-    with pytest.raises(ValueError, match="'rrt-local/9', this software reads rrt-local/1, rrt-local/2, rrt-local/3"):
+    with pytest.raises(
+        ValueError, match="'rrt-local/9', this software reads rrt-local/1, rrt-local/2, rrt-local/3"
+    ):
         local_descriptors.read_part(str(path))
 
 
@@ -220,15 +254,23 @@ def test_counts_must_add_up() -> None:
 
 
 def test_markers_and_manifests_round_trip() -> None:
-    entry = FileEntry("a/b.abc.h5", 3, 100, "00" * 32, {"row": {"offset": 1, "dtype": "<i4", "shape": [3]}})
-    marker = Marker("part-00000", "r", "s", (entry,), Counts(3, 2, 1), {"pairs": 4}, 1.5, "host", {"numpy": "2"})
+    entry = FileEntry(
+        "a/b.abc.h5", 3, 100, "00" * 32, {"row": {"offset": 1, "dtype": "<i4", "shape": [3]}}
+    )
+    marker = Marker(
+        "part-00000", "r", "s", (entry,), Counts(3, 2, 1), {"pairs": 4}, 1.5, "host", {"numpy": "2"}
+    )
     assert Marker.from_bytes(marker.to_bytes()) == marker
     assert entries_of(parts_table([marker])) == [entry]
-    manifest = Manifest("extract", {"a": 1}, "h", "c", {}, Counts(3, 2, 1), {}, {}, {}, "now", 1.0, 2.0)
+    manifest = Manifest(
+        "extract", {"a": 1}, "h", "c", {}, Counts(3, 2, 1), {}, {}, {}, "now", 1.0, 2.0
+    )
     assert Manifest.from_bytes(manifest.to_bytes()) == manifest
 
 
-@pytest.mark.parametrize("damage", [b"", b"{}", b"[]", b"null", b"\xff", b'{"schema": "rrt-marker/0"}'])
+@pytest.mark.parametrize(
+    "damage", [b"", b"{}", b"[]", b"null", b"\xff", b'{"schema": "rrt-marker/0"}']
+)
 def test_an_unreadable_marker_counts_as_absent(damage: bytes) -> None:
     assert Marker.from_bytes(damage) is None
 

@@ -16,7 +16,12 @@ import numpy as np
 import pytest
 
 from schemas.errors import UserError
-from schemas.ground_truth.ground_truth import GroundTruth, QueryTruth, load_ground_truth, save_ground_truth
+from schemas.ground_truth.ground_truth import (
+    GroundTruth,
+    QueryTruth,
+    load_ground_truth,
+    save_ground_truth,
+)
 from schemas.ground_truth.restricted_pickle import load_plain
 from schemas.image_list import make_record_id
 
@@ -32,7 +37,12 @@ def revisitop(**changes):
 
 def ours(**changes):
     query = {"name": "q1", "box": [1, 2, 3, 4], "easy": [0], "hard": [], "junk": []} | changes
-    return {"schema": "rrt-ground-truth/1", "name": "t", "gallery": list(GALLERY), "queries": [query]}
+    return {
+        "schema": "rrt-ground-truth/1",
+        "name": "t",
+        "gallery": list(GALLERY),
+        "queries": [query],
+    }
 
 
 def written(tmp_path, content, name="gnd_t.pkl", protocol=2):
@@ -54,7 +64,12 @@ def test_the_real_files(name, images, tmp_path):
     if not path.exists():
         pytest.skip(f"{path.name} is not here (RRT_TEST_DATA)")
     truth = load_ground_truth(str(path))
-    assert (truth.name, len(truth.gallery), len(truth.queries), truth.levels) == (name, images, 70, True)
+    assert (truth.name, len(truth.gallery), len(truth.queries), truth.levels) == (
+        name,
+        images,
+        70,
+        True,
+    )
 
     raw = load_plain(path.read_bytes(), str(path))
     for query, query_name, entry in zip(truth.queries, raw["qimlist"], raw["gnd"], strict=True):
@@ -72,7 +87,9 @@ def test_the_real_files(name, images, tmp_path):
     save_ground_truth(truth, str(tmp_path / "t.json"))
     assert load_ground_truth(str(tmp_path / "t.json")) == truth
 
-    records = [make_record_id(name, f"jpg/{image}.jpg") for image in truth.gallery] + ["r1m/x/1.jpg"]
+    records = [make_record_id(name, f"jpg/{image}.jpg") for image in truth.gallery] + [
+        "r1m/x/1.jpg"
+    ]
     assert list(truth.gallery_positions(records).values()) == list(range(images))
     queries = [make_record_id("queries", f"{query.name}.jpg", query.box) for query in truth.queries]
     assert truth.query_positions(queries) == {record: row for row, record in enumerate(queries)}
@@ -88,7 +105,9 @@ def test_pickles_of_every_protocol_with_arrays(tmp_path, protocol):
     )
     content["gnd"] = np.array(content["gnd"], dtype=object)
     truth = load_ground_truth(written(tmp_path, content, protocol=protocol))
-    assert truth == GroundTruth("t", tuple(GALLERY), (QueryTruth("q1", (1, 2, 2, 2), (0,), (2, 1), (3,)),))
+    assert truth == GroundTruth(
+        "t", tuple(GALLERY), (QueryTruth("q1", (1, 2, 2, 2), (0,), (2, 1), (3,)),)
+    )
 
 
 def test_numpy_names_of_before_version_2(tmp_path):
@@ -104,7 +123,10 @@ def test_python_2_text_and_arrays():
         b"tR(I3\nS'<'\nNNNI-1\nI-1\nI0\ntbI00\nS'\\x01\\x00\\xff\\x00'\ntb."
     )
     assert load_plain(data, "old.pkl") == [1, 255]
-    assert load_plain(b"(S'caf\\xe9'\nc__builtin__\nset\n((I1\nI2\nltRt.", "old.pkl") == ("caf\xe9", {1, 2})
+    assert load_plain(b"(S'caf\\xe9'\nc__builtin__\nset\n((I1\nI2\nltRt.", "old.pkl") == (
+        "caf\xe9",
+        {1, 2},
+    )
 
 
 def test_arrays_keep_shape_order_and_dtype():
@@ -136,7 +158,12 @@ def test_boxes_may_be_absent(tmp_path):
 
 
 def test_boxes_become_x_y_w_h_without_noise(tmp_path):
-    assert load_ground_truth(written(tmp_path, revisitop())).queries[0].box == (10.5, 20, 100, 50.25)
+    assert load_ground_truth(written(tmp_path, revisitop())).queries[0].box == (
+        10.5,
+        20,
+        100,
+        50.25,
+    )
     noisy = revisitop(bbx=[136.5, 34.1, 648.5, 955.7])
     assert load_ground_truth(written(tmp_path, noisy)).queries[0].box == (136.5, 34.1, 512, 921.6)
 
@@ -160,7 +187,9 @@ def test_lists_may_hold_gallery_names(tmp_path):
 
 
 def test_any_fsspec_place():
-    truth = GroundTruth('naïve "<>\n', ("ä", "b"), (QueryTruth("ö", (0, 0, 1.5, 2), (1,), (), (0,)),))
+    truth = GroundTruth(
+        'naïve "<>\n', ("ä", "b"), (QueryTruth("ö", (0, 0, 1.5, 2), (1,), (), (0,)),)
+    )
     save_ground_truth(truth, "memory://ground/t.json")
     assert load_ground_truth("memory://ground/t.json") == truth
     first = fsspec.filesystem("memory").cat("/ground/t.json")
@@ -203,14 +232,17 @@ def test_code_is_refused_and_not_run(tmp_path, protocol):
         with pytest.raises(UserError, match=rf"gnd_t\.pkl .*{name}.*refused"):
             load_ground_truth(path)
         assert not canary.exists()
-    pickle.loads(pickle.dumps(attacks["eval"], protocol))  # the canary does sing where a pickle is trusted
+    pickle.loads(
+        pickle.dumps(attacks["eval"], protocol)
+    )  # the canary does sing where a pickle is trusted
     assert canary.exists()
 
 
 @pytest.mark.parametrize(
     "data",
     [
-        # attributes of what may be called, through dotted names of protocol 4, an instance and a build
+        # attributes of what may be called, through dotted names of protocol 4, an instance and a
+        # build
         b"\x80\x04\x8c\x05numpy\x8c\x0edtype.__init__\x93.",
         b"\x80\x04\x8c\x05numpy\x8c\x0fndarray.tofile\x93.",
         b"(cnumpy\nndarray\n)o.",
@@ -399,5 +431,7 @@ def test_queries_of_one_image_differ_by_box():
 
 def test_a_hundred_thousand_distractors():
     names = [f"image_{number:06d}" for number in range(5000)]
-    records = [f"r/jpg/{name}.jpg" for name in names] + [f"r1m/{n % 1000}/{n}.jpg" for n in range(100_000)]
+    records = [f"r/jpg/{name}.jpg" for name in names] + [
+        f"r1m/{n % 1000}/{n}.jpg" for n in range(100_000)
+    ]
     assert len(positions(names, records)) == 5000

@@ -40,11 +40,13 @@ PROTO = """
       field { name: "news" number: 77 type: TYPE_INT64 label: LABEL_OPTIONAL } }
     message_type { name: "Features"
       field { name: "feature" number: 1 type: TYPE_MESSAGE type_name: ".d.Feature" label: LABEL_REPEATED } }
-"""
+"""  # noqa: E501
 
 
 def protos(packed: bool) -> dict[str, Any]:
-    """DELG's messages (with two fields of a later version) by protobuf itself, from its .proto's text."""
+    """DELG's messages (with two fields of a later version) by protobuf itself, from its .proto's
+    text.
+    """
     from google.protobuf import text_format
 
     text = PROTO.replace("PACKED", "options { packed: true }" if packed else "")
@@ -52,7 +54,10 @@ def protos(packed: bool) -> dict[str, Any]:
     pool = descriptor_pool.DescriptorPool()
     pool.Add(file)
     find = pool.FindMessageTypeByName
-    return {made.name: message_factory.GetMessageClass(find(f"d.{made.name}")) for made in file.message_type}
+    return {
+        made.name: message_factory.GetMessageClass(find(f"d.{made.name}"))
+        for made in file.message_type
+    }
 
 
 KINDS = protos(packed=True)
@@ -77,17 +82,25 @@ def features(count: int, dimension: int, kinds: dict[str, Any] = KINDS, seed: in
 
 
 def assert_same(found: delg.DelgFeatures, message: Any) -> None:
-    wanted = [np.array(feature.descriptor.float_list.value, np.float32) for feature in message.feature]
+    wanted = [
+        np.array(feature.descriptor.float_list.value, np.float32) for feature in message.feature
+    ]
     np.testing.assert_array_equal(found.descriptors, np.stack(wanted))
     for name in ("x", "y", "scale", "orientation", "strength"):
-        np.testing.assert_array_equal(getattr(found, name), np.float32([getattr(f, name) for f in message.feature]))
+        np.testing.assert_array_equal(
+            getattr(found, name), np.float32([getattr(f, name) for f in message.feature])
+        )
 
 
-@pytest.mark.parametrize("shape", [(1,), (31,), (32,), (64,), (127,), (128,), (2048,), (40_000,), (3, 4)])
+@pytest.mark.parametrize(
+    "shape", [(1,), (31,), (32,), (64,), (127,), (128,), (2048,), (40_000,), (3, 4)]
+)
 def test_globals_are_what_protobuf_wrote(shape: tuple[int, ...]) -> None:
     values = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
     np.testing.assert_array_equal(delg.parse_global(datum(values).SerializeToString()), values)
-    np.testing.assert_array_equal(delg.parse_global(datum(values, protos(False)).SerializeToString()), values)
+    np.testing.assert_array_equal(
+        delg.parse_global(datum(values, protos(False)).SerializeToString()), values
+    )
 
 
 def test_whole_numbers_of_a_datum_are_read() -> None:
@@ -118,7 +131,10 @@ def test_any_other_encoding_is_read_too() -> None:
     without.feature[2].ClearField("orientation")
     assert_same(delg.parse_local(without.SerializeToString()), without)
     # Fields in another order: the last first, by concatenation, which merges.
-    first, second = KINDS["Feature"](strength=3.0, y=2.0), KINDS["Feature"](x=1.0, scale=2.0, orientation=0.5)
+    first, second = (
+        KINDS["Feature"](strength=3.0, y=2.0),
+        KINDS["Feature"](x=1.0, scale=2.0, orientation=0.5),
+    )
     second.descriptor.CopyFrom(datum(np.float32([1, 0])))
     body = first.SerializeToString() + second.SerializeToString()
     found = delg.parse_local(bytes([0x0A, len(body)]) + body)
@@ -134,7 +150,9 @@ def test_every_cut_of_a_file_is_refused_or_a_shorter_file() -> None:
         if length % record == 0:
             assert len(delg.parse_local(data[:length]).x) == length // record
         else:
-            with pytest.raises(Unusable, match=r"truncated|no descriptor|numbers for the shape|not all"):
+            with pytest.raises(
+                Unusable, match=r"truncated|no descriptor|numbers for the shape|not all"
+            ):
                 delg.parse_local(data[:length])
     whole = datum(np.ones(40, np.float32)).SerializeToString()
     for length in range(len(whole)):
@@ -144,7 +162,10 @@ def test_every_cut_of_a_file_is_refused_or_a_shorter_file() -> None:
 
 def test_random_damage_never_raises_anything_else() -> None:
     rng = np.random.default_rng(1)
-    for data in (features(6, 10).SerializeToString(), datum(np.ones(50, np.float32)).SerializeToString()):
+    for data in (
+        features(6, 10).SerializeToString(),
+        datum(np.ones(50, np.float32)).SerializeToString(),
+    ):
         for _ in range(1500):
             damaged = bytearray(data)
             for place in rng.integers(0, len(data), rng.integers(1, 4)):
@@ -176,9 +197,13 @@ def test_delg_features_become_ours() -> None:
     best = [message.feature[i] for i in order]
     np.testing.assert_array_equal(found.xy, np.float32([(f.x, f.y) for f in best]))
     np.testing.assert_array_equal(found.strength, np.float32([f.strength for f in best]))
-    np.testing.assert_allclose([delg.SCALES[o] for o in found.scale], [1 / f.scale for f in best], rtol=1e-6)
+    np.testing.assert_allclose(
+        [delg.SCALES[o] for o in found.scale], [1 / f.scale for f in best], rtol=1e-6
+    )
     wanted = np.stack([np.array(f.descriptor.float_list.value, np.float32) for f in best])
-    np.testing.assert_allclose(found.descriptors, wanted / np.linalg.norm(wanted, axis=1, keepdims=True), atol=1e-6)
+    np.testing.assert_allclose(
+        found.descriptors, wanted / np.linalg.norm(wanted, axis=1, keepdims=True), atol=1e-6
+    )
     assert found.scale.dtype == np.uint8 and found.xy.dtype == np.float32
 
 
@@ -200,7 +225,9 @@ def test_what_is_unit_keeps_its_bits_and_what_is_none_is_refused() -> None:
     unit = np.random.default_rng(0).standard_normal(512)
     unit = (unit / np.linalg.norm(unit)).astype(np.float32)
     np.testing.assert_array_equal(unit_global(unit, 512), unit)
-    np.testing.assert_array_equal(unit_global(unit.astype(np.float16), 512), unit.astype(np.float16).astype(np.float32))
+    np.testing.assert_array_equal(
+        unit_global(unit.astype(np.float16), 512), unit.astype(np.float16).astype(np.float32)
+    )
     assert np.linalg.norm(unit_global(7 * unit, 512)) == pytest.approx(1, abs=1e-6)
     assert np.linalg.norm(unit_global(1e30 * unit, 512)) == pytest.approx(1, abs=1e-6)
     for bad, why in (
@@ -212,9 +239,13 @@ def test_what_is_unit_keeps_its_bits_and_what_is_none_is_refused() -> None:
         with pytest.raises(Unusable, match=why):
             unit_global(bad, 512)
     with pytest.raises(Unusable, match="not finite"):
-        checked_locals(unit[None] * np.inf, np.zeros((1, 2)), np.zeros(1), np.ones(1), dimension=512, most=5)
+        checked_locals(
+            unit[None] * np.inf, np.zeros((1, 2)), np.zeros(1), np.ones(1), dimension=512, most=5
+        )
     with pytest.raises(Unusable, match="all zeros"):
-        checked_locals(unit[None] * 0, np.zeros((1, 2)), np.zeros(1), np.ones(1), dimension=512, most=5)
+        checked_locals(
+            unit[None] * 0, np.zeros((1, 2)), np.zeros(1), np.ones(1), dimension=512, most=5
+        )
 
 
 def ames_block(images: int = 5, tokens: int = 9, dimension: int = 16) -> np.ndarray:
@@ -332,7 +363,9 @@ def test_what_cannot_be_mapped_is_bounded(tmp_path: Path, monkeypatch: pytest.Mo
 @pytest.mark.parametrize("shape", [(10**7, 10**6), (10**10, 10**10), (2**62, 4), (5, 4)])
 def test_headers_that_claim_too_much_are_told(tmp_path: Path, shape: tuple[int, int]) -> None:
     header = io.BytesIO()
-    np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": shape})
+    np.lib.format.write_array_header_1_0(
+        header, {"descr": "<f4", "fortran_order": False, "shape": shape}
+    )
     (tmp_path / "m.npy").write_bytes(header.getvalue() + bytes(64))
     with zipfile.ZipFile(tmp_path / "m.npz", "w") as archive:
         archive.write(tmp_path / "m.npy", "m.npy")
@@ -369,7 +402,11 @@ def clip_folder(folder: Path, vectors: dict[int, int], metadata: dict[int, int])
     ("vectors", "metadata", "told"),
     [
         ({0: 2, 1: 2}, {0: 2, 2: 2}, "only one of the two is there for N = 1"),
-        ({0: 2, 1: 2}, {0: 1, 1: 3}, r"metadata_0.parquet: it has 1 rows, but .*img_emb_0.npy has 2"),
+        (
+            {0: 2, 1: 2},
+            {0: 1, 1: 3},
+            r"metadata_0.parquet: it has 1 rows, but .*img_emb_0.npy has 2",
+        ),
         ({0: 2, 1: 2}, {0: 2, 1: 2}, ""),
     ],
 )
@@ -406,7 +443,9 @@ def test_clip_retrieval(tmp_path: Path) -> None:
         piece = wanted[start : start + 2]
         np.save(tmp_path / "img_emb" / f"img_emb_{number}.npy", piece)
         names = [f"/data/{row}.jpg" for row in range(start, start + len(piece))]
-        pq.write_table(pa.table({"image_path": names}), tmp_path / "metadata" / f"metadata_{number}.parquet")
+        pq.write_table(
+            pa.table({"image_path": names}), tmp_path / "metadata" / f"metadata_{number}.parquet"
+        )
     opened = open_matrix(str(tmp_path), "clip")
     np.testing.assert_array_equal(opened.read(0, 23), wanted)
     np.testing.assert_array_equal(opened.read(3, 20), wanted[3:20])
@@ -431,7 +470,11 @@ def test_flat_locals_must_fit_together(tmp_path: Path) -> None:
     assert (flat.rows, flat.dimension) == (3, 4)
     np.testing.assert_array_equal(flat.locals_of(0, 2, 1).strength, [3, 2])
     assert len(flat.locals_of(1, 2, 1).scale) == 0
-    for name, array in (("offset", np.int64([0, 7, 6])), ("xy", np.zeros((5, 2))), ("offset", np.float32([0, 6]))):
+    for name, array in (
+        ("offset", np.int64([0, 7, 6])),
+        ("xy", np.zeros((5, 2))),
+        ("offset", np.float32([0, 6])),
+    ):
         np.save(tmp_path / f"{name}.npy", array)
         with pytest.raises(UserError, match=name):
             FlatLocals(str(tmp_path))

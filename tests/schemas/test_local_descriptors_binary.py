@@ -32,7 +32,7 @@ def part_rows(width: int, counts: dict[int, int]) -> list[LocalRow]:
     return [
         LocalRow(
             row, unit(count, width, row), rng.uniform(0, 500, (count, 2)).astype(np.float32),
-            rng.integers(0, 3, count).astype(np.uint8), np.sort(rng.uniform(size=count).astype(np.float32))[::-1],
+            rng.integers(0, 3, count).astype(np.uint8), np.sort(rng.uniform(size=count).astype(np.float32))[::-1],  # noqa: E501
         )
         for row, count in counts.items()
     ]  # fmt: skip
@@ -46,13 +46,18 @@ def test_a_bit_is_the_sign_of_a_rotated_value(width: int, stored: int) -> None:
     assert local_descriptors.bytes_a_local(width, "binary") == stored + 13
     rotated = given.astype(np.float64) @ rotation.astype(np.float64)
     for place in range(width):
-        np.testing.assert_array_equal(bits[:, place // 8] >> (7 - place % 8) & 1, rotated[:, place] >= 0)
+        np.testing.assert_array_equal(
+            bits[:, place // 8] >> (7 - place % 8) & 1, rotated[:, place] >= 0
+        )
     np.testing.assert_array_equal(encoded(bits, "binary", rotation), bits)
     back = decoded(bits, rotation)
     assert back.dtype == np.float32 and back.shape == given.shape
-    np.testing.assert_allclose(back @ rotation, np.where(rotated >= 0, 1, -1) / np.sqrt(width), atol=2e-6)
+    np.testing.assert_allclose(
+        back @ rotation, np.where(rotated >= 0, 1, -1) / np.sqrt(width), atol=2e-6
+    )
     np.testing.assert_allclose(np.linalg.norm(back.astype(np.float64), axis=1), 1, atol=1e-6)
-    # The angle that `decoded` tells: its cosine is the L1 norm over sqrt(W), for normal values sqrt(2 / pi).
+    # The angle that `decoded` tells: its cosine is the L1 norm over sqrt(W), for normal values
+    # sqrt(2 / pi).
     cosine = (back.astype(np.float64) * given).sum(1)
     np.testing.assert_allclose(cosine, np.abs(rotated).sum(1) / np.sqrt(width), atol=1e-5)
     assert abs(cosine.mean() - np.sqrt(2 / np.pi)) < 0.02
@@ -72,17 +77,29 @@ def test_a_file_carries_its_rotation(tmp_path: Path) -> None:
         for name in (*local_descriptors.NAMES, local_descriptors.ROTATION):
             assert file[name].chunks is None
             begin, end = local_descriptors.byte_range(layout, name, 0, len(file[name]))
-            np.testing.assert_array_equal(local_descriptors.from_bytes(layout, name, data[begin:end]), file[name][()])
+            np.testing.assert_array_equal(
+                local_descriptors.from_bytes(layout, name, data[begin:end]), file[name][()]
+            )
             np.testing.assert_array_equal(read[name], file[name][()])
     np.testing.assert_array_equal(read["rotation"], rotation)
-    np.testing.assert_array_equal(read["descriptor"][7:], encoded(rows[2].descriptors, "binary", rotation))
-    already = [LocalRow(r.row, encoded(r.descriptors, "binary", rotation), r.xy, r.scale, r.strength) for r in rows]
+    np.testing.assert_array_equal(
+        read["descriptor"][7:], encoded(rows[2].descriptors, "binary", rotation)
+    )
+    already = [
+        LocalRow(r.row, encoded(r.descriptors, "binary", rotation), r.xy, r.scale, r.strength)
+        for r in rows
+    ]
     local_descriptors.write_part(str(tmp_path / "again.h5"), already, 128, "binary", rotation)
-    digests = {hashlib.sha256((tmp_path / name).read_bytes()).hexdigest() for name in ("part.h5", "again.h5")}
+    digests = {
+        hashlib.sha256((tmp_path / name).read_bytes()).hexdigest()
+        for name in ("part.h5", "again.h5")
+    }
     assert len(digests) == 1
     layout = local_descriptors.write_part(str(path), [], 20, "binary", rotation_of(20))
     assert layout["descriptor"]["shape"] == [0, 3]
-    assert decoded(local_descriptors.from_bytes(layout, "descriptor", b""), rotation_of(20)).shape == (0, 20)
+    assert decoded(
+        local_descriptors.from_bytes(layout, "descriptor", b""), rotation_of(20)
+    ).shape == (0, 20)
 
 
 @pytest.mark.parametrize("url", ["memory://binary-locals", ""])
@@ -92,12 +109,15 @@ def test_byte_ranges_of_a_store_are_decoded(tmp_path: Path, url: str) -> None:
     layout = local_descriptors.write_part(str(made), rows, 128, "binary", rotation)
     place = Place(url or str(tmp_path / "store"))
     place.write("local/full/part-00000.h5", made.read_bytes())
-    file = LocalsFile(place, FileEntry("local/full/part-00000.h5", 3, made.stat().st_size, "", layout))
+    file = LocalsFile(
+        place, FileEntry("local/full/part-00000.h5", 3, made.stat().st_size, "", layout)
+    )
     span = file.slice(9, 20)
     assert span == (7, 27) and file.slice(4, 20) is None
     (piece,) = file.read([span])
     np.testing.assert_array_equal(
-        piece["descriptor"], decoded(encoded(rows[2].descriptors[:20], "binary", rotation), rotation)
+        piece["descriptor"],
+        decoded(encoded(rows[2].descriptors[:20], "binary", rotation), rotation),
     )
     np.testing.assert_array_equal(piece["xy"], rows[2].xy[:20])
 
@@ -118,7 +138,9 @@ def test_without_a_right_rotation_nothing_is_written_or_read(tmp_path: Path) -> 
 
 
 def test_a_learnt_rotation_keeps_more_than_none() -> None:
-    """Values of unequal spread, as descriptors have: signs of the plain values lose most of what differs."""
+    """Values of unequal spread, as descriptors have: signs of the plain values lose most of what
+    differs.
+    """
     rng = np.random.default_rng(2)
     spread = np.exp(-np.arange(32) / 6)
     mixing = ortho_group.rvs(32, random_state=3)
@@ -130,7 +152,9 @@ def test_a_learnt_rotation_keeps_more_than_none() -> None:
     held_out = samples[4_000:] / np.linalg.norm(samples[4_000:], axis=1, keepdims=True)
 
     def kept(matrix: np.ndarray) -> float:
-        return float((decoded(encoded(held_out, "binary", matrix), matrix) * held_out).sum(1).mean())
+        return float(
+            (decoded(encoded(held_out, "binary", matrix), matrix) * held_out).sum(1).mean()
+        )
 
     _, axes = np.linalg.eigh(samples[:4_000].T @ samples[:4_000])
     assert kept(rotation) > kept(rotation_of(32)) + 0.01 > kept(axes.astype(np.float32)) + 0.01

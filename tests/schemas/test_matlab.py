@@ -15,11 +15,16 @@ from schemas.errors import UserError
 from schemas.ground_truth.ground_truth import load_ground_truth
 from schemas.ground_truth.restricted_pickle import load_plain
 
-DATA = Path(os.environ.get("RRT_TEST_DATA", Path(__file__).resolve().parents[3] / "shared")) / "ground_truth"
+DATA = (
+    Path(os.environ.get("RRT_TEST_DATA", Path(__file__).resolve().parents[3] / "shared"))
+    / "ground_truth"
+)
 
 
 def as_matlab(path: Path, truth: dict[str, Any]) -> Path:
-    """Write plain data of a pickle as MATLAB would: a struct array, positions from 1, cell arrays of names."""
+    """Write plain data of a pickle as MATLAB would: a struct array, positions from 1, cell arrays
+    of names.
+    """
     kinds = [key for key in ("bbx", "easy", "hard", "junk", "ok") if key in truth["gnd"][0]]
     gnd = np.zeros((1, len(truth["gnd"])), [(key, object) for key in kinds])
     for place, query in enumerate(truth["gnd"]):
@@ -44,7 +49,9 @@ TRUTH = {
 def test_as_the_pickle(tmp_path: Path) -> None:
     (tmp_path / "gnd_small.pkl").write_bytes(pickle.dumps(TRUTH))
     as_matlab(tmp_path / "gnd_small.mat", TRUTH)
-    assert load_ground_truth(str(tmp_path / "gnd_small.mat")) == load_ground_truth(str(tmp_path / "gnd_small.pkl"))
+    assert load_ground_truth(str(tmp_path / "gnd_small.mat")) == load_ground_truth(
+        str(tmp_path / "gnd_small.pkl")
+    )
 
 
 @pytest.mark.parametrize("name", ["gnd_roxford5k.pkl", "gnd_rparis6k.pkl"])

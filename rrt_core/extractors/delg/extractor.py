@@ -1,7 +1,9 @@
-"""DELG (Cao, Araujo, Sim, ECCV 2020) in torch, step by step as tensorflow/models, research/delf, extracts it.
+"""DELG (Cao, Araujo, Sim, ECCV 2020) in torch, step by step as tensorflow/models, research/delf,
+extracts it.
 
-The steps are those of delg/extract_features.py, examples/extractor.py, utils.py, feature_extractor.py and
-training/model/export_model_utils.py (ExtractLocalAndGlobalFeatures); docs/delg.md lists them and what differs.
+The steps are those of delg/extract_features.py, examples/extractor.py, utils.py,
+feature_extractor.py and training/model/export_model_utils.py (ExtractLocalAndGlobalFeatures);
+docs/delg.md lists them and what differs.
 """
 
 from __future__ import annotations
@@ -43,7 +45,9 @@ class Locals(NamedTuple):
     """Cells of one image, of all scales, the strongest first."""
 
     descriptors: npt.NDArray[np.float32]  # [n, local_dim], L2 norm 1
-    yx: npt.NDArray[np.float32]  # [n, 2], centres of the receptive fields, pixels of the resized image
+    yx: npt.NDArray[
+        np.float32
+    ]  # [n, 2], centres of the receptive fields, pixels of the resized image
     scale: npt.NDArray[np.uint8]  # [n]
     strength: npt.NDArray[np.float32]  # [n]
 
@@ -52,21 +56,24 @@ class Delg(Extractor):
     """See the module. Options:
 
     weights         file or fsspec URL, made by `convert-delg`
-    max_locals      at most this many locals, the strongest of all scales together; published: 1000, of which the
-                    Reranking Transformer takes the first 500
+    max_locals      at most this many locals, the strongest of all scales together; published: 1000,
+                    of which the Reranking Transformer takes the first 500
     threshold       least attention of a local; None: what the weights file says
     max_image_size  a longer side is shrunk to it (times the image's resize_factor), never enlarged
     device          auto | cpu | cuda | cuda:N
     group           images of equal size that a GPU runs together
 
-    On the CPU images are run one at a time: the same bytes alone and among others. On a GPU the bits of an image may
-    change with the group it is run in (below 1e-5), so device and group are part of the configuration there.
+    On the CPU images are run one at a time: the same bytes alone and among others. On a GPU the
+        bits of an image may
+    change with the group it is run in (below 1e-5), so device and group are part of the
+    configuration there.
     """
 
     name = "delg"
     revision = 1
     scales = IMAGE_SCALES
-    largest_side = None  # the original shrinks the whole picture by PIL; one decoded at a half would give other pixels
+    # the original shrinks the whole picture by PIL; one decoded at a half would give other pixels
+    largest_side = None
 
     def __init__(
         self,
@@ -78,12 +85,20 @@ class Delg(Extractor):
         device: str = "auto",
         group: int = 8,
     ) -> None:
-        for option, value in (("max_locals", max_locals), ("max_image_size", max_image_size), ("group", group)):
+        for option, value in (
+            ("max_locals", max_locals),
+            ("max_image_size", max_image_size),
+            ("group", group),
+        ):
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise UserError(f"The extractor's option {option} must be a whole number from 1, not {value!r}.")
+                raise UserError(
+                    f"The extractor's option {option} must be a whole number from 1, not {value!r}."
+                )
         number = isinstance(threshold, (int, float)) and not isinstance(threshold, bool)
         if threshold is not None and not (number and math.isfinite(threshold)):
-            raise UserError(f"The extractor's option threshold must be a number, not {threshold!r}.")
+            raise UserError(
+                f"The extractor's option threshold must be a number, not {threshold!r}."
+            )
         data = _read(weights)
         loaded = load_network(data, f"the DELG weights {weights}")
         self._device = choose_device(device)
@@ -108,7 +123,10 @@ class Delg(Extractor):
             self.config["group"] = group
 
     def describe(self, images: Sequence[Image]) -> list[Description | Failure]:
-        """See `Extractor.describe`. A Failure where the resized image has a side below 10 pixels."""
+        """See `Extractor.describe`.
+
+        A Failure where the resized image has a side below 10 pixels.
+        """
         return self._answers(images, with_locals=True)
 
     def describe_globals(self, images: Sequence[Image]) -> list[Description | Failure]:
@@ -118,11 +136,14 @@ class Delg(Extractor):
     def _answers(self, images: Sequence[Image], with_locals: bool) -> list[Description | Failure]:
         answers: dict[int, Description | Failure] = {}
         groups: dict[tuple[int, ...], list[int]] = {}
-        resized = [resize(image.pixels, self._max_image_size * image.resize_factor) for image in images]
+        resized = [
+            resize(image.pixels, self._max_image_size * image.resize_factor) for image in images
+        ]
         for place, pixels in enumerate(resized):
             if min(pixels.shape[:2]) < _MIN_SIDE:
                 answers[place] = Failure(
-                    f"the picture is {pixels.shape[1]} x {pixels.shape[0]} pixels as DELG resizes it; "
+                    f"the picture is {pixels.shape[1]} x {pixels.shape[0]} pixels as DELG resizes "
+                    f"it; "
                     f"at least {_MIN_SIDE} a side are needed",
                     "too_small",
                 )
@@ -139,17 +160,24 @@ class Delg(Extractor):
                     answers[place] = Description(
                         global_descriptor=pooled,
                         descriptors=found.descriptors,
-                        xy=(found.yx / shrunk.astype(np.float32))[:, ::-1] + np.array(image.origin, np.float32),
+                        xy=(found.yx / shrunk.astype(np.float32))[:, ::-1]
+                        + np.array(image.origin, np.float32),
                         scale=found.scale,
                         strength=found.strength,
                     )
         ordered = [answers[place] for place in range(len(images))]
-        return ordered if with_locals else [without_locals(answer, self.local_dim) for answer in ordered]
+        return (
+            ordered
+            if with_locals
+            else [without_locals(answer, self.local_dim) for answer in ordered]
+        )
 
     def _describe(
         self, pictures: list[npt.NDArray[np.uint8]], with_locals: bool
     ) -> list[tuple[npt.NDArray[np.float32], Locals]]:
-        """Global descriptor and locals of pictures of equal size; locals are empty where none are asked for."""
+        """Global descriptor and locals of pictures of equal size; locals are empty where none are
+        asked for.
+        """
         pixels = torch.from_numpy(np.stack(pictures)).to(self._device).permute(0, 3, 1, 2)
         normalised = (pixels.to(torch.float32) - 128.0) / 128.0
         pooled: list[Tensor] = []
@@ -186,8 +214,12 @@ class Delg(Extractor):
     def _strongest(self, found: list[Locals]) -> Locals:
         if not found:
             empty = np.zeros(0, np.float32)
-            return Locals(np.zeros((0, self.local_dim), np.float32), np.zeros((0, 2), np.float32),
-                          np.zeros(0, np.uint8), empty)
+            return Locals(
+                np.zeros((0, self.local_dim), np.float32),
+                np.zeros((0, 2), np.float32),
+                np.zeros(0, np.uint8),
+                empty,
+            )
         joined = [np.concatenate(column) for column in zip(*found, strict=True)]
         best = strongest(joined[3], self._max_locals)
         return Locals(*(column[best] for column in joined))
@@ -196,17 +228,22 @@ class Delg(Extractor):
 def strongest(strength: npt.NDArray[np.float32], most: int) -> npt.NDArray[np.intp]:
     """Places of the `most` greatest values, falling; of equal ones the first comes first.
 
-    That is the order of tf.image.non_max_suppression, which suppresses nothing here: its threshold is an overlap of
+    That is the order of tf.image.non_max_suppression, which suppresses nothing here: its threshold
+        is an overlap of
     1.0, and even equal boxes do not exceed it.
     """
     return np.argsort(-strength, kind="stable")[:most]
 
 
-def field_centres(places: npt.NDArray[np.intp], stride: float, scale: float) -> npt.NDArray[np.float32]:
+def field_centres(
+    places: npt.NDArray[np.intp], stride: float, scale: float
+) -> npt.NDArray[np.float32]:
     """Centres of receptive fields, float32 [n, 2], pixels of the image before scaling.
 
-    places: row and column of cells [n, 2]. As CalculateReceptiveBoxes and CalculateKeypointCenters compute them, in
-    float32 with their order of rounding: corners at stride * place -+ 145, divided by the scale, then their mean.
+    places: row and column of cells [n, 2]. As CalculateReceptiveBoxes and CalculateKeypointCenters
+        compute them, in
+    float32 with their order of rounding: corners at stride * place -+ 145, divided by the scale,
+        then their mean.
     """
     corner = np.float32(stride) * places.astype(np.float32)
     near: npt.NDArray[np.float32] = (corner - np.float32(_HALF_FIELD)) / np.float32(scale)
@@ -215,7 +252,9 @@ def field_centres(places: npt.NDArray[np.intp], stride: float, scale: float) -> 
 
 
 def resize(pixels: npt.NDArray[np.uint8], longest: float) -> npt.NDArray[np.uint8]:
-    """utils.ResizeImage: shrunk by PIL, bilinear, where the longer side exceeds `longest`; never enlarged."""
+    """utils.ResizeImage: shrunk by PIL, bilinear, where the longer side exceeds `longest`; never
+    enlarged.
+    """
     height, width = pixels.shape[:2]
     if max(width, height) <= longest:
         return pixels
@@ -223,15 +262,21 @@ def resize(pixels: npt.NDArray[np.uint8], longest: float) -> npt.NDArray[np.uint
     size = (round(width * factor), round(height * factor))
     if min(size) < 1:
         return np.zeros((size[1], size[0], 3), np.uint8)
-    return np.array(PillowImage.fromarray(pixels).resize(size, resample=PillowImage.Resampling.BILINEAR))
+    return np.array(
+        PillowImage.fromarray(pixels).resize(size, resample=PillowImage.Resampling.BILINEAR)
+    )
 
 
 def scaled(images: Tensor, scale: float) -> Tensor:
-    """tf.image.resize (bilinear, half-pixel centres, no antialiasing) of [B, 3, H, W] to round(side * scale)."""
+    """tf.image.resize (bilinear, half-pixel centres, no antialiasing) of [B, 3, H, W] to round(side
+    * scale).
+    """
     sides = np.round(np.array(images.shape[2:], np.float32) * np.float32(scale)).astype(int)
     size = (int(sides[0]), int(sides[1]))
     if size != tuple(images.shape[2:]):
-        images = F.interpolate(images, size=size, mode="bilinear", align_corners=False, antialias=False)
+        images = F.interpolate(
+            images, size=size, mode="bilinear", align_corners=False, antialias=False
+        )
     return images.contiguous(memory_format=torch.channels_last)
 
 
@@ -242,7 +287,9 @@ def normalise(rows: Tensor) -> Tensor:
 
 def _exact_convolutions() -> Any:
     """Float32 throughout on a GPU, by algorithms that give the same bits each time."""
-    return torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
+    return torch.backends.cudnn.flags(
+        enabled=True, benchmark=False, deterministic=True, allow_tf32=False
+    )
 
 
 def _read(path: str) -> bytes:

@@ -1,14 +1,19 @@
-"""The network of DELG (Cao, Araujo, Sim, ECCV 2020) in torch: ResNet v1, attention, autoencoder, GeM and whitening.
+"""The network of DELG (Cao, Araujo, Sim, ECCV 2020) in torch: ResNet v1, attention, autoencoder,
+GeM and whitening.
 
 Two layouts of the ResNet are in use, and weights of one are of no use in the other:
 
-keras  tensorflow/models, research/delf/delf/python/training/model/{resnet50,delf_model,delg_model}.py: TensorFlow's
-       SAME padding (one more row and column at the far end where the sum is odd), max-pool without padding, a stage's
-       stride in the first 1x1 convolution of its first unit, batch normalisation with epsilon 1e-3
-slim   tf_slim/nets/resnet_v1.py, which DELF's first code (delf_v1.py) trains: 3 pixels about the first convolution,
-       max-pool with SAME padding, a stage's stride in the 3x3 convolution of its *last* unit, epsilon 1e-5
+keras  tensorflow/models,
+       research/delf/delf/python/training/model/{resnet50,delf_model,delg_model}.py: TensorFlow's
+       SAME padding (one more row and column at the far end where the sum is odd), max-pool without
+       padding, a stage's stride in the first 1x1 convolution of its first unit, batch normalisation
+       with epsilon 1e-3
+slim   tf_slim/nets/resnet_v1.py, which DELF's first code (delf_v1.py) trains: 3 pixels about the
+       first convolution, max-pool with SAME padding, a stage's stride in the 3x3 convolution of its
+       *last* unit, epsilon 1e-5
 
-Batch normalisations are folded into their convolutions when weights are loaded (in float64). Inference only.
+Batch normalisations are folded into their convolutions when weights are loaded (in float64).
+Inference only.
 """
 
 from __future__ import annotations
@@ -45,10 +50,12 @@ class Architecture:
 
     units            residual units in each of the four stages
     layout           keras | slim, see the module
-    block3_strides   local map at every second place of the third stage (stride 32), or at all (16); slim: always
-    attention_input  what attention looks at: `expanded`, the autoencoder's reconstruction (the Keras code), or
-                     `block3`, the third stage itself
-    width            channels of the first convolution; the stages have 4, 8, 16 and 32 times as many
+    block3_strides   local map at every second place of the third stage (stride 32), or at all (16);
+                     slim: always
+    attention_input  what attention looks at: `expanded`, the autoencoder's reconstruction (the
+                     Keras code), or `block3`, the third stage itself
+    width            channels of the first convolution; the stages have 4, 8, 16 and 32 times as
+                     many
     """
 
     units: tuple[int, int, int, int] = UNITS[50]
@@ -63,10 +70,18 @@ class Architecture:
     def __post_init__(self) -> None:
         object.__setattr__(self, "units", tuple(self.units))
         sizes = (*self.units, self.width, self.attention_dim, self.local_dim, self.global_dim)
-        if len(self.units) != 4 or any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in sizes):
-            raise UserError(f"DELG: units and channels must be whole numbers from 1, and units four of them: {self}.")
+        if len(self.units) != 4 or any(
+            isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in sizes
+        ):
+            raise UserError(
+                f"DELG: units and channels must be whole numbers from 1, and units four of them: "
+                f"{self}."
+            )
         if self.layout not in EPSILON or self.attention_input not in (EXPANDED, BLOCK3):
-            raise UserError(f"DELG: layout is {KERAS} or {SLIM}, attention_input {EXPANDED} or {BLOCK3}: {self}.")
+            raise UserError(
+                f"DELG: layout is {KERAS} or {SLIM}, attention_input {EXPANDED} or {BLOCK3}: "
+                f"{self}."
+            )
         if self.layout == SLIM and not self.block3_strides:
             raise UserError("DELG: a network of layout slim always has block3_strides.")
 
@@ -82,9 +97,13 @@ class Architecture:
 
 
 class NormalisedConvolution(nn.Module):
-    """A convolution, TensorFlow's padding and a batch normalisation of fixed statistics: [B, C, H, W] in and out."""
+    """A convolution, TensorFlow's padding and a batch normalisation of fixed statistics: [B, C, H,
+    W] in and out.
+    """
 
-    def __init__(self, inputs: int, outputs: int, side: int, stride: int, epsilon: float, layout: str) -> None:
+    def __init__(
+        self, inputs: int, outputs: int, side: int, stride: int, epsilon: float, layout: str
+    ) -> None:
         super().__init__()
         self.weight = nn.Buffer(torch.zeros(outputs, inputs, side, side))
         self.bias = nn.Buffer(torch.zeros(outputs))
@@ -96,7 +115,9 @@ class NormalisedConvolution(nn.Module):
         """Put the normalisation into weight and bias."""
         factor = self.gamma.double() / torch.sqrt(self.variance.double() + self._epsilon)
         self.weight = nn.Buffer((self.weight.double() * factor[:, None, None, None]).float())
-        self.bias = nn.Buffer(((self.bias.double() - self.mean.double()) * factor + self.beta.double()).float())
+        self.bias = nn.Buffer(
+            ((self.bias.double() - self.mean.double()) * factor + self.beta.double()).float()
+        )
         del self.gamma, self.beta, self.mean, self.variance
 
     def forward(self, x: Tensor) -> Tensor:
@@ -108,7 +129,9 @@ class NormalisedConvolution(nn.Module):
 
 
 class Unit(nn.Module):
-    """A bottleneck: 1x1, 3x3, 1x1 and the shortcut, which has a convolution where the number of channels changes."""
+    """A bottleneck: 1x1, 3x3, 1x1 and the shortcut, which has a convolution where the number of
+    channels changes.
+    """
 
     def __init__(self, inputs: int, width: int, stride: int, layout: str) -> None:
         super().__init__()
@@ -118,7 +141,9 @@ class Unit(nn.Module):
         self.conv2 = NormalisedConvolution(width, width, 3, middle, epsilon, layout)
         self.conv3 = NormalisedConvolution(width, 4 * width, 1, 1, epsilon, layout)
         self.shortcut = (
-            NormalisedConvolution(inputs, 4 * width, 1, stride, epsilon, layout) if inputs != 4 * width else None
+            NormalisedConvolution(inputs, 4 * width, 1, stride, epsilon, layout)
+            if inputs != 4 * width
+            else None
         )
         self._stride = stride
 
@@ -139,7 +164,9 @@ class DelgNetwork(nn.Module):
         self.architecture = a = architecture
         epsilon = EPSILON[a.layout]
         self.stem = NormalisedConvolution(3, a.width, 7, 2, epsilon, a.layout)
-        self.stage1, self.stage2, self.stage3, self.stage4 = (_stage(a, number) for number in range(4))
+        self.stage1, self.stage2, self.stage3, self.stage4 = (
+            _stage(a, number) for number in range(4)
+        )
         block3 = 16 * a.width
         self.reduce = nn.Conv2d(block3, a.local_dim, 1)
         if a.attention_input == EXPANDED:
@@ -150,9 +177,11 @@ class DelgNetwork(nn.Module):
         self.requires_grad_(False)
 
     def trunk(self, x: Tensor) -> Tensor | None:
-        """Pixels float32 [B, 3, H, W], (value - 128) / 128, RGB -> the third stage [B, 16 width, h, w], rectified.
+        """Pixels float32 [B, 3, H, W], (value - 128) / 128, RGB -> the third stage [B, 16 width, h,
+        w], rectified.
 
-        None where the image is so small that the max-pool without padding leaves nothing (layout keras).
+        None where the image is so small that the max-pool without padding leaves nothing (layout
+        keras).
         """
         x = self.stem(x).relu_()
         if self.architecture.layout == SLIM:
@@ -166,15 +195,24 @@ class DelgNetwork(nn.Module):
         return x
 
     def local_maps(self, block3: Tensor) -> tuple[Tensor, Tensor]:
-        """The third stage -> attention float32 [B, h, w], > 0, and descriptors [B, local_dim, h, w], raw."""
+        """The third stage -> attention float32 [B, h, w], > 0, and descriptors [B, local_dim, h,
+        w], raw.
+        """
         reduced = self.reduce(block3)
-        seen = self.expand(reduced).relu_() if self.architecture.attention_input == EXPANDED else block3
+        seen = (
+            self.expand(reduced).relu_()
+            if self.architecture.attention_input == EXPANDED
+            else block3
+        )
         scores = self.score(self.attention(seen).relu_())
-        # beyond a threshold of 20 torch returns its input, which differs from log(1 + e^x) by less than float32 shows
+        # beyond a threshold of 20 torch returns its input, which differs from log(1 + e^x) by less
+        # than float32 shows
         return F.softplus(scores[:, 0]), reduced
 
     def global_descriptors(self, block3: Tensor) -> Tensor:
-        """The third stage -> fourth stage, GeM (p = 3), whitening: float32 [B, global_dim], not normalised."""
+        """The third stage -> fourth stage, GeM (p = 3), whitening: float32 [B, global_dim], not
+        normalised.
+        """
         x = self.stage4(block3)
         pooled = x.clamp(min=GEM_FLOOR).pow(GEM_POWER).mean((2, 3)).pow(1.0 / GEM_POWER)
         return self.embedding(pooled)
@@ -218,16 +256,26 @@ def tensor_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
 
 
 def weights_file(
-    tensors: Mapping[str, npt.NDArray[np.float32]], architecture: Architecture, threshold: float, source: str
+    tensors: Mapping[str, npt.NDArray[np.float32]],
+    architecture: Architecture,
+    threshold: float,
+    source: str,
 ) -> bytes:
     """A weights file; its bytes depend on the arguments alone.
 
     threshold  attention from which on a local descriptor counts
     source     what the weights were made from, for people
     """
-    config = {**dataclasses.asdict(architecture), "depth": architecture.depth, "threshold": threshold, "source": source}
+    config = {
+        **dataclasses.asdict(architecture),
+        "depth": architecture.depth,
+        "threshold": threshold,
+        "source": source,
+    }
     metadata = {"format": FORMAT, "config": json.dumps(config, sort_keys=True)}
-    state = {name: torch.from_numpy(np.ascontiguousarray(tensors[name])) for name in sorted(tensors)}
+    state = {
+        name: torch.from_numpy(np.ascontiguousarray(tensors[name])) for name in sorted(tensors)
+    }
     return sorted_header(save_safetensors(state, metadata))
 
 
@@ -243,7 +291,8 @@ class LoadedNetwork:
 def load_network(data: bytes, where: str) -> LoadedNetwork:
     """Read a weights file of `convert-delg`.
 
-    Raises UserError: another format, another configuration, tensors missing, too many, of another shape or not finite.
+    Raises UserError: another format, another configuration, tensors missing, too many, of another
+        shape or not finite.
     """
     mend = "make it with convert-delg."
     try:
@@ -251,18 +300,31 @@ def load_network(data: bytes, where: str) -> LoadedNetwork:
         metadata: Mapping[str, Any] = json.loads(data[8 : 8 + size]).get("__metadata__", {})
         state = load_safetensors(data)
     except (SafetensorError, ValueError, AttributeError) as error:
-        raise UserError(f"{where} is no safetensors file ({type(error).__name__}): {mend}") from error
+        raise UserError(
+            f"{where} is no safetensors file ({type(error).__name__}): {mend}"
+        ) from error
     if metadata.get("format") != FORMAT:
-        raise UserError(f"{where} holds no DELG weights (its format is {metadata.get('format')!r}): {mend}")
+        raise UserError(
+            f"{where} holds no DELG weights (its format is {metadata.get('format')!r}): {mend}"
+        )
     try:
         config = json.loads(metadata["config"])
-        threshold, source, depth = float(config.pop("threshold")), str(config.pop("source")), config.pop("depth")
+        threshold, source, depth = (
+            float(config.pop("threshold")),
+            str(config.pop("source")),
+            config.pop("depth"),
+        )
         architecture = Architecture(**config)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"The configuration in {where} cannot be read ({error}): {mend}") from error
     if depth != architecture.depth:
-        raise UserError(f"{where} says that its depth is {depth}, but its units make {architecture.depth}: {mend}")
-    check_tensors({name: tuple(tensor.shape) for name, tensor in state.items()}, architecture, where)
+        raise UserError(
+            f"{where} says that its depth is {depth}, but its units make {architecture.depth}: "
+            f"{mend}"
+        )
+    check_tensors(
+        {name: tuple(tensor.shape) for name, tensor in state.items()}, architecture, where
+    )
     for name, tensor in state.items():
         if not bool(torch.isfinite(tensor.float()).all()):
             raise UserError(f"The tensor {name} in {where} has values that are not finite: {mend}")
@@ -275,7 +337,9 @@ def load_network(data: bytes, where: str) -> LoadedNetwork:
     return LoadedNetwork(network.eval(), threshold, source)
 
 
-def check_tensors(found: Mapping[str, tuple[int, ...]], architecture: Architecture, where: str) -> None:
+def check_tensors(
+    found: Mapping[str, tuple[int, ...]], architecture: Architecture, where: str
+) -> None:
     """Raise UserError unless these are the names and shapes of the architecture."""
     wanted = tensor_shapes(architecture)
     missing, other = sorted(set(wanted) - set(found)), sorted(set(found) - set(wanted))
@@ -291,4 +355,6 @@ def check_tensors(found: Mapping[str, tuple[int, ...]], architecture: Architectu
         )
     for name, shape in wanted.items():
         if found[name] != shape:
-            raise UserError(f"The tensor {name} in {where} has the shape {found[name]}, not {shape}.")
+            raise UserError(
+                f"The tensor {name} in {where} has the shape {found[name]}, not {shape}."
+            )

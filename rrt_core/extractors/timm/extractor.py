@@ -1,7 +1,10 @@
-"""Any backbone of the package timm as an extractor: `timm:resnet50`, `timm:vit_small_patch14_dinov2` ...
+"""Any backbone of the package timm as an extractor: `timm:resnet50`,
+`timm:vit_small_patch14_dinov2` ...
 
-The shape is that of the default extractor: a global descriptor summed over the image's copies, locals from a map of
-stride 16 of all copies, the strongest by their norm. Weights are a local file, or timm's own download where asked for.
+The shape is that of the default extractor: a global descriptor summed over the image's copies,
+    locals from a map of
+stride 16 of all copies, the strongest by their norm. Weights are a local file, or timm's own
+download where asked for.
 """
 
 from __future__ import annotations
@@ -33,25 +36,28 @@ class Timm(Extractor):
     """See the module. Options:
 
     model       timm's name of it, part of the extractor's name: timm:NAME
-    weights     a local state dict, .safetensors or .pth (tensors alone), with timm's names, or of an origin that timm
-                converts; "random" for random ones (tests)
+    weights     a local state dict, .safetensors or .pth (tensors alone), with timm's names, or of
+                an origin that timm converts; "random" for random ones (tests)
     pretrained  true: timm's own weights of that name, downloaded unless they are in its cache
-    sizes       longest sides of the image's copies, pixels, falling; locals come from all of them, the global
-                descriptor is the sum over them
-    pooling     gem (p = 3, over the last map, or the patch tokens of the last block), cls (class token) or model (as
-                the model does ahead of its classifier); default: cls where there is a class token, else gem
-    feature     number of the map that the locals come from, as `forward_intermediates` counts: stages of a
-                convolutional network, blocks of a transformer, whose tokens go through its last norm; default: the last
-                one of stride 16, or the next finer
+    sizes       longest sides of the image's copies, pixels, falling; locals come from all of them,
+                the global descriptor is the sum over them
+    pooling     gem (p = 3, over the last map, or the patch tokens of the last block), cls (class
+                token) or model (as the model does ahead of its classifier); default: cls where
+                there is a class token, else gem
+    feature     number of the map that the locals come from, as `forward_intermediates` counts:
+                stages of a convolutional network, blocks of a transformer, whose tokens go through
+                its last norm; default: the last one of stride 16, or the next finer
     max_locals  at most this many locals an image, the strongest of all sizes together
-    projection  a file of benchmarks/make_projection.py; without one the locals are the map's own, L2-normalised
+    projection  a file of benchmarks/make_projection.py; without one the locals are the map's own,
+                L2-normalised
     enlarge, min_size  see EfficientNet
     device      auto (a GPU where there is one), cpu, cuda or cuda:N
 
-    On a CPU images are run one at a time and give the same bytes in any company. On a GPU those of equal size are run
-    together, and the last bits may differ with the company, so that device and group are part of the configuration
-    there. Sides of copies are whole multiples of a transformer's patches, and of the stride of networks that cut
-    patches (ConvNeXt, Swin), which changes the aspect by half a patch at most; others see the picture as it is.
+    On a CPU images are run one at a time and give the same bytes in any company. On a GPU those of
+    equal size are run together, and the last bits may differ with the company, so that device and
+    group are part of the configuration there. Sides of copies are whole multiples of a
+    transformer's patches, and of the stride of networks that cut patches (ConvNeXt, Swin), which
+    changes the aspect by half a patch at most; others see the picture as it is.
     """
 
     revision = 1
@@ -73,13 +79,24 @@ class Timm(Extractor):
     ) -> None:
         check_copies(sizes, max_locals, enlarge, min_size)
         if not isinstance(pretrained, bool):
-            raise UserError(f"The extractor's option pretrained must be true or false, not {pretrained!r}.")
+            raise UserError(
+                f"The extractor's option pretrained must be true or false, not {pretrained!r}."
+            )
         self.name = f"timm:{model}"
         self._sizes = tuple(int(size) for size in sizes)
-        self._max_locals, self._enlarge, self._min_size = int(max_locals), float(enlarge), int(min_size)
+        self._max_locals, self._enlarge, self._min_size = (
+            int(max_locals),
+            float(enlarge),
+            int(min_size),
+        )
         chosen = choose_device(device)
         self.network = TimmNetwork(
-            model, weights=weights, pretrained=pretrained, pooling=pooling, feature=feature, device=chosen
+            model,
+            weights=weights,
+            pretrained=pretrained,
+            pooling=pooling,
+            feature=feature,
+            device=chosen,
         )
         self._projection: Projection | None = None
         self.weights_sha256 = self.network.weights_sha256
@@ -87,7 +104,9 @@ class Timm(Extractor):
         if projection is not None:
             data = read_option(Path(projection), "projection")
             self._projection = read_projection(data, self.network.channels, projection).to(chosen)
-            self.weights_sha256 = hashlib.sha256(bytes.fromhex(self.weights_sha256) + data).hexdigest()
+            self.weights_sha256 = hashlib.sha256(
+                bytes.fromhex(self.weights_sha256) + data
+            ).hexdigest()
             self.local_dim = self._projection.dimension
         self._batched = chosen.type == "cuda"
         self.batch = _BATCH_ON_CUDA if self._batched else Extractor.batch
@@ -105,34 +124,52 @@ class Timm(Extractor):
             "deviation": list(self.network.deviation),
             "projection": projection is not None,
         }
-        if self._batched:  # the last bits depend on them; the CPU, which runs one at a time, has neither
+        if (
+            self._batched
+        ):  # the last bits depend on them; the CPU, which runs one at a time, has neither
             self.config.update({"device": "gpu", "group": _BATCH_ON_CUDA})
 
     def describe(self, images: Sequence[Image]) -> list[Description | Failure]:
-        """See `Extractor.describe`. A Failure where the network gives values that are not finite."""
+        """See `Extractor.describe`.
+
+        A Failure where the network gives values that are not finite.
+        """
         with torch.inference_mode():
             return [self._description(found) for found in self.strongest(images)]
 
     def describe_globals(self, images: Sequence[Image]) -> list[Description | Failure]:
-        """See `Extractor.describe_globals`. Leaves out norms, sorting and projection of the cells."""
+        """See `Extractor.describe_globals`.
+
+        Leaves out norms, sorting and projection of the cells.
+        """
         answers: list[Description | Failure] = []
         with torch.inference_mode():
             for seen in self._seen(images):
                 pooled = torch.stack([pooled for _, pooled, _ in seen]).sum(0)
                 whole = F.normalize(pooled, dim=0).cpu().numpy()
-                answers.append(global_only(whole, self.local_dim) if np.isfinite(whole).all() else _not_finite())
+                answers.append(
+                    global_only(whole, self.local_dim)
+                    if np.isfinite(whole).all()
+                    else _not_finite()
+                )
         return answers
 
     def strongest(self, images: Sequence[Image]) -> Iterator[Strongest]:
-        """The descriptions before projection and normalising; call it under torch.inference_mode()."""
+        """The descriptions before projection and normalising; call it under
+        torch.inference_mode().
+        """
         for image, seen in zip(images, self._seen(images), strict=True):
             cells = torch.cat([cells.flatten(1).T for _, _, cells in seen])
             strength = torch.linalg.vector_norm(cells, dim=1).cpu().numpy()
             xy = np.concatenate([self._places(image, shape, cells) for shape, _, cells in seen])
             scale = np.concatenate(
-                [np.full(cells.shape[1] * cells.shape[2], ordinal) for ordinal, (_, _, cells) in enumerate(seen)]
+                [
+                    np.full(cells.shape[1] * cells.shape[2], ordinal)
+                    for ordinal, (_, _, cells) in enumerate(seen)
+                ]
             )
-            # Stable: equal strengths stay in the order of size, row, column. A cell of zeros has no direction.
+            # Stable: equal strengths stay in the order of size, row, column. A cell of zeros has no
+            # direction.
             kept = np.argsort(-strength, kind="stable")
             kept = kept[strength[kept] != 0][: self._max_locals]
             yield Strongest(
@@ -145,14 +182,24 @@ class Timm(Extractor):
 
     def _description(self, found: Strongest) -> Description | Failure:
         whole = F.normalize(found.pooled, dim=0).cpu().numpy()
-        descriptors = self._projection(found.cells) if self._projection else F.normalize(found.cells, dim=1)
+        descriptors = (
+            self._projection(found.cells) if self._projection else F.normalize(found.cells, dim=1)
+        )
         local = descriptors.cpu().numpy()
-        if not (np.isfinite(whole).all() and np.isfinite(local).all() and np.isfinite(found.strength).all()):
+        if not (
+            np.isfinite(whole).all()
+            and np.isfinite(local).all()
+            and np.isfinite(found.strength).all()
+        ):
             return _not_finite()
         return Description(whole, local, found.xy, found.scale, found.strength)
 
-    def _seen(self, images: Sequence[Image]) -> Iterator[list[tuple[tuple[int, ...], Tensor, Tensor]]]:
-        """Of each image and each of its copies: the copy's shape, pooled [D], cells [C, rows, columns]."""
+    def _seen(
+        self, images: Sequence[Image]
+    ) -> Iterator[list[tuple[tuple[int, ...], Tensor, Tensor]]]:
+        """Of each image and each of its copies: the copy's shape, pooled [D], cells [C, rows,
+        columns].
+        """
         if not self._batched:
             for image in images:
                 yield [(copy.shape, *self._alone(copy)) for copy in self._copies(image)]
@@ -181,11 +228,15 @@ class Timm(Extractor):
         first = largest_copy(image, self._sizes[0], self._enlarge, self._min_size)
         return [copy_of(image, first * scale, self.network.multiple) for scale in self.scales]
 
-    def _places(self, image: Image, shape: tuple[int, ...], cells: Tensor) -> npt.NDArray[np.float32]:
+    def _places(
+        self, image: Image, shape: tuple[int, ...], cells: Tensor
+    ) -> npt.NDArray[np.float32]:
         """Centres of the cells, x, y in pixels of the upright original, float32 [cells, 2]."""
         rows, columns = cells.shape[1:]
         grid = self.network.grid
-        return cell_places(image, shape, grid.centres(shape[1], columns), grid.centres(shape[0], rows))
+        return cell_places(
+            image, shape, grid.centres(shape[1], columns), grid.centres(shape[0], rows)
+        )
 
 
 def _not_finite() -> Failure:

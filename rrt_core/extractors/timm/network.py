@@ -1,7 +1,9 @@
-"""A network of the package timm (R. Wightman, pytorch-image-models): images in, pooled features and a map of cells out.
+"""A network of the package timm (R. Wightman, pytorch-image-models): images in, pooled features and
+a map of cells out.
 
-timm's own `forward_intermediates` gives both in one pass. What differs from model to model (strides, channels,
-class tokens, whether any size of input is taken) is seen in one pass over a black picture, not presumed.
+timm's own `forward_intermediates` gives both in one pass. What differs from model to model
+(strides, channels, class tokens, whether any size of input is taken) is seen in one pass over a
+black picture, not presumed.
 """
 
 from __future__ import annotations
@@ -35,7 +37,9 @@ _FIRST_SIDE = 224
 
 
 class Seen(NamedTuple):
-    """What a pass gives: pooled float32 [N, D], L2 norm 1; cells float32 [N, C, rows, columns], raw."""
+    """What a pass gives: pooled float32 [N, D], L2 norm 1; cells float32 [N, C, rows, columns],
+    raw.
+    """
 
     pooled: Tensor
     cells: Tensor
@@ -49,12 +53,13 @@ class TimmNetwork:
     maps       channels and stride of every map that the model offers
     multiple   sides of a picture must be multiples of this
     grid       where the cells look
-    pooling    gem (generalised mean, p = 3, of the last map or of the patch tokens), cls (class token), or
-               model (what the model itself does ahead of its classifier)
+    pooling    gem (generalised mean, p = 3, of the last map or of the patch tokens), cls (class
+               token), or model (what the model itself does ahead of its classifier)
     mean, deviation  of the model's data configuration, for pixels in 0..1
     weights_sha256   of its parameters and buffers by name
 
-    Raises UserError: see create_network; and for a model that takes one size of picture only or has no maps, a feature
+    Raises UserError: see create_network; and for a model that takes one size of picture only or has
+        no maps, a feature
     that it does not have, a pooling that it cannot do.
     """
 
@@ -79,13 +84,18 @@ class TimmNetwork:
         self.pooling = self._checked_pooling(model, pooling)
         network.to(device)
         self._mean, self._deviation = (
-            torch.tensor(values, device=device)[None, :, None, None] * 255.0 for values in (self.mean, self.deviation)
+            torch.tensor(values, device=device)[None, :, None, None] * 255.0
+            for values in (self.mean, self.deviation)
         )
         with torch.inference_mode():
-            self.global_dim = int(self(torch.zeros((1, *self._first), dtype=torch.uint8)).pooled.shape[1])
+            self.global_dim = int(
+                self(torch.zeros((1, *self._first), dtype=torch.uint8)).pooled.shape[1]
+            )
 
     def __call__(self, pixels: Tensor) -> Seen:
-        """uint8 [N, h, w, 3], RGB, sides multiples of `multiple` -> what is seen, on the network's device."""
+        """uint8 [N, h, w, 3], RGB, sides multiples of `multiple` -> what is seen, on the network's
+        device.
+        """
         x = pixels.to(self._device).permute(0, 3, 1, 2).to(torch.float32)
         last, maps = self._forward((x - self._mean) / self._deviation, [self.feature])
         return Seen(F.normalize(self._pooled(last), dim=1), maps[0].float())
@@ -93,7 +103,9 @@ class TimmNetwork:
     def _forward(self, x: Tensor, indices: list[int] | None) -> tuple[Tensor, list[Tensor]]:
         # The last norm of a vision transformer goes over the tokens of whatever block is chosen.
         options: dict[str, Any] = {"norm": True} if self._plain else {}
-        last, maps = self._network.forward_intermediates(x, indices=indices, output_fmt="NCHW", **options)
+        last, maps = self._network.forward_intermediates(
+            x, indices=indices, output_fmt="NCHW", **options
+        )
         return last, maps
 
     def _pooled(self, last: Tensor) -> Tensor:
@@ -120,15 +132,23 @@ class TimmNetwork:
         try:
             with torch.inference_mode():
                 seen = watch(
-                    self._network, lambda: found.extend(self._forward(torch.zeros(1, 3, *self._first[:2]), None))
+                    self._network,
+                    lambda: found.extend(self._forward(torch.zeros(1, 3, *self._first[:2]), None)),
                 )
         except Exception as error:
             raise UserError(
-                f"timm's model {model!r} does not take pictures of any size ({first_line(error)}): choose another."
+                f"timm's model {model!r} does not take pictures of any size "
+                f"({first_line(error)}): choose another."
             ) from error
         last, maps = found
-        if not isinstance(last, Tensor) or last.dim() not in (3, 4) or any(one.dim() != 4 for one in maps):
-            raise UserError(f"timm's model {model!r} gives neither a map nor tokens: choose another.")
+        if (
+            not isinstance(last, Tensor)
+            or last.dim() not in (3, 4)
+            or any(one.dim() != 4 for one in maps)
+        ):
+            raise UserError(
+                f"timm's model {model!r} gives neither a map nor tokens: choose another."
+            )
         grids = [grid_of(seen, height, one.shape[2]) for one in maps]
         strides = [grid.stride for grid in grids]
         self.maps = [(int(one.shape[1]), stride) for one, stride in zip(maps, strides, strict=True)]
@@ -137,9 +157,13 @@ class TimmNetwork:
         self.grid: CellGrid = grids[self.feature]
         self._tokens = last.dim() == 3
         self._plain = self._tokens and len(set(self.maps)) == 1
-        self._prefix = int(last.shape[1] - maps[-1].shape[2] * maps[-1].shape[3]) if self._tokens else 0
+        self._prefix = (
+            int(last.shape[1] - maps[-1].shape[2] * maps[-1].shape[3]) if self._tokens else 0
+        )
         if self._prefix < 0:
-            raise UserError(f"timm's model {model!r} has fewer tokens at its end than cells: choose another.")
+            raise UserError(
+                f"timm's model {model!r} has fewer tokens at its end than cells: choose another."
+            )
         self._channels_last = getattr(self._network, "output_fmt", "NCHW") == "NHWC"
         fixed = bool(self._network.pretrained_cfg.get("fixed_input_size", False))
         self.multiple = 1
@@ -161,39 +185,63 @@ class TimmNetwork:
             strides = [stride for _, stride in self.maps]
             wanted = max((stride for stride in strides if stride <= 16), default=min(strides))
             return max(index for index, stride in enumerate(strides) if stride == wanted)
-        if isinstance(feature, bool) or not isinstance(feature, int) or not 0 <= feature < len(self.maps):
-            listed = ", ".join(f"{i} ({c} channels, stride {s})" for i, (c, s) in enumerate(self.maps))
-            raise UserError(f"The extractor's option feature is {feature!r}; timm's model {model!r} has: {listed}.")
+        if (
+            isinstance(feature, bool)
+            or not isinstance(feature, int)
+            or not 0 <= feature < len(self.maps)
+        ):
+            listed = ", ".join(
+                f"{i} ({c} channels, stride {s})" for i, (c, s) in enumerate(self.maps)
+            )
+            raise UserError(
+                f"The extractor's option feature is {feature!r}; timm's model {model!r} has: "
+                f"{listed}."
+            )
         return feature
 
     def _checked_pooling(self, model: str, pooling: str | None) -> str:
-        has_token = self._tokens and self._prefix > 0 and getattr(self._network, "cls_token", None) is not None
+        has_token = (
+            self._tokens
+            and self._prefix > 0
+            and getattr(self._network, "cls_token", None) is not None
+        )
         if pooling is None:
             return "cls" if has_token else "gem"
         if pooling not in POOLINGS:
-            raise UserError(f"The extractor's option pooling is {pooling!r}; it must be one of {', '.join(POOLINGS)}.")
+            raise UserError(
+                f"The extractor's option pooling is {pooling!r}; it must be one of "
+                f"{', '.join(POOLINGS)}."
+            )
         if pooling == "cls" and not has_token:
-            raise UserError(f"timm's model {model!r} has no class token: give pooling=gem or pooling=model.")
+            raise UserError(
+                f"timm's model {model!r} has no class token: give pooling=gem or pooling=model."
+            )
         return pooling
 
 
 def create_network(model: str, weights: str | None, pretrained: bool) -> Any:
-    """timm's model without its classifier, with the weights of a local file, of the hub, or random ones.
+    """timm's model without its classifier, with the weights of a local file, of the hub, or random
+    ones.
 
-    Nothing is downloaded unless `pretrained`. Raises UserError where timm is absent or does not fit torch, the model is
-    unknown, the weights are not to be had, unreadable or of another model.
+    Nothing is downloaded unless `pretrained`. Raises UserError where timm is absent or does not fit
+    torch, the model is unknown, the weights are not to be had, unreadable or of another model.
     """
     timm = _timm(model)
     if pretrained and weights is not None:
-        raise UserError("The extractor's options weights and pretrained exclude each other: give one of them.")
+        raise UserError(
+            "The extractor's options weights and pretrained exclude each other: give one of them."
+        )
     if not pretrained and weights is None:
         raise UserError(
-            f"timm's model {model!r} needs weights: name a local file by the option weights, or give pretrained=true "
+            f"timm's model {model!r} needs weights: name a local file by the option weights, or "
+            f"give pretrained=true "
             "to have timm download its own."
         )
     hub = model.startswith(("hf-hub:", "hf_hub:"))
     if hub and not pretrained:
-        raise UserError(f"{model!r} is a name of the Hugging Face hub, which needs the option pretrained=true.")
+        raise UserError(
+            f"{model!r} is a name of the Hugging Face hub, which needs the option pretrained=true."
+        )
     if not hub and not timm.is_model(model.partition(".")[0]):
         near = difflib.get_close_matches(model, timm.list_models(), 4, 0.5)
         hint = f"did you mean {', '.join(near)}?" if near else "timm.list_models() names them all."
@@ -213,55 +261,79 @@ def _timm(model: str) -> Any:
         return importlib.import_module("timm")
     except ImportError as error:
         raise UserError(
-            f"The extractor 'timm:{model}' needs the package timm ({error}): install the extra of that name, "
+            f"The extractor 'timm:{model}' needs the package timm ({error}): install the extra of "
+            f"that name, "
             "RRT_EXTRAS=timm ./run_pipeline.sh ..."
         ) from error
     except RuntimeError as error:  # torchvision's compiled operators do not fit torch
         raise UserError(
-            f"The package timm cannot be imported ({first_line(error)}): install torch and torchvision from the "
+            f"The package timm cannot be imported ({first_line(error)}): install torch and "
+            f"torchvision from the "
             "same place, both with CUDA or both without."
         ) from error
 
 
 def _created(timm: Any, model: str, pretrained: bool) -> Any:
-    # Vision transformers take other sizes than their own only when asked to; most other models do not know the option.
+    # Vision transformers take other sizes than their own only when asked to; most other models do
+    # not know the option.
     for options in ({"dynamic_img_size": True}, {}):
         try:
             network = timm.create_model(model, pretrained=pretrained, num_classes=0, **options)
         except TypeError as error:
             if options and "dynamic_img_size" in str(error):
                 continue
-            raise UserError(f"timm's model {model!r} cannot be made ({first_line(error)}).") from error
+            raise UserError(
+                f"timm's model {model!r} cannot be made ({first_line(error)})."
+            ) from error
         except Exception as error:
             if pretrained:
                 raise UserError(
-                    f"The weights of timm's model {model!r} cannot be had ({type(error).__name__}): check the network, "
+                    f"The weights of timm's model {model!r} cannot be had "
+                    f"({type(error).__name__}): check the network, "
                     "or name a local file by the option weights."
                 ) from error
-            raise UserError(f"timm's model {model!r} cannot be made ({first_line(error)}).") from error
+            raise UserError(
+                f"timm's model {model!r} cannot be made ({first_line(error)})."
+            ) from error
         about = network.pretrained_cfg
         # timm starts such models with random weights, and a warning.
-        if pretrained and (about.get("custom_load") or not (about.get("hf_hub_id") or about.get("url"))):
-            raise UserError(f"timm has no weights for {model!r}: name a local file by the option weights.")
+        if pretrained and (
+            about.get("custom_load") or not (about.get("hf_hub_id") or about.get("url"))
+        ):
+            raise UserError(
+                f"timm has no weights for {model!r}: name a local file by the option weights."
+            )
         return network
     raise AssertionError("the last attempt returns or raises")
 
 
 def _load(network: Any, path: str) -> None:
-    """Fill the network; classifiers in the file are left out, everything else must be the network's own."""
+    """Fill the network; classifiers in the file are left out, everything else must be the network's
+    own.
+    """
     state = _read_state(path)
     wanted: dict[str, Tensor] = network.state_dict()
     classifier = network.pretrained_cfg.get("classifier") or ()
-    heads = tuple(f"{name}." for name in ((classifier,) if isinstance(classifier, str) else classifier))
+    heads = tuple(
+        f"{name}." for name in ((classifier,) if isinstance(classifier, str) else classifier)
+    )
 
     def lacking() -> list[str]:
-        return [name for name in wanted if name not in state and not name.endswith("num_batches_tracked")]
+        return [
+            name
+            for name in wanted
+            if name not in state and not name.endswith("num_batches_tracked")
+        ]
 
     def strange() -> list[str]:
         return [name for name in state if name not in wanted and not name.startswith(heads)]
 
     def misshapen() -> list[str]:
-        return [name for name, value in wanted.items() if name in state and state[name].shape != value.shape]
+        return [
+            name
+            for name, value in wanted.items()
+            if name in state and state[name].shape != value.shape
+        ]
 
     if lacking() or strange() or misshapen():
         # Files of other origins; each of timm's model files converts those that it knows.
@@ -270,14 +342,19 @@ def _load(network: Any, path: str) -> None:
             try:
                 state = convert(dict(state), network)
             except Exception as error:
-                raise UserError(f"The weights in {path} are not this model's ({first_line(error)}).") from error
+                raise UserError(
+                    f"The weights in {path} are not this model's ({first_line(error)})."
+                ) from error
     where = f"The weights in {path} are not those of timm's model"
     if missing := lacking():
         raise UserError(f"{where}: they lack {len(missing)} of its tensors, first {missing[0]}.")
     if strange():
         raise UserError(f"{where}: they hold {strange()[0]} too.")
     for name in misshapen():
-        raise UserError(f"{where}: {name} has the shape {tuple(state[name].shape)}, not {tuple(wanted[name].shape)}.")
+        raise UserError(
+            f"{where}: {name} has the shape {tuple(state[name].shape)}, not "
+            f"{tuple(wanted[name].shape)}."
+        )
     network.load_state_dict({name: state[name] for name in wanted if name in state}, strict=False)
 
 
@@ -292,26 +369,34 @@ def _read_state(path: str) -> Mapping[str, Tensor]:
             state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:
         raise UserError(
-            f"The weights in {path} are no state dict ({type(error).__name__}): give a file of tensors by name, "
+            f"The weights in {path} are no state dict ({type(error).__name__}): give a file of "
+            f"tensors by name, "
             "nothing else."
         ) from error
     for key in ("state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+    if not isinstance(state, dict) or not all(
+        isinstance(value, Tensor) for value in state.values()
+    ):
         raise UserError(
-            f"The weights in {path} are no state dict: give a .safetensors file, or a .pth of tensors alone."
+            f"The weights in {path} are no state dict: give a .safetensors file, or a .pth of "
+            f"tensors alone."
         )
     return {name.removeprefix("module."): value for name, value in state.items()}
 
 
 def _sha256_of(network: nn.Module) -> str:
-    """Of the parameters and buffers, in the order of their names: the same in whatever file they came."""
+    """Of the parameters and buffers, in the order of their names: the same in whatever file they
+    came.
+    """
     digest = hashlib.sha256()
     for name, value in sorted(network.state_dict().items()):
         if not name.endswith("num_batches_tracked"):
             digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
-            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+            digest.update(
+                value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+            )
     return digest.hexdigest()
 
 
