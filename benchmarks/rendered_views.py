@@ -28,7 +28,8 @@ import torch
 
 from rrt_core.extractors import Description, Extractor, create
 from rrt_core.images import decode
-from rrt_core.synthetic.rendering import LEVELS, Level, cut_instances, render_view, view_rng
+from rrt_core.synthetic.instances import cut_instances
+from rrt_core.synthetic.rendering import LEVELS, Level, render_view, view_rng
 from rrt_core.transformer.model import bin_scales
 
 PHOTOS = (

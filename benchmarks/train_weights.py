@@ -30,7 +30,8 @@ from rendered_views import BINNING, SPLITS, TRAINING_KINDS
 
 from rrt_core.checkpoints import save_checkpoint
 from rrt_core.rerankers.rrt import EMBEDDED_WEIGHTS
-from rrt_core.training.loop import TrainingOptions, initialise_matching, train
+from rrt_core.training.loop import TrainingOptions, train
+from rrt_core.transformer.initialisation import initialise_matching
 from rrt_core.transformer.model import ModelConfig, RerankingTransformer
 
 SHARPNESS = 25.0

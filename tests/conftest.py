@@ -1,6 +1,4 @@
-"""What tests share: the folder of real photographs and annotations, which is no part of the
-project.
-"""
+"""What tests share: fixtures, and the folder of real photographs, no part of the project."""
 
 import os
 import sys
@@ -14,8 +12,19 @@ ROOT = Path(__file__).resolve().parent.parent
 # What an installed package would be: its entry points name the tests' own unit workers, for
 # children too.
 PLUGINS = str(ROOT / "tests" / "support" / "plugins")
+sys.path[:0] = [str(ROOT)]  # for `tests.`
 sys.path.append(PLUGINS)
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), PLUGINS]))
+
+from tests.support.fixtures import (  # noqa: E402  as fixtures of all tests
+    configuration,
+    photographs,
+    s3,
+    s3_session,
+    start,
+)
+
+__all__ = ["start", "photographs", "configuration", "s3_session", "s3", "shared_data"]
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,295 @@
+"""A folder anywhere: the same behaviour on a local disk, in fsspec's memory and on S3."""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, ClassVar
+
+import fsspec
+import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+
+from pipelines.storage import retries as retrying
+from pipelines.storage.local import full_disk
+from pipelines.storage.place import Place, is_temporary, open_file_system, read_url
+from schemas.errors import UserError
+from tests.support.s3_server import BUCKET
+
+
+@pytest.fixture(params=["local", "memory", "odd", "s3"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
+    """An empty place."""
+    if request.param == "s3":
+        request.getfixturevalue("s3")
+        return Place(f"s3://{BUCKET}/{secrets.token_hex(4)}/a b'c")
+    if request.param == "memory":
+        return Place(f"memory://bucket-{secrets.token_hex(4)}/folder")
+    name = "folder" if request.param == "local" else "a b'c\"::d#e%20f?g*h\n\u00e9"
+    return Place(str(tmp_path / name))
+
+
+def test_write_read_names_remove(place: Place) -> None:
+    assert place.names("done") == [] and place.size("done/a") is None and not place.exists()
+    place.write("done/a", b"one")
+    place.write("done/a", b"second")
+    place.write("done/deep/b", b"")
+    assert place.read("done/a") == b"second" and place.size("done/a") == 6
+    assert place.names("done") == ["a"], "folders are not named"
+    assert place.sizes(["done/a", "done/deep/b", "done/none", "nowhere/c"]) == [6, 0, None, None]
+    place.remove("done/a")
+    place.remove("done/a")
+    assert place.names("done") == []
+    with pytest.raises(FileNotFoundError):
+        place.read("done/a")
+
+
+def test_create_is_exclusive(place: Place) -> None:
+    assert place.create("done/a", b"first")
+    assert not place.create("done/a", b"second")
+    assert place.read("done/a") == b"first" and place.names("done") == ["a"]
+
+
+def test_put_takes_the_file_away(place: Place, tmp_path: Path) -> None:
+    file = tmp_path / "made"
+    file.write_bytes(b"made")
+    place.put(str(file), "data/part-0.bin")
+    assert place.read("data/part-0.bin") == b"made" and not file.exists()
+
+
+def test_ranges(place: Place) -> None:
+    place.write("a", bytes(range(100)))
+    place.write("b", bytes(100))
+    assert place.read_ranges(["a", "b", "a"], [3, 0, 90], [6, 2, 100]) == [
+        b"\3\4\5",
+        b"\0\0",
+        bytes(range(90, 100)),
+    ]
+
+
+def test_emptying_and_removing(place: Place) -> None:
+    place.write("data/a", b"a")
+    place.write("scratch/x/y", b"a")
+    assert place.has_files(besides="plan") and place.has_files(besides="data")
+    place.remove_folder("scratch")
+    place.remove_folder("scratch")
+    assert place.has_files(besides="plan") and not place.has_files(besides="data")
+    assert place.names("scratch/x") == [] and place.names("data") == ["a"]
+    place.empty()
+    place.empty()
+    assert place.names("data") == [] and not place.has_files(besides="plan")
+
+
+def test_emptying_ends_with_the_plan(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever it is killed, what is left has no manifest, and is known to be an output of ours."""
+    for name in ("plan/plan.json", "a/x", "z/x", "parts.parquet", "manifest.json", ".hidden", "zz"):
+        place.write(name, b"x")
+    gone: list[str] = []
+
+    def noting(remove: Any) -> Any:
+        def noted(path: str, *args: Any) -> None:
+            gone.append(str(path).rpartition("/")[2])
+            remove(path, *args)
+
+        return noted
+
+    if place.local:
+        monkeypatch.setattr("pipelines.storage.place.shutil.rmtree", noting(shutil.rmtree))
+        monkeypatch.setattr("pipelines.storage.place.os.remove", noting(os.remove))
+    else:
+        monkeypatch.setattr(place.remote, "remove_below", noting(place.remote.remove_below))
+    place.empty()
+    assert gone[0] == "manifest.json" and gone.index("plan") == 6 and place.names("") == []
+
+
+def test_names_of_temporary_files(tmp_path: Path) -> None:
+    place, seen = Place(str(tmp_path)), []
+    with place._temporary("done/part-00001.json") as path:
+        seen.append(path)
+    assert is_temporary(seen[0]) and is_temporary("a\nb.0123456789ab.tmp")
+    assert not any(
+        map(is_temporary, ("x.tmp", "draft.aa.tmp", ".0123456789ab.tmp", "x.0123456789ab.tmp.txt"))
+    )
+
+
+def test_the_url_leads_back(place: Place) -> None:
+    place.write("data/a", b"a")
+    assert Place(place.url).read("data/a") == b"a"
+    assert Place(place.url).below("data").read("a") == b"a"
+
+
+def test_one_process_holds_a_local_folder(tmp_path: Path) -> None:
+    place = Place(str(tmp_path / "out"))
+    with place.alone(), pytest.raises(UserError, match="by another command"), place.alone():
+        pass
+    with place.alone():
+        pass
+
+
+def test_a_local_path_is_a_path_whatever_its_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("a::b", "zip::c", "x y/z://w", "#", "%41"):
+        place = Place(f"./{name}" if "://" in name or name.startswith("zip") else name)
+        place.write("f", b"f")
+        assert (tmp_path / name / "f").exists(), name
+
+
+def test_what_cannot_be_opened_or_written_is_said(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot be opened"):
+        open_file_system("nosuch://bucket/x")
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(UserError, match="cannot be written"):
+        Place(str(tmp_path / "file")).write("a", b"")
+    with pytest.raises(UserError, match="cannot be written"):
+        Place(str(tmp_path / "file/below")).create("a", b"")
+    with pytest.raises(UserError, match="the name is too long"):
+        Place(str(tmp_path)).write("a" * 300, b"")
+    error = full_disk(OSError(28, "No space"), "there")
+    assert error is not None and "no space left" in str(error)
+    assert full_disk(OSError(2, "No such file"), "there") is None
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no limits of file sizes")
+def test_a_file_that_the_system_refuses_leaves_nothing(tmp_path: Path) -> None:
+    program = (
+        "import resource, sys; from pipelines.storage.place import Place; from schemas.errors "
+        "import UserError\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+        "try: Place(sys.argv[1]).write('a', bytes(2000))\n"
+        "except UserError as error: print(error)"
+    )
+    root = Path(__file__).resolve().parents[3]
+    run = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=root,
+    )
+    assert "cannot be written: the file would be larger" in run.stdout
+    assert os.listdir(tmp_path) == []
+
+
+class Flaky(MemoryFileSystem):
+    """Memory whose operations fail, give too little, or lose their answer, as `trouble` says for
+    the next calls.
+    """
+
+    protocol = "flaky"
+    trouble: ClassVar[list[Exception | int]] = []  # an int: so many bytes too few
+    calls = 0
+
+    def _next(self) -> int:
+        Flaky.calls += 1
+        one = Flaky.trouble.pop(0) if Flaky.trouble else 0
+        if isinstance(one, Exception):
+            raise one
+        return one
+
+    def cat_file(
+        self, path: str, start: int | None = None, end: int | None = None, **more: Any
+    ) -> bytes:
+        less = self._next()
+        data: bytes = super().cat_file(path, start, end, **more)
+        return data[: len(data) - less]
+
+    def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **more: Any) -> None:
+        super().pipe_file(path, value, mode=mode, **more)
+        self._next()
+
+    def put_file(self, lpath: str, rpath: str, **more: Any) -> None:
+        data = Path(lpath).read_bytes()
+        less = self._next()
+        super().pipe_file(rpath, data[: len(data) - less], mode="overwrite")
+
+
+@pytest.fixture
+def flaky(monkeypatch: pytest.MonkeyPatch) -> Place:
+    fsspec.register_implementation("flaky", Flaky, clobber=True)
+    monkeypatch.setattr(retrying, "FIRST_WAIT", 0.001)
+    Flaky.trouble, Flaky.calls = [], 0
+    return Place(f"flaky://bucket-{secrets.token_hex(4)}")
+
+
+RESET = ConnectionResetError(104, "reset")
+
+
+def test_short_answers_are_asked_for_again(flaky: Place, tmp_path: Path) -> None:
+    flaky.write("a", bytes(range(100)))
+    Flaky.trouble = [1, RESET, 100]
+    assert flaky.read("a") == bytes(range(100))
+    Flaky.calls, Flaky.trouble = 0, [0, 2, RESET, 0, 1]
+    pieces = flaky.read_ranges(["a"] * 3, [0, 5, 90], [5, 9, 100])
+    assert pieces == [bytes(range(5)), bytes(range(5, 9)), bytes(range(90, 100))]
+    assert Flaky.calls == 6, "what came whole is not asked for again"
+    file = tmp_path / "file"
+    file.write_bytes(b"0123456789")
+    Flaky.trouble = [3, RESET, 0]
+    flaky.put(str(file), "b")
+    assert flaky.read("b") == b"0123456789" and not file.exists()
+    with pytest.raises(UserError, match="a cannot be read: it failed 8 times"):
+        flaky.read_ranges(["a"], [90], [101])
+
+
+def test_a_create_whose_answer_is_lost_is_judged_by_its_bytes(flaky: Place) -> None:
+    Flaky.trouble = [RESET]
+    assert flaky.create("a", b"ours")
+    Flaky.trouble = [TimeoutError()]
+    assert not flaky.create("a", b"another's") and flaky.read("a") == b"ours"
+
+
+def test_refusals_are_not_tried_again(flaky: Place) -> None:
+    flaky.write("a", b"a")
+    for error in (
+        PermissionError(13, "not allowed"),
+        OSError(22, "no such range"),
+        ValueError("bad"),
+    ):
+        Flaky.calls, Flaky.trouble = 0, [error]
+        with pytest.raises(UserError, match="a cannot be read: "):
+            flaky.read("a")
+        assert Flaky.calls == 1
+    Flaky.trouble = [PermissionError(13, "not allowed")]
+    with pytest.raises(PermissionError):
+        read_url(f"{flaky.url}/a")  # it may be this image alone
+
+
+def test_which_errors_pass() -> None:
+    """Exceptions as the file systems' packages raise them."""
+    exceptions = pytest.importorskip("botocore.exceptions")
+    errors = pytest.importorskip("s3fs.errors")
+    aiohttp = pytest.importorskip("aiohttp")
+
+    def answered(status: int, code: str) -> Exception:
+        answer = {
+            "ResponseMetadata": {"HTTPStatusCode": status},
+            "Error": {"Code": code, "Message": "m"},
+        }
+        translated: Exception = errors.translate_boto_error(
+            exceptions.ClientError(answer, "PutObject")
+        )
+        return translated
+
+    passing = [
+        answered(500, "InternalError"), answered(503, "SlowDown"), answered(503, "503"), answered(429, "Throttling"),  # noqa: E501
+        answered(409, "ConditionalRequestConflict"), answered(400, "RequestTimeout"), answered(200, "InternalError"),  # noqa: E501
+        answered(502, "502"), exceptions.EndpointConnectionError(endpoint_url="u"), ConnectionResetError(),  # noqa: E501
+        exceptions.ReadTimeoutError(endpoint_url="u"), exceptions.ConnectionClosedError(endpoint_url="u"),  # noqa: E501
+        exceptions.IncompleteReadError(actual_bytes=1, expected_bytes=2), aiohttp.ClientPayloadError(),  # noqa: E501
+        aiohttp.ServerDisconnectedError(), TimeoutError(), OSError(errno.ETIMEDOUT, "t"), retrying.ShortRead("s"),  # noqa: E501
+    ]  # fmt: skip
+    final = [
+        answered(404, "NoSuchKey"), answered(403, "AccessDenied"), answered(412, "PreconditionFailed"),  # noqa: E501
+        answered(416, "InvalidRange"), answered(400, "InvalidBucketName"), answered(501, "NotImplemented"),  # noqa: E501
+        exceptions.NoCredentialsError(), FileExistsError(), ValueError("v"), OSError(errno.EACCES, "a"),  # noqa: E501
+    ]  # fmt: skip
+    assert [error for error in passing if not retrying.passes(error)] == []
+    assert [error for error in final if retrying.passes(error)] == []
+    assert retrying.condition_failed(final[2]) and not retrying.condition_failed(final[1])
