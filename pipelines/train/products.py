@@ -31,6 +31,7 @@ from pipelines.storage.local import sha256_file
 from pipelines.storage.place import Place
 from pipelines.train.products_options import Options, Photographs, read_photographs
 from rrt_core.checkpoints import PRODUCTS, load_checkpoint, save_checkpoint
+from rrt_core.devices import choose_device
 from rrt_core.products.backbone import create_backbone, load_backbone_state
 from rrt_core.products.crops import CropOptions, CropReader
 from rrt_core.products.evaluation import figures, rank, reordered, score
@@ -40,7 +41,6 @@ from rrt_core.products.model import ProductsConfig, ProductsTransformer
 from rrt_core.products.sampling import Ints, Sampler, neighbours
 from rrt_core.products.training import MODES, ProductsNetwork, ProductsOptions, describe, train
 from rrt_core.training.log import LOG_NAME
-from rrt_core.training.processes import choose_device
 from rrt_core.training.state import write_whole
 from schemas.errors import UserError
 from schemas.manifest import Counts, FileEntry, Manifest, Marker

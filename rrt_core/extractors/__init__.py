@@ -1,15 +1,13 @@
 """The contract of extractors, and the registry that makes one by name.
 
 An extractor turns decoded images into one global descriptor and many local descriptors each. A new
-one is one file in this folder and one line in `_EXTRACTORS`; a user's own class is named
+one is one file in this folder and one line in `REGISTRY`; a user's own class is named
 `package.module:Class` and needs neither. Importing this package imports no network library: that
 happens when an extractor is made.
 """
 
 from __future__ import annotations
 
-import importlib
-import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,6 +18,7 @@ import numpy.typing as npt
 
 from rrt_core.images import Image
 from schemas.errors import UserError
+from schemas.registry import Registry
 
 
 def identity_of(extractor: Extractor) -> dict[str, Any]:
@@ -35,11 +34,15 @@ def identity_of(extractor: Extractor) -> dict[str, Any]:
     }
 
 
-_EXTRACTORS = {
-    "delg": "rrt_core.extractors.delg.extractor:Delg",
-    "efficientnet": "rrt_core.extractors.efficientnet.extractor:EfficientNet",
-    "rootsift": "rrt_core.extractors.rootsift:RootSift",
-}
+REGISTRY = Registry(
+    "extractor",
+    "rrt_pipelines.extractors",
+    {
+        "delg": "rrt_core.extractors.delg.extractor:Delg",
+        "efficientnet": "rrt_core.extractors.efficientnet.extractor:EfficientNet",
+        "rootsift": "rrt_core.extractors.rootsift:RootSift",
+    },
+)
 # Of many networks each, named "family:NAME"; the NAME is the option `model` of the class.
 _FAMILIES = {"timm": "rrt_core.extractors.timm.extractor:Timm"}
 
@@ -135,61 +138,26 @@ def global_only(descriptor: npt.NDArray[np.float32], local_dim: int) -> Descript
 
 
 def is_known(name: str) -> bool:
-    """Whether a name is of the registry, or of one of its families ("timm:NAME"): no user's own
-    class.
-    """
-    return name in _EXTRACTORS or name.partition(":")[0] in _FAMILIES
+    """Whether a name is registered, or of a family ("timm:NAME"): no user's own class."""
+    return REGISTRY.target(name) is not None or name.partition(":")[0] in _FAMILIES
 
 
 def create(name: str, **options: Any) -> Extractor:
-    """Make an extractor: "efficientnet", "rootsift", "timm:NAME", or a user's own
-    "package.module:Class".
+    """Make an extractor: a registered name, "timm:NAME", or a user's "package.module:Class".
 
     Raises UserError for an unknown name, an unknown option, or a value the extractor refuses.
     """
     family, _, model = name.partition(":")
     given = {"model": model} if family in _FAMILIES and model else {}
-    target = _FAMILIES[family] if given else _EXTRACTORS.get(name, name)
+    target = _FAMILIES[family] if given else REGISTRY.target(name) or name
+
     if ":" not in target or (family in _FAMILIES and not given):
-        known_names = sorted(_EXTRACTORS) + [f"{family}:NAME" for family in sorted(_FAMILIES)]
+        known = sorted(REGISTRY.names()) + [f"{family}:NAME" for family in sorted(_FAMILIES)]
         raise UserError(
-            f"There is no extractor {name!r}: choose {' or '.join(known_names)}, "
+            f"There is no extractor {name!r}: choose {' or '.join(known)}, "
             "or name a class of your own as package.module:Class."
         )
-    made = _load(name, target)
-    parameters = [
-        one for one in inspect.signature(made).parameters.values() if one.name not in given
-    ]
-    takes_any = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters)
-    known = [p.name for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    for option in options:
-        if option not in known and not takes_any:
-            listed = ", ".join(known) if known else "none"
-            raise UserError(f"The extractor {name!r} has no option {option!r}; it has: {listed}.")
-    for parameter in parameters:
-        if (
-            parameter.name in known
-            and parameter.default is parameter.empty
-            and parameter.name not in options
-        ):
-            raise UserError(f"The extractor {name!r} needs the option {parameter.name!r}.")
+
+    made = REGISTRY.load_class(name, Extractor, target)
+    REGISTRY.check_options(name, made, options, given)
     return made(**options, **given)
-
-
-def _load(name: str, target: str) -> type[Extractor]:
-    module_name, _, class_name = target.partition(":")
-    try:
-        module = importlib.import_module(module_name)
-    except ImportError as error:
-        raise UserError(
-            f"The extractor {name!r} cannot be imported ({error}): install what is missing, or "
-            f"correct the name."
-        ) from error
-    made = getattr(module, class_name, None)
-    if not (isinstance(made, type) and issubclass(made, Extractor)):
-        raise UserError(
-            f"{target!r} is no extractor: {class_name!r} must be a class in {module_name} derived "
-            f"from "
-            "rrt_core.extractors.Extractor."
-        )
-    return made

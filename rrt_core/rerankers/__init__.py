@@ -4,13 +4,12 @@ A reranker scores pairs (query image, gallery image) from their stored descripto
 pixels, never opens a store, and knows nothing of shortlists or protocols. Scores of one reranker
 are comparable with each other only: raw logits, higher = more likely the same instance.
 
-A new reranker is one file and one line in REGISTRY.
+A new reranker is one file and one line in `REGISTRY`; an installed package adds one by an entry
+point of the group `rrt_pipelines.rerankers`.
 """
 
 from __future__ import annotations
 
-import importlib
-import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from schemas.errors import UserError
+from schemas.registry import Registry
 
 
 def identity_of(reranker: Reranker) -> dict[str, Any]:
@@ -32,12 +32,16 @@ def identity_of(reranker: Reranker) -> dict[str, Any]:
 
 
 # Modules are named, not imported: `mutual_nn` must not wait for torch.
-REGISTRY: dict[str, str] = {
-    "rrt": "rrt_core.rerankers.rrt:RRTReranker",
-    "mutual_nn": "rrt_core.rerankers.mutual_nn:MutualNNReranker",
-    "geometric": "rrt_core.rerankers.geometric:GeometricReranker",
-    "cascade": "rrt_core.rerankers.cascade:CascadeReranker",
-}
+REGISTRY = Registry(
+    "reranker",
+    "rrt_pipelines.rerankers",
+    {
+        "rrt": "rrt_core.rerankers.rrt:RRTReranker",
+        "mutual_nn": "rrt_core.rerankers.mutual_nn:MutualNNReranker",
+        "geometric": "rrt_core.rerankers.geometric:GeometricReranker",
+        "cascade": "rrt_core.rerankers.cascade:CascadeReranker",
+    },
+)
 
 PAIRS_A_CALL = 256  # of `score`, where a query has more candidates
 
@@ -136,34 +140,29 @@ class Reranker(ABC):
         return QueryScores(np.concatenate([np.zeros(0, np.float32), *logits]).astype(np.float32))
 
 
+def is_known(name: str) -> bool:
+    """Whether a name is registered: no user's own class."""
+    return REGISTRY.target(name) is not None
+
+
 def create(name: str, **options: Any) -> Reranker:
-    """Make a reranker: a name of REGISTRY, or `package.module:Class` of one's own.
+    """Make a reranker: a registered name, or a user's own ``package.module:Class``.
 
     Raises:
         UserError: unknown name, module or class; an option that the reranker does not have.
     """
-    target = REGISTRY.get(name, name)
-    module_name, _, class_name = target.partition(":")
-    if not class_name:
+    target = REGISTRY.target(name) or name
+
+    if ":" not in target:
         raise UserError(
-            f"Reranker {name!r} is unknown; choose one of {', '.join(REGISTRY)}, or "
-            f"package.module:Class."
+            f"There is no reranker {name!r}: choose {' or '.join(REGISTRY.names())}, "
+            "or name a class of your own as package.module:Class."
         )
-    try:
-        cls = getattr(importlib.import_module(module_name), class_name)
-    except (ImportError, AttributeError) as error:
-        raise UserError(f"Reranker {name!r} cannot be imported: {error}.") from error
-    if not (isinstance(cls, type) and issubclass(cls, Reranker)):
-        raise UserError(
-            f"Reranker {name!r} is not a class derived from rrt_core.rerankers.Reranker."
-        )
-    known = list(inspect.signature(cls).parameters)
-    for option in options:
-        if option not in known:
-            raise UserError(
-                f"Reranker {name!r} has no option {option!r}; its options are: {', '.join(known)}."
-            )
-    return cls(**options)
+
+    made = REGISTRY.load_class(name, Reranker, target)
+    REGISTRY.check_options(name, made, options)
+    reranker: Reranker = made(**options)
+    return reranker
 
 
 def check_tokens(option: str, value: int) -> int:

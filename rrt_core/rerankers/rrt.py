@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
+from importlib.resources import files
 
 import numpy as np
 
@@ -17,7 +17,7 @@ from rrt_core.transformer.scorer import PairScorer, TokenSet
 
 # Trained by benchmarks/train_weights.py for the embedded extractor `efficientnet`; what made them
 # is in the JSON beside them.
-EMBEDDED_WEIGHTS = str(Path(__file__).parent.parent / "weights" / "rrt_efficientnet.safetensors")
+EMBEDDED_WEIGHTS = str(files("rrt_core") / "weights" / "rrt_efficientnet.safetensors")
 
 
 class RRTReranker(Reranker):

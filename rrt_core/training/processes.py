@@ -15,7 +15,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from schemas.errors import UserError
+from rrt_core.devices import choose_device
 
 CPU = torch.device("cpu")
 WAIT = timedelta(hours=12)  # rank 0 may copy and mine for long while the others wait
@@ -57,36 +57,6 @@ class Processes:
         if self.world > 1:
             dist.barrier()
             dist.destroy_process_group()
-
-
-def choose_device(name: str, local_rank: int = 0) -> torch.device:
-    """The device of a name: "auto" is CUDA where there is one, else the CPU; "cuda" is the
-    process's own.
-
-    Raises:
-        UserError: unknown to torch, or not there.
-    """
-    cuda = torch.cuda.is_available()
-    if name == "auto":
-        name = "cuda" if cuda else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise UserError(f"Device {name!r} is unknown; give auto, cpu, cuda or cuda:0.") from None
-    if device.type == "cuda":
-        number = local_rank if device.index is None else device.index
-        if not cuda or number >= torch.cuda.device_count():
-            raise UserError(
-                f"Device {name}: torch {torch.__version__} sees "
-                f"{torch.cuda.device_count() if cuda else 0} CUDA devices"
-                f" here, and process {local_rank} of this machine needs number {number}; give "
-                f"--device cpu,"
-                " or start fewer processes."
-            )
-        return torch.device("cuda", number)
-    if device.type != "cpu":
-        raise UserError(f"Device {name!r} is not supported for training; give auto, cpu or cuda.")
-    return device
 
 
 def join(device: str, environment: Mapping[str, str] = os.environ) -> Processes:

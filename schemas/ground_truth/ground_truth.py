@@ -28,8 +28,22 @@ from schemas.ground_truth.matlab import load_matlab
 from schemas.ground_truth.name_matching import match_names
 from schemas.ground_truth.restricted_pickle import load_plain
 from schemas.image_list import Box, encode_name
+from schemas.registry import Registry
 
 SCHEMA = "rrt-ground-truth/1"
+
+# How a file's name ends -> ``read(data: bytes, where: str) -> dict``, the content in the words of
+# our JSON. It is checked here, so that a reader need not: a new form is one file and one line.
+READERS = Registry(
+    "ground truth",
+    "rrt_pipelines.ground_truths",
+    {
+        ".json": "schemas.ground_truth.ground_truth:read_json",
+        ".pkl": "schemas.ground_truth.ground_truth:read_revisitop_pickle",
+        ".pickle": "schemas.ground_truth.ground_truth:read_revisitop_pickle",
+        ".mat": "schemas.ground_truth.ground_truth:read_revisitop_matlab",
+    },
+)
 LISTS = ("easy", "hard", "junk")
 
 
@@ -86,7 +100,8 @@ class GroundTruth:
 
 
 def load_ground_truth(url: str) -> GroundTruth:
-    """Reads and checks a `.json` of ours, or a `.pkl` or `.mat` of revisitop.
+    """Read and check a ground truth: `.json` of ours, `.pkl` or `.mat` of revisitop, or of a
+    form that an installed package registers.
 
     Args:
         url: any fsspec URL or path.
@@ -101,19 +116,33 @@ def load_ground_truth(url: str) -> GroundTruth:
             data: bytes = file.read()
     except (OSError, ValueError, ImportError) as error:
         raise UserError(f"The ground truth {url} cannot be read: {error}.") from error
-    stem, extension = posixpath.splitext(posixpath.basename(str(url).replace("\\", "/")))
-    reader = _Reader(str(url))
-    if extension == ".json":
-        return reader.read(_parse_json(data, url), stem)
-    if extension in (".pkl", ".pickle"):
-        return reader.read(
-            reader.from_revisitop(load_plain(data, str(url))), stem.removeprefix("gnd_")
+    path = str(url).replace("\\", "/")
+    suffix = next((one for one in READERS.names() if path.endswith(one)), "")
+    if not suffix:
+        raise UserError(
+            f"The ground truth {url} is of no form that is known here: its name must end in "
+            f"{' or '.join(READERS.names())}."
         )
-    if extension == ".mat":
-        return reader.read(
-            reader.from_revisitop(load_matlab(data, str(url))), stem.removeprefix("gnd_")
-        )
-    raise UserError(f"The ground truth {url} is neither .json nor .pkl nor .mat.")
+
+    content = READERS.load_function(suffix)(data, str(url))
+    stem = posixpath.basename(path).removesuffix(suffix)
+    return _Reader(str(url)).read(content, stem if suffix == ".json" else stem.removeprefix("gnd_"))
+
+
+def read_json(data: bytes, where: str) -> dict[str, Any]:
+    """The content of our JSON. Raises UserError."""
+    content: dict[str, Any] = _parse_json(data, where)
+    return content
+
+
+def read_revisitop_pickle(data: bytes, where: str) -> dict[str, Any]:
+    """revisitop's ``gnd_*.pkl`` in the words of our JSON; no code of it runs. Raises UserError."""
+    return _Reader(where).from_revisitop(load_plain(data, where))
+
+
+def read_revisitop_matlab(data: bytes, where: str) -> dict[str, Any]:
+    """revisitop's ``gnd_*.mat`` in the words of our JSON. Raises UserError."""
+    return _Reader(where).from_revisitop(load_matlab(data, where))
 
 
 def _parse_json(data: bytes, url: str) -> Any:

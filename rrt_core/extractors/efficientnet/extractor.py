@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Sequence
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +36,7 @@ from rrt_core.extractors.projection import Strongest, read_projection
 from rrt_core.images import Image
 from schemas.errors import UserError
 
-WHITENING = (
-    Path(__file__).resolve().parent.parent.parent / "weights" / "efficientnet_whitening.safetensors"
-)
+WHITENING = Path(str(files("rrt_core") / "weights" / "efficientnet_whitening.safetensors"))
 _GEM_POWER = 3.0  # DELG section 3.1
 _GEM_FLOOR = 1e-6
 GLOBAL_DIM = 1280

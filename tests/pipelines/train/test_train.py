@@ -36,10 +36,11 @@ from pipelines.train.batches import PairBatches, Prefetched, TokenCache, read_bu
 from pipelines.train.neighbours import exact_neighbours, shortlist_neighbours
 from pipelines.train.records import copy_globals, open_stores_of, read_records
 from rrt_core.checkpoints import load_checkpoint
+from rrt_core.devices import choose_device
 from rrt_core.rerankers import create
 from rrt_core.training.loop import PairBatch
 from rrt_core.training.mining import NONE, TripletSampler, choose_anchors
-from rrt_core.training.processes import Processes, choose_device
+from rrt_core.training.processes import Processes
 from schemas.errors import UserError
 from tests.support.watching import EXTRACTOR, ROOT, Running, wait_for
 

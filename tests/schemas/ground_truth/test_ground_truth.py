@@ -345,7 +345,7 @@ def test_mistakes_of_json(tmp_path):
         load_ground_truth(str(tmp_path / "bad.json"))
     with pytest.raises(UserError, match=r"none\.json cannot be read"):
         load_ground_truth(str(tmp_path / "none.json"))
-    with pytest.raises(UserError, match=r"neither \.json nor \.pkl"):
+    with pytest.raises(UserError, match=r"must end in \.json or \.pkl"):
         load_ground_truth(written(tmp_path, b"", "t.txt"))
     with pytest.raises(UserError, match="cannot be read"):
         load_ground_truth("nosuchprotocol://t.json")
