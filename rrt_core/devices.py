@@ -8,7 +8,7 @@ from schemas.errors import UserError
 
 
 def choose_device(device: str, local_rank: int | None = None) -> torch.device:
-    """The torch device of `auto` (CUDA where there is a GPU, else the CPU), `cpu`, `cuda`, `cuda:N`.
+    """The torch device of `auto` (CUDA where there is a GPU), `cpu`, `cuda` or `cuda:N`.
 
     Args:
         local_rank: number of this process among those of the machine: then `cuda` is the GPU of

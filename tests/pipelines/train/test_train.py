@@ -361,7 +361,7 @@ def test_configuration_and_flags(
         ({"validation": 0.001}, "none of the 0 held-out records"),
         ({"query_tokens": "9-3"}, "--query-tokens is '9-3'"),
         ({"precision": "float16", "device": "cpu"}, "float16 needs a CUDA device"),
-        ({"device": "gpu"}, "Device 'gpu' is unknown"),
+        ({"device": "gpu"}, "device 'gpu' is unknown"),
         ({"heads": 5}, "d_model 128 cannot be shared out among 5 heads"),
         ({"init": "weights.pt"}, "weights.pt: no such file"),
         ({"shortlist": "run"}, "the shortlist is not there"),
