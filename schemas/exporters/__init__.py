@@ -1,8 +1,8 @@
 """Result formats: ranked lists as the files that other tools and evaluation servers read.
 
-A format is one file with a function ``write(lists: Iterable[RankedList], path: str) -> None``, which
-writes one local file, and one line in `FORMATS`; an installed package adds one by an entry point of
-the group ``rrt_pipelines.result_formats``.
+A format is one file with a function ``write(lists: Iterable[RankedList], path: str) -> None``,
+which writes one local file, and one line in `FORMATS`; an installed package adds one by an entry
+point of the group ``rrt_pipelines.result_formats``.
 """
 
 from __future__ import annotations

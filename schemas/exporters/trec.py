@@ -7,6 +7,7 @@ by one a rank: these tools order by the score, and logits stand beside global sc
 from __future__ import annotations
 
 from collections.abc import Iterable
+from urllib.parse import quote
 
 from schemas.exporters import RankedList
 
@@ -25,4 +26,4 @@ def write(lists: Iterable[RankedList], path: str) -> None:
 
 def _word(record_id: str) -> str:
     """A record id without blanks, percent-encoded as the rest of it is."""
-    return record_id.replace(" ", "%20")
+    return "".join(quote(letter) if letter.isspace() else letter for letter in record_id)
