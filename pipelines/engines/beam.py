@@ -1,104 +1,214 @@
-"""Where units run: the Beam pipeline of a share of units, on the local runner or on a named one.
+"""A job's units as a Beam transform, and the pipeline of it that a Beam runner gets.
 
-Units enter as (bucket, unit) -> GroupByKey, fused with nothing, so that a runner can spread them.
-Locally each worker process of the driver runs the pipeline over its own shares, in memory: Beam's
-multi-processing runner hangs after a killed worker and divides all work beforehand. The runner is
-named explicitly (FnApiRunner): Beam's default would first try to download another engine.
+Elements are names of units; arrays are read and written inside the DoFn, and never travel. Markers,
+not the runner, say what is done, so that a runner owes no more than at least once.
 """
 
 from __future__ import annotations
 
-import json
 import logging
-import threading
-from collections.abc import Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+import time
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
 
 import apache_beam as beam
+from apache_beam.metrics import Metrics
 from apache_beam.options.pipeline_options import PipelineOptions
-from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+from apache_beam.pvalue import AsSingleton, PBegin, PCollection, TaggedOutput
+from apache_beam.transforms.window import GlobalWindows
+from apache_beam.utils.windowed_value import WindowedValue
 
-from pipelines.engines.processes import limit_threads
-from pipelines.jobs.do_unit import begin_unit, write_error
-from pipelines.jobs.unit_worker import UnitWorker, make_worker
+from pipelines.engines.assignments import waits_for_all
+from pipelines.engines.outputs import finish
+from pipelines.engines.unit_runner import Outcome, UnitRunner
+from pipelines.jobs.do_unit import read_error
+from pipelines.jobs.markers import read_marker
 from pipelines.storage.place import Place
-from schemas.plan import Job, Unit
+from schemas.errors import UserError
+from schemas.manifest import Counts, FileEntry
+from schemas.plan import Job
 
-LOCAL = "local"
-MOST_BUCKETS = 10_000
-
-_shared: dict[str, UnitWorker] = {}  # one worker (one model) a process
-_lock = threading.Lock()
-_committer = ThreadPoolExecutor(1)
-_committing: list[
-    Future[bool]
-] = []  # one at most: what waits for its commit lies on the disk, not in memory
+NAMESPACE = "rrt_pipelines"  # of the metrics
+DONE, FAILED = "done", "failed"  # the transform's outputs
 
 
-def _wait() -> None:
-    while _committing:
-        _committing.pop().result()
+class UnitResult(NamedTuple):
+    """A unit whose marker stands: its counts of inputs, and its files."""
+
+    unit: str
+    counts: Counts
+    files: tuple[FileEntry, ...]
 
 
-class DoUnits(beam.DoFn):
-    """Does the units of a bucket one after the other; arrays are read and written in here alone."""
+class UnitFailure(NamedTuple):
+    """A unit that is not done: why, and whether it is a mistake that no retry fixes."""
 
-    def __init__(self, job_json: str, threads: int) -> None:
-        self.job_json, self.threads = job_json, threads
+    unit: str
+    sentence: str
+    final: bool
 
-    def process(self, element: tuple[int, Iterable[str]]) -> None:
-        """(bucket, units as JSON): a unit is committed, which waits for the disk, while the next is
-        under way.
-        """
-        for text in sorted(element[1]):
-            unit = Unit(**json.loads(text))
-            with _lock:
-                worker = self._worker(unit)
-                commit = begin_unit(worker, unit) if worker is not None else None
-                _wait()
-                if commit is not None:
-                    _committing.append(_committer.submit(commit))
 
-    def finish_bundle(self) -> None:
-        """No bundle ends before its units are committed."""
-        with _lock:
-            _wait()
+class Outcomes(NamedTuple):
+    """What `RunUnits` gives: PCollections of UnitResult and of UnitFailure."""
 
-    def _worker(self, unit: Unit) -> UnitWorker | None:
-        if self.job_json not in _shared:
-            job = Job.from_json(self.job_json)
-            try:
-                limit_threads(self.threads)
-                _shared.clear()
-                _shared[self.job_json] = make_worker(job)
-                limit_threads(self.threads)  # for the libraries that the worker loaded
-            except Exception as error:  # noqa: BLE001  the driver judges it
-                write_error(Place(job.output), unit.name, error)
-                return None
-        return _shared[self.job_json]
+    done: PCollection
+    failed: PCollection
+
+
+class RunUnits(beam.PTransform):
+    """Do a job's units: all unfinished ones from `PBegin`, or those that a PCollection names (str).
+
+    Gives `Outcomes`: results, each emitted after its unit's marker stands, and failures. The job's
+    plan must be written (`outputs.next_job`). A unit that waits for all others begins when they
+    have ended. `threads` for torch, faiss and OpenCV; 0: the recipe's.
+    """
+
+    def __init__(self, job: Job, threads: int = 0) -> None:
+        super().__init__()
+        self.job = job
+        self.threads = threads or int(job.recipe.get("threads", 1))
+
+    def expand(self, begin: PBegin | PCollection) -> Outcomes:
+        """The graph: names, spread over the workers, then one DoFn around the unit function."""
+        header = self.job.to_json(self.job.units)
+        do_units = beam.ParDo(_DoUnits(header, self.threads)).with_outputs(FAILED, main=DONE)
+        if isinstance(begin, PBegin):
+            begin = begin | beam.Create([header]) | beam.FlatMap(_unfinished)
+
+        label = self.job.stage.capitalize()
+        spread = "Spread" >> beam.Reshuffle()  # fused with nothing before, so that all can work
+        last = {unit.name for unit in self.job.units if waits_for_all(unit)}
+        if not last:
+            return Outcomes(*(begin | spread | label >> do_units))
+
+        first = begin | "All but the last" >> beam.Filter(lambda name: name not in last)
+        done, failed = first | spread | label >> do_units
+        ended = (done, failed) | "Ended" >> beam.Flatten() | _count()
+        waiting = begin | "The last" >> beam.Filter(lambda name: name in last)
+        more_done, more_failed = (
+            waiting
+            | beam.WindowInto(GlobalWindows())
+            | "After the others" >> beam.Map(lambda name, _: name, AsSingleton(ended))
+            | f"{label}, the last" >> do_units
+        )
+        return Outcomes(
+            (done, more_done) | "All done" >> beam.Flatten(),
+            (failed, more_failed) | "All failed" >> beam.Flatten(),
+        )
+
+
+class Finish(beam.PTransform):
+    """Write an output's manifest when the results of `RunUnits` are complete; gives the Manifest.
+
+    Where units are not done then, the pipeline fails with JobFailed and its sentence.
+    """
+
+    def __init__(self, url: str) -> None:
+        super().__init__()
+        self.url, self.begun = url, time.time()
+
+    def expand(self, results: PCollection) -> Any:
+        """The results are counted, which waits for all, and nothing else of them is used."""
+        begun = self.begun
+        return (
+            results.pipeline
+            | "Output" >> beam.Create([self.url])
+            | "Manifest"
+            >> beam.Map(
+                lambda url, _: finish(url, time.time() - begun), AsSingleton(results | _count())
+            )
+        )
 
 
 def run_share(job: Job, runner: str, threads: int, beam_options: list[str]) -> None:
-    """Run the job's units (those of the share) once through Beam; returns when the pipeline
-    ends.
-    """
+    """Run the job's units once as a pipeline on a Beam runner; returns when that ends."""
     logging.getLogger().setLevel(logging.WARNING)
-    header = job.to_json()
-    units = [json.dumps(unit.__dict__) for unit in job.units]
-    if runner == LOCAL:
-        options = PipelineOptions(
-            [*beam_options, "--direct_num_workers=1", "--direct_running_mode=in_memory"]
+    options = PipelineOptions([*beam_options, f"--runner={runner}"])
+    with beam.Pipeline(options=options) as pipeline:
+        _ = pipeline | RunUnits(job, threads)
+
+
+class _DoUnits(beam.DoFn):
+    """The one DoFn around the one unit function. Bundles end when their units are committed."""
+
+    def __init__(self, job_json: str, threads: int) -> None:
+        self.job_json, self.threads = job_json, threads
+        self.inputs, self.succeeded, self.failed, self.failed_units = (
+            Metrics.counter(NAMESPACE, name)
+            for name in ("inputs", "succeeded", "failed", "failed_units")
         )
-        engine: Any = FnApiRunner()
-    else:
-        options = PipelineOptions([*beam_options, f"--runner={runner}"])
-        engine = None
-    with beam.Pipeline(runner=engine, options=options) as pipeline:
-        _ = (
-            pipeline
-            | "Units"
-            >> beam.Create([(index % MOST_BUCKETS, unit) for index, unit in enumerate(units)])
-            | "Spread" >> beam.GroupByKey()
-            | job.stage.capitalize() >> beam.ParDo(DoUnits(header, threads))
-        )
+        self.milliseconds = Metrics.distribution(NAMESPACE, "unit_milliseconds")  # whole numbers
+
+    def setup(self) -> None:
+        self.job = Job.from_json(self.job_json)
+        self.units = {unit.name: unit for unit in self.job.units}
+        self.place = Place(self.job.output)
+        self.runner = UnitRunner(self.job, self.threads)
+        self.windows: dict[str, tuple[Any, Any]] = {}
+
+    def process(
+        self,
+        name: str,
+        timestamp: Any = beam.DoFn.TimestampParam,
+        window: Any = beam.DoFn.WindowParam,
+    ) -> Iterable[Any]:
+        """Do a unit; gives the result of the one before, in its own window."""
+        if name not in self.units:
+            raise UserError(f"the job of {self.place.url} has no unit {name!r}")
+
+        self.windows[name] = timestamp, window
+        unit = self.units[name]
+        missing = self._missing_others() if waits_for_all(unit) else 0
+        if missing:
+            why = f"it waits for {missing:,} other units that are not done"
+            yield self._at(name, TaggedOutput(FAILED, UnitFailure(name, why, False)))
+        else:
+            yield from self._results(self.runner.do(unit))
+
+    def finish_bundle(self) -> Iterable[Any]:
+        """The last unit's result."""
+        yield from self._results(self.runner.finish())
+
+    def _missing_others(self) -> int:
+        others = (unit for unit in self.units.values() if not waits_for_all(unit))
+        return sum(read_marker(self.place, self.job, unit) is None for unit in others)
+
+    def _results(self, outcome: Outcome | None) -> Iterator[Any]:
+        if outcome is not None:
+            yield self._at(outcome.unit.name, self._result(outcome))
+
+    def _result(self, outcome: Outcome) -> Any:
+        unit, done = outcome
+        marker = read_marker(self.place, self.job, unit) if done else None
+        if marker is None:
+            self.failed_units.inc()
+            record = read_error(self.place, unit.name) or {}
+            why = str(record.get("sentence") or "no valid marker appeared")
+            return TaggedOutput(FAILED, UnitFailure(unit.name, why, bool(record.get("final"))))
+
+        self.inputs.inc(marker.counts.inputs)
+        self.succeeded.inc(marker.counts.succeeded)
+        self.failed.inc(marker.counts.failed)
+        self.milliseconds.update(round(1000 * marker.seconds))
+        return UnitResult(unit.name, marker.counts, marker.files)
+
+    def _at(self, name: str, result: Any) -> Any:
+        """A result as a value in its unit's window."""
+        timestamp, window = self.windows.pop(name)
+        if isinstance(result, TaggedOutput):
+            return TaggedOutput(result.tag, WindowedValue(result.value, timestamp, (window,)))
+        return WindowedValue(result, timestamp, (window,))
+
+
+def _unfinished(job_json: str) -> Iterator[str]:
+    """Names of the units that have no valid marker."""
+    job = Job.from_json(job_json)
+    place = Place(job.output)
+    for unit in job.units:
+        if read_marker(place, job, unit) is None:
+            yield unit.name
+
+
+def _count() -> Any:
+    """How many elements there are, known when all have come."""
+    return "Count" >> (beam.WindowInto(GlobalWindows()) | beam.combiners.Count.Globally())

@@ -1,9 +1,9 @@
-"""The driver's loop: deals the units that have no marker to workers until none is missing.
+"""Runs a job: its plan, its unfinished units (loop.py), last its manifest.
 
-The markers, not Beam, say what is done. Locally the work is dealt in shares to worker processes, a
-small Beam pipeline each; another runner gets all missing units at once, from a single process that
-submits them. When a worker dies, its share is dealt again. A unit that failed three times ends the
-job with one sentence; all finished units stay in place. The manifest is written here, last.
+The markers, not a runner, say what is done. Locally the work is assigned in shares to worker
+processes; a Beam runner gets all unfinished units at once, from a single process that submits them.
+When a worker dies, its share is assigned again. A unit that failed three times ends the job with
+one sentence; all finished units stay in place.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ from collections.abc import Mapping
 
 from pipelines.engines import signals as stopping
 from pipelines.engines.loop import Loop
-from pipelines.engines.settings import RunSettings
+from pipelines.engines.outputs import sweep
+from pipelines.engines.settings import Planned, RunSettings
 from pipelines.jobs.manifests import is_whole, read_manifest, write_manifest
 from pipelines.jobs.plan import is_ours, read_plan, refuse_other_recipe, refuse_to_empty, write_plan
 from pipelines.storage.local import full_disk
-from pipelines.storage.place import Place, is_http, is_temporary
+from pipelines.storage.place import Place, is_http
 from schemas.errors import UserError
-from schemas.layout import JOB_NAME, PIECES, PLAN_NAME
+from schemas.layout import JOB_NAME, PLAN_NAME
 from schemas.manifest import Manifest
 from schemas.plan import Job
 
@@ -91,21 +92,13 @@ def _run_job(
     stopping.pass_or_wait()
     try:
         write_plan(place, job, plan_files)
+        if settings.plan_only:
+            raise Planned(job)
         markers = loop.run()
-        _sweep(place)
+        sweep(place)
         return write_manifest(place, job, markers, time.monotonic() - started)
     finally:
         stopping.during(None)
-
-
-def _sweep(place: Place) -> None:
-    """Remove what killed attempts left behind, now that none is under way."""
-    for folder in ("scratch", "attempts", "errors"):
-        place.remove_folder(folder)
-    for folder in ("", "plan", "done", PIECES):
-        for name in place.names(folder):
-            if is_temporary(name):  # others' files, of whatever suffix, are their own
-                place.remove(f"{folder}/{name}" if folder else name)
 
 
 def refuse_other(place: Place, job: Job, settings: RunSettings) -> None:

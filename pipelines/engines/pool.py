@@ -1,7 +1,7 @@
 """The driver's worker processes: started when needed, given shares of units, watched, killed.
 
 A process group a worker. A worker's end is seen at once as the end of its answers. Workers stay for
-the next job of the same command, since loading Beam takes longer than many a job.
+the next job of the same command, since their imports take longer than many a job.
 """
 
 from __future__ import annotations
@@ -29,10 +29,8 @@ from schemas.plan import Unit
 
 FOLDER = "rrt-workers-"
 KEPT_SECONDS = 24 * 3600  # for what a killed driver left behind, and the logs of failed jobs
-STIR = 0.2  # seconds of processor time that count as a sign of life
-LARGE = (
-    1_500_000_000  # an idle worker that holds more memory than this is not kept for the next job
-)
+SIGN_OF_LIFE = 0.2  # seconds of processor time that count as a sign of life
+LARGE = 1_500_000_000  # bytes: an idle worker that holds more is not kept for the next job
 
 
 @dataclass(eq=False)
@@ -41,11 +39,9 @@ class Member:
 
     process: subprocess.Popen[bytes]
     share: tuple[Unit, ...] = ()
-    heard: bytes = b""
-    computed: float = (
-        0.0  # seconds of processor time, with its children, when it was last seen to use any
-    )
-    stirred: float = 0.0  # when that was
+    received: bytes = b""  # of its answers, a line that is not complete yet
+    computed: float = 0.0  # seconds of processor time, with its children, when last seen to use any
+    active_at: float = 0.0  # when that was
     stalled: bool = False
 
     @property
@@ -92,10 +88,7 @@ class Pool:
                 stderr=log,
                 bufsize=0,
                 start_new_session=True,
-                env={
-                    **self.environment,
-                    "TMPDIR": self.folder,
-                },  # what a killed worker leaves there goes with it
+                env={**self.environment, "TMPDIR": self.folder},  # goes with what is left there
             )
         member = Member(process)
         self.members.append(member)
@@ -106,14 +99,13 @@ class Pool:
     def give(self, member: Member, units: Sequence[Unit], share: dict[str, Any]) -> None:
         """Give a worker its next share."""
         self.shares += 1
-        os.makedirs(
-            self.folder, exist_ok=True
-        )  # a long run may outlive a sweep of the temporary folder
+        # A long run may outlive a sweep of the temporary folder.
+        os.makedirs(self.folder, exist_ok=True)
         path = os.path.join(self.folder, f"share-{self.shares}.json")
         Path(path).write_text(json.dumps(share))
-        member.share, member.stirred = tuple(units), time.monotonic()
+        member.share, member.active_at = tuple(units), time.monotonic()
         assert member.process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # it has died: `wait` tells
+        with contextlib.suppress(BrokenPipeError):  # it has died: `wait` reports it
             member.process.stdin.write(f"{path}\n".encode())
 
     def wait(self, seconds: float) -> list[Ended]:
@@ -131,7 +123,7 @@ class Pool:
                 )
                 ended.append(Ended(member, member.share, problem, True))
                 continue
-            *lines, member.heard = (member.heard + data).split(b"\n")
+            *lines, member.received = (member.received + data).split(b"\n")
             for line in lines:
                 ended.append(Ended(member, member.share, str(json.loads(line)["problem"]), False))
                 member.share = ()
@@ -145,9 +137,9 @@ class Pool:
             if not member.share or member.stalled:
                 continue
             computed = _processor_time(member.pid)
-            if abs(computed - member.computed) > STIR:
-                member.computed, member.stirred = computed, time.monotonic()
-            elif time.monotonic() - member.stirred > seconds:
+            if abs(computed - member.computed) > SIGN_OF_LIFE:
+                member.computed, member.active_at = computed, time.monotonic()
+            elif time.monotonic() - member.active_at > seconds:
                 member.stalled = True
                 with contextlib.suppress(ProcessLookupError, PermissionError):
                     os.killpg(member.pid, signal.SIGKILL)
@@ -185,10 +177,12 @@ class Pool:
                     os.killpg(member.pid, signal.SIGKILL)
                     self._part_with(member)
 
+    def busy(self) -> list[Member]:
+        """Workers with a share, also one that died until `wait` reports it."""
+        return [member for member in self.members if member.share]
+
     def idle(self) -> list[Member]:
-        """Living workers without a share; one that died is no longer among them, though `wait` has
-        yet to tell.
-        """
+        """Living workers without a share."""
         return [
             member for member in self.members if not member.share and member.process.poll() is None
         ]

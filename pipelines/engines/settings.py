@@ -7,7 +7,9 @@ import sys
 from dataclasses import dataclass
 
 from pipelines.options import option
+from schemas.errors import JobFailed as JobFailed
 from schemas.errors import UserError
+from schemas.plan import Job
 
 LOCAL = "local"
 
@@ -23,18 +25,21 @@ class RunSettings:
     stall_minutes: float = option(
         "a local worker that computes nothing for so long is killed and replaced", 10.0
     )
-    dry_run: bool = option("tell what it would cost, from a measured probe; make nothing", False)
+    dry_run: bool = option("report what it would cost, from a measured probe; make nothing", False)
     on: tuple[int, ...] = option(
-        "with --dry-run: worker processes elsewhere to tell the time for, such as 8,64", ()
+        "with --dry-run: worker processes elsewhere to report the time for, such as 8,64", ()
     )
     json: str = option("with --dry-run: a file that the estimate is written to, too", "")
     beam_options: tuple[str, ...] = option("", ())  # set from the flags that are not known here
+    plan_only: bool = option("", False)  # set by outputs.next_job: the first unfinished job is
+    # planned, then `Planned` is raised
 
     def __post_init__(self) -> None:
         for name, least in (("workers", 0), ("threads_per_worker", 1)):
             if getattr(self, name) < least:
                 flag = name.replace("_", "-")
                 raise UserError(f"--{flag} is {getattr(self, name)}; it must be {least} or more")
+
         if not self.stall_minutes > 0:
             raise UserError(f"--stall-minutes is {self.stall_minutes:g}; it must be above 0")
 
@@ -43,8 +48,13 @@ class RunSettings:
         """Worker processes of the local runner."""
         if self.workers > 0:
             return self.workers
+
         return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
-class JobFailed(Exception):
-    """A job could not be finished: one sentence. Exit code 1; finished units stay."""
+class Planned(Exception):
+    """A job that is not finished has its plan, and no more was requested."""
+
+    def __init__(self, job: Job) -> None:
+        super().__init__(job.output)
+        self.job = job

@@ -1,9 +1,8 @@
-"""A worker process of the driver (``python -m pipelines.engines.worker``): runs shares of units
-through Beam.
+"""A worker process of the driver (``python -m pipelines.engines.worker``): does shares of units.
 
 It reads the path of a share's JSON file a line from its standard input, and answers a line on the
 standard output that it was started with. What libraries print goes to the log. It dies with its
-driver.
+driver. Beam is imported only where a runner of Beam is wanted.
 """
 
 from __future__ import annotations
@@ -23,26 +22,26 @@ if __name__ == "__main__":
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     faulthandler.enable()
-    # Beam imports its MongoDB connector in any case; without it a worker starts by a fifth sooner.
-    sys.modules["pymongo"] = None  # type: ignore[assignment]
-    from pipelines.engines.beam import run_share
+    from pipelines.engines import local
+    from pipelines.engines.settings import LOCAL
     from schemas.plan import Job
-
-    del sys.modules["pymongo"]
 
     for line in sys.stdin:
         share = json.loads(Path(line.rstrip("\n")).read_text())
+        job, threads = Job.from_json(share["job"]), share["threads"]
         problem = ""
         try:
-            run_share(
-                Job.from_json(share["job"]),
-                share["runner"],
-                share["threads"],
-                share["beam_options"],
-            )
+            if share["runner"] == LOCAL:
+                local.run_share(job, threads)
+            else:
+                from pipelines.engines import beam
+
+                beam.run_share(job, share["runner"], threads, share["beam_options"])
         except Exception as error:  # noqa: BLE001  the driver says it, and tries again
             traceback.print_exc()
             problem = f"{type(error).__name__}: {error}"
+
         answers.write(json.dumps({"problem": problem}) + "\n")
         answers.flush()
-    os._exit(0)  # Beam's threads have nothing left to say
+
+    os._exit(0)  # a library's threads have nothing left to say

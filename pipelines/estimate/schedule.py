@@ -8,7 +8,7 @@ import heapq
 from collections import deque
 from collections.abc import Sequence
 
-from pipelines.engines.loop import MOST_A_SHARE, SHARES_A_WORKER
+from pipelines.engines.assignments import MOST_A_SHARE, SHARES_A_WORKER
 
 
 def wall_seconds(units: Sequence[float], workers: int, start: float, share: float) -> float:

@@ -8,6 +8,7 @@ import contextlib
 import json
 import traceback
 from collections.abc import Callable
+from typing import Any
 
 from pipelines.jobs.attempt import Attempt
 from pipelines.jobs.markers import read_marker
@@ -85,3 +86,10 @@ def write_error(place: Place, unit: str, error: Exception) -> None:
     }
     with contextlib.suppress(OSError, UserError):  # a full disk: the driver finds it out by itself
         place.write(f"errors/{unit}.json", json.dumps(record).encode(), durable=False)
+
+
+def read_error(place: Place, unit: str) -> dict[str, Any] | None:
+    """What was written down of a unit's exception, if anything was."""
+    with contextlib.suppress(FileNotFoundError, ValueError):
+        return dict(json.loads(place.read(f"errors/{unit}.json")))
+    return None

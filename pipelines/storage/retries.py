@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
+from schemas.errors import Unreachable as Unreachable
 from schemas.errors import UserError
 
 Result = TypeVar("Result")
@@ -82,10 +83,6 @@ _PASSING_CODES = {  # S3's, some of which come with status 200 or 400
 
 class ShortRead(OSError):
     """Fewer bytes came than the object has, or more."""
-
-
-class Unreachable(UserError):
-    """A remote place that failed in all tries, or refuses. It says nothing of a single image."""
 
 
 def passes(error: BaseException) -> bool:

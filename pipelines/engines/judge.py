@@ -1,0 +1,120 @@
+"""What failures mean: another try, a unit left for the end, or the end of the job."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+import pyarrow as pa
+
+from pipelines.engines.assignments import Assignments
+from pipelines.engines.counts import UnderWay
+from pipelines.engines.pool import Ended
+from pipelines.engines.under_way import attempts_of
+from pipelines.jobs.do_unit import read_error
+from schemas import failures
+from schemas.errors import JobFailed, UserError
+from schemas.layout import PIECES
+from schemas.plan import Unit
+
+MOST_TRIES = 3  # of a unit in one command, and of a start that brings no unit to an end
+
+
+class Judge:
+    """Counts the tries of units, and raises what ends the job: UserError or JobFailed."""
+
+    def __init__(self, assignments: Assignments) -> None:
+        self.assignments, self.place = assignments, assignments.place
+        self.log = ""  # file of the tracebacks, where workers are at work
+        self.bad: dict[str, str] = {}  # unit -> what is wrong with its input, for the end
+        self._tries: Counter[str] = Counter()  # unit -> tries that failed
+        self._pieces: Counter[str] = Counter()  # unit -> pieces that were seen
+        self._fruitless = 0  # shares in a row that ended with nothing learnt
+
+    def share_ended(self, ended: Ended, unfinished: Sequence[Unit]) -> None:
+        """Judge the units of an ended share that are not done; they wait again by then."""
+        pids = {ended.member.pid} if ended.died else set()
+        killed = {name.partition(".")[0] for name in attempts_of(self.place, pids)}
+        learnt = len(unfinished) < len(ended.share)
+        for unit in unfinished:
+            learnt |= self._unit_failed(unit, ended.problem, unit.name in killed)
+
+        self._fruitless = 0 if learnt else self._fruitless + 1
+        if not learnt:
+            self.place.write("errors/probe", bytes(65_536))  # a full disk can hide its own records
+            self.place.remove("errors/probe")
+            if self._fruitless >= MOST_TRIES:
+                raise self._given_up(unfinished[0], ended.problem or "no marker appeared")
+
+    def _unit_failed(self, unit: Unit, problem: str, killed: bool) -> bool:
+        """Whether something speaks against the unit: its worker's record, or death at it."""
+        record = read_error(self.place, unit.name)
+        if record is None and not killed:
+            return False
+
+        self.place.remove(f"errors/{unit.name}.json")  # a record counts once
+        pieces = sum(name.startswith(f"{unit.name}.") for name in self.place.names(PIECES))
+        if pieces > self._pieces[unit.name]:  # it got on: what failed lies behind
+            self._pieces[unit.name], self._tries[unit.name] = pieces, 0
+
+        self._tries[unit.name] += 1
+        sentence = str(record["sentence"]) if record else problem
+        if record is not None:
+            if record.get("later"):
+                self.bad[unit.name] = sentence
+                self.assignments.set_aside(unit)
+                return True
+
+            if record["final"]:
+                raise UserError(sentence)
+
+            with contextlib.suppress(OSError), open(self.log, "a") as log:
+                log.write(str(record["traceback"]))
+
+        if self._tries[unit.name] >= MOST_TRIES:
+            raise self._given_up(unit, sentence)
+
+        return True
+
+    def end_at_mistakes(self) -> None:
+        """A user's mistake ends the job at once, whatever else is under way."""
+        for name in self.place.names("errors"):
+            record = read_error(self.place, name.removesuffix(".json"))
+            if record is not None and record["final"] and not record.get("later"):
+                raise UserError(str(record["sentence"]))
+
+    def end_at_many_failures(self, under_way: Mapping[str, UnderWay]) -> None:
+        """Too many failed inputs end the job: something is wrong with all of them."""
+        totals = self.assignments.totals
+        why = totals.too_many(under_way)
+        if why:
+            reason = totals.last_reason(under_way) or self._stored_reason()
+            last = f"; the last: {reason}" if reason else ""
+            stage = self.assignments.job.stage
+            raise JobFailed(f"{stage}: {why}{last} ({self.assignments.in_place()})")
+
+    def end_at_bad_inputs(self) -> None:
+        """Units whose input is bad end the job when all others are done."""
+        if self.bad:
+            more = f" (and {len(self.bad) - 1} more alike)" if len(self.bad) > 1 else ""
+            first = next(iter(self.bad.values()))
+            raise UserError(f"{first}{more}; {self.assignments.in_place()}")
+
+    def _stored_reason(self) -> str:
+        """Why an input of a finished unit failed, or ""."""
+        for marker in reversed(self.assignments.finished.values()):
+            for entry in reversed(marker.files):
+                if entry.name.startswith("failures/") and entry.rows:
+                    with contextlib.suppress(OSError, pa.ArrowInvalid):
+                        rows = failures.read_part(io.BytesIO(self.place.read(entry.name)))
+                        return rows[-1].reason
+
+        return ""
+
+    def _given_up(self, unit: Unit, why: str) -> JobFailed:
+        return JobFailed(
+            f"{self.assignments.job.stage}: {unit.name} failed {MOST_TRIES} times: {why} "
+            f"({self.assignments.in_place()}; log: {self.log})"
+        )

@@ -1,0 +1,80 @@
+"""An output's beginning and end outside the driver: a stage's next job, and its manifest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TypeVar
+
+from pipelines.engines.settings import Planned, RunSettings
+from pipelines.jobs.manifests import read_manifest, write_manifest
+from pipelines.jobs.markers import read_marker
+from pipelines.jobs.plan import planned_units
+from pipelines.storage.place import Place, is_temporary
+from schemas.errors import JobFailed, UserError
+from schemas.layout import JOB_NAME, PIECES
+from schemas.manifest import Manifest
+from schemas.plan import Job
+
+Options = TypeVar("Options")
+
+
+def next_job(
+    run: Callable[[Options, RunSettings], object],
+    options: Options,
+    settings: RunSettings | None = None,
+) -> Job | None:
+    """A stage's first job that is not finished, its plan written; None where all are finished.
+
+    `run` is the stage's own, such as `pipelines.index.stage.run`. A stage is a chain of jobs: give
+    this again when the job is finished. Raises UserError as the stage does.
+    """
+    try:
+        run(options, replace(settings or RunSettings(), plan_only=True))
+    except Planned as planned:
+        return planned.job
+
+    return None
+
+
+def finish(url: str, wall_seconds: float = 0.0) -> Manifest:
+    """Write the manifest of an output whose units are all done; gives the one that is there then.
+
+    Raises UserError where no job was planned there, and JobFailed where units have no valid marker.
+    """
+    place = Place(url)
+    with place.alone():
+        try:
+            header = place.read(JOB_NAME).decode()
+        except FileNotFoundError:
+            raise UserError(f"{place.url}: no job was planned there") from None
+
+        job = replace(Job.from_json(header), units=planned_units(place))
+        markers = [read_marker(place, job, unit) for unit in job.units]
+        valid = [marker for marker in markers if marker is not None]
+        if len(valid) < len(job.units):
+            first = next(
+                unit.name for unit, marker in zip(job.units, markers, strict=True) if not marker
+            )
+            raise JobFailed(
+                f"{job.stage}: {len(job.units) - len(valid):,} of {len(job.units):,} parts of "
+                f"{place.url} are not done, the first is {first}; run the pipeline again"
+            )
+
+        manifest = read_manifest(place)
+        if manifest is not None and manifest.recipe_hash == job.recipe_hash:
+            return manifest  # a runner may call this more than once
+
+        sweep(place)
+        return write_manifest(place, job, valid, wall_seconds)
+
+
+def sweep(place: Place) -> None:
+    """Remove what killed attempts left behind, now that none is under way."""
+    for folder in ("scratch", "attempts", "errors"):
+        place.remove_folder(folder)
+
+    for folder in ("", "plan", "done", PIECES):
+        for name in place.names(folder):
+            if is_temporary(name):  # others' files, of whatever suffix, are their own
+                place.remove(f"{folder}/{name}" if folder else name)
