@@ -39,7 +39,7 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from pipelines.storage.place import Place
+from pipelines.storage.place import open_place
 from schemas.importers import delg, unit_global
 from schemas.local_descriptors import encoded
 
@@ -143,7 +143,7 @@ def main() -> None:
     folder = arguments.work / f"pairs-{arguments.pairs}"
     names = make_pairs(folder, arguments.pairs)
     datum_io, feature_io = reference_reader(arguments.reference)
-    place = Place(str(folder))
+    place = open_place(str(folder))
 
     def theirs(name: str) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
         path = str(folder / name)

@@ -23,7 +23,7 @@ from pipelines.engines.outputs import finish
 from pipelines.engines.unit_runner import Outcome, UnitRunner
 from pipelines.jobs.do_unit import read_error
 from pipelines.jobs.markers import read_marker
-from pipelines.storage.place import Place
+from pipelines.storage.place import open_place
 from schemas.errors import UserError
 from schemas.manifest import Counts, FileEntry
 from schemas.plan import Job
@@ -142,7 +142,7 @@ class _DoUnits(beam.DoFn):
     def setup(self) -> None:
         self.job = Job.from_json(self.job_json)
         self.units = {unit.name: unit for unit in self.job.units}
-        self.place = Place(self.job.output)
+        self.place = open_place(self.job.output)
         self.runner = UnitRunner(self.job, self.threads)
         self.windows: dict[str, tuple[Any, Any]] = {}
 
@@ -203,7 +203,7 @@ class _DoUnits(beam.DoFn):
 def _unfinished(job_json: str) -> Iterator[str]:
     """Names of the units that have no valid marker."""
     job = Job.from_json(job_json)
-    place = Place(job.output)
+    place = open_place(job.output)
     for unit in job.units:
         if read_marker(place, job, unit) is None:
             yield unit.name

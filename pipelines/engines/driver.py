@@ -19,7 +19,7 @@ from pipelines.engines.settings import Planned, RunSettings
 from pipelines.jobs.manifests import is_whole, read_manifest, write_manifest
 from pipelines.jobs.plan import is_ours, read_plan, refuse_other_recipe, refuse_to_empty, write_plan
 from pipelines.storage.local import full_disk
-from pipelines.storage.place import Place, is_http
+from pipelines.storage.place import Place, is_http, open_place
 from schemas.errors import UserError
 from schemas.layout import JOB_NAME, PLAN_NAME
 from schemas.manifest import Manifest
@@ -45,7 +45,7 @@ def run_job(
         raise UserError(
             f"{job.output}: nothing can be written there; name a folder, or a place on S3 or GCS"
         )
-    place = Place(job.output)
+    place = open_place(job.output)
     try:
         with place.alone():
             return _run_job(job, place, settings, plan_files or {}, again)

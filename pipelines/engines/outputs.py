@@ -10,7 +10,7 @@ from pipelines.engines.settings import Planned, RunSettings
 from pipelines.jobs.manifests import read_manifest, write_manifest
 from pipelines.jobs.markers import read_marker
 from pipelines.jobs.plan import planned_units
-from pipelines.storage.place import Place, is_temporary
+from pipelines.storage.place import Place, is_temporary, open_place
 from schemas.errors import JobFailed, UserError
 from schemas.layout import JOB_NAME, PIECES
 from schemas.manifest import Manifest
@@ -42,7 +42,7 @@ def finish(url: str, wall_seconds: float = 0.0) -> Manifest:
 
     Raises UserError where no job was planned there, and JobFailed where units have no valid marker.
     """
-    place = Place(url)
+    place = open_place(url)
     with place.alone():
         try:
             header = place.read(JOB_NAME).decode()

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from pipelines.engines.processes import limit_threads
 from pipelines.jobs.do_unit import begin_unit, write_error
 from pipelines.jobs.unit_worker import UnitWorker, make_worker
-from pipelines.storage.place import Place
+from pipelines.storage.place import open_place
 from schemas.plan import Job, Unit
 
 _lock = threading.Lock()  # a runner may call from several threads: one model, one unit at a time
@@ -55,7 +55,7 @@ class UnitRunner:
         try:
             worker = self._worker()
         except Exception as error:  # noqa: BLE001  the driver judges it
-            write_error(Place(self.output), unit.name, error)
+            write_error(open_place(self.output), unit.name, error)
             return lambda: False
 
         return begin_unit(worker, unit)

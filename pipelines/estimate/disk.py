@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from pipelines.estimate.probe import Probed
 from pipelines.jobs.plan import write_plan
-from pipelines.storage.place import Place
+from pipelines.storage.place import Place, open_place
 from schemas import failures, global_descriptors
 from schemas.global_descriptors import GlobalRow
 from schemas.manifest import MANIFEST_NAME, FileEntry, Marker, parts_table
@@ -115,7 +115,7 @@ def bookkeeping(
     parts  units that write one part each;  pieces  parts of archives, which have markers of their
            own
     """
-    planned = Place(str(folder / "plan-alone"))
+    planned = open_place(str(folder / "plan-alone"))
     write_plan(planned, job, plan_files)
     plan = sum(planned.size(f"plan/{name}") or 0 for name in planned.names("plan"))
     markers = [marker for _, marker in probed.measured]

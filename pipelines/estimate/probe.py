@@ -24,7 +24,7 @@ from pipelines.engines.pool import FOLDER, LARGE
 from pipelines.engines.settings import LOCAL, RunSettings
 from pipelines.estimate.memory import MemoryWatch, Peaks
 from pipelines.jobs.markers import marker_name, read_marker
-from pipelines.storage.place import Place
+from pipelines.storage.place import Place, open_place
 from schemas.layout import PLAN_NAME
 from schemas.manifest import MANIFEST_NAME, Marker
 from schemas.plan import Job, Unit
@@ -125,7 +125,7 @@ def probe(
         settings, workers=workers, overwrite=False, dry_run=False, runner=LOCAL, beam_options=()
     )
     job = replace(job, stage="probe", output=str(folder), most_failed="", units=tuple(first[0]))
-    place = Place(job.output)
+    place = open_place(job.output)
     begun = time.time()
     with MemoryWatch() as watch:
         run_job(job, settings, first[1])

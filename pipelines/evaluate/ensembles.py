@@ -15,7 +15,7 @@ from pipelines.jobs.plan import differences
 from pipelines.results.scores import NO_SCORES, StoredScores, read_scores
 from pipelines.results.shortlists import read_shortlist_part, shortlist_files
 from pipelines.results.truth import Truth
-from pipelines.storage.place import Place
+from pipelines.storage.place import open_place
 from rrt_core.ensemble import Ensemble, replay_ensemble
 from rrt_core.metrics.revisited import PROTOCOLS, positions_of, shortlist_positions
 from schemas.errors import UserError
@@ -84,7 +84,7 @@ def read_asked(pieces: Sequence[str]) -> Asked:
 
 
 def _read_tuned(url: str) -> Asked:
-    place = Place(url)
+    place = open_place(url)
     try:
         data = place.read("")
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
@@ -132,7 +132,7 @@ def refuse_other_truth(url: str, scores: Manifest, truth: dict[str, str]) -> Non
 
 def extractor_of(shortlist: Manifest) -> dict[str, Any] | None:
     """What described the queries, or None where their store is gone."""
-    store = read_manifest(Place(shortlist.inputs["queries"]["url"]))
+    store = read_manifest(open_place(shortlist.inputs["queries"]["url"]))
     return None if store is None else store.recipe.get("extractor")
 
 

@@ -25,7 +25,7 @@ from pipelines.evaluate.table import metrics_table
 from pipelines.jobs.manifests import as_input, require_manifest
 from pipelines.options import option
 from pipelines.results.truth import truth_input
-from pipelines.storage.place import Place
+from pipelines.storage.place import open_place
 from rrt_core.metrics.revisited import KAPPAS
 from schemas.ground_truth.ground_truth import load_ground_truth
 from schemas.manifest import Manifest
@@ -124,7 +124,9 @@ def read_metrics(url: str, ensemble: Sequence[str] = ()) -> dict[str, Any]:
     """The metrics of a run; with `ensemble` (the option's pieces) those that hold that ensemble's
     rows too.
     """
-    record: dict[str, Any] = json.loads(Place(evaluation_place(url, ensemble)).read("metrics.json"))
+    record: dict[str, Any] = json.loads(
+        open_place(evaluation_place(url, ensemble)).read("metrics.json")
+    )
     return record
 
 

@@ -27,7 +27,7 @@ from pipelines.jobs.manifests import as_input, require_manifest
 from pipelines.jobs.plan import refuse_other_recipe
 from pipelines.options import option
 from pipelines.results.truth import Truth, truth_input
-from pipelines.storage.place import Place
+from pipelines.storage.place import Place, open_place
 from rrt_core.ensemble import Grid, Judged, best, default_grid, judge, search
 from rrt_core.metrics.revisited import PROTOCOLS, positions_of, protocols_of
 from schemas.errors import UserError
@@ -76,7 +76,7 @@ def run(options: Options, settings: RunSettings) -> Tuned:
         },
         units=(),
     )
-    place = Place(options.result)
+    place = open_place(options.result)
     made = _made(place, job, settings)
     if made is not None:
         return made

@@ -18,7 +18,7 @@ from typing import Any
 
 from pipelines.exchange.convert_delg_check import Agreement, load_saved_model
 from pipelines.options import option
-from pipelines.storage.place import Place
+from pipelines.storage.place import open_place
 from rrt_core.extractors.delg.extractor import THRESHOLDS
 from rrt_core.extractors.delg.network import BLOCK3, EXPANDED, KERAS, weights_file
 from rrt_core.extractors.delg.variables import (
@@ -85,7 +85,7 @@ def run(options: Options, settings: Settings) -> Converted:
             f"convert-delg: OUT is {options.out!r}, a folder; name the file to write, "
             f"x.safetensors."
         )
-    place = Place(folder or ".")
+    place = open_place(folder or ".")
     if place.exists(name) and not settings.overwrite:
         raise UserError(f"{options.out} is there already: name another file, or give --overwrite.")
     if options.local_stride not in (0, *STRIDES):

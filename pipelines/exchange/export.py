@@ -21,7 +21,7 @@ import numpy as np
 
 from pipelines.options import option
 from pipelines.storage.local import full_disk
-from pipelines.storage.place import Place
+from pipelines.storage.place import Place, open_place
 from pipelines.stores.locals import LocalsFile
 from pipelines.stores.store import PartFiles, Store
 from schemas.errors import UserError
@@ -51,7 +51,7 @@ class Settings:
 def run(options: Options, settings: Settings) -> dict[str, Any]:
     """Write (or skip) the arrays; gives what `export.json` says. Raises UserError."""
     store = Store(options.store)
-    place = Place(options.out)
+    place = open_place(options.out)
     if not place.local:
         raise UserError(f"{options.out}: arrays are written to a local disk; copy them from there")
     asked = {"schema": SCHEMA, "content": store.manifest.content, "locals": options.locals}

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from pipelines.exchange.import_readers import matrix_of
 from pipelines.sources.listing import list_images, truth_entries
 from pipelines.sources.spec import SourceSpec, read_input, refuse_unreadable_name
-from pipelines.storage.place import Place
+from pipelines.storage.place import Place, open_place
 from schemas.errors import UserError
 from schemas.ground_truth.ground_truth import load_ground_truth
 from schemas.image_list import (
@@ -66,7 +66,7 @@ def describe_inputs(options: Options) -> Inputs:
 
 def _matrix(options: Options) -> Inputs:
     for url in (options.input, options.globals, options.local_arrays):
-        if url and not Place(url).local:
+        if url and not open_place(url).local:
             raise UserError(f"{url}: only local files can be read by rows; copy it to a disk first")
     variable = options.variable
     if options.format == "mat" and not variable:
@@ -128,7 +128,7 @@ def fingerprint(path: str) -> list[int | str]:
 
 
 def _delg(options: Options) -> Inputs:
-    place = Place(options.input)
+    place = open_place(options.input)
     if not place.is_folder():
         raise UserError(f"{options.input}: there is no such folder")
     found = _pairs(place)
@@ -233,7 +233,7 @@ def _dimensions(place: Place, options: Options, stems: Sequence[str]) -> tuple[i
 
 
 def _source_name(options: Options) -> str:
-    name = options.source or Place(options.input).root.rstrip("/").rsplit("/", 1)[-1]
+    name = options.source or open_place(options.input).root.rstrip("/").rsplit("/", 1)[-1]
     if "/" in name:
         raise UserError(f"import: --source is {options.source!r}; the name of a source has no '/'")
     refuse_unreadable_name("import", name)
@@ -264,7 +264,7 @@ def _of_folder(options: Options) -> list[ImageReference]:
     below = (
         options.input
         if options.format in ("delg", "clip")
-        else os.path.dirname(Place(options.input).root) or "/"
+        else os.path.dirname(open_place(options.input).root) or "/"
     )
     return [
         replace(reference, location=b"")

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.storage.place import Place
+from pipelines.storage.place import open_place
 from schemas.errors import UserError
 from schemas.image_list import ImageReference
 from schemas.importers import ImportedLocals, Unusable, delg, unit_global
@@ -61,7 +61,7 @@ class DelgReader(Reader):
     """Pairs of `.delg_global` and `.delg_local`."""
 
     def __init__(self, options: dict[str, Any]) -> None:
-        self.options, self.place = options, Place(options["input"])
+        self.options, self.place = options, open_place(options["input"])
         self.scales = tuple(options["scales"])
         self.crops = options["take"] == "queries" and options["queries_cropped"]
 

@@ -23,7 +23,7 @@ from pipelines.exchange.import_options import STAGE, Options, refuse_mistakes
 from pipelines.exchange.import_readers import ImportedImage, Reader, open_reader
 from pipelines.jobs.attempt import Attempt
 from pipelines.jobs.unit_worker import UnitWorker
-from pipelines.storage.place import Place
+from pipelines.storage.place import open_place
 from pipelines.stores.image_plan import (
     images_file,
     read_rows,
@@ -87,11 +87,11 @@ def plan(options: Options) -> tuple[Job, dict[str, bytes]]:
             "local_dtype": options.local_dtype,
             "rows_per_part": rows,
         },
-        inputs={"descriptors": {"url": Place(options.input).url, "content": inputs.content}},
+        inputs={"descriptors": {"url": open_place(options.input).url, "content": inputs.content}},
         units=tuple(units),
         settings={
             **asdict(options),
-            **{name: Place(given).url for name, given in _inputs_of(options).items() if given},
+            **{name: open_place(given).url for name, given in _inputs_of(options).items() if given},
             "variable": inputs.variable,
             "scales": list(inputs.scales),
             "rows": inputs.matrix_rows,

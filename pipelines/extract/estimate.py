@@ -34,7 +34,7 @@ from pipelines.extract import stage as extract
 from pipelines.extract.sample import ArchiveSample, Counted, ListSample, count_images, images_a_unit
 from pipelines.jobs.markers import read_marker
 from pipelines.sources.archive_images import Listed
-from pipelines.storage.place import Place, free_bytes
+from pipelines.storage.place import Place, free_bytes, open_place
 from rrt_core.extractors import Extractor, create
 from schemas import failures
 from schemas.errors import UserError
@@ -119,7 +119,7 @@ def estimate_in(
     begun = time.monotonic()
     job, files = extract.plan(options, settings)
     before += time.monotonic() - begun
-    place = Place(options.out)
+    place = open_place(options.out)
     if options.retry_failed:
         return estimate_layer.of_retry(job, settings, before)
     refuse_other(place, job, settings)
@@ -198,7 +198,7 @@ def _listed(
 ) -> list[Listed | None]:
     if not any(unit.payload["listed"] for unit in archives):
         return [None] * len(archives)
-    own = Place(str(folder / "listed"))
+    own = open_place(str(folder / "listed"))
     own.write(LISTED_NAME, _planned(files, place, LISTED_NAME))
     of = {
         str(u.payload["source"]): Listed(own, str(u.payload["source"]))
@@ -219,7 +219,7 @@ def _probe(
 ) -> Probed:
     """Describe samples of what is left. Raises UserError where not one of them can be described."""
     left, job = work.left, work.job
-    place = Place(job.output)
+    place = open_place(job.output)
     workers = min(settings.worker_count, len(left))
     of_archives = [unit for unit, _ in left if "archive" in unit.payload]
     images_left = sum(images for _, images in left)
@@ -398,7 +398,7 @@ def _disk(
     count, images = round(parts + pieces), work.described
     own = {name: data for name, data in files.items() if data}
     if not own:
-        place = Place(work.job.output)
+        place = open_place(work.job.output)
         own = {f"plan/{name}": place.read(f"plan/{name}") for name in place.names("plan")}
         own = {
             name: data

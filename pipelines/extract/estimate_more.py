@@ -19,7 +19,7 @@ from pipelines.extract.sample import images_a_unit
 from pipelines.jobs.manifests import read_manifest
 from pipelines.jobs.markers import read_marker
 from pipelines.jobs.plan import refuse_other_recipe
-from pipelines.storage.place import Place, free_bytes
+from pipelines.storage.place import free_bytes, open_place
 from pipelines.stores.store import Store
 from rrt_core.extractors import create
 from schemas.errors import UserError
@@ -34,7 +34,7 @@ def estimate(
     begun = time.monotonic()
     job = layers.plan(asdict(options), settings)
     before += time.monotonic() - begun
-    place = Place(job.output if job else options.out)
+    place = open_place(job.output if job else options.out)
     told = Estimate("extract", place.url, "images", 0, "counted", free=free_bytes(options.out))
     told.seconds, told.elsewhere = before, elsewhere(settings, lambda _: before)
     if job is None:
@@ -116,7 +116,7 @@ def of_retry(job: Job, settings: RunSettings, before: float) -> Estimate:
     """The estimate of a retry, from what the store's own images took: what fails again takes
     less.
     """
-    place = Place(job.output)
+    place = open_place(job.output)
     manifest = read_manifest(place)
     if manifest is None:
         raise UserError(

@@ -31,7 +31,7 @@ from pipelines.results.shortlists import read_shortlist_part, shortlist_files
 from pipelines.results.truth import reranked_rows, truth_of
 from pipelines.sources.archive_images import ArchiveImages, Listed, archive_url
 from pipelines.sources.item import Item
-from pipelines.storage.place import Place
+from pipelines.storage.place import open_place
 from pipelines.stores.image_plan import read_slice
 from pipelines.stores.locals import LocalsFile
 from pipelines.stores.part_writer import local_row, read_rotation, write_locals
@@ -63,7 +63,7 @@ def run(options: dict[str, Any], settings: RunSettings) -> Manifest:
     job = plan(options, settings)
     if job is None:
         return Store(options["out"]).manifest
-    if options["retry_failed"] and read_manifest(Place(job.output)) is not None:
+    if options["retry_failed"] and read_manifest(open_place(job.output)) is not None:
         settings = replace(
             settings, overwrite=True
         )  # finished, and yet none of these has locals: all of it failed
@@ -157,11 +157,11 @@ def _refuse_other_options(store: Store, options: dict[str, Any], settings: RunSe
 def _named(store: Store, options: dict[str, Any]) -> Wanted:
     """The rows that a run's shortlist reranks, or that a file of record ids names."""
     asked = str(options["locals_for"])
-    if Place(asked).exists("shortlist"):
+    if open_place(asked).exists("shortlist"):
         return _of_shortlist(store, asked, options)
     folder, _, name = asked.rpartition("/")
     try:
-        text = Place(folder or ("/" if asked.startswith("/") else ".")).read(name).decode()
+        text = open_place(folder or ("/" if asked.startswith("/") else ".")).read(name).decode()
     except (FileNotFoundError, IsADirectoryError):
         raise UserError(
             f"{asked}: there is neither a shortlist of 'search' nor such a file of record ids"

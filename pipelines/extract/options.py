@@ -8,7 +8,7 @@ from typing import Any
 from pipelines.engines.settings import RunSettings
 from pipelines.options import option
 from pipelines.sources.spec import SourceSpec, check_sources, read_sources
-from pipelines.storage.place import Place
+from pipelines.storage.place import open_place
 from schemas import local_descriptors
 from schemas.errors import UserError
 
@@ -132,4 +132,4 @@ def _specs(options: Options) -> list[SourceSpec]:
 
 
 def _where(options: Options) -> str:
-    return Place(options.sources or options.images).url
+    return open_place(options.sources or options.images).url

@@ -22,7 +22,7 @@ from pipelines.engines.settings import RunSettings
 from pipelines.jobs.manifests import is_whole, parts_of, read_manifest
 from pipelines.jobs.markers import read_marker
 from pipelines.jobs.plan import refuse_other_recipe
-from pipelines.storage.place import Place
+from pipelines.storage.place import Place, open_place
 from pipelines.stores.image_plan import images_file
 from pipelines.stores.store import Store
 from schemas import failures
@@ -41,7 +41,7 @@ def run(job: Job, settings: RunSettings, plan_files: Mapping[str, bytes]) -> Man
 
     Raises UserError where the store is not finished, and driver.JobFailed.
     """
-    place = Place(job.output)
+    place = open_place(job.output)
     manifest = read_manifest(place)
     if manifest is None:
         raise UserError(

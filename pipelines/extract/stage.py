@@ -20,7 +20,7 @@ from pipelines.extract.describer import STAGE
 from pipelines.extract.options import Options, _specs, _where, check_seconds
 from pipelines.jobs.plan import planned_units
 from pipelines.quantities import byte_text
-from pipelines.storage.place import Place, free_bytes
+from pipelines.storage.place import Place, free_bytes, open_place
 from pipelines.stores.image_plan import (
     Planned,
     changed_since,
@@ -73,7 +73,7 @@ def _say_changes(options: Options, fingerprint: str) -> None:
 
     The plan stands: parts were made of it.
     """
-    changed = changed_since(Place(options.out), _specs(options), fingerprint)
+    changed = changed_since(open_place(options.out), _specs(options), fingerprint)
     if changed:
         print(
             f"{STAGE:<9}  NOTE: {_where(options)} holds {changed}; the store stays with what it "
@@ -91,7 +91,7 @@ def _say_disk(job: Job) -> None:
     expected = an_image * (images or 0)
     if images and expected < WORTH_SAYING:
         return
-    place = Place(job.output)
+    place = open_place(job.output)
     free = free_bytes(place.url)
     at_most = (
         f"{byte_text(expected)} for {images:,} images"
@@ -115,7 +115,7 @@ def plan(options: Options, settings: RunSettings) -> tuple[Job, dict[str, bytes]
     check_seconds(options, settings)
     specs = _specs(options)
     extractor = create(options.extractor, **options.extractor_option)
-    place = Place(options.out)
+    place = open_place(options.out)
     planned = None if settings.overwrite else read_planned(place, specs)
     files: dict[str, bytes] = {}
     if planned is None:
@@ -173,7 +173,7 @@ def _refuse_other_sources(options: Options) -> None:
     if not given:
         return
     single = replace(options, ground_truth=options.ground_truth if options.take else "")
-    if read_planned(Place(options.out), _specs(single)) is None:
+    if read_planned(open_place(options.out), _specs(single)) is None:
         raise UserError(
             f"extract: --locals-for takes the images of the store, and --{given[0]} names others; "
             f"leave it out, or, "

@@ -20,7 +20,7 @@ from pipelines.jobs.attempt import Attempt
 from pipelines.jobs.unit_worker import UnitWorker
 from pipelines.sources.archive_images import ArchiveImages, Listed, archive_url
 from pipelines.sources.item import Item
-from pipelines.storage.place import Place
+from pipelines.storage.place import Place, open_place
 from pipelines.stores.image_plan import read_slice
 from pipelines.stores.part_writer import local_row, read_rotation, write_locals
 from rrt_core.extractors import Description
@@ -70,7 +70,7 @@ class DescribeUnit(UnitWorker):
         self.describer = Describer(self.options)
         self.lists: dict[str, Listed] = {}
         self.rotation = read_rotation(
-            Place(job.settings["out"]), self.options, self.describer.extractor.local_dim
+            open_place(job.settings["out"]), self.options, self.describer.extractor.local_dim
         )
 
     def do(self, unit: Unit, attempt: Attempt) -> Counts:

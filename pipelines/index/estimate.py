@@ -20,7 +20,7 @@ from pipelines.estimate.schedule import wall_seconds
 from pipelines.index import plan as index_plan
 from pipelines.index import stage as index
 from pipelines.jobs.manifests import as_input, read_entries, read_manifest
-from pipelines.storage.place import Place, free_bytes
+from pipelines.storage.place import Place, free_bytes, open_place
 from pipelines.stores import gallery as stores_gallery
 from rrt_core.indexes import faiss_index as indexes
 from schemas.errors import UserError
@@ -78,7 +78,7 @@ def _estimate(
     key = key_of(options, rows, dimension)
     shards = index_plan._groups(stores, options.rows_per_shard)
     files = index_plan._files(shards, rows, options.max_memory, key, dimension)
-    place = Place(options.out)
+    place = open_place(options.out)
     told = Estimate("index", place.url, "images", rows, "counted")
     told.free, told.workers = free_bytes(options.out), settings.worker_count
     manifest = None if settings.overwrite else read_manifest(place.below("search"))

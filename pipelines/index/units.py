@@ -10,7 +10,7 @@ import numpy as np
 from pipelines.jobs.attempt import Attempt
 from pipelines.jobs.manifests import read_entries
 from pipelines.jobs.unit_worker import UnitWorker
-from pipelines.storage.place import Place
+from pipelines.storage.place import open_place
 from pipelines.stores.gallery import open_stores
 from pipelines.stores.store import PartFiles, Store
 from rrt_core.indexes import faiss_index as indexes
@@ -47,7 +47,7 @@ class _IndexWorker(UnitWorker):
         import faiss
 
         name = next(entry.name for entry in read_entries(url) if entry.name.startswith(f"{unit}."))
-        return faiss.deserialize_index(np.frombuffer(Place(url).read(name), np.uint8))
+        return faiss.deserialize_index(np.frombuffer(open_place(url).read(name), np.uint8))
 
     def write(self, index: Any, unit: Unit, attempt: Attempt) -> None:
         """Write and add the index as the unit's file."""

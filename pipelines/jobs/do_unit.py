@@ -14,7 +14,7 @@ from pipelines.jobs.attempt import Attempt
 from pipelines.jobs.markers import read_marker
 from pipelines.jobs.unit_worker import UnitWorker
 from pipelines.storage.local import full_disk
-from pipelines.storage.place import Place
+from pipelines.storage.place import Place, open_place
 from schemas.errors import UserError
 from schemas.plan import Unit
 
@@ -32,7 +32,7 @@ def begin_unit(worker: UnitWorker, unit: Unit) -> Callable[[], bool]:
 
     Exceptions are written to `errors/`, here as there. The commit tells whether the unit is done.
     """
-    place = Place(worker.job.output)
+    place = open_place(worker.job.output)
     if read_marker(place, worker.job, unit) is not None:
         return lambda: True
     attempt: Attempt | None = None

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.jobs.markers import software_versions
-from pipelines.storage.place import Place
+from pipelines.storage.place import Place, open_place
 from schemas.errors import UserError
 from schemas.manifest import (
     MANIFEST_NAME,
@@ -108,7 +108,7 @@ def parts_of(place: Place, manifest: Manifest) -> pa.Table | None:
 
 def require_manifest(url: str, what: str, command: str) -> Manifest:
     """The manifest of an input. Raises UserError where the folder is absent or unfinished."""
-    place = Place(url)
+    place = open_place(url)
     manifest = read_manifest(place)
     if manifest is None:
         state = "is not finished" if place.exists("plan/plan.json") else "is not there"
@@ -118,9 +118,9 @@ def require_manifest(url: str, what: str, command: str) -> Manifest:
 
 def read_entries(url: str) -> list[FileEntry]:
     """The files of a finished output."""
-    return entries_of(pq.read_table(BytesIO(Place(url).read(PARTS_NAME))))
+    return entries_of(pq.read_table(BytesIO(open_place(url).read(PARTS_NAME))))
 
 
 def as_input(url: str, manifest: Manifest) -> dict[str, str]:
     """What a job records of an input."""
-    return {"url": Place(url).url, "content": manifest.content}
+    return {"url": open_place(url).url, "content": manifest.content}

@@ -10,7 +10,7 @@ from typing import Any
 
 from pipelines.jobs.manifests import read_manifest
 from pipelines.report.page import FactGroup
-from pipelines.storage.place import Place
+from pipelines.storage.place import open_place
 from schemas.manifest import Manifest
 
 CHARACTERS_OF_A_HASH = 12
@@ -26,7 +26,7 @@ def fact_groups(url: str, evaluation_url: str) -> list[FactGroup]:
     out.
     """
     places = (f"{url}/shortlist", f"{url}/scores", evaluation_url)
-    shortlist, scores, evaluation = (read_manifest(Place(place)) for place in places)
+    shortlist, scores, evaluation = (read_manifest(open_place(place)) for place in places)
     groups = []
     if scores and shortlist:
         groups.append(FactGroup("Protocol", _protocol(shortlist, scores, evaluation)))
@@ -112,7 +112,7 @@ def _stores(shortlist: Manifest) -> dict[str, Manifest]:
     found = {}
     for title, places in urls.items():
         for number, place in enumerate(places, 1):
-            manifest = read_manifest(Place(place))
+            manifest = read_manifest(open_place(place))
             if manifest:
                 found[f"{title} {number}" if len(places) > 1 else title] = manifest
     return found

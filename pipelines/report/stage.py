@@ -12,7 +12,7 @@ from pipelines.evaluate.stage import evaluation_place
 from pipelines.jobs.manifests import as_input, read_manifest, require_manifest
 from pipelines.options import option
 from pipelines.results.truth import truth_input
-from pipelines.storage.place import Place
+from pipelines.storage.place import open_place
 from schemas.errors import UserError
 from schemas.manifest import Manifest
 from schemas.plan import Job, Unit
@@ -96,6 +96,6 @@ def report_place(url: str, ensemble: Sequence[str]) -> str:
 
 def summarise(options: Options, _: Manifest) -> None:
     """Say where the page lies."""
-    place = Place(report_place(options.out, options.ensemble))
+    place = open_place(report_place(options.out, options.ensemble))
     if read_manifest(place) is not None:
         print(f"Report: {place.url}/report.html")

@@ -30,7 +30,7 @@ from pipelines.report.stage import LABELS_OF, LISTS_NOTE, LISTS_NOTE_WITHOUT_TRU
 from pipelines.results.scores import read_ranking
 from pipelines.results.shortlists import read_shortlist_part, shortlist_files
 from pipelines.results.truth import Truth
-from pipelines.storage.place import Place
+from pipelines.storage.place import open_place
 from pipelines.stores.gallery import open_stores
 from pipelines.stores.store import Store
 from rrt_core.metrics.revisited import PROTOCOLS, positions_of
@@ -95,7 +95,7 @@ class MakeReport(UnitWorker):
         found: dict[str, dict[str, dict[str, float]]] = {}
         if self.job.settings["ground_truth"]:
             table = pq.read_table(
-                io.BytesIO(Place(self._evaluation(url)).read("per_query.parquet"))
+                io.BytesIO(open_place(self._evaluation(url)).read("per_query.parquet"))
             )
             for row in table.to_pylist():
                 by_ranking = found.setdefault(row["query_id"], {})

@@ -27,7 +27,7 @@ from pipelines.rerank import units as rerank_units
 from pipelines.results import scores as results_scores
 from pipelines.results import truth as results_truth
 from pipelines.results.shortlists import read_shortlist_part, shortlist_files
-from pipelines.storage.place import Place, free_bytes
+from pipelines.storage.place import free_bytes, open_place
 from pipelines.stores.store import Store
 from schemas.plan import Job, Unit
 from schemas.ranking import DEPLOY
@@ -62,7 +62,7 @@ def estimate_in(
     begun = time.monotonic()
     job = rerank.plan_scores(options, settings)
     before += time.monotonic() - begun
-    place = Place(job.output)
+    place = open_place(job.output)
     refuse_other(place, job, settings)
     queries = _queries(options)
     of_unit = {unit.name: _of(unit, queries) for unit in job.units}

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from pipelines.jobs.manifests import read_entries
-from pipelines.storage.place import Place
+from pipelines.storage.place import open_place
 from schemas.manifest import Manifest
 
 
@@ -24,7 +24,7 @@ def read_search_file(url: str, name: str) -> Any:
     """A search file in memory."""
     import faiss
 
-    place = Place(f"{url}/search")
+    place = open_place(f"{url}/search")
     if place.local:
         return faiss.read_index(place.path(name))
     return faiss.deserialize_index(

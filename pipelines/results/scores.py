@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from pipelines.jobs.manifests import read_entries
 from pipelines.results.shortlists import split_by_query
-from pipelines.storage.place import Place
+from pipelines.storage.place import open_place
 from rrt_core.rerankers.cascade import best, combine
 from schemas.scores import KEEP_KEY
 
@@ -45,7 +45,7 @@ NO_SCORES = StoredScores({}, {}, 0)
 
 def read_scores(url: str, names: Sequence[str]) -> dict[str, StoredScores]:
     """query id -> its scores, of some files of a run's scores."""
-    place = Place(f"{url}/scores")
+    place = open_place(f"{url}/scores")
     found: dict[str, StoredScores] = {}
     for name in names:
         table = pq.read_table(io.BytesIO(place.read(name)))
@@ -63,7 +63,7 @@ def read_scores(url: str, names: Sequence[str]) -> dict[str, StoredScores]:
 
 def read_ranking(url: str, protocol: str) -> list[tuple[str, pa.Table]]:
     """(query id, its ranking) under a protocol."""
-    place = Place(f"{url}/ranking")
+    place = open_place(f"{url}/ranking")
     names = sorted(
         entry.name
         for entry in read_entries(place.url)

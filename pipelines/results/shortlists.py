@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.jobs.manifests import read_entries, require_manifest
-from pipelines.storage.place import Place
+from pipelines.storage.place import open_place
 from schemas.manifest import FileEntry
 
 
@@ -21,13 +21,13 @@ def shortlist_files(url: str) -> list[FileEntry]:
 
 def queries_in(url: str, name: str) -> int:
     """How many queries a part of the shortlist holds."""
-    ids = pq.read_table(io.BytesIO(Place(f"{url}/shortlist").read(name)), columns=["query_id"])
+    ids = pq.read_table(io.BytesIO(open_place(f"{url}/shortlist").read(name)), columns=["query_id"])
     return len(ids.column("query_id").unique())
 
 
 def read_shortlist_part(url: str, name: str) -> list[tuple[str, pa.Table]]:
     """(query id, its candidates) of a part of the shortlist."""
-    return split_by_query(pq.read_table(io.BytesIO(Place(f"{url}/shortlist").read(name))))
+    return split_by_query(pq.read_table(io.BytesIO(open_place(f"{url}/shortlist").read(name))))
 
 
 def split_by_query(table: pa.Table) -> list[tuple[str, pa.Table]]:

@@ -17,7 +17,7 @@ from pipelines.options import build
 from pipelines.report import stage as report
 from pipelines.rerank import stage as rerank
 from pipelines.search import stage as search
-from pipelines.storage.place import Place
+from pipelines.storage.place import open_place
 from schemas.errors import UserError
 
 STAGES = ("extract", "index", "search", "rerank", "evaluate", "report")
@@ -29,7 +29,7 @@ def read_config(path: str, changes: dict[str, Any]) -> dict[str, Any]:
     directory.
     """
     try:
-        text = Place(path).read("").decode()
+        text = open_place(path).read("").decode()
     except FileNotFoundError:
         raise UserError(f"{path}: there is no such configuration") from None
     try:

@@ -18,7 +18,7 @@ from pipelines.report import stage as report
 from pipelines.rerank import stage as rerank
 from pipelines.run.config import read_config, stages_of
 from pipelines.search import stage as search
-from pipelines.storage.place import Place
+from pipelines.storage.place import open_place
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def run_config(config: dict[str, Any], where: str, settings: RunSettings) -> dic
         results["metrics"] = evaluate.read_metrics(stages.evaluate.out, stages.evaluate.ensemble)
     report.run(stages.report, settings)
     place = report.report_place(stages.report.out, stages.report.ensemble)
-    results["report"] = os.path.join(Place(place).url, "report.html")
+    results["report"] = os.path.join(open_place(place).url, "report.html")
     return results
 
 

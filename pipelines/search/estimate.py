@@ -18,7 +18,7 @@ from pipelines.estimate.schedule import wall_seconds
 from pipelines.jobs.manifests import read_entries, read_manifest
 from pipelines.jobs.markers import read_marker
 from pipelines.search import stage as search
-from pipelines.storage.place import Place, free_bytes
+from pipelines.storage.place import Place, free_bytes, open_place
 from schemas.manifest import Manifest
 from schemas.plan import Unit
 
@@ -40,9 +40,9 @@ def _estimate(
     begun = began = time.monotonic()
     planned = search.plan(options, settings)
     before += time.monotonic() - begun
-    place = Place(f"{options.out}/shortlist")
+    place = open_place(f"{options.out}/shortlist")
     queries = sum(map(len, planned.blocks))
-    told = Estimate("search", Place(options.out).url, "queries", queries, "counted")
+    told = Estimate("search", open_place(options.out).url, "queries", queries, "counted")
     told.free, told.workers = (
         free_bytes(options.out),
         min(settings.worker_count, len(planned.blocks)),
@@ -132,7 +132,7 @@ def _candidates(
     begun = time.monotonic()
     manifest = run_job(job, alone)
     start = max(0.0, time.monotonic() - begun - manifest.work_seconds)
-    markers = [read_marker(Place(job.output), job, unit) for unit in units]
+    markers = [read_marker(open_place(job.output), job, unit) for unit in units]
     points = [
         (unit.inputs, marker.seconds) for unit, marker in zip(units, markers, strict=True) if marker
     ]

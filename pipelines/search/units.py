@@ -14,7 +14,7 @@ from pipelines.jobs.attempt import Attempt
 from pipelines.jobs.manifests import read_entries
 from pipelines.jobs.unit_worker import UnitWorker
 from pipelines.results.indexes import open_search, read_search_file
-from pipelines.storage.place import Place
+from pipelines.storage.place import open_place
 from pipelines.stores.gallery import Gallery, open_stores
 from pipelines.stores.store import Store
 from rrt_core.indexes import faiss_index as indexes
@@ -106,7 +106,7 @@ class MakeShortlist(UnitWorker):
         options = self.job.settings
         found: list[list[np.ndarray]] = [[] for _ in descriptors]
         if "candidates" in self.job.inputs:
-            place = Place(self.job.inputs["candidates"]["url"])
+            place = open_place(self.job.inputs["candidates"]["url"])
             block = unit.name.removeprefix("part-")
             for entry in read_entries(place.url):
                 if entry.name.split(".")[0].endswith(f"-{block}"):

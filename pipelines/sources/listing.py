@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from pipelines.sources.archives import ARCHIVE_SUFFIXES, is_archive
 from pipelines.sources.spec import SourceSpec, _folder_of, read_input
-from pipelines.storage.place import Place
+from pipelines.storage.place import Place, open_place
 from schemas.errors import UserError
 from schemas.ground_truth.ground_truth import GroundTruth, load_ground_truth
 from schemas.image_list import (
@@ -41,7 +41,7 @@ def list_images(spec: SourceSpec) -> list[ImageReference]:
 
     Raises UserError where nothing is found, or a list or ground truth cannot be read.
     """
-    place = Place(_folder_of(spec.images))
+    place = open_place(_folder_of(spec.images))
     listed_on_web = place.http and bool(spec.list)  # the server need not show its folders
     if not listed_on_web and not place.is_folder():
         if place.exists():

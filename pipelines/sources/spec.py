@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import yaml
 
 from pipelines.sources.archives import is_archive, path_of
-from pipelines.storage.place import Place
+from pipelines.storage.place import open_place
 from schemas.errors import UserError
 
 
@@ -33,7 +33,7 @@ class SourceSpec:
         folder = (
             path_of(self.images).rpartition("/")[0] if self.in_archives else _folder_of(self.images)
         )
-        return Place(folder).root.rstrip("/").rsplit("/", 1)[-1] or "images"
+        return open_place(folder).root.rstrip("/").rsplit("/", 1)[-1] or "images"
 
     @property
     def in_archives(self) -> bool:
@@ -44,7 +44,7 @@ class SourceSpec:
 def read_input(path: str, what: str) -> bytes:
     """The whole file that an option names. Raises UserError where none can be read there."""
     try:
-        return Place(path).read("")
+        return open_place(path).read("")
     except FileNotFoundError:
         raise UserError(f"{path}: there is no such {what}") from None
     except IsADirectoryError:
@@ -148,11 +148,13 @@ def _folder_of(images: str) -> str:
     """The folder itself, or the part of a glob above its first wildcard; a folder may have brackets
     in its name.
     """
-    if not glob.has_magic(images) or Place(images).is_folder():
+    if not glob.has_magic(images) or open_place(images).is_folder():
         return images
     pieces = images.split("/")
     first = 0
-    while not glob.has_magic(pieces[first]) or Place("/".join(pieces[: first + 1])).is_folder():
+    while (
+        not glob.has_magic(pieces[first]) or open_place("/".join(pieces[: first + 1])).is_folder()
+    ):
         first += 1
         if first == len(pieces):  # no wildcard is left: what it names is a file, or is not there
             return images

@@ -399,6 +399,11 @@ class Place:
                 os.fsync(file.fileno())
 
 
+def open_place(url: str) -> Place:
+    """The folder at a path or URL."""
+    return Place(url)
+
+
 def free_bytes(url: str) -> int | None:
     """Free bytes on the disk of a local place, which need not be there yet."""
     place = Place(url)

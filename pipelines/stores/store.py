@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from pipelines.jobs.manifests import as_input, parts_of, read_manifest, require_manifest
 from pipelines.storage.blocks import LOCAL_BLOCK, BlockFile, open_bytes
-from pipelines.storage.place import Place
+from pipelines.storage.place import Place, open_place
 from schemas import global_descriptors
 from schemas.errors import UserError
 from schemas.global_descriptors import GlobalPart
@@ -76,7 +76,7 @@ class Store:
     """
 
     def __init__(self, url: str, base: int = 0) -> None:
-        self.place = Place(url)
+        self.place = open_place(url)
         self.base = base
         self.manifest = require_manifest(url, "store", "extract")
         if self.manifest.facts.get("kind") != "store":

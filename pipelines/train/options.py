@@ -103,10 +103,10 @@ def complete(values: dict[str, Any]) -> dict[str, Any]:
         return values
     import yaml
 
-    from pipelines.storage.place import Place
+    from pipelines.storage.place import open_place
 
     try:
-        config = yaml.safe_load(Place(path).read("").decode()) or {}
+        config = yaml.safe_load(open_place(path).read("").decode()) or {}
     except (FileNotFoundError, IsADirectoryError):
         raise UserError(f"{path}: there is no such configuration") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -28,7 +28,7 @@ from pipelines.jobs.manifests import is_whole, read_manifest, write_manifest
 from pipelines.jobs.markers import software_versions
 from pipelines.quantities import duration
 from pipelines.storage.local import sha256_file
-from pipelines.storage.place import Place
+from pipelines.storage.place import Place, open_place
 from pipelines.train.products_options import Options, Photographs, read_photographs
 from rrt_core.checkpoints import PRODUCTS, load_checkpoint, save_checkpoint
 from rrt_core.devices import choose_device
@@ -61,7 +61,7 @@ def run(options: Options, settings: RunSettings) -> Manifest:
         raise UserError(
             f"{STAGE}: --area takes two numbers, least and most, not {len(options.area)}"
         )
-    place = Place(options.out)
+    place = open_place(options.out)
     if not place.local:
         raise UserError(
             f"{STAGE}: --out must be a folder on this machine, not {options.out}: checkpoints are "

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.storage.place import Place
+from pipelines.storage.place import open_place
 from pipelines.stores.gallery import Gallery
 from pipelines.stores.store import Store
 from rrt_core.training.state import write_whole
@@ -144,7 +144,7 @@ def _labels(labels: str, record_ids: Sequence[str]) -> Labels:
     if labels == FOLDER:
         return folder_labels(record_ids)
     try:
-        data = Place(labels).read("")
+        data = open_place(labels).read("")
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         raise UserError(
             f"{labels}: there is no such file of labels; give a CSV or Parquet file, or 'folder'"

@@ -21,7 +21,7 @@ from pipelines.engines import signals as stopping
 from pipelines.engines.processes import limit_threads
 from pipelines.jobs.manifests import as_input, is_whole, read_manifest
 from pipelines.jobs.plan import refuse_other_recipe, refuse_to_empty, write_plan
-from pipelines.storage.place import Place
+from pipelines.storage.place import Place, open_place
 from pipelines.train.anchors import Mined, _mine, _steps, _told
 from pipelines.train.batches import Budget, PairBatches, Prefetched, TokenCache, read_budget
 from pipelines.train.neighbours import require_shortlist
@@ -110,7 +110,7 @@ def _dry_run(options: Options, processes: Processes) -> None:
 
 def _train(options: Options, settings: Settings, processes: Processes) -> Manifest | None:
     started = time.monotonic()
-    place = Place(options.out)
+    place = open_place(options.out)
     if not place.local:
         raise UserError(
             f"train: --out is {options.out}; it must be a local folder, for its checkpoints"

@@ -12,7 +12,7 @@ from typing import IO
 
 import numpy as np
 
-from pipelines.storage.place import Place
+from pipelines.storage.place import Place, open_place
 from pipelines.stores.store import part_number
 from pipelines.verify.bookkeeping import FULL, PIECE_BYTES, UNREADABLE, Output, pieces_of
 from pipelines.verify.problems import Problem, Report
@@ -178,7 +178,7 @@ class FileChecks:
         parent = self.parents(part) if part is not None and self.parents else None
         if parent is None:
             return None  # the store's part is another one now: its readers leave out this file
-        above = Place(self.output.place.url.rstrip("/").rpartition(f"/{LAYERS}/")[0])
+        above = open_place(self.output.place.url.rstrip("/").rpartition(f"/{LAYERS}/")[0])
         data = above.read(parent.name)
         if hashlib.sha256(data).hexdigest() != parent.sha256:
             return None  # the store's damage, not the layer's

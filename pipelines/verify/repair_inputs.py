@@ -25,7 +25,7 @@ from pipelines.sources.archive_images import archive_url
 from pipelines.sources.archives import archive_size
 from pipelines.sources.item import read_location
 from pipelines.stages import worker_class
-from pipelines.storage.place import Place
+from pipelines.storage.place import Place, open_place
 from pipelines.stores.image_plan import read_rows, read_slice
 from pipelines.verify.bookkeeping import UNREADABLE, Output
 from rrt_core import extractors, rerankers
@@ -105,7 +105,7 @@ def refuse_other_inputs(job: Job, place: Place) -> None:
         ):  # a file of sources: its images are in the plan
             continue
         what = f"{place.url} cannot be done again: {url}, of which it was made ({name}),"
-        there = Place(url)
+        there = open_place(url)
         if not there.exists():
             raise UserError(f"{what} is not there; bring it back")
         if job.stage in READ_NO_OUTPUTS:
@@ -159,7 +159,7 @@ class _Looked:
     def __post_init__(self) -> None:
         self.plan = self.output.place  # a layer's images are in its store's plan
         if self.job.stage == layers.STAGE:
-            self.plan = Place(str(self.job.settings["store"]))
+            self.plan = open_place(str(self.job.settings["store"]))
         self.archives: set[int] = set()  # that are there
 
     def refusal(self, why: str, mend: str) -> UserError:
@@ -206,7 +206,7 @@ class _Looked:
                 .column("stem")
                 .to_pylist()
             )
-            place = Place(str(self.job.settings["input"]))
+            place = open_place(str(self.job.settings["input"]))
             files = [
                 os.fsdecode(stem) + delg.GLOBAL_SUFFIX
                 for row in wanted

@@ -13,7 +13,7 @@ from typing import Any
 from pipelines.engines.progress import Progress
 from pipelines.engines.settings import JobFailed
 from pipelines.options import option
-from pipelines.storage.place import Place
+from pipelines.storage.place import open_place
 from pipelines.verify.bookkeeping import Output, find_outputs, read_output
 from pipelines.verify.files import FileChecks, GroupFindings, groups_of, repeated
 from pipelines.verify.leftovers import leftovers
@@ -95,7 +95,7 @@ def examine(url: str, threads: int = 2, *, quick: bool = False) -> list[tuple[Ou
     each ok row of a store, 42 while their record ids are compared. Raises UserError where there is
     no output.
     """
-    place = Place(url)
+    place = open_place(url)
     outputs = find_outputs(place)
     if not outputs:
         raise UserError(f"{place.url}: there is no output here: no manifest.json in it or below it")
@@ -156,7 +156,7 @@ def _store_of(output: Output, outputs: list[Output], pool: ThreadPoolExecutor) -
         return None
     store = next((one for one in outputs if one.place.url == above), None)
     if store is None:  # the layer alone is verified
-        store = next((one for one in find_outputs(Place(above)) if one.folder == ""), None)
+        store = next((one for one in find_outputs(open_place(above)) if one.folder == ""), None)
         if store is not None:
             read_output(store, pool)
     return store
@@ -212,7 +212,7 @@ def summary(url: str, found: list[Findings]) -> str:
 def _write_json(options: Options, found: list[Findings]) -> None:
     record: dict[str, Any] = {
         "schema": "rrt-findings/1",
-        "url": Place(options.store).url,
+        "url": open_place(options.store).url,
         "quick": options.quick,
         "clean": not any(one.problems for one in found),
         "outputs": [one.to_json() for one in found],

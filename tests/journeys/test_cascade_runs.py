@@ -21,7 +21,7 @@ from pipelines.options import build
 from pipelines.rerank import stage as rerank
 from pipelines.results import scores as results_scores
 from pipelines.search import stage as search
-from pipelines.storage.place import Place
+from pipelines.storage.place import open_place
 from pipelines.stores.gallery import Gallery
 from pipelines.stores.locals import LocalsReader
 from pipelines.stores.store import Store
@@ -102,7 +102,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def stored_rows(run: Path) -> list[dict[str, object]]:
-    place = Place(str(run / "scores"))
+    place = open_place(str(run / "scores"))
     return [
         row
         for e in read_entries(place.url)

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from pipelines.storage.place import Place, read_url
+from pipelines.storage.place import Place, open_place, read_url
 from pipelines.storage.retries import Unreachable
 from schemas.errors import UserError
 from tests.support.s3_server import BUCKET, Cut, S3Server
@@ -29,7 +29,7 @@ def place(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
 
     monkeypatch.setattr(s3fs.S3FileSystem, "retries", 1)
     monkeypatch.setattr("pipelines.storage.retries.FIRST_WAIT", 0.01)
-    yield Place(f"s3://{BUCKET}/{secrets.token_hex(4)}/folder")
+    yield open_place(f"s3://{BUCKET}/{secrets.token_hex(4)}/folder")
     s3.proxy.cut()
 
 
@@ -119,7 +119,7 @@ def test_what_is_final_is_said_at_once(place: Place, s3: S3Server) -> None:
         place.read("none")
     assert s3.proxy.requests(b"HEAD") == 1, "not there is an answer"
     assert place.names("none") == [] and not place.is_folder()
-    nowhere = Place("s3://no-such-bucket/folder")
+    nowhere = open_place("s3://no-such-bucket/folder")
     with pytest.raises(
         UserError, match=r"^s3://no-such-bucket/folder/a cannot be written: .*does not exist$"
     ):

@@ -26,7 +26,7 @@ from pipelines.results import scores as results_scores
 from pipelines.results import shortlists as results_shortlists
 from pipelines.run.stage import run_config
 from pipelines.search import stage as search
-from pipelines.storage.place import Place
+from pipelines.storage.place import open_place
 from pipelines.stores.gallery import Gallery
 from pipelines.stores.locals import LocalsReader
 from pipelines.stores.store import Store
@@ -208,7 +208,7 @@ def test_many_shards_files_and_blocks_give_the_same_shortlist(made: Path, key: s
 
 def test_each_pair_is_scored_once_and_rankings_replay(made: Path) -> None:
     truth = load_ground_truth(str(made / "gnd.json"))
-    place = Place(str(made / "run" / "scores"))
+    place = open_place(str(made / "run" / "scores"))
     tables = [
         pq.read_table(io.BytesIO(place.read(entry.name))) for entry in read_entries(place.url)
     ]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy.stats import ortho_group
 
-from pipelines.storage.place import Place
+from pipelines.storage.place import open_place
 from pipelines.stores.locals import LocalsFile
 from rrt_core.binary import learn_rotation
 from schemas import local_descriptors
@@ -107,7 +107,7 @@ def test_byte_ranges_of_a_store_are_decoded(tmp_path: Path, url: str) -> None:
     rows, rotation = part_rows(128, {2: 7, 3: 0, 9: 50}), rotation_of(128)
     made = tmp_path / "part.h5"
     layout = local_descriptors.write_part(str(made), rows, 128, "binary", rotation)
-    place = Place(url or str(tmp_path / "store"))
+    place = open_place(url or str(tmp_path / "store"))
     place.write("local/full/part-00000.h5", made.read_bytes())
     file = LocalsFile(
         place, FileEntry("local/full/part-00000.h5", 3, made.stat().st_size, "", layout)

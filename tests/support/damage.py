@@ -21,7 +21,7 @@ from pipelines.extract import options as extract_options
 from pipelines.extract import stage as extract
 from pipelines.jobs.manifests import write_manifest
 from pipelines.jobs.plan import planned_units
-from pipelines.storage.place import Place
+from pipelines.storage.place import open_place
 from rrt_core.extractors import Description
 from rrt_core.images import Image
 from schemas import local_descriptors
@@ -120,7 +120,7 @@ def change_marker(store: Path, unit: str, change: Callable[[Marker], Marker]) ->
 
 def remake_manifest(store: Path) -> None:
     """Write parts table and manifest from the markers as they are."""
-    place = Place(str(store))
+    place = open_place(str(store))
     job = replace(Job.from_json((store / "plan/job.json").read_text()), units=planned_units(place))
     markers = [
         Marker.from_bytes((store / f"done/{unit.name}.json").read_bytes()) for unit in job.units

@@ -28,7 +28,7 @@ from pipelines.extract import stage as extract
 from pipelines.index import stage as index
 from pipelines.jobs.manifests import read_manifest
 from pipelines.jobs.markers import read_marker
-from pipelines.storage.place import Place
+from pipelines.storage.place import open_place
 from schemas.errors import JobFailed, UserError
 from schemas.manifest import Counts
 from schemas.plan import Job
@@ -52,7 +52,7 @@ def beam_run(
     def note(one: Any) -> None:
         work = Job.from_json(header)
         unit = next(unit for unit in work.units if unit.name == one.unit)
-        marker = read_marker(Place(output), work, unit)
+        marker = read_marker(open_place(output), work, unit)
         assert (marker is not None) == isinstance(one, UnitResult), (
             "emitted after its marker stands"
         )
@@ -89,7 +89,7 @@ def test_results_metrics_and_manifest(tmp_path: Path) -> None:
     assert metrics == {"inputs": 15, "succeeded": 15, "failed": 0}
     assert spent.count == 5 and 0 <= spent.min <= spent.max <= spent.sum
 
-    manifest = read_manifest(Place(job.output))
+    manifest = read_manifest(open_place(job.output))
     assert manifest is not None and manifest.counts == Counts(15, 15)
     local = run_job(faulty_job(f"{tmp_path}/local", *["ok"] * 5), RunSettings(workers=1))
     assert manifest.content == local.content
@@ -112,7 +112,7 @@ def test_failed_units_have_an_output_of_their_own(tmp_path: Path) -> None:
         JobFailed, match=r"2 of 4 parts of .* are not done, the first is part-00001"
     ):
         finish(job.output)
-    assert read_manifest(Place(job.output)) is None
+    assert read_manifest(open_place(job.output)) is None
 
 
 def test_named_units_are_done_and_those_done_before_give_their_result(tmp_path: Path) -> None:
@@ -150,7 +150,7 @@ def test_results_stay_in_the_windows_of_their_names(tmp_path: Path) -> None:
         _ = units.done | beam.Map(note)
         _ = units.done | Finish(job.output)
     assert [path.read_text() for path in sorted(Path(notes).iterdir())] == ["0", "10", "20"]
-    assert read_manifest(Place(job.output)) is not None
+    assert read_manifest(open_place(job.output)) is not None
 
 
 def test_a_real_stage_has_equal_contents_by_the_loop_and_by_beam(

@@ -20,7 +20,7 @@ import pytest
 from pipelines.engines import pool
 from pipelines.engines.driver import run_job
 from pipelines.engines.settings import JobFailed, RunSettings
-from pipelines.storage.place import Place
+from pipelines.storage.place import open_place
 from schemas.errors import UserError
 from schemas.manifest import Manifest
 from schemas.plan import Job
@@ -96,7 +96,7 @@ def test_killed_while_a_folder_is_emptied(
         removed == 0
     )
     again = run_job(job, replace(SETTINGS, overwrite=overwrite))
-    assert again.content == manifest.content and Place(job.output).names("plain") == [
+    assert again.content == manifest.content and open_place(job.output).names("plain") == [
         "part-00000.json",
         "part-00001.json",
     ]
@@ -239,7 +239,7 @@ def test_another_recipe_is_refused_or_made_over(tmp_path: Path) -> None:
     plan_files = {"plan/more": b"more"}
     again = run_job(other, RunSettings(workers=2, overwrite=True), plan_files)
     assert again.counts.inputs == 6 and again.content != manifest.content
-    assert Place(job.output).read("plan/more") == b"more"
+    assert open_place(job.output).read("plan/more") == b"more"
 
 
 PROGRAM = """

@@ -31,7 +31,7 @@ from pipelines.results.scores import read_ranking
 from pipelines.results.shortlists import read_shortlist_part, shortlist_files
 from pipelines.results.truth import Truth
 from pipelines.run.stage import run_config
-from pipelines.storage.place import Place
+from pipelines.storage.place import open_place
 from rrt_core.ensemble import Ensemble, ensemble
 from rrt_core.metrics import revisited as metrics
 from schemas.errors import UserError
@@ -98,7 +98,7 @@ def tuned(root: Path, result: Path, name: str = "validation", **more: Any) -> Tu
 
 def raw_scores(run: Path) -> dict[tuple[str, str], tuple[float, float]]:
     """(query, record) -> (global score, raw logit), as the files of the scores hold them."""
-    place = Place(f"{run}/scores")
+    place = open_place(f"{run}/scores")
     tables = [
         pq.read_table(io.BytesIO(place.read(entry.name))) for entry in read_entries(place.url)
     ]

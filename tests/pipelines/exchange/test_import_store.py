@@ -32,7 +32,7 @@ from pipelines.results import shortlists as results_shortlists
 from pipelines.search import stage as search
 from pipelines.sources.listing import list_images
 from pipelines.sources.spec import SourceSpec
-from pipelines.storage.place import Place
+from pipelines.storage.place import open_place
 from pipelines.stores.gallery import Gallery
 from pipelines.stores.locals import LocalsReader
 from pipelines.stores.store import Store
@@ -98,7 +98,7 @@ def reasons(store: Path) -> dict[str, str]:
     names = [entry.name for entry in read_entries(str(store)) if entry.name.startswith("failures/")]
     return {
         row.record_id: f"{row.error_class}: {row.reason}"
-        for row in failure_rows(Place(str(store)), names)
+        for row in failure_rows(open_place(str(store)), names)
     }
 
 

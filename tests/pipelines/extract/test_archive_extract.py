@@ -25,7 +25,7 @@ from pipelines.jobs.manifests import read_manifest
 from pipelines.rerank import stage as rerank
 from pipelines.run.stage import run_config
 from pipelines.search import stage as search
-from pipelines.storage.place import Place
+from pipelines.storage.place import open_place
 from pipelines.stores.store import Store
 from schemas.errors import UserError
 from schemas.manifest import Manifest
@@ -162,7 +162,7 @@ def test_killed_in_the_middle_of_an_archive(archives: Path, tmp_path: Path, star
     assert running.end() == 0, running.text()
     for name, data in pieces.items():
         assert (tmp_path / "killed" / "pieces" / name).read_bytes() == data
-    manifest = read_manifest(Place(str(tmp_path / "killed")))
+    manifest = read_manifest(open_place(str(tmp_path / "killed")))
     assert manifest is not None and manifest.content == undisturbed.content
 
 

@@ -22,7 +22,7 @@ from pipelines.extract.isolated import Crashed, Isolated
 from pipelines.extract.options import Options
 from pipelines.extract.stage import failure_rows, run
 from pipelines.sources.item import Item
-from pipelines.storage.place import Place
+from pipelines.storage.place import open_place
 from pipelines.stores.gallery import Gallery
 from pipelines.stores.locals import LocalsReader
 from pipelines.stores.store import Store
@@ -304,7 +304,7 @@ def test_an_extractor_that_raises_on_one_image_costs_that_image_alone(
     assert (counts.succeeded, counts.failed) == (4, 1)
     store = Store(options.out)
     assert store.parts[0].failures
-    row = failure_rows(Place(options.out), [store.parts[0].failures.name])[0]
+    row = failure_rows(open_place(options.out), [store.parts[0].failures.name])[0]
     assert row.error_class == "error" and "ZeroDivisionError: a picture without light" in row.reason
 
 

@@ -19,7 +19,7 @@ from pipelines.jobs.do_unit import do_unit
 from pipelines.jobs.manifests import is_whole, read_manifest, require_manifest, write_manifest
 from pipelines.jobs.markers import marker_name, read_marker
 from pipelines.jobs.plan import write_plan
-from pipelines.storage.place import Place
+from pipelines.storage.place import Place, open_place
 from schemas.errors import UserError
 from schemas.manifest import Counts, Marker
 from schemas.plan import Job, Unit
@@ -28,7 +28,7 @@ from tests.support.faulty_worker import FaultyWorker, faulty_job
 
 def finished(job: Job) -> Place:
     """The job's units done in this process."""
-    place = Place(job.output)
+    place = open_place(job.output)
     for unit in job.units:
         assert do_unit(FaultyWorker(job), unit)
     return place
@@ -57,7 +57,7 @@ def test_a_unit_leaves_its_files_and_its_marker_and_nothing_else(tmp_path: Path)
 
 def test_the_first_marker_wins_and_the_second_attempt_takes_it_over(tmp_path: Path) -> None:
     job = faulty_job(f"{tmp_path}/out", "ok")
-    place, unit, worker = Place(job.output), job.units[0], FaultyWorker(job)
+    place, unit, worker = open_place(job.output), job.units[0], FaultyWorker(job)
     first, second = Attempt(place, job, unit), Attempt(place, job, unit)
     assert (first.number, second.number) == (1, 2)
     won = first.commit(worker.do(unit, first))
@@ -126,14 +126,16 @@ def test_content_is_that_of_the_files_not_of_the_run(tmp_path: Path) -> None:
     assert manifests[0].counts == Counts(9, 9)
     other = dataclasses.replace(job, units=(Unit("part-00009", {}, 3),), output=f"{tmp_path}/three")
     assert (
-        write_manifest(finished(other), other, markers_of(Place(other.output), other), 1.0).content
+        write_manifest(
+            finished(other), other, markers_of(open_place(other.output), other), 1.0
+        ).content
         != manifests[0].content
     )
 
 
 def test_the_recipe_decides_and_the_sentence_says_what_differs(tmp_path: Path) -> None:
     job = faulty_job(f"{tmp_path}/out", "ok")
-    place = Place(job.output)
+    place = open_place(job.output)
     write_plan(place, job, {})
     write_plan(
         place, dataclasses.replace(job, settings={"batch": 9}, noun="images"), {}
@@ -151,9 +153,9 @@ def test_the_recipe_decides_and_the_sentence_says_what_differs(tmp_path: Path) -
 @pytest.mark.parametrize("damage", ["", '{"recipe', "[]", '{"recipe": 3}'])
 def test_a_damaged_plan_is_said(damage: str, tmp_path: Path) -> None:
     job = faulty_job(f"{tmp_path}/out", "ok")
-    Place(job.output).write("plan/plan.json", damage.encode())
+    open_place(job.output).write("plan/plan.json", damage.encode())
     with pytest.raises(UserError, match=r"plan\.json is damaged; give --overwrite"):
-        write_plan(Place(job.output), job, {})
+        write_plan(open_place(job.output), job, {})
 
 
 def test_a_folder_of_something_else_is_neither_filled_nor_emptied(tmp_path: Path) -> None:
@@ -169,10 +171,10 @@ def test_an_input_that_is_not_finished_is_said(tmp_path: Path) -> None:
     job = faulty_job(f"{tmp_path}/out", "ok")
     with pytest.raises(UserError, match="the store is not there; make it with 'extract'"):
         require_manifest(job.output, "store", "extract")
-    write_plan(Place(job.output), job, {})
+    write_plan(open_place(job.output), job, {})
     with pytest.raises(UserError, match="the store is not finished"):
         require_manifest(job.output, "store", "extract")
-    Place(job.output).write("manifest.json", b'{"schema": "rrt-manifest/1"')
+    open_place(job.output).write("manifest.json", b'{"schema": "rrt-manifest/1"')
     with pytest.raises(UserError, match=r"manifest\.json cannot be used"):
         require_manifest(job.output, "store", "extract")
 
@@ -222,7 +224,7 @@ def test_death_before_each_step_of_a_unit_and_of_the_manifest(tmp_path: Path) ->
     while not ended:
         step += 1
         job = faulty_job(f"{tmp_path}/out-{step}", "ok")
-        place, unit = Place(job.output), job.units[0]
+        place, unit = open_place(job.output), job.units[0]
 
         def work(job: Job = job, place: Place = place) -> None:
             write_plan(place, job, {"plan/more": b"more"})

@@ -17,7 +17,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from pipelines.storage import retries as retrying
 from pipelines.storage.local import full_disk
-from pipelines.storage.place import Place, is_temporary, open_file_system, read_url
+from pipelines.storage.place import Place, is_temporary, open_file_system, open_place, read_url
 from schemas.errors import UserError
 from tests.support.s3_server import BUCKET
 
@@ -27,11 +27,11 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
     """An empty place."""
     if request.param == "s3":
         request.getfixturevalue("s3")
-        return Place(f"s3://{BUCKET}/{secrets.token_hex(4)}/a b'c")
+        return open_place(f"s3://{BUCKET}/{secrets.token_hex(4)}/a b'c")
     if request.param == "memory":
-        return Place(f"memory://bucket-{secrets.token_hex(4)}/folder")
+        return open_place(f"memory://bucket-{secrets.token_hex(4)}/folder")
     name = "folder" if request.param == "local" else "a b'c\"::d#e%20f?g*h\n\u00e9"
-    return Place(str(tmp_path / name))
+    return open_place(str(tmp_path / name))
 
 
 def test_write_read_names_remove(place: Place) -> None:
@@ -108,7 +108,7 @@ def test_emptying_ends_with_the_plan(place: Place, monkeypatch: pytest.MonkeyPat
 
 
 def test_names_of_temporary_files(tmp_path: Path) -> None:
-    place, seen = Place(str(tmp_path)), []
+    place, seen = open_place(str(tmp_path)), []
     with place._temporary("done/part-00001.json") as path:
         seen.append(path)
     assert is_temporary(seen[0]) and is_temporary("a\nb.0123456789ab.tmp")
@@ -119,12 +119,12 @@ def test_names_of_temporary_files(tmp_path: Path) -> None:
 
 def test_the_url_leads_back(place: Place) -> None:
     place.write("data/a", b"a")
-    assert Place(place.url).read("data/a") == b"a"
-    assert Place(place.url).below("data").read("a") == b"a"
+    assert open_place(place.url).read("data/a") == b"a"
+    assert open_place(place.url).below("data").read("a") == b"a"
 
 
 def test_one_process_holds_a_local_folder(tmp_path: Path) -> None:
-    place = Place(str(tmp_path / "out"))
+    place = open_place(str(tmp_path / "out"))
     with place.alone(), pytest.raises(UserError, match="by another command"), place.alone():
         pass
     with place.alone():
@@ -136,7 +136,7 @@ def test_a_local_path_is_a_path_whatever_its_names(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("a::b", "zip::c", "x y/z://w", "#", "%41"):
-        place = Place(f"./{name}" if "://" in name or name.startswith("zip") else name)
+        place = open_place(f"./{name}" if "://" in name or name.startswith("zip") else name)
         place.write("f", b"f")
         assert (tmp_path / name / "f").exists(), name
 
@@ -146,11 +146,11 @@ def test_what_cannot_be_opened_or_written_is_said(tmp_path: Path) -> None:
         open_file_system("nosuch://bucket/x")
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(UserError, match="cannot be written"):
-        Place(str(tmp_path / "file")).write("a", b"")
+        open_place(str(tmp_path / "file")).write("a", b"")
     with pytest.raises(UserError, match="cannot be written"):
-        Place(str(tmp_path / "file/below")).create("a", b"")
+        open_place(str(tmp_path / "file/below")).create("a", b"")
     with pytest.raises(UserError, match="the name is too long"):
-        Place(str(tmp_path)).write("a" * 300, b"")
+        open_place(str(tmp_path)).write("a" * 300, b"")
     error = full_disk(OSError(28, "No space"), "there")
     assert error is not None and "no space left" in str(error)
     assert full_disk(OSError(2, "No such file"), "there") is None
@@ -159,10 +159,10 @@ def test_what_cannot_be_opened_or_written_is_said(tmp_path: Path) -> None:
 @pytest.mark.skipif(sys.platform == "win32", reason="no limits of file sizes")
 def test_a_file_that_the_system_refuses_leaves_nothing(tmp_path: Path) -> None:
     program = (
-        "import resource, sys; from pipelines.storage.place import Place; from schemas.errors "
-        "import UserError\n"
+        "import resource, sys; from pipelines.storage.place import open_place\n"
+        "from schemas.errors import UserError\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
-        "try: Place(sys.argv[1]).write('a', bytes(2000))\n"
+        "try: open_place(sys.argv[1]).write('a', bytes(2000))\n"
         "except UserError as error: print(error)"
     )
     root = Path(__file__).resolve().parents[3]
@@ -215,7 +215,7 @@ def flaky(monkeypatch: pytest.MonkeyPatch) -> Place:
     fsspec.register_implementation("flaky", Flaky, clobber=True)
     monkeypatch.setattr(retrying, "FIRST_WAIT", 0.001)
     Flaky.trouble, Flaky.calls = [], 0
-    return Place(f"flaky://bucket-{secrets.token_hex(4)}")
+    return open_place(f"flaky://bucket-{secrets.token_hex(4)}")
 
 
 RESET = ConnectionResetError(104, "reset")

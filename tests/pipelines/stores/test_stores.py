@@ -14,7 +14,7 @@ import pytest
 from pipelines.engines import pool
 from pipelines.extract import lazy_locals as layers
 from pipelines.storage.blocks import FsspecBytes
-from pipelines.storage.place import Place
+from pipelines.storage.place import open_place
 from pipelines.stores.store import Store, part_columns, part_number
 from schemas import global_descriptors
 from schemas.errors import UserError
@@ -70,7 +70,7 @@ def test_of_a_remote_part_only_blocks_are_fetched(
     monkeypatch.setattr(FsspecBytes, "fetch", counted)
     try:
         table = part_columns(
-            Place("memory://columns"), "global/part-00000.parquet", ["record_id", "status"]
+            open_place("memory://columns"), "global/part-00000.parquet", ["record_id", "status"]
         )
     finally:
         memory.rm("/columns", recursive=True)

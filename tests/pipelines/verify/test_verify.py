@@ -599,7 +599,7 @@ def test_remote_places(made: Path) -> None:
 def test_a_training_output_has_no_units(tmp_path: Path) -> None:
     """Weights have a manifest and a parts table, but neither plan nor markers."""
     from pipelines.jobs.manifests import write_manifest
-    from pipelines.storage.place import Place
+    from pipelines.storage.place import open_place
     from schemas.manifest import FileEntry
 
     (tmp_path / "weights.safetensors").write_bytes(b"weights")
@@ -607,7 +607,7 @@ def test_a_training_output_has_no_units(tmp_path: Path) -> None:
     job = faulty_job(str(tmp_path), "ok")
     entry = FileEntry("weights.safetensors", 1, 7, hashlib.sha256(b"weights").hexdigest())
     write_manifest(
-        Place(str(tmp_path)),
+        open_place(str(tmp_path)),
         job,
         [Marker("weights", job.recipe_hash, "", (entry,), Counts(9, 9))],
         1.0,
