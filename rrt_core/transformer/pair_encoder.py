@@ -6,9 +6,8 @@ The plain model's arithmetic (transformer.py), arranged otherwise:
   first layer depend on the image and the side it stands on only: they are done once an image and
   used for all of its pairs. The first layer's attention to the other image is merged with it by the
   two log-sum-exps.
-* Rows. All that follows attention goes row by row, so it is done in blocks that stay in cache, by
-  oneDNN with bias, ReLU and residual fused into the matrix products where this build of torch has
-  it.
+* Rows. All that follows attention goes row by row, so it is done in blocks that stay in cache, with
+  bias, ReLU and residual fused into the matrix products (fused_operators.py).
 * The last layer is computed for CLS alone. With one row of queries, W_k is multiplied to the query
   and W_v to the weighted mean of the tokens, so keys and values are never made.
 
@@ -18,15 +17,14 @@ own size.
 
 from __future__ import annotations
 
-import platform
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rrt_core.transformer.fused_operators import FusedLinear, attend
 from rrt_core.transformer.model import (
     SEGMENT_CLS,
     SEGMENT_GLOBAL_G,
@@ -68,67 +66,19 @@ class Side:
     log_sum: Tensor | None = None
 
 
-def has_onednn() -> bool:
-    """Whether oneDNN's fused matrix products are in this build of torch, on a processor that they
-    are made for.
-    """
-    return (
-        torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-        and platform.machine().lower() in ("x86_64", "amd64")
-        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-        and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
-    )
-
-
-class FusedLinear:
-    """x W^T + b, with ReLU or a residual; W in oneDNN's own layout where there is oneDNN."""
-
-    def __init__(self, weight: Tensor, bias: Tensor, dtype: torch.dtype) -> None:
-        self.weight, self.bias, self.dtype = (
-            weight.detach().to(dtype),
-            bias.detach().to(dtype),
-            dtype,
-        )
-        self.fused: Any = None
-        if has_onednn():
-            self.weight = torch.ops.mkldnn._reorder_linear_weight(self.weight, BLOCK_ROWS)
-            self.fused = torch.ops.mkldnn._linear_pointwise
-
-    def plain(self, x: Tensor) -> Tensor:
-        """[T, in] -> [T, out] in the precision."""
-        x = x.to(self.dtype)
-        if self.fused is None:
-            return F.linear(x, self.weight, self.bias)
-        output: Tensor = self.fused(x, self.weight, self.bias, "none", [], "")
-        return output
-
-    def relu(self, x: Tensor) -> Tensor:
-        """[T, in] -> [T, out] in the precision, >= 0."""
-        x = x.to(self.dtype)
-        if self.fused is None:
-            return F.linear(x, self.weight, self.bias).relu_()
-        output: Tensor = self.fused(x, self.weight, self.bias, "relu", [], "")
-        return output
-
-    def add(self, x: Tensor, residual: Tensor) -> Tensor:
-        """[T, in], float32 [T, out] -> float32 [T, out]."""
-        if self.fused is None or self.dtype != torch.float32:
-            return residual + self.plain(
-                x
-            )  # the sum is float32 whatever the precision of the product
-        output: Tensor = self.fused.binary(x, residual, self.weight, self.bias, "add")
-        return output
-
-
 class FusedLayer:
     """An encoder layer's prepared weights."""
 
     def __init__(self, layer: EncoderLayer, dtype: torch.dtype) -> None:
         attention = layer.self_attn
-        self.project = FusedLinear(attention.in_proj_weight, attention.in_proj_bias, dtype)
-        self.out = FusedLinear(attention.out_proj.weight, attention.out_proj.bias, dtype)
-        self.linear1 = FusedLinear(layer.linear1.weight, layer.linear1.bias, dtype)
-        self.linear2 = FusedLinear(layer.linear2.weight, layer.linear2.bias, dtype)
+
+        def fused(weight: Tensor, bias: Tensor) -> FusedLinear:
+            return FusedLinear(weight, bias, dtype, BLOCK_ROWS)
+
+        self.project = fused(attention.in_proj_weight, attention.in_proj_bias)
+        self.out = fused(attention.out_proj.weight, attention.out_proj.bias)
+        self.linear1 = fused(layer.linear1.weight, layer.linear1.bias)
+        self.linear2 = fused(layer.linear2.weight, layer.linear2.bias)
         self.norm1, self.norm2 = layer.norm1, layer.norm2
 
     def after_attention(self, mixed: Tensor, tokens: Tensor) -> Tensor:
@@ -214,7 +164,7 @@ class PairEncoder:
         if not self.body:
             return Side(tokens)
         query, key, value = self._project(self.body[0], _fill(tokens), len(tokens))
-        mixed, log_sum = _attend(query, key, value)
+        mixed, log_sum = attend(query, key, value)
         return Side(tokens, query, key, value, mixed, log_sum)
 
     def logit(self, query: Side, gallery: Side) -> float:
@@ -259,17 +209,11 @@ def _fill(x: Tensor) -> Tensor:
     return F.pad(x, (0, 0, 0, missing)) if missing else x
 
 
-def _attend(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-    """Attention and its log-sum-exp: scaled_dot_product_attention does not hand the second out."""
-    mixed, log_sum = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value)
-    return mixed, log_sum
-
-
 def _attend_across(asking: Side, other: Side) -> Tensor:
     """First layer: [1, n, heads, d / heads], the tokens of `asking` attending to both images."""
     assert asking.query is not None and other.key is not None and other.value is not None
     assert asking.mixed is not None and asking.log_sum is not None
-    across, log_sum = _attend(asking.query, other.key, other.value)
+    across, log_sum = attend(asking.query, other.key, other.value)
     # softmax over both = the two softmaxes weighted by their shares of the sum of exponentials
     share = torch.sigmoid(log_sum - asking.log_sum)[..., None].to(across.dtype)
     return torch.lerp(asking.mixed, across, share).transpose(1, 2)

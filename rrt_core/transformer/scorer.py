@@ -75,7 +75,9 @@ class PairScorer:
                 kB a token in float32); at least one pair is taken. None: pair by pair on the CPU,
                 131,072 tokens elsewhere.
             precision: float32; bfloat16 or float16 for the layers' matrix products and attention,
-                with norms, sums, softmax and the last layer in float32. float16 needs a GPU.
+                with norms, sums, softmax and the last layer in float32. bfloat16 works on every
+                processor, but is no quicker than float32 on one without AVX-512. float16 needs a
+                GPU.
             workers: threads that score a pair each, on one core each, on the CPU; 1: no thread is
                 made, and the pair has the torch threads of the caller. None: as many as the caller
                 has torch threads (torch.get_num_threads). No setting of the caller's is changed.

@@ -17,10 +17,14 @@ from schemas.errors import UserError
 CONFIG = ModelConfig(global_dim=40, layers=3, scale_binning="fixed")
 
 
-@pytest.fixture(scope="module")
-def model() -> RerankingTransformer:
+def make_model() -> RerankingTransformer:
     torch.manual_seed(1)
     return RerankingTransformer(CONFIG).eval()
+
+
+@pytest.fixture(scope="module")
+def model() -> RerankingTransformer:
+    return make_model()
 
 
 def random_image(rng: np.random.Generator, tokens: int) -> TokenSet:
@@ -64,16 +68,6 @@ def test_equals_plain_model(model: RerankingTransformer, batch_tokens: int | Non
     assert found.dtype == np.float32 and found.shape == (24,)
     assert np.abs(found - expected).max() <= 1e-5
     assert expected.std() > 0.01
-
-
-@pytest.mark.parametrize("batch_tokens", [None, 1000])
-def test_equals_plain_model_without_onednn(
-    model: RerankingTransformer, batch_tokens: int | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(pair_encoder, "has_onednn", lambda: False)
-    pairs = random_pairs(2, 8)
-    found = PairScorer(model, "cpu", batch_tokens).score(pairs)
-    assert np.abs(found - [plain_logit(model, *pair) for pair in pairs]).max() <= 1e-5
 
 
 @pytest.mark.parametrize("layers", [1, 2])
