@@ -9,6 +9,8 @@ needed here alone.
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import math
 import os
 from collections.abc import Iterator, Mapping
@@ -193,6 +195,12 @@ def candidates(mapped: Mapped, options: Options) -> Iterator[Mapped]:
 def import_tensorflow() -> Any:
     """The module. Raises UserError where it is not installed."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+    # TensorFlow makes its LLVM visible to the whole process: a Triton that torch loads later, to
+    # train, would find it instead of its own and abort. Loaded first, it keeps its own.
+    with contextlib.suppress(ImportError):
+        importlib.import_module("triton")
+
     try:
         import tensorflow
     except ImportError as error:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import builtins
+import subprocess
+import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -492,3 +495,17 @@ def test_a_checkpoint_that_tensorflow_wrote(
             == 2
         )
         assert "cannot be read" in capsys.readouterr().err
+
+
+def test_torch_still_trains_in_the_process_that_read_tensorflow(tmp_path: Path) -> None:
+    pytest.importorskip("tensorflow")
+    code = """
+        import torch
+        from pipelines.convert_delg import import_tensorflow
+        import_tensorflow()
+        torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1).step()
+    """
+    ended = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], check=False, capture_output=True, text=True
+    )
+    assert ended.returncode == 0, ended.stderr
