@@ -10,7 +10,8 @@ from pipelines.engines.settings import Planned, RunSettings
 from pipelines.jobs.manifests import read_manifest, write_manifest
 from pipelines.jobs.markers import read_marker
 from pipelines.jobs.plan import planned_units
-from pipelines.storage.place import Place, is_temporary, open_place
+from pipelines.storage.local import is_temporary
+from pipelines.storage.place import Place, open_place
 from schemas.errors import JobFailed, UserError
 from schemas.layout import JOB_NAME, PIECES
 from schemas.manifest import Manifest

@@ -15,6 +15,7 @@ from pipelines.exchange.import_readers import matrix_of
 from pipelines.sources.listing import list_images, truth_entries
 from pipelines.sources.spec import SourceSpec, read_input, refuse_unreadable_name
 from pipelines.storage.place import Place, open_place
+from pipelines.storage.remote import RemotePlace
 from schemas.errors import UserError
 from schemas.ground_truth.ground_truth import load_ground_truth
 from schemas.image_list import (
@@ -174,9 +175,8 @@ def _pairs(place: Place) -> dict[str, list[int]]:
         if suffix in suffixes:
             found.setdefault(stem, [-1, -1])[suffixes.index(suffix)] = size
 
-    if not place.local:
-        names = [path[len(place.root) :].lstrip("/") for path in place.remote.found(place.root)]
-        names = [name for name in names if os.path.splitext(name)[1] in suffixes]
+    if isinstance(place, RemotePlace):
+        names = [name for name in place.files_below() if os.path.splitext(name)[1] in suffixes]
         for name, size in zip(names, place.sizes(names), strict=True):
             note(name, size or 0)  # 0: the place tells none
         return found

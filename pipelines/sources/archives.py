@@ -12,15 +12,13 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from fsspec.implementations.local import LocalFileSystem
-
 from pipelines.sources.member import Broken, Member, Unreadable
 from pipelines.sources.tar_archive import tar_members
 from pipelines.sources.zip_archive import zip_members
 from pipelines.storage.blocks import BlockFile, open_bytes
 from pipelines.storage.http import is_http
-from pipelines.storage.place import open_file_system
-from pipelines.storage.remote import RemoteFiles
+from pipelines.storage.place import open_place
+from pipelines.storage.remote import RemotePlace
 from schemas.errors import UserError
 from schemas.image_list import SUFFIXES
 
@@ -98,21 +96,20 @@ def _checked(url: str) -> str:
 
 def _file(url: str) -> str | None:
     """The URL, or absolute path, of a file; None where none is there."""
-    fs, path = open_file_system(url)
-    if isinstance(fs, LocalFileSystem):
-        return path if os.path.isfile(path) else None
-    about = RemoteFiles(fs).info(path)
+    place = open_place(url)
+    if not isinstance(place, RemotePlace):
+        return place.root if os.path.isfile(place.root) else None
+    about = place.info()
     return url if about is not None and about.get("type") != "directory" else None
 
 
 def _matches(url: str) -> list[str]:
     """The archives that a glob matches."""
-    fs, path = open_file_system(url)
-    if isinstance(fs, LocalFileSystem):
-        paths = [name for name in glob.glob(path, recursive=True) if os.path.isfile(name)]
+    place = open_place(url)
+    if isinstance(place, RemotePlace):
+        paths = place.matches()
     else:
-        listed = RemoteFiles(fs).glob(path)
-        paths = [str(fs.unstrip_protocol(name)) for name in listed]
+        paths = [name for name in glob.glob(place.root, recursive=True) if os.path.isfile(name)]
     return sorted(filter(is_archive, paths), key=_natural)
 
 

@@ -8,7 +8,6 @@ it there and never list again. Archives are not opened for it.
 from __future__ import annotations
 
 import csv
-import glob
 import io
 import os
 from collections.abc import Callable, Iterator
@@ -20,6 +19,7 @@ import pyarrow.parquet as pq
 from pipelines.sources.archives import ARCHIVE_SUFFIXES, is_archive
 from pipelines.sources.spec import SourceSpec, _folder_of, read_input
 from pipelines.storage.place import Place, open_place
+from pipelines.storage.remote import RemotePlace
 from schemas.errors import UserError
 from schemas.ground_truth.ground_truth import GroundTruth, load_ground_truth
 from schemas.image_list import (
@@ -100,19 +100,17 @@ def _from_folder(spec: SourceSpec, place: Place) -> Iterator[ImageReference]:
     folder = _folder_of(spec.images)
     if folder != spec.images:
         below = spec.images.removeprefix(folder).lstrip("/")
-        pattern = f"{glob.escape(place.root)}/{below}"
-        for path in place.fs.glob(pattern) if place.local else place.remote.glob(pattern):
-            if os.path.splitext(path)[1].lower() in SUFFIXES:
-                yield _reference(spec, place, path[len(place.root) :].lstrip("/"))
+        for name in place.glob(below):
+            if os.path.splitext(name)[1].lower() in SUFFIXES:
+                yield _reference(spec, place, name)
         return
-    if place.local:
+    if not isinstance(place, RemotePlace):
         for path in _walk(place.root, frozenset()):
             if os.path.splitext(path)[1].lower() in SUFFIXES:
                 yield _reference(spec, place, os.path.relpath(path, place.root))
         return
-    for path in place.remote.found(place.root):
-        relative = path[len(place.root) :].lstrip("/")
-        relative = unquote(relative) if place.http else relative  # links of a page
+    for name in place.files_below():
+        relative = unquote(name) if place.http else name  # links of a page
         hidden = any(piece.startswith(".") for piece in relative.split("/"))
         if not hidden and os.path.splitext(relative)[1].lower() in SUFFIXES:
             yield _reference(spec, place, relative)

@@ -1,5 +1,4 @@
-"""An archive's bytes as a file that is read by blocks: local, on any fsspec file system, or behind
-http(s).
+"""An archive's bytes as a file that is read by blocks: local, remote, or behind http(s).
 
 Remote blocks are fetched one ahead in a thread, so that network and processor overlap, and each is
 tried again where the connection breaks. An object that changes while it is read is refused: its
@@ -15,14 +14,10 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol
 
-import fsspec
-from fsspec.implementations.local import LocalFileSystem
-
-from pipelines.storage.http import HttpBytes, is_http
-from pipelines.storage.place import open_file_system
-from pipelines.storage.remote import RemoteFiles
-from pipelines.storage.retries import Unreachable
-from schemas.errors import UserError
+from pipelines.storage.http import HttpBytes, changed, is_http
+from pipelines.storage.place import open_place
+from pipelines.storage.remote import RemotePlace
+from schemas.errors import Unreachable, UserError
 
 LOCAL_BLOCK = 1 << 20
 REMOTE_BLOCK = 4 << 20
@@ -32,7 +27,7 @@ _TAGS = ("ETag", "etag", "md5Hash", "generation", "version_id", "LastModified", 
 class Bytes(Protocol):
     """Where an archive's bytes come from."""
 
-    size: int | None  # None where a server does not tell
+    size: int | None  # None where a server does not say
     seekable: bool  # False where each byte before must be read again
     remote: bool
 
@@ -79,19 +74,20 @@ class LocalBytes:
         os.close(self._file)
 
 
-class FsspecBytes:
+class RemoteBytes:
     """An object on a remote file system."""
 
     seekable, remote = True, True
 
-    def __init__(self, url: str, fs: fsspec.AbstractFileSystem, path: str) -> None:
-        self.url, self.path = url, path
-        self._files = RemoteFiles(fs)
-        about = self._files.info(path)
+    def __init__(self, url: str, place: RemotePlace) -> None:
+        self.url, self.place = url, place
+        about = place.info()
         if about is None:
             raise UserError(f"{url}: there is no such archive")
+
         if about.get("type") == "directory" or about.get("size") is None:
             raise UserError(f"{url}: it is no file, thus no archive")
+
         self.size: int | None = int(about["size"])
         self._tags = self._tags_of(about)
 
@@ -103,28 +99,23 @@ class FsspecBytes:
         stop = min(stop, self.size or 0)
         if start >= stop:
             return b""
+
         try:
-            data = self._files.ranges([self.path], [start], [stop])[0]
+            (data,) = self.place.read_ranges([""], [start], [stop])
         except (Unreachable, FileNotFoundError):
             self._compare()  # a shorter object gives short reads
             raise
+
         self._compare()
         return data
 
     def _compare(self) -> None:
-        about = self._files.info(self.path)
+        about = self.place.info()
         if about is None or self._tags_of(about) != self._tags:
             raise changed(self.url)
 
     def close(self) -> None:
         """Nothing is held."""
-
-
-def changed(url: str) -> UserError:
-    """The refusal of an archive that is being written."""
-    return UserError(
-        f"{url}: the archive changed while it was read; run the command again when it is complete"
-    )
 
 
 def open_bytes(url: str) -> Bytes:
@@ -134,14 +125,15 @@ def open_bytes(url: str) -> Bytes:
     """
     if is_http(url):
         return HttpBytes(url)
-    fs, path = open_file_system(url)
-    return LocalBytes(url, path) if isinstance(fs, LocalFileSystem) else FsspecBytes(url, fs, path)
+
+    place = open_place(url)
+    return (
+        RemoteBytes(url, place) if isinstance(place, RemotePlace) else LocalBytes(url, place.root)
+    )
 
 
 class BlockFile:
-    """A binary file over bytes that are fetched in blocks; holds two blocks at most. Not for
-    several threads.
-    """
+    """A binary file over bytes that are fetched in blocks, at most two; not for several threads."""
 
     def __init__(self, source: Bytes, block: int = 0) -> None:
         self.source = source
@@ -211,14 +203,16 @@ class BlockFile:
     def _fetched(self, number: int) -> bytes:
         if self._thread is None:
             return self._range(number)()
+
         ahead, self._ahead = self._ahead, None
         if ahead is not None and ahead[0] == number:
             return ahead[1].result()
+
         if ahead is not None:
             ahead[1].cancel()
-        return self._thread.submit(
-            self._range(number)
-        ).result()  # one request at a time: a session is no thread's own
+
+        # In the thread as well, so that there is one request at a time: a session is no thread's.
+        return self._thread.submit(self._range(number)).result()
 
     def _range(self, number: int) -> Callable[[], bytes]:
         return lambda: self.source.fetch(number * self.block, (number + 1) * self.block)

@@ -1,26 +1,33 @@
-"""An archive behind http(s): by byte ranges, and where a server knows none, as one stream that is
-started again.
+"""An archive behind http(s): by byte ranges, or as one stream that is started again.
 
 Not by fsspec's http file system: where a server answers a range with the whole object, that holds
-it in memory.
+it in memory. The package `requests` is imported when a URL is opened.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
-
-import requests
-import urllib3
 
 from pipelines.storage.retries import ShortRead, retried, words
 from schemas.errors import UserError
+
+if TYPE_CHECKING:
+    import urllib3
 
 SECONDS = (30, 120)  # to connect, and between two pieces
 _PIECE = 1 << 17
 _RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
 _ALL = re.compile(r"bytes \*/(\d+)")
+
+
+def changed(url: str) -> UserError:
+    """The refusal of an archive that is being written."""
+    return UserError(
+        f"{url}: the archive changed while it was read; run the command again when it is complete"
+    )
 
 
 def is_http(url: str) -> bool:
@@ -34,13 +41,14 @@ class HttpBytes:
     remote = True
 
     def __init__(self, url: str) -> None:
+        import requests
+
         self.url = url
         self.size: int | None = None
         self.seekable = True
         self._tag: tuple[int | None, str] | None = None
-        self._stream: urllib3.BaseHTTPResponse | None = (
-            None  # the whole object, where a server knows no ranges
-        )
+        # the whole object, where a server knows no ranges
+        self._stream: urllib3.BaseHTTPResponse | None = None
         self._at = 0  # of the stream
         self._session = requests.Session()
         self._session.headers.update({"Accept-Encoding": "identity", "User-Agent": "rrt-pipelines"})
@@ -68,15 +76,16 @@ class HttpBytes:
             self._stream = None
 
     def _tried(self, operation: Callable[[], object]) -> None:
+        import urllib3
+
         def one_try() -> None:
             try:
                 operation()
-            except urllib3.exceptions.HTTPError as error:  # what requests raises is an OSError
+            except (urllib3.exceptions.HTTPError, OSError) as error:
                 self._drop()
+                if isinstance(error, OSError):  # as what requests raises is
+                    raise
                 raise ConnectionError(words(error)) from error
-            except OSError:
-                self._drop()
-                raise
 
         try:
             retried(one_try, f"{self.url} cannot be read")
@@ -90,54 +99,45 @@ class HttpBytes:
         return UserError(f"{self.url}: the archive cannot be read: {words(error)}")
 
     def _open(self, start: int, stop: int) -> urllib3.BaseHTTPResponse | None:
-        """The body of a range; None where it lies behind the end, or the server sends the whole
-        (`_stream`).
-        """
+        """The body of a range; None where it lies behind the end, or where all is `_stream`."""
         response = self._session.get(
             self.url, headers={"Range": f"bytes={start}-{stop - 1}"}, stream=True, timeout=SECONDS
         )
-        told = response.headers.get("Content-Range", "")
+        content_range = response.headers.get("Content-Range", "")
         if response.status_code == 416:
             response.close()
-            whole = _ALL.match(told)
+            whole = _ALL.match(content_range)
             if self._tag is None:
                 self.size = int(whole[1]) if whole else None
             elif whole and int(whole[1]) != self.size:
-                raise self._changed()
+                raise changed(self.url)
             return None
         response.raise_for_status()
-        found = _RANGE.match(told) if response.status_code == 206 else None
-        if found is None and response.status_code != 200:
+        part = _RANGE.match(content_range) if response.status_code == 206 else None
+        if part is None and response.status_code != 200:
             raise UserError(
                 f"{self.url}: the server answers a byte range with status {response.status_code}"
             )
-        if found is not None:
-            size = None if found[3] == "*" else int(found[3])
+        if part is not None:
+            size = None if part[3] == "*" else int(part[3])
         else:
             length = response.headers.get("Content-Length", "")
-            size = (
-                int(length) if re.fullmatch(r"[0-9]{1,18}", length) else None
-            )  # not known where it is no number
+            # not known where it is no number
+            size = int(length) if re.fullmatch(r"[0-9]{1,18}", length) else None
         tag = (size, response.headers.get("ETag") or response.headers.get("Last-Modified") or "")
         if self._tag is None:
-            self._tag, self.size, self.seekable = tag, size, found is not None
+            self._tag, self.size, self.seekable = tag, size, part is not None
         elif tag != self._tag:
             response.close()
-            raise self._changed()
-        if found is None:
+            raise changed(self.url)
+        if part is None:
             self._stream, self._at = response.raw, 0
             return None
-        if int(found[1]) != start:
+        if int(part[1]) != start:
             raise UserError(
-                f"{self.url}: the server sent bytes from {found[1]} on where {start} was asked for"
+                f"{self.url}: the server sent bytes from {part[1]} on where {start} was requested"
             )
         return response.raw
-
-    def _changed(self) -> UserError:
-        return UserError(
-            f"{self.url}: the archive changed while it was read; run the command again when it is "
-            f"complete"
-        )
 
     def _read(self, start: int, stop: int, data: bytearray) -> None:
         """Append the range to `data`, as far as the object goes."""

@@ -1,21 +1,34 @@
-"""Durable writes, exclusive create, sentences of a full disk."""
+"""A folder on a local disk: durable writes, exclusive create, sentences of a full disk.
+
+A file gets a temporary name, fsync, its own name, fsync of the folder; exclusive create is a link.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import fcntl
+import glob
 import hashlib
 import os
+import re
+import secrets
+import shutil
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from fsspec.implementations.local import LocalFileSystem
+
+from pipelines.storage.protocol import Entry, Place
 from schemas.errors import UserError
 
-_FULL = {
+FULL = {
     errno.ENOSPC: "there is no space left on the disk",
     errno.EDQUOT: "the disk quota is used up",
     errno.EFBIG: "the file would be larger than the system allows",
     errno.EROFS: "the file system is read-only",
 }
-_REFUSED = {
+REFUSED = {
     errno.EACCES: "permission denied",
     errno.EPERM: "the operation is not permitted",
     errno.ENOTDIR: "a part of the path is a file, not a folder",
@@ -23,18 +36,197 @@ _REFUSED = {
     errno.EISDIR: "a folder stands in its place",
     errno.ENAMETOOLONG: "the name is too long",
 }
-_NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EMLINK, errno.ENOSYS}
+NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EMLINK, errno.ENOSYS}
+TEMPORARY = re.compile(r".+\.[0-9a-f]{12}\.tmp", re.DOTALL)  # what is written before it is renamed
+ABSENT = (FileNotFoundError, NotADirectoryError)
+
+
+class LocalPlace(Place):
+    """A folder on a local disk."""
+
+    local = True
+
+    def __init__(self, path: str) -> None:
+        self.root = self.url = path.rstrip("/")
+
+    def below(self, name: str) -> LocalPlace:
+        return LocalPlace(f"{self.root}/{name}")
+
+    def exists(self, name: str = "") -> bool:
+        return os.path.exists(self.path(name))
+
+    def is_folder(self) -> bool:
+        return os.path.isdir(self.root)
+
+    def entries(self, folder: str) -> list[Entry]:
+        try:
+            with os.scandir(self.path(folder)) as listed:
+                return [Entry(one.name, _kind(one)) for one in listed]
+        except ABSENT:
+            return []
+
+    def glob(self, pattern: str) -> list[str]:
+        paths = LocalFileSystem().glob(f"{glob.escape(self.root)}/{pattern}")
+        return [path[len(self.root) :].lstrip("/") for path in paths]
+
+    def size(self, name: str) -> int | None:
+        try:
+            return os.stat(self.path(name)).st_size
+        except ABSENT:
+            return None
+
+    def sizes(self, names: Sequence[str]) -> list[int | None]:
+        return [self.size(name) for name in names]
+
+    def read(self, name: str) -> bytes:
+        return Path(self.path(name)).read_bytes()
+
+    def read_ranges(
+        self, names: Sequence[str], starts: Sequence[int], stops: Sequence[int]
+    ) -> list[bytes]:
+        pieces = []
+        with contextlib.ExitStack() as stack:
+            opened: dict[str, int] = {}
+            for name, start, stop in zip(names, starts, stops, strict=True):
+                if name not in opened:
+                    opened[name] = os.open(self.path(name), os.O_RDONLY)
+                    stack.callback(os.close, opened[name])
+                pieces.append(os.pread(opened[name], stop - start, start))
+
+        return pieces
+
+    def write(self, name: str, data: bytes, *, durable: bool = True) -> None:
+        with self._temporary(name) as temporary:
+            _write(temporary, data, durable)
+            os.replace(temporary, self.path(name))
+            if durable:
+                fsync_folder(os.path.dirname(self.path(name)))
+
+    def create(self, name: str, data: bytes) -> bool:
+        with self._temporary(name) as temporary:
+            _write(temporary, data, durable=True)
+            try:
+                _link(temporary, self.path(name))
+            except FileExistsError:
+                return False
+
+            fsync_folder(os.path.dirname(self.path(name)))
+
+        return True
+
+    def put(self, local_file: str, name: str) -> None:
+        target = self.path(name)
+        with self._writing(name):
+            with open(local_file, "rb") as file:
+                os.fsync(file.fileno())
+
+            os.makedirs(os.path.dirname(target), exist_ok=True)
+            os.replace(local_file, target)
+            fsync_folder(os.path.dirname(target))
+
+    def remove(self, name: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(self.path(name))
+
+    def remove_all(self, name: str) -> None:
+        path = self.path(name)
+        with self._writing(name), contextlib.suppress(FileNotFoundError):
+            if os.path.isdir(path) and not os.path.islink(path):
+                shutil.rmtree(path)
+            else:
+                os.remove(path)
+
+    def remove_folder(self, name: str) -> None:
+        shutil.rmtree(self.path(name), ignore_errors=True)
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        try:
+            os.makedirs(self.root, exist_ok=True)
+        except OSError as error:
+            why = FULL.get(error.errno or 0) or REFUSED.get(error.errno or 0) or error.strerror
+            raise UserError(f"{self.root}: the folder cannot be made: {why}") from error
+
+        folder = os.open(self.root, os.O_RDONLY)
+        try:
+            with contextlib.suppress(OSError):  # of a disk that knows no locks
+                try:
+                    fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    raise UserError(
+                        f"{self.url} is being made by another command; wait for its end, or give "
+                        f"another place"
+                    ) from None
+            yield
+        finally:
+            os.close(folder)
+
+    @contextlib.contextmanager
+    def _writing(self, name: str) -> Iterator[None]:
+        """Errors of the disk as UserError."""
+        try:
+            yield
+        except OSError as error:
+            refused = full_disk(error, self.path(name))
+            if refused is None and error.errno in REFUSED:
+                refused = UserError(f"{self.path(name)} cannot be written: {REFUSED[error.errno]}")
+            if refused is None:
+                raise
+            raise refused from error
+
+    @contextlib.contextmanager
+    def _temporary(self, name: str) -> Iterator[str]:
+        """A temporary name beside the file; no file of that name is left."""
+        target = self.path(name)
+        temporary = f"{target}.{secrets.token_hex(6)}.tmp"
+        with self._writing(name):
+            os.makedirs(os.path.dirname(target), exist_ok=True)
+            try:
+                yield temporary
+            finally:
+                with contextlib.suppress(FileNotFoundError):
+                    os.remove(temporary)
+
+
+def _kind(entry: os.DirEntry[str]) -> str:
+    """What an entry is, links followed."""
+    if entry.is_file():
+        return "file"
+    return "directory" if entry.is_dir() else "other"
+
+
+def _write(path: str, data: bytes, durable: bool) -> None:
+    with open(path, "wb") as file:
+        file.write(data)
+        file.flush()
+        if durable:
+            os.fsync(file.fileno())
+
+
+def _link(temporary: str, target: str) -> None:
+    """Exclusive create of a whole file; without links its name comes first, then its content."""
+    try:
+        os.link(temporary, target)
+    except OSError as error:
+        if error.errno not in NO_LINKS:
+            raise
+        os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))
+        os.replace(temporary, target)
+
+
+def is_temporary(name: str) -> bool:
+    """Whether a file's name is one that `LocalPlace` gives to what it has not finished writing."""
+    return TEMPORARY.fullmatch(name.rpartition("/")[2]) is not None
 
 
 def full_disk(error: OSError, where: str) -> UserError | None:
-    """The sentence for an error that can only come from a disk that takes no more; None for any
-    other.
-    """
-    why = _FULL.get(error.errno or 0)
-    return (
-        UserError(f"{where} cannot be written: {why}; mend it, the same command goes on from there")
-        if why
-        else None
+    """The sentence for an error of a disk that takes no more; None for any other error."""
+    why = FULL.get(error.errno or 0)
+    if not why:
+        return None
+
+    return UserError(
+        f"{where} cannot be written: {why}; fix it, the same command goes on from there"
     )
 
 

@@ -1,5 +1,6 @@
-"""Files on any file system that fsspec reaches and that is no local disk: whole objects, each
-operation retried.
+"""A folder on any file system that fsspec reaches and that is no local disk.
+
+Whole objects only, each operation retried, exclusive create by the store's own precondition.
 
 Nothing is written by `open("wb")`, which on S3 commits what was written before an exception. A
 multipart upload that breaks is no visible object. What is read is checked for its length, what was
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import logging
 import os
 import threading
@@ -18,14 +20,10 @@ from typing import Any, TypeVar
 
 import fsspec
 
-from pipelines.storage.retries import (
-    ShortRead,
-    Unreachable,
-    condition_failed,
-    passes,
-    retried,
-    words,
-)
+from pipelines.storage.http import is_http
+from pipelines.storage.protocol import Entry, Place
+from pipelines.storage.retries import ShortRead, condition_failed, passes, retried, words
+from schemas.errors import Unreachable, UserError
 
 Result = TypeVar("Result")
 
@@ -60,63 +58,123 @@ class TooLarge(OSError):
     """An object that is not read for its size."""
 
 
-class RemoteFiles:
-    """The operations on paths of one file system.
+class RemotePlace(Place):
+    """A folder, or a file by the name "", on a remote file system.
 
-    All raise retrying.Unreachable where the file system fails in all tries or refuses; only what
-    each says besides.
+    All operations raise Unreachable where the file system fails in all tries or refuses.
     """
 
-    def __init__(self, fs: fsspec.AbstractFileSystem) -> None:
-        self.fs = fs
+    local = False
 
-    def info(self, path: str) -> dict[str, Any] | None:
-        """What the file system tells of a file or folder, or None where there is none."""
+    def __init__(self, fs: fsspec.AbstractFileSystem, path: str) -> None:
+        self.fs, self.root = fs, path.rstrip("/")
+        self.url = str(fs.unstrip_protocol(self.root))
+
+    @property
+    def http(self) -> bool:
+        return is_http(self.url)
+
+    def below(self, name: str) -> RemotePlace:
+        return RemotePlace(self.fs, f"{self.root}/{name}")
+
+    def info(self, name: str = "") -> dict[str, Any] | None:
+        """What the file system says of a file or folder, or None where there is none."""
+        path = self.path(name)
         try:
             return dict(self._do(lambda: self.fs.info(path), "looked at", path))
         except ABSENT:
             return None
 
-    def read(
-        self, path: str, final: tuple[type[Exception], ...] = ABSENT, most: int | None = None
-    ) -> bytes:
-        """The whole object.
+    def listed(self, folder: str) -> list[dict[str, Any]]:
+        """What the file system says of what lies directly in a folder, without the folder."""
+        path = self.path(folder)
+        try:
+            about = self._do(lambda: self.fs.ls(path, detail=True), "listed", path)
+        except ABSENT:
+            return []
 
-        Raises FileNotFoundError, and what else is `final`; TooLarge above `most` bytes.
-        """
+        # An object of a folder's own name, or with a slash at its end, stands for a folder.
+        return [one for one in about if one["name"].strip("/") != path.strip("/")]
+
+    def matches(self) -> list[str]:
+        """URLs of what the place's own path matches as a glob, sorted."""
+        return [str(self.fs.unstrip_protocol(path)) for path in self._glob(self.root)]
+
+    def files_below(self) -> list[str]:
+        """Names of all files below the folder; empty where it is absent."""
+        try:
+            paths = self._do(lambda: self.fs.find(self.root), "listed", self.root)
+        except ABSENT:
+            return []
+
+        return [self._name(path) for path in paths]
+
+    def exists(self, name: str = "") -> bool:
+        return self.info(name) is not None
+
+    def is_folder(self) -> bool:
+        about = self.info()
+        if about is not None and about["type"] != "directory" and self.http:  # it knows pages alone
+            return bool(self.listed(""))
+
+        return about is not None and about["type"] == "directory"
+
+    def entries(self, folder: str) -> list[Entry]:
+        return [
+            Entry(
+                one["name"].rstrip("/").rpartition("/")[2],
+                "other" if one["name"].endswith("/") else one["type"],
+            )
+            for one in self.listed(folder)
+        ]
+
+    def glob(self, pattern: str) -> list[str]:
+        return [self._name(path) for path in self._glob(f"{glob.escape(self.root)}/{pattern}")]
+
+    def size(self, name: str) -> int | None:
+        about = self.info(name)
+        return None if about is None or about["size"] is None else int(about["size"])
+
+    def sizes(self, names: Sequence[str]) -> list[int | None]:
+        listed: dict[str, int] = {}
+        for folder in {name.rpartition("/")[0] for name in names}:
+            for one in self.listed(folder):
+                listed[one["name"].strip("/")] = one["size"]
+
+        return [listed.get(self.path(name).strip("/")) for name in names]
+
+    def read(
+        self, name: str, final: tuple[type[Exception], ...] = ABSENT, most: int | None = None
+    ) -> bytes:
+        """As the face says; also raises what else is `final`, and TooLarge above `most` bytes."""
+        path = self.path(name)
 
         def whole() -> bytes:
             size = self.fs.info(path).get("size")
             if most is not None and size is not None and size > most:
                 raise TooLarge(errno.EFBIG, f"it has {size:,} bytes; at most {most:,} are read")
-            if not size or size > AT_ONCE:
-                data = bytes(self.fs.cat_file(path))
-            else:
-                data = bytes(
-                    self.fs.cat_file(path, start=0, end=size)
-                )  # s3fs would else ask for the size again
+
+            # Without a range s3fs would ask for the size again.
+            span = {"start": 0, "end": size} if size and size <= AT_ONCE else {}
+            data = bytes(self.fs.cat_file(path, **span))
             if size is not None and len(data) != size:
                 raise ShortRead(f"{len(data):,} bytes came of {size:,}")
             return data
 
         return self._do(whole, "read", path, final)
 
-    def ranges(
-        self, paths: Sequence[str], starts: Sequence[int], stops: Sequence[int]
+    def read_ranges(
+        self, names: Sequence[str], starts: Sequence[int], stops: Sequence[int]
     ) -> list[bytes]:
-        """Byte ranges, in order, concurrently where the file system can.
-
-        Raises FileNotFoundError.
-        """
+        paths = [self.path(name) for name in names]
         pieces: dict[int, bytes] = {}
 
-        def missing() -> None:
+        def fetch() -> None:
             left = [index for index in range(len(paths)) if index not in pieces]
-            asked = [paths[i] for i in left], [starts[i] for i in left], [stops[i] for i in left]
+            columns = [[column[i] for i in left] for column in (paths, starts, stops)]
+            fetched = self.fs.cat_ranges(*columns, on_error="return")
             trouble: Exception | None = None
-            for index, data in zip(
-                left, self.fs.cat_ranges(*asked, on_error="return"), strict=True
-            ):
+            for index, data in zip(left, fetched, strict=True):
                 if isinstance(data, Exception):
                     if trouble is None or not passes(data):
                         trouble = data
@@ -127,45 +185,21 @@ class RemoteFiles:
                     )
                 else:
                     pieces[index] = bytes(data)
+
             if trouble is not None:
                 raise trouble
 
         if paths:
-            self._do(missing, "read", paths[0])
+            self._do(fetch, "read", paths[0])
+
         return [pieces[index] for index in range(len(paths))]
 
-    def listed(self, path: str) -> list[dict[str, Any]]:
-        """What lies directly in a folder; empty where it is absent."""
-        try:
-            return list(self._do(lambda: self.fs.ls(path, detail=True), "listed", path))
-        except ABSENT:
-            return []
-
-    def found(self, path: str) -> list[str]:
-        """Paths of all files below a folder; empty where it is absent."""
-        try:
-            return list(self._do(lambda: self.fs.find(path), "listed", path))
-        except ABSENT:
-            return []
-
-    def glob(self, pattern: str) -> list[str]:
-        """Paths that a glob matches, sorted; empty where there are none."""
-        try:
-            return sorted(self._do(lambda: self.fs.glob(pattern), "listed", pattern))
-        except ABSENT:
-            return []
-
-    def write(self, path: str, data: bytes) -> None:
-        """Write or replace a whole object."""
+    def write(self, name: str, data: bytes, *, durable: bool = True) -> None:
+        path = self.path(name)
         self._do(lambda: self.fs.pipe_file(path, data), "written", path, final=())
 
-    def create(self, path: str, data: bytes) -> bool:
-        """Write a whole object unless there is one; whether exactly these bytes are the ones that
-        stand there.
-
-        A request whose answer was lost may have made the object (and layers below try again by
-        themselves), so that a refusal alone does not tell who was first.
-        """
+    def create(self, name: str, data: bytes) -> bool:
+        path = self.path(name)
 
         def make() -> bool:
             try:
@@ -176,35 +210,53 @@ class RemoteFiles:
                 return False
             return True
 
-        while True:
-            if self._do(make, "made", path, final=()):
-                return True
-            try:
-                return self.read(path) == data
-            except FileNotFoundError:  # removed since
-                continue
+        # A request whose answer was lost may have made the object (and layers below try again by
+        # themselves), so that a refusal alone does not say who was first: the bytes do.
+        while not self._do(make, "made", path, final=()):
+            with contextlib.suppress(FileNotFoundError):  # removed since
+                return self.read(name) == data
 
-    def put(self, local_file: str, path: str) -> None:
-        """Bring the content of a local file to a path."""
-        size = os.path.getsize(local_file)
+        return True
+
+    def put(self, local_file: str, name: str) -> None:
+        path, size = self.path(name), os.path.getsize(local_file)
 
         def bring() -> None:
             self.fs.put_file(local_file, path)
-            there = self.fs.info(path).get("size")
-            if there != size:
-                raise ShortRead(f"{there:,} bytes are there of {size:,}")
+            stored = self.fs.info(path).get("size")
+            if stored != size:
+                raise ShortRead(f"{stored:,} bytes are stored of {size:,}")
 
         self._do(bring, "written", path, final=())
+        os.remove(local_file)
 
-    def remove(self, path: str) -> None:
-        """Remove an object; nothing happens where it is absent."""
+    def remove(self, name: str) -> None:
+        path = self.path(name)
         with contextlib.suppress(*ABSENT):
             self._do(lambda: self.fs.rm_file(path), "removed", path)
 
-    def remove_below(self, path: str) -> None:
-        """Remove all objects below a path."""
+    def remove_all(self, name: str) -> None:
+        path = self.path(name)
         with contextlib.suppress(*ABSENT):
             self._do(lambda: self.fs.rm(path, recursive=True), "removed", path)
+
+    def remove_folder(self, name: str) -> None:
+        if name:
+            with contextlib.suppress(OSError, UserError):
+                self.remove_all(name)
+
+    def empty(self) -> None:
+        super().empty()
+        self.remove_all("")  # an object of the folder's own name
+
+    def _name(self, path: str) -> str:
+        return path[len(self.root) :].lstrip("/")
+
+    def _glob(self, pattern: str) -> list[str]:
+        try:
+            return sorted(self._do(lambda: self.fs.glob(pattern), "listed", pattern))
+        except ABSENT:
+            return []
 
     def _do(
         self,

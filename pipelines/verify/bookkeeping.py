@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 
 from pipelines.jobs.manifests import counted
 from pipelines.storage.place import Place
+from pipelines.storage.remote import RemotePlace
 from pipelines.verify.problems import COMMAND, FINISH, REWRITE, Problem
 from schemas.layout import (
     IMAGES_NAME,
@@ -133,14 +134,14 @@ def find_outputs(place: Place) -> list[Output]:
 def _listing(place: Place, folder: str = "") -> dict[str, Listed]:
     """All files below a folder of a place, by name."""
     found: dict[str, Listed] = {}
-    if place.local:
+    if not isinstance(place, RemotePlace):
         for above, _, names in os.walk(place.path(folder)):
             for path in (os.path.join(above, name) for name in names):
                 with contextlib.suppress(OSError):
                     about = os.stat(path)
                     found[os.path.relpath(path, place.root)] = Listed(about.st_size, about.st_mtime)
         return found
-    for entry in place.remote.listed(place.path(folder)):
+    for entry in place.listed(folder):
         last = entry["name"].rstrip("/").rpartition("/")[2]
         name = f"{folder}/{last}" if folder else last
         if entry["type"] == "directory":

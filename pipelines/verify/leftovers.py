@@ -6,7 +6,7 @@ import re
 import time
 from collections.abc import Iterable
 
-from pipelines.storage.place import is_temporary
+from pipelines.storage.local import is_temporary
 from pipelines.verify.bookkeeping import Output
 from pipelines.verify.problems import Leftover
 from schemas.layout import PIECES

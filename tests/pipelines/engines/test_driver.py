@@ -88,8 +88,8 @@ def test_killed_while_a_folder_is_emptied(
         return remove_or_die
 
     with monkeypatch.context() as patch:
-        patch.setattr("pipelines.storage.place.shutil.rmtree", dying(shutil.rmtree))
-        patch.setattr("pipelines.storage.place.os.remove", dying(os.remove))
+        patch.setattr("shutil.rmtree", dying(shutil.rmtree))
+        patch.setattr("os.remove", dying(os.remove))
         with pytest.raises(KeyboardInterrupt):
             run_job(job, replace(SETTINGS, overwrite=True))
     assert (tmp_path / "out/plan").is_dir() and (tmp_path / "out/manifest.json").exists() == (

@@ -16,8 +16,8 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from pipelines.storage import retries as retrying
-from pipelines.storage.local import full_disk
-from pipelines.storage.place import Place, is_temporary, open_file_system, open_place, read_url
+from pipelines.storage.local import LocalPlace, full_disk, is_temporary
+from pipelines.storage.place import Place, open_place, read_url
 from schemas.errors import UserError
 from tests.support.s3_server import BUCKET
 
@@ -99,16 +99,16 @@ def test_emptying_ends_with_the_plan(place: Place, monkeypatch: pytest.MonkeyPat
         return noted
 
     if place.local:
-        monkeypatch.setattr("pipelines.storage.place.shutil.rmtree", noting(shutil.rmtree))
-        monkeypatch.setattr("pipelines.storage.place.os.remove", noting(os.remove))
+        monkeypatch.setattr("shutil.rmtree", noting(shutil.rmtree))
+        monkeypatch.setattr("os.remove", noting(os.remove))
     else:
-        monkeypatch.setattr(place.remote, "remove_below", noting(place.remote.remove_below))
+        monkeypatch.setattr(place, "remove_all", noting(place.remove_all))
     place.empty()
     assert gone[0] == "manifest.json" and gone.index("plan") == 6 and place.names("") == []
 
 
 def test_names_of_temporary_files(tmp_path: Path) -> None:
-    place, seen = open_place(str(tmp_path)), []
+    place, seen = LocalPlace(str(tmp_path)), []
     with place._temporary("done/part-00001.json") as path:
         seen.append(path)
     assert is_temporary(seen[0]) and is_temporary("a\nb.0123456789ab.tmp")
@@ -143,7 +143,7 @@ def test_a_local_path_is_a_path_whatever_its_names(
 
 def test_what_cannot_be_opened_or_written_is_said(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot be opened"):
-        open_file_system("nosuch://bucket/x")
+        open_place("nosuch://bucket/x")
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(UserError, match="cannot be written"):
         open_place(str(tmp_path / "file")).write("a", b"")
