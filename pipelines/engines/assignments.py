@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Iterable
 
-from pipelines.engines.counts import Shortfall
 from pipelines.jobs.markers import marker_name, read_marker
 from pipelines.storage.place import Place
 from schemas.layout import PIECES
@@ -27,14 +26,9 @@ class Assignments:
 
     def __init__(self, place: Place, job: Job) -> None:
         self.place, self.job = place, job
-        self.totals = Shortfall(job)
+        self.finished: dict[str, Marker] = {}  # unit -> its valid marker
         self.waiting: deque[Unit] = deque()
         self.last: list[Unit] = []  # they wait for all others
-
-    @property
-    def finished(self) -> dict[str, Marker]:
-        """Valid markers by unit."""
-        return self.totals.finished
 
     def collect(self, units: Iterable[Unit]) -> list[Unit]:
         """Take over the valid markers of units; the others wait for a worker, and are returned."""
@@ -51,7 +45,7 @@ class Assignments:
             if marker is None:
                 unfinished.append(unit)
             else:
-                self.totals.add(unit, marker)
+                self.finished[unit.name] = marker
 
         self.waiting.extend(unit for unit in unfinished if not waits_for_all(unit))
         self.last.extend(unit for unit in unfinished if waits_for_all(unit))

@@ -21,7 +21,7 @@ from apache_beam.utils.windowed_value import WindowedValue
 from pipelines.engines.assignments import waits_for_all
 from pipelines.engines.outputs import finish
 from pipelines.engines.unit_runner import Outcome, UnitRunner
-from pipelines.jobs.do_unit import read_error
+from pipelines.jobs.errors import read_error
 from pipelines.jobs.markers import read_marker
 from pipelines.storage.place import open_place
 from schemas.errors import UserError

@@ -1,14 +1,12 @@
-"""How much of a job is done, how much is left, and when so much failed that going on makes no
-sense.
-"""
+"""How much of a job is done, how much is left, and when too much failed to go on."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 
-from pipelines.jobs.manifests import counted
+from pipelines.engines.under_way import UnderWay
+from pipelines.jobs.markers import counted
 from schemas.errors import UserError
 from schemas.manifest import Counts, Marker
 from schemas.plan import Job, Unit
@@ -17,23 +15,10 @@ SURE_SHARE = 0.01  # of the bytes of archives, before their images are estimated
 SURE_FROM = 100  # inputs done before a share of a total that is not known is judged
 
 
-@dataclass(frozen=True)
-class UnderWay:
-    """What the attempt at a unit told last: inputs done and failed, share of an open unit's bytes,
-    the last failure.
-    """
-
-    done: int
-    failed: int
-    share: float
-    reason: str
-
-
 class Shortfall:
     """The sums of a job. Units whose inputs are not known before count by their bytes.
 
-    Inputs that are done again count where they failed: until it is known that they are mended,
-        nothing changes.
+    Inputs that are done again count where they failed, until it is known that they succeed.
     """
 
     def __init__(self, job: Job) -> None:
@@ -47,9 +32,8 @@ class Shortfall:
             for unit in job.units
             if unit.payload.get("open") and unit.name not in self.again
         }
-        self.planned = int(
-            job.facts.get("images_planned") or 0
-        )  # where lists tell what archives hold
+        # where lists say what archives hold
+        self.planned = int(job.facts.get("images_planned") or 0)
         self.finished: dict[str, Marker] = {}
         self.counts = Counts(0, 0, 0)
 
@@ -70,8 +54,8 @@ class Shortfall:
         return self.progress({})[1]
 
     def progress(self, under_way: Mapping[str, UnderWay]) -> tuple[int, int]:
-        """(inputs done, inputs in all: estimated by the bytes that were read where not known, 0
-        while too few were).
+        """Inputs done, and inputs in all: where not known estimated by the bytes that were read, 0
+        while too few were.
         """
         running = self._running(under_way)
         done = self.done + sum(state.done for state in running.values())
@@ -102,7 +86,7 @@ class Shortfall:
         if self.limit is None:
             return ""
         if self.again - self.finished.keys():
-            return ""  # what they mend is not known yet
+            return ""  # what they fix is not known yet
         running = list(self._running(under_way).values())
         failed = self.counts.failed + sum(state.failed for state in running)
         done, total = self.progress(under_way)

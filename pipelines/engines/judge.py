@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 import pyarrow as pa
 
 from pipelines.engines.assignments import Assignments
-from pipelines.engines.counts import UnderWay
+from pipelines.engines.counts import Shortfall
 from pipelines.engines.pool import Ended
-from pipelines.engines.under_way import attempts_of
-from pipelines.jobs.do_unit import read_error
+from pipelines.engines.under_way import UnderWay, attempts_of
+from pipelines.jobs.errors import read_error
 from schemas import failures
 from schemas.errors import JobFailed, UserError
 from schemas.layout import PIECES
@@ -25,8 +25,8 @@ MOST_TRIES = 3  # of a unit in one command, and of a start that brings no unit t
 class Judge:
     """Counts the tries of units, and raises what ends the job: UserError or JobFailed."""
 
-    def __init__(self, assignments: Assignments) -> None:
-        self.assignments, self.place = assignments, assignments.place
+    def __init__(self, assignments: Assignments, totals: Shortfall) -> None:
+        self.assignments, self.totals, self.place = assignments, totals, assignments.place
         self.log = ""  # file of the tracebacks, where workers are at work
         self.bad: dict[str, str] = {}  # unit -> what is wrong with its input, for the end
         self._tries: Counter[str] = Counter()  # unit -> tries that failed
@@ -87,10 +87,9 @@ class Judge:
 
     def end_at_many_failures(self, under_way: Mapping[str, UnderWay]) -> None:
         """Too many failed inputs end the job: something is wrong with all of them."""
-        totals = self.assignments.totals
-        why = totals.too_many(under_way)
+        why = self.totals.too_many(under_way)
         if why:
-            reason = totals.last_reason(under_way) or self._stored_reason()
+            reason = self.totals.last_reason(under_way) or self._stored_reason()
             last = f"; the last: {reason}" if reason else ""
             stage = self.assignments.job.stage
             raise JobFailed(f"{stage}: {why}{last} ({self.assignments.in_place()})")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
 from pipelines.engines import signals as stopping
 from pipelines.engines.assignments import Assignments
+from pipelines.engines.counts import Shortfall
 from pipelines.engines.judge import Judge
 from pipelines.engines.pool import Pool, close_pool, shared_pool
 from pipelines.engines.progress import Progress
@@ -14,7 +16,7 @@ from pipelines.engines.under_way import Watch, forget_attempts
 from pipelines.storage.place import Place
 from schemas.errors import JobFailed, Unreachable
 from schemas.manifest import Marker
-from schemas.plan import Job
+from schemas.plan import Job, Unit
 
 
 class Loop:
@@ -22,7 +24,7 @@ class Loop:
 
     def __init__(self, job: Job, place: Place, settings: RunSettings, title: str) -> None:
         self.job, self.place, self.settings, self.title = job, place, settings, title
-        self.assignments = Assignments(place, job)
+        self.assignments, self.totals = Assignments(place, job), Shortfall(job)
         self.workers = settings.worker_count if settings.runner == LOCAL else 0
         self.pool: Pool | None = None
 
@@ -31,10 +33,9 @@ class Loop:
 
         Raises UserError or JobFailed.
         """
-        self.assignments.collect(self.job.units)
-        totals = self.assignments.totals
-        first = totals.done + self.assignments.done_in_pieces()
-        progress = Progress(self.title, totals.total, self.job.noun, first)
+        self._collect(self.job.units)
+        first = self.totals.done + self.assignments.done_in_pieces()
+        progress = Progress(self.title, self.totals.total, self.job.noun, first)
         try:
             self._work(progress)
         except BaseException as error:
@@ -44,12 +45,12 @@ class Loop:
                 forget_attempts(self.place, killed)
             raise
 
-        failed = totals.counts.failed
-        progress.finish(totals.done, f", {failed:,} failed" if failed else "")
+        failed = self.totals.counts.failed
+        progress.finish(self.totals.done, f", {failed:,} failed" if failed else "")
         return [self.assignments.finished[unit.name] for unit in self.job.units]
 
     def _work(self, progress: Progress) -> None:
-        judge = Judge(self.assignments)
+        judge = Judge(self.assignments, self.totals)
         if self.assignments.waiting or self.assignments.last:
             for name in self.place.names("errors"):
                 self.place.remove(f"errors/{name}")
@@ -70,16 +71,25 @@ class Loop:
         while self._assign(pool):
             for ended in pool.wait(pause):
                 if ended.share:
-                    judge.share_ended(ended, self.assignments.collect(ended.share))
+                    judge.share_ended(ended, self._collect(ended.share))
 
             if time.monotonic() - looked >= pause:
                 under_way = watch.look(unit for member in pool.members for unit in member.share)
-                progress.show(*self.assignments.totals.progress(under_way))
+                progress.show(*self.totals.progress(under_way))
                 judge.end_at_mistakes()
                 judge.end_at_many_failures(under_way)
                 if self.workers:
                     pool.kill_stalled(60 * self.settings.stall_minutes)
                 looked = time.monotonic()
+
+    def _collect(self, units: Sequence[Unit]) -> list[Unit]:
+        """Take over the markers of units, and add them up; gives the units that are not done."""
+        unfinished = self.assignments.collect(units)
+        for unit in units:
+            if unit.name in self.assignments.finished:
+                self.totals.add(unit, self.assignments.finished[unit.name])
+
+        return unfinished
 
     def _assign(self, pool: Pool) -> bool:
         """Give idle workers shares of what waits, and start workers; whether any is at work."""

@@ -6,11 +6,23 @@ import contextlib
 import json
 import socket
 from collections.abc import Iterable
+from dataclasses import dataclass
 
-from pipelines.engines.counts import UnderWay
 from pipelines.storage.place import Place
 from schemas.manifest import Marker
 from schemas.plan import Unit
+
+
+@dataclass(frozen=True)
+class UnderWay:
+    """What an attempt reported last: inputs done and failed, share of an open unit's bytes, why
+    the last one failed.
+    """
+
+    done: int
+    failed: int
+    share: float
+    reason: str
 
 
 class Watch:

@@ -8,7 +8,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
 from pipelines.engines.processes import limit_threads
-from pipelines.jobs.do_unit import begin_unit, write_error
+from pipelines.jobs.do_unit import begin_unit
+from pipelines.jobs.errors import write_error
 from pipelines.jobs.unit_worker import UnitWorker, make_worker
 from pipelines.storage.place import open_place
 from schemas.plan import Job, Unit
@@ -68,3 +69,12 @@ class UnitRunner:
             limit_threads(self.threads)  # for the libraries that the worker loaded
 
         return _workers[self.header]
+
+
+def run_share(job: Job, threads: int) -> None:
+    """The local engine's plain loop over the job's units; returns when all are committed."""
+    runner = UnitRunner(job, threads)
+    for unit in job.units:
+        runner.do(unit)
+
+    runner.finish()

@@ -22,7 +22,7 @@ if __name__ == "__main__":
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     faulthandler.enable()
-    from pipelines.engines import local
+    from pipelines.engines import unit_runner
     from pipelines.engines.settings import LOCAL
     from schemas.plan import Job
 
@@ -32,7 +32,7 @@ if __name__ == "__main__":
         problem = ""
         try:
             if share["runner"] == LOCAL:
-                local.run_share(job, threads)
+                unit_runner.run_share(job, threads)
             else:
                 from pipelines.engines import beam
 

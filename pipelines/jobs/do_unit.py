@@ -5,15 +5,12 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import traceback
 from collections.abc import Callable
-from typing import Any
 
 from pipelines.jobs.attempt import Attempt
+from pipelines.jobs.errors import final_error, write_error
 from pipelines.jobs.markers import read_marker
 from pipelines.jobs.unit_worker import UnitWorker
-from pipelines.storage.local import full_disk
 from pipelines.storage.place import Place, open_place
 from schemas.errors import UserError
 from schemas.plan import Unit
@@ -61,35 +58,5 @@ def _fail(place: Place, unit: Unit, attempt: Attempt | None, error: Exception) -
         with contextlib.suppress(
             UserError
         ):  # a place that does not answer: its first error is what counts
-            attempt.close(failed=not _final(error, place))
+            attempt.close(failed=not final_error(error, place))
     write_error(place, unit.name, error)
-
-
-def _final(error: Exception, place: Place) -> UserError | None:
-    """The user's mistake, or the disk's refusal, behind an error: no retry mends it."""
-    if isinstance(error, UserError):
-        return error
-    return full_disk(error, place.url) if isinstance(error, OSError) else None
-
-
-def write_error(place: Place, unit: str, error: Exception) -> None:
-    """Write a unit's exception down for the driver: a sentence, whether a retry is of use, the
-    traceback.
-    """
-    final = _final(error, place)
-    record = {
-        "unit": unit,
-        "sentence": str(final) if final else f"{type(error).__name__}: {error}",
-        "final": final is not None,
-        "later": final is not None and not final.at_once,
-        "traceback": "".join(traceback.format_exception(error)),
-    }
-    with contextlib.suppress(OSError, UserError):  # a full disk: the driver finds it out by itself
-        place.write(f"errors/{unit}.json", json.dumps(record).encode(), durable=False)
-
-
-def read_error(place: Place, unit: str) -> dict[str, Any] | None:
-    """What was written down of a unit's exception, if anything was."""
-    with contextlib.suppress(FileNotFoundError, ValueError):
-        return dict(json.loads(place.read(f"errors/{unit}.json")))
-    return None

@@ -10,7 +10,7 @@ from io import BytesIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.jobs.markers import software_versions
+from pipelines.jobs.markers import counted, software_versions
 from pipelines.storage.place import Place, open_place
 from schemas.errors import UserError
 from schemas.manifest import (
@@ -24,7 +24,7 @@ from schemas.manifest import (
     entries_of,
     parts_table,
 )
-from schemas.plan import Job, Unit
+from schemas.plan import Job
 
 
 def write_manifest(
@@ -58,15 +58,6 @@ def write_manifest(
     )
     place.write(MANIFEST_NAME, manifest.to_bytes())
     return manifest
-
-
-def counted(unit: Unit, marker: Marker) -> Counts:
-    """What a unit adds to its job's counts; one done "again" turns inputs that failed before into
-    succeeded ones.
-    """
-    if unit.payload.get("again"):
-        return Counts(0, marker.counts.succeeded, -marker.counts.succeeded)
-    return marker.counts
 
 
 def read_manifest(place: Place) -> Manifest | None:

@@ -16,8 +16,8 @@ from pipelines.sources.member import Broken, Member, Unreadable
 from pipelines.sources.tar_archive import tar_members
 from pipelines.sources.zip_archive import zip_members
 from pipelines.storage.blocks import BlockFile, open_bytes
-from pipelines.storage.http import is_http
 from pipelines.storage.place import open_place
+from pipelines.storage.protocol import is_http
 from pipelines.storage.remote import RemotePlace
 from schemas.errors import UserError
 from schemas.image_list import SUFFIXES

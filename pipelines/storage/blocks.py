@@ -14,8 +14,9 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol
 
-from pipelines.storage.http import HttpBytes, changed, is_http
+from pipelines.storage.http import HttpBytes, changed
 from pipelines.storage.place import open_place
+from pipelines.storage.protocol import is_http
 from pipelines.storage.remote import RemotePlace
 from schemas.errors import Unreachable, UserError
 

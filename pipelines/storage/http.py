@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
 from pipelines.storage.retries import ShortRead, retried, words
 from schemas.errors import UserError
@@ -28,11 +27,6 @@ def changed(url: str) -> UserError:
     return UserError(
         f"{url}: the archive changed while it was read; run the command again when it is complete"
     )
-
-
-def is_http(url: str) -> bool:
-    """Whether the URL is one of http or https."""
-    return urlsplit(url).scheme in ("http", "https")
 
 
 class HttpBytes:

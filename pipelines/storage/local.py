@@ -124,6 +124,14 @@ class LocalPlace(Place):
             os.replace(local_file, target)
             fsync_folder(os.path.dirname(target))
 
+    def move(self, name: str, to: str) -> None:
+        target = self.path(to)
+        with self._writing(to):
+            os.makedirs(os.path.dirname(target), exist_ok=True)
+            with contextlib.suppress(FileNotFoundError):
+                os.replace(self.path(name), target)
+                fsync_folder(os.path.dirname(target))
+
     def remove(self, name: str) -> None:
         with contextlib.suppress(FileNotFoundError):
             os.remove(self.path(name))
@@ -138,6 +146,10 @@ class LocalPlace(Place):
 
     def remove_folder(self, name: str) -> None:
         shutil.rmtree(self.path(name), ignore_errors=True)
+
+    def remove_empty_folder(self, name: str) -> None:
+        with contextlib.suppress(OSError):
+            os.rmdir(self.path(name))
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:

@@ -7,9 +7,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import ClassVar, NamedTuple
+from urllib.parse import urlsplit
 
 from schemas.layout import PLAN_FOLDER
 from schemas.manifest import MANIFEST_NAME
+
+
+def is_http(url: str) -> bool:
+    """Whether a URL is a web server's, which is read and never written."""
+    return urlsplit(url).scheme in ("http", "https")
 
 
 class Entry(NamedTuple):
@@ -32,8 +38,8 @@ class Place(ABC):
 
     @property
     def http(self) -> bool:
-        """Whether a folder is a page of links, if the server makes one; it is never written."""
-        return False
+        """Whether a folder is a page of links, if the server makes one."""
+        return is_http(self.url)
 
     def path(self, name: str) -> str:
         """The path of a name on the place's own file system."""
@@ -107,6 +113,10 @@ class Place(ABC):
         """Bring a finished local file to its name, from the same disk where the place is local."""
 
     @abstractmethod
+    def move(self, name: str, to: str) -> None:
+        """Give a file another name, over what stands there; nothing happens where it is absent."""
+
+    @abstractmethod
     def remove(self, name: str) -> None:
         """Remove a file; nothing happens where it is absent."""
 
@@ -117,6 +127,10 @@ class Place(ABC):
     @abstractmethod
     def remove_folder(self, name: str) -> None:
         """Remove a folder of leftovers, as far as it can be removed."""
+
+    @abstractmethod
+    def remove_empty_folder(self, name: str) -> None:
+        """Remove a folder where it holds nothing; elsewhere than on a disk there are none."""
 
     def empty(self) -> None:
         """Remove all that is in the folder; the folder stays.

@@ -20,7 +20,6 @@ from typing import Any, TypeVar
 
 import fsspec
 
-from pipelines.storage.http import is_http
 from pipelines.storage.protocol import Entry, Place
 from pipelines.storage.retries import ShortRead, condition_failed, passes, retried, words
 from schemas.errors import Unreachable, UserError
@@ -69,10 +68,6 @@ class RemotePlace(Place):
     def __init__(self, fs: fsspec.AbstractFileSystem, path: str) -> None:
         self.fs, self.root = fs, path.rstrip("/")
         self.url = str(fs.unstrip_protocol(self.root))
-
-    @property
-    def http(self) -> bool:
-        return is_http(self.url)
 
     def below(self, name: str) -> RemotePlace:
         return RemotePlace(self.fs, f"{self.root}/{name}")
@@ -230,6 +225,20 @@ class RemotePlace(Place):
         self._do(bring, "written", path, final=())
         os.remove(local_file)
 
+    def move(self, name: str, to: str) -> None:
+        source, target = self.path(name), self.path(to)
+
+        def copy() -> None:
+            size = self.fs.info(source).get("size")
+            self.fs.cp_file(source, target)  # by the store itself
+            copied = self.fs.info(target).get("size")
+            if copied != size:
+                raise ShortRead(f"{copied:,} bytes were copied of {size:,}")
+
+        with contextlib.suppress(*ABSENT):
+            self._do(copy, "moved", source)
+            self.remove(name)
+
     def remove(self, name: str) -> None:
         path = self.path(name)
         with contextlib.suppress(*ABSENT):
@@ -244,6 +253,9 @@ class RemotePlace(Place):
         if name:
             with contextlib.suppress(OSError, UserError):
                 self.remove_all(name)
+
+    def remove_empty_folder(self, name: str) -> None:
+        return
 
     def empty(self) -> None:
         super().empty()

@@ -18,7 +18,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.jobs.manifests import counted
+from pipelines.jobs.markers import counted
 from pipelines.storage.place import Place
 from pipelines.storage.remote import RemotePlace
 from pipelines.verify.problems import COMMAND, FINISH, REWRITE, Problem

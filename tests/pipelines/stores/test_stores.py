@@ -13,7 +13,7 @@ import pytest
 
 from pipelines.engines import pool
 from pipelines.extract import lazy_locals as layers
-from pipelines.storage.blocks import FsspecBytes
+from pipelines.storage.blocks import RemoteBytes
 from pipelines.storage.place import open_place
 from pipelines.stores.store import Store, part_columns, part_number
 from schemas import global_descriptors
@@ -60,14 +60,14 @@ def test_of_a_remote_part_only_blocks_are_fetched(
     global_descriptors.write_part(str(path), rows, 2048, "float32")
     memory, fetched = fsspec.filesystem("memory"), []
     memory.put(str(path), "/columns/global/part-00000.parquet")
-    fetch = FsspecBytes.fetch
+    fetch = RemoteBytes.fetch
 
-    def counted(self: FsspecBytes, start: int, stop: int) -> bytes:
+    def counted(self: RemoteBytes, start: int, stop: int) -> bytes:
         data = fetch(self, start, stop)
         fetched.append(len(data))
         return data
 
-    monkeypatch.setattr(FsspecBytes, "fetch", counted)
+    monkeypatch.setattr(RemoteBytes, "fetch", counted)
     try:
         table = part_columns(
             open_place("memory://columns"), "global/part-00000.parquet", ["record_id", "status"]

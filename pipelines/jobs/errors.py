@@ -1,0 +1,42 @@
+"""Records of units' exceptions, in `errors/`: how a worker reports them to the driver."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import traceback
+from typing import Any
+
+from pipelines.storage.local import full_disk
+from pipelines.storage.place import Place
+from schemas.errors import UserError
+
+
+def final_error(error: Exception, place: Place) -> UserError | None:
+    """The user's mistake, or the disk's refusal, behind an error: no retry fixes it."""
+    if isinstance(error, UserError):
+        return error
+    return full_disk(error, place.url) if isinstance(error, OSError) else None
+
+
+def write_error(place: Place, unit: str, error: Exception) -> None:
+    """Write a unit's exception down for the driver: a sentence, whether a retry is of use, the
+    traceback.
+    """
+    final = final_error(error, place)
+    record = {
+        "unit": unit,
+        "sentence": str(final) if final else f"{type(error).__name__}: {error}",
+        "final": final is not None,
+        "later": final is not None and not final.at_once,
+        "traceback": "".join(traceback.format_exception(error)),
+    }
+    with contextlib.suppress(OSError, UserError):  # a full disk: the driver finds it out by itself
+        place.write(f"errors/{unit}.json", json.dumps(record).encode(), durable=False)
+
+
+def read_error(place: Place, unit: str) -> dict[str, Any] | None:
+    """What was written down of a unit's exception, if anything was."""
+    with contextlib.suppress(FileNotFoundError, ValueError):
+        return dict(json.loads(place.read(f"errors/{unit}.json")))
+    return None
