@@ -24,8 +24,7 @@ def die_with_parent(parent: int | None = None) -> None:
     """End this process by SIGKILL as soon as its parent ends.
 
     On Linux the kernel does it (PR_SET_PDEATHSIG); elsewhere a thread looks twice a second.
-    `parent` is the process id expected, so that a parent that ended before this call is noticed as
-    well.
+    `parent` is the process id expected, so that a parent that ended before this call is noticed.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGKILL, 0, 0, 0)
@@ -42,9 +41,7 @@ def _watch(parent: int) -> None:
 
 
 def thread_environment(threads: int) -> dict[str, str]:
-    """Environment for a process that shall compute with this many threads; to be set before its
-    imports.
-    """
+    """Environment, set before its imports, of a process that computes with so many threads."""
     variables = {name: str(threads) for name in THREAD_VARIABLES}
     primitives = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
     return {**variables, primitives: os.environ.get(primitives, PRIMITIVES)}

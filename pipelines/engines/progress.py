@@ -26,14 +26,11 @@ class Progress:
         self.started = time.monotonic()
         self._last = 0.0 if self.live else self.started
         self._shown = False
-        self._begun: tuple[float, int] | None = (
-            None  # when the first were done: start-up is no part of the rate
-        )
+        # when the first were done: start-up is no part of the rate
+        self._begun: tuple[float, int] | None = None
 
     def show(self, done: int, total: int | None = None) -> None:
-        """Show the state; plain lines come every 10 seconds at most. `total` where it is only now
-        known better.
-        """
+        """Show the state, and a total that is known better now; plain lines at most every 10 s."""
         self.total = self.total if total is None else total
         now = time.monotonic()
         if self._begun is None and done > self.first:

@@ -21,7 +21,7 @@ SENTENCE_SECONDS = 5.0  # a remote place may answer slowly, or never
 SENTENCE = "what was finished is in place; the same command goes on from there"
 
 _state: dict[str, Callable[[], str] | None] = {"stop": None, "last": None}
-_asked = threading.Event()
+_ending = threading.Event()
 
 
 def install() -> None:
@@ -36,22 +36,18 @@ def install() -> None:
 
 
 def during(stop: Callable[[], str] | None) -> None:
-    """Set what is called on a signal: it kills the workers first, then gives the sentence to be
-    said.
-    """
+    """Set what is called on a signal: it kills the workers first, then gives the sentence."""
     _state["stop"] = stop
 
 
 def at_the_end(last: Callable[[], str] | None) -> None:
-    """Set what is called on a signal after the workers were killed: it cleans up and gives the
-    sentence instead.
-    """
+    """Set what is called on a signal after that: it cleans up, and its sentence counts instead."""
     _state["last"] = last
 
 
 def pass_or_wait() -> None:
-    """To be called before new work begins: where the end was asked for, nothing begins any more."""
-    while _asked.is_set():
+    """To be called before new work begins: once a signal has come, nothing begins any more."""
+    while _ending.is_set():
         time.sleep(1.0)
 
 
@@ -63,7 +59,7 @@ def _listen(near: socket.socket, _far: socket.socket) -> None:
 
 
 def _end(number: int) -> None:
-    _asked.set()
+    _ending.set()
     said: list[str] = []
     speaker = threading.Thread(
         target=lambda: said.extend(call() for call in _state.values() if call), daemon=True

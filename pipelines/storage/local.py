@@ -96,14 +96,14 @@ class LocalPlace(Place):
         return pieces
 
     def write(self, name: str, data: bytes, *, durable: bool = True) -> None:
-        with self._temporary(name) as temporary:
+        with self.temporary(name) as temporary:
             _write(temporary, data, durable)
             os.replace(temporary, self.path(name))
             if durable:
                 fsync_folder(os.path.dirname(self.path(name)))
 
     def create(self, name: str, data: bytes) -> bool:
-        with self._temporary(name) as temporary:
+        with self.temporary(name) as temporary:
             _write(temporary, data, durable=True)
             try:
                 _link(temporary, self.path(name))
@@ -187,7 +187,7 @@ class LocalPlace(Place):
             raise refused from error
 
     @contextlib.contextmanager
-    def _temporary(self, name: str) -> Iterator[str]:
+    def temporary(self, name: str) -> Iterator[str]:
         """A temporary name beside the file; no file of that name is left."""
         target = self.path(name)
         temporary = f"{target}.{secrets.token_hex(6)}.tmp"

@@ -59,12 +59,7 @@ _PASSING_ERRNOS = {
     errno.EIO,
     getattr(errno, "EREMOTEIO", errno.EIO),  # s3fs: 500
 }
-_PASSING_STATUS = {
-    408,
-    409,
-    425,
-    429,
-}  # 409: another conditional write of the same name is under way
+_PASSING_STATUS = {408, 409, 425, 429}  # 409: another conditional write of the name is under way
 _PASSING_CODES = {  # S3's, some of which come with status 200 or 400
     "BadDigest",
     "ConditionalRequestConflict",
@@ -89,8 +84,8 @@ def passes(error: BaseException) -> bool:
     """Whether the same request may well succeed a little later."""
     if isinstance(error, _FINAL):
         return False
-    # The class before the status: aiohttp gives a body that broke off a status of its own making,
-    # 400.
+
+    # The class before the status: aiohttp gives a body that broke off a status of its own, 400.
     if isinstance(error, (*_PASSING, ShortRead)) or any(
         k.__name__ in _PASSING_NAMES for k in type(error).__mro__
     ):
@@ -104,9 +99,7 @@ def passes(error: BaseException) -> bool:
 
 
 def condition_failed(error: BaseException) -> bool:
-    """Whether an exclusive create was refused because the object exists (HTTP 412 where the store
-    says no more).
-    """
+    """Whether an exclusive create was refused because the object exists (perhaps just HTTP 412)."""
     return isinstance(error, FileExistsError) or _answer(error)[0] == 412
 
 
@@ -139,14 +132,15 @@ def limits() -> tuple[int, float]:
 
     Raises UserError for what is no number.
     """
-    found = []
+    values = []
     for name, standard in ((TRIES_VARIABLE, float(TRIES)), (SECONDS_VARIABLE, SECONDS)):
         text = os.environ.get(name, "")
         try:
-            found.append(float(text) if text else standard)
+            values.append(float(text) if text else standard)
         except ValueError:
             raise UserError(f"{name} is {text!r}; it must be a number") from None
-    return max(1, int(found[0])), found[1]
+
+    return max(1, int(values[0])), values[1]
 
 
 def retried(operation: Callable[[], Result], what: str) -> Result:

@@ -122,8 +122,8 @@ def test_only_files_of_ours_are_swept(tmp_path: Path) -> None:
         (out / name).write_text("")
     os.remove(out / "done/part-00000.json")
     run_job(job, SETTINGS, again=True)
-    there = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
-    assert "draft.tmp" in there and [name for name in there if name.endswith(".tmp")] == [
+    left_over = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
+    assert "draft.tmp" in left_over and [name for name in left_over if name.endswith(".tmp")] == [
         "draft.tmp"
     ]
     assert not (out / "scratch").exists()

@@ -15,7 +15,7 @@ import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from pipelines.storage import retries as retrying
+from pipelines.storage import retries
 from pipelines.storage.local import LocalPlace, full_disk, is_temporary
 from pipelines.storage.place import Place, open_place, read_url
 from schemas.errors import UserError
@@ -107,9 +107,28 @@ def test_emptying_ends_with_the_plan(place: Place, monkeypatch: pytest.MonkeyPat
     assert gone[0] == "manifest.json" and gone.index("plan") == 6 and place.names("") == []
 
 
+def test_moving_within_a_place(place: Place) -> None:
+    place.write("new/a", b"a")
+    place.write("b", b"b")
+    place.move("new/a", "b")
+    place.move("new/a", "b")
+    assert place.read("b") == b"a" and place.names("new") == []
+    place.remove_empty_folder("new")
+    place.remove_empty_folder("new")
+    assert place.folders("") == [] and place.names("") == ["b"]
+
+
+def test_globs_and_entries(place: Place) -> None:
+    for name in ("x1.jpg", "deep/x2.jpg", "deep/y.jpg"):
+        place.write(name, b"x")
+    assert place.glob("x*.jpg") == ["x1.jpg"] and place.glob("*/x*") == ["deep/x2.jpg"]
+    assert sorted(place.entries("")) == [("deep", "directory"), ("x1.jpg", "file")]
+    assert place.entries("nowhere") == [] and place.is_folder() and place.exists("x1.jpg")
+
+
 def test_names_of_temporary_files(tmp_path: Path) -> None:
     place, seen = LocalPlace(str(tmp_path)), []
-    with place._temporary("done/part-00001.json") as path:
+    with place.temporary("done/part-00001.json") as path:
         seen.append(path)
     assert is_temporary(seen[0]) and is_temporary("a\nb.0123456789ab.tmp")
     assert not any(
@@ -151,9 +170,9 @@ def test_what_cannot_be_opened_or_written_is_said(tmp_path: Path) -> None:
         open_place(str(tmp_path / "file/below")).create("a", b"")
     with pytest.raises(UserError, match="the name is too long"):
         open_place(str(tmp_path)).write("a" * 300, b"")
-    error = full_disk(OSError(28, "No space"), "there")
+    error = full_disk(OSError(28, "No space"), "here")
     assert error is not None and "no space left" in str(error)
-    assert full_disk(OSError(2, "No such file"), "there") is None
+    assert full_disk(OSError(2, "No such file"), "here") is None
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no limits of file sizes")
@@ -213,7 +232,7 @@ class Flaky(MemoryFileSystem):
 @pytest.fixture
 def flaky(monkeypatch: pytest.MonkeyPatch) -> Place:
     fsspec.register_implementation("flaky", Flaky, clobber=True)
-    monkeypatch.setattr(retrying, "FIRST_WAIT", 0.001)
+    monkeypatch.setattr(retries, "FIRST_WAIT", 0.001)
     Flaky.trouble, Flaky.calls = [], 0
     return open_place(f"flaky://bucket-{secrets.token_hex(4)}")
 
@@ -221,14 +240,14 @@ def flaky(monkeypatch: pytest.MonkeyPatch) -> Place:
 RESET = ConnectionResetError(104, "reset")
 
 
-def test_short_answers_are_asked_for_again(flaky: Place, tmp_path: Path) -> None:
+def test_short_answers_are_read_again(flaky: Place, tmp_path: Path) -> None:
     flaky.write("a", bytes(range(100)))
     Flaky.trouble = [1, RESET, 100]
     assert flaky.read("a") == bytes(range(100))
     Flaky.calls, Flaky.trouble = 0, [0, 2, RESET, 0, 1]
     pieces = flaky.read_ranges(["a"] * 3, [0, 5, 90], [5, 9, 100])
     assert pieces == [bytes(range(5)), bytes(range(5, 9)), bytes(range(90, 100))]
-    assert Flaky.calls == 6, "what came whole is not asked for again"
+    assert Flaky.calls == 6, "what came whole is not read again"
     file = tmp_path / "file"
     file.write_bytes(b"0123456789")
     Flaky.trouble = [3, RESET, 0]
@@ -278,18 +297,37 @@ def test_which_errors_pass() -> None:
         return translated
 
     passing = [
-        answered(500, "InternalError"), answered(503, "SlowDown"), answered(503, "503"), answered(429, "Throttling"),  # noqa: E501
-        answered(409, "ConditionalRequestConflict"), answered(400, "RequestTimeout"), answered(200, "InternalError"),  # noqa: E501
-        answered(502, "502"), exceptions.EndpointConnectionError(endpoint_url="u"), ConnectionResetError(),  # noqa: E501
-        exceptions.ReadTimeoutError(endpoint_url="u"), exceptions.ConnectionClosedError(endpoint_url="u"),  # noqa: E501
-        exceptions.IncompleteReadError(actual_bytes=1, expected_bytes=2), aiohttp.ClientPayloadError(),  # noqa: E501
-        aiohttp.ServerDisconnectedError(), TimeoutError(), OSError(errno.ETIMEDOUT, "t"), retrying.ShortRead("s"),  # noqa: E501
-    ]  # fmt: skip
+        answered(500, "InternalError"),
+        answered(503, "SlowDown"),
+        answered(503, "503"),
+        answered(429, "Throttling"),
+        answered(409, "ConditionalRequestConflict"),
+        answered(400, "RequestTimeout"),
+        answered(200, "InternalError"),
+        answered(502, "502"),
+        exceptions.EndpointConnectionError(endpoint_url="u"),
+        ConnectionResetError(),
+        exceptions.ReadTimeoutError(endpoint_url="u"),
+        exceptions.ConnectionClosedError(endpoint_url="u"),
+        exceptions.IncompleteReadError(actual_bytes=1, expected_bytes=2),
+        aiohttp.ClientPayloadError(),
+        aiohttp.ServerDisconnectedError(),
+        TimeoutError(),
+        OSError(errno.ETIMEDOUT, "t"),
+        retries.ShortRead("s"),
+    ]
     final = [
-        answered(404, "NoSuchKey"), answered(403, "AccessDenied"), answered(412, "PreconditionFailed"),  # noqa: E501
-        answered(416, "InvalidRange"), answered(400, "InvalidBucketName"), answered(501, "NotImplemented"),  # noqa: E501
-        exceptions.NoCredentialsError(), FileExistsError(), ValueError("v"), OSError(errno.EACCES, "a"),  # noqa: E501
-    ]  # fmt: skip
-    assert [error for error in passing if not retrying.passes(error)] == []
-    assert [error for error in final if retrying.passes(error)] == []
-    assert retrying.condition_failed(final[2]) and not retrying.condition_failed(final[1])
+        answered(404, "NoSuchKey"),
+        answered(403, "AccessDenied"),
+        answered(412, "PreconditionFailed"),
+        answered(416, "InvalidRange"),
+        answered(400, "InvalidBucketName"),
+        answered(501, "NotImplemented"),
+        exceptions.NoCredentialsError(),
+        FileExistsError(),
+        ValueError("v"),
+        OSError(errno.EACCES, "a"),
+    ]
+    assert [error for error in passing if not retries.passes(error)] == []
+    assert [error for error in final if retries.passes(error)] == []
+    assert retries.condition_failed(final[2]) and not retries.condition_failed(final[1])
