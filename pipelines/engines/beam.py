@@ -144,7 +144,7 @@ class _DoUnits(beam.DoFn):
         self.units = {unit.name: unit for unit in self.job.units}
         self.place = open_place(self.job.output)
         self.runner = UnitRunner(self.job, self.threads)
-        self.windows: dict[str, tuple[Any, Any]] = {}
+        self.window: tuple[Any, Any] | None = None  # timestamp and window of the unit under way
 
     def process(
         self,
@@ -156,14 +156,16 @@ class _DoUnits(beam.DoFn):
         if name not in self.units:
             raise UserError(f"the job of {self.place.url} has no unit {name!r}")
 
-        self.windows[name] = timestamp, window
         unit = self.units[name]
         missing = self._missing_others() if waits_for_all(unit) else 0
         if missing:
             why = f"it waits for {missing:,} other units that are not done"
-            yield self._at(name, TaggedOutput(FAILED, UnitFailure(name, why, False)))
-        else:
-            yield from self._results(self.runner.do(unit))
+            yield TaggedOutput(FAILED, UnitFailure(name, why, False))
+            return
+
+        before = self.runner.do(unit)
+        yield from self._results(before)
+        self.window = timestamp, window
 
     def finish_bundle(self) -> Iterable[Any]:
         """The last unit's result."""
@@ -174,8 +176,17 @@ class _DoUnits(beam.DoFn):
         return sum(read_marker(self.place, self.job, unit) is None for unit in others)
 
     def _results(self, outcome: Outcome | None) -> Iterator[Any]:
-        if outcome is not None:
-            yield self._at(outcome.unit.name, self._result(outcome))
+        """An outcome as a value in the window of its unit's name."""
+        if outcome is None or self.window is None:
+            return
+
+        timestamp, window = self.window
+        result = self._result(outcome)
+        if isinstance(result, TaggedOutput):
+            value = WindowedValue(result.value, timestamp, (window,))
+            yield TaggedOutput(result.tag, value)
+        else:
+            yield WindowedValue(result, timestamp, (window,))
 
     def _result(self, outcome: Outcome) -> Any:
         unit, done = outcome
@@ -191,13 +202,6 @@ class _DoUnits(beam.DoFn):
         self.failed.inc(marker.counts.failed)
         self.milliseconds.update(round(1000 * marker.seconds))
         return UnitResult(unit.name, marker.counts, marker.files)
-
-    def _at(self, name: str, result: Any) -> Any:
-        """A result as a value in its unit's window."""
-        timestamp, window = self.windows.pop(name)
-        if isinstance(result, TaggedOutput):
-            return TaggedOutput(result.tag, WindowedValue(result.value, timestamp, (window,)))
-        return WindowedValue(result, timestamp, (window,))
 
 
 def _unfinished(job_json: str) -> Iterator[str]:

@@ -126,6 +126,8 @@ def test_named_units_are_done_and_those_done_before_give_their_result(tmp_path: 
     again, _ = beam_run(job, tmp_path / "again", ["part-00002", "part-00003"])
     assert [name for name, _ in again] == ["part-00002", "part-00003"]
     assert (tmp_path / "out/done/part-00002.json").stat().st_mtime_ns == when
+    _, metrics = beam_run(job, tmp_path / "twice", ["part-00003"] * 3)
+    assert metrics["inputs"] == 9, "at least once: each name has its result"
     with pytest.raises(Exception, match="has no unit 'part-9'"):
         beam_run(job, tmp_path / "none", ["part-9"])
 
