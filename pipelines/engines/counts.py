@@ -40,12 +40,12 @@ class Shortfall:
         self.limit, self.per_cent = _limit(job.most_failed)
         self.text = job.most_failed
         self.noun = job.noun
-        self.closed = sum(unit.inputs for unit in job.units if not unit.payload.get("again"))
-        self.again = {unit.name for unit in job.units if unit.payload.get("again")}
+        self.closed = sum(unit.inputs for unit in job.units if not unit.work.again)
+        self.again = {unit.name for unit in job.units if unit.work.again}
         self.open_bytes = {
-            unit.name: max(1, _bytes(unit))
+            unit.name: max(1, unit.work.size)
             for unit in job.units
-            if unit.payload.get("open") and unit.name not in self.again
+            if unit.work.open and unit.name not in self.again
         }
         self.planned = int(
             job.facts.get("images_planned") or 0
@@ -126,10 +126,6 @@ class Shortfall:
         return next(
             (state.reason for state in self._running(under_way).values() if state.reason), ""
         )
-
-
-def _bytes(unit: Unit) -> int:
-    return int(unit.payload.get("bytes", 0))
 
 
 def _limit(text: str) -> tuple[float | None, bool]:

@@ -40,7 +40,7 @@ from schemas.importers import Unusable
 from schemas.layout import ENTRIES, IMAGES_NAME, LAYER
 from schemas.local_descriptors import LocalRow
 from schemas.manifest import Counts, Manifest, sha256_text
-from schemas.plan import Job, Unit
+from schemas.plan import Job, ListedImages, Unit
 
 
 def run(options: Options, settings: RunSettings) -> Manifest:
@@ -63,13 +63,8 @@ def plan(options: Options) -> tuple[Job, dict[str, bytes]]:
     for part, start in enumerate(range(0, len(names), rows)):
         ids = names[start : start + rows]
         again = [row for row in range(len(ids)) if start + row in repeated]
-        payload = {
-            "part": part,
-            "start": start,
-            "ids": sha256_text("\n".join(ids)),
-            "repeated": again,
-        }
-        units.append(Unit(f"part-{part:05}", payload, len(ids)))
+        work = ListedImages(part, start, sha256_text("\n".join(ids)), tuple(again))
+        units.append(Unit(f"part-{part:05}", work, len(ids)))
     has_locals = inputs.local_dim > 0
     job = Job(
         stage=STAGE,
@@ -175,12 +170,13 @@ class ImportPart(UnitWorker):
 
     def do(self, unit: Unit, attempt: Attempt) -> Counts:
         """Import the part and hand over its files."""
-        start, count = unit.payload["start"], unit.inputs
+        work, count = unit.of(ListedImages), unit.inputs
+        start = work.start
         references = read_slice(attempt.place, unit)
         stems: list[bytes | None] = []
         if self.options["format"] == "delg":
             stems = read_rows(attempt.place, ENTRIES, start, count).column("stem").to_pylist()
-        repeated = set(unit.payload["repeated"])
+        repeated = work.repeated_rows
         rows: list[GlobalRow] = []
         kept: list[LocalRow] = []
         lost: list[FailureRow] = []

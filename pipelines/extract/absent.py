@@ -19,6 +19,7 @@ from schemas.errors import UserError
 from schemas.image_list import ImageReference, decode_name, make_record_id
 from schemas.layout import LISTED_NAME
 from schemas.manifest import Marker
+from schemas.plan import ArchivedImages
 
 
 def missing_images(place: Place) -> Iterator[ImageReference]:
@@ -53,7 +54,7 @@ def missing_images(place: Place) -> Iterator[ImageReference]:
 def _ids_of_archives(place: Place) -> Iterator[set[str]]:
     """The record ids of each archive, those of a retry left out."""
     for unit in planned_units(place):
-        if "archive" not in unit.payload or unit.payload.get("again"):
+        if not isinstance(unit.work, ArchivedImages) or unit.work.again:
             continue
         marker = Marker.from_bytes(place.read(marker_name(unit)))
         ids: set[str] = set()

@@ -12,7 +12,7 @@ import io
 import json
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import fields, replace
 from itertools import islice
 from typing import Any
 
@@ -43,7 +43,7 @@ from schemas.failures import FailureRow
 from schemas.layout import LAYERS
 from schemas.local_descriptors import LocalRow, bytes_a_local
 from schemas.manifest import Counts, Manifest, canonical_json, sha256_text
-from schemas.plan import Job, Unit
+from schemas.plan import ArchivedImages, Job, ListedImages, LocalsOfParts, Unit
 from schemas.row_ids import ROWS_A_PART
 
 STAGE = "locals"
@@ -257,7 +257,7 @@ def _units(store: Store, wanted: Wanted) -> list[Unit]:
     by_name = {unit.name: unit for unit in planned}
     for number in sorted(wanted):
         maker = by_name.get(unit_of[store.part(number).globals.name])
-        if maker is None or not ({"archive", "start"} & maker.payload.keys()):
+        if maker is None or not isinstance(maker.work, (ArchivedImages, ListedImages)):
             raise UserError(
                 f"{store.place.url} was imported, so that its images are not known; describe them "
                 f"anew"
@@ -267,10 +267,9 @@ def _units(store: Store, wanted: Wanted) -> list[Unit]:
     return [
         Unit(
             name,
-            {
-                "maker": asdict(makers[name]),
-                "parts": [[number, wanted[number]] for number in numbers],
-            },
+            LocalsOfParts(
+                makers[name], tuple((number, tuple(wanted[number])) for number in numbers)
+            ),
             sum(len(wanted[number]) for number in numbers),
         )
         for name, numbers in parts.items()
@@ -291,7 +290,8 @@ class DescribeLocals(UnitWorker):
 
     def do(self, unit: Unit, attempt: Attempt) -> Counts:
         """Describe the rows and hand over a file of locals, and one of failures, a part."""
-        wanted = {int(number): [int(row) for row in rows] for number, rows in unit.payload["parts"]}
+        work = unit.of(LocalsOfParts)
+        wanted = dict(work.parts)
         expected = {
             columns["record_id"]: (number, row, columns["sha256"])
             for number, rows in wanted.items()
@@ -301,7 +301,7 @@ class DescribeLocals(UnitWorker):
         lost: dict[int, list[FailureRow]] = {number: [] for number in wanted}
         left = {number: len(rows) for number, rows in wanted.items()}
         failed = 0
-        items = self._items(unit, dict(expected))
+        items = self._items(work.maker, dict(expected))
         for done, described in enumerate(self._described(items, attempt), 1):
             number, row, _ = expected.pop(described.row.record_id)
             reason = ""
@@ -333,20 +333,17 @@ class DescribeLocals(UnitWorker):
         )
         return zip(rows, table.take(list(rows)).to_pylist(), strict=True)
 
-    def _items(self, unit: Unit, expected: dict[str, tuple[int, int, str]]) -> Iterable[Item]:
+    def _items(self, maker: Unit, expected: dict[str, tuple[int, int, str]]) -> Iterable[Item]:
         """The images in the order in which the store's unit had them."""
-        maker = Unit(**unit.payload["maker"])
-        place, payload = self.store.place, maker.payload
-        if "archive" not in payload:
+        place, work = self.store.place, maker.work
+        if not isinstance(work, ArchivedImages):
             references = read_slice(place, maker)
             for _, row, digest in expected.values():
                 yield Item(references[row], expected=digest)
             return
-        listed = Listed(place, str(payload["source"])) if payload["listed"] else None
-        url = archive_url(place, int(payload["archive"]))
-        images = ArchiveImages(
-            url, str(payload["source"]), str(payload["prefix"]), listed, expected.keys()
-        )
+        listed = Listed(place, work.source) if work.listed else None
+        url = archive_url(place, work.archive)
+        images = ArchiveImages(url, work.source, work.prefix, listed, expected.keys())
         for item in islice(images, len(expected)):
             yield Item(
                 item.reference, item.data, item.refusal, expected[item.reference.record_id][2]

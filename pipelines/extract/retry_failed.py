@@ -30,7 +30,7 @@ from schemas.errors import UserError
 from schemas.image_list import ImageReference, decode_name, references_of, split_record_id
 from schemas.layout import IMAGES_NAME
 from schemas.manifest import Manifest, sha256_text
-from schemas.plan import Job, Unit
+from schemas.plan import ArchivedImages, ArchivedImagesAgain, Job, ListedImagesAgain, Unit
 
 NOT_AGAIN = frozenset({"duplicate", "missing"})  # classes that no second look mends
 
@@ -54,7 +54,7 @@ def run(job: Job, settings: RunSettings, plan_files: Mapping[str, bytes]) -> Man
         manifest = run_job(job, settings, plan_files, again=True)
     store = Store(job.output)
     archives = [
-        unit for unit in job.units if "archive" in unit.payload and not unit.payload.get("again")
+        unit for unit in job.units if isinstance(unit.work, ArchivedImages) and not unit.work.again
     ]
     listed, of_archives = failed_images(store, len(archives) + 1)
     if not listed and not of_archives:
@@ -79,7 +79,7 @@ def _under_way(place: Place, job: Job, manifest: Manifest) -> bool:
     parts = parts_of(place, manifest)
     made = set(parts.column("unit").to_pylist()) if parts is not None else set()
     for unit in job.units:
-        if unit.payload.get("again") and unit.name not in made:
+        if unit.work.again and unit.name not in made:
             marker = read_marker(place, job, unit)
             if (
                 marker is None or marker.files
@@ -90,7 +90,7 @@ def _under_way(place: Place, job: Job, manifest: Manifest) -> bool:
 
 def _number(unit: Unit) -> int:
     """The number of the retry that a unit belongs to; 0 of none."""
-    name = str(unit.payload.get("again") or "plan/retry-0.parquet")
+    name = unit.work.again or "plan/retry-0.parquet"
     return int(name.removeprefix("plan/retry-").removesuffix(".parquet"))
 
 
@@ -155,17 +155,12 @@ def _units(
     rows = int(job.recipe["rows_per_part"])
     for start in range(0, len(references), rows):
         ids = [reference.record_id for reference in references[start : start + rows]]
-        payload = {
-            "part": part,
-            "start": start,
-            "ids": sha256_text("\n".join(ids)),
-            "repeated": [],
-            "again": name,
-        }
-        units.append(Unit(f"part-{part:05}", payload, len(ids)))
+        work = ListedImagesAgain(part, start, sha256_text("\n".join(ids)), (), again=name)
+        units.append(Unit(f"part-{part:05}", work, len(ids)))
         part += stride
     for place, ordinal in enumerate(sorted(of_archives)):
         original = archives[ordinal]
         spread = {"part": part + place * stride, "stride": stride * len(of_archives), "again": name}
-        units.append(Unit(f"{original.name}-again-{number:05}", {**original.payload, **spread}, 0))
+        again = ArchivedImagesAgain(**{**original.payload, **spread})
+        units.append(Unit(f"{original.name}-again-{number:05}", again, 0))
     return units

@@ -36,7 +36,7 @@ from schemas.errors import UserError
 from schemas.failures import FailureRow
 from schemas.layout import LAYER, ROTATION_NAME
 from schemas.manifest import Manifest, sha256_text
-from schemas.plan import Job, Unit
+from schemas.plan import ArchivedImages, Job, ListedImages, MissingImages, Unit
 from schemas.row_ids import ROWS_A_PART
 
 WORTH_SAYING = 1_000_000_000  # bytes
@@ -147,7 +147,7 @@ def plan(options: Options, settings: RunSettings) -> tuple[Job, dict[str, bytes]
         worker="extract/describe",
         recipe=recipe,
         inputs={"images": {"url": _where(options), "content": planned.fingerprint}},
-        units=(*units, *(unit for unit in there if unit.payload.get("again"))),
+        units=(*units, *(unit for unit in there if unit.work.again)),
         settings=asdict(options),
         facts={
             "kind": "store",
@@ -196,33 +196,22 @@ def _units(planned: Planned, rows: int, archive_rows: int) -> list[Unit]:
     for start in range(0, len(planned.ids), rows):
         ids = planned.ids[start : start + rows]
         again = [row for row in range(len(ids)) if start + row in repeated]
-        payload = {
-            "part": number,
-            "start": start,
-            "ids": sha256_text("\n".join(ids)),
-            "repeated": again,
-        }
-        units.append(Unit(f"part-{number:05}", payload, len(ids)))
+        listed = ListedImages(number, start, sha256_text("\n".join(ids)), tuple(again))
+        units.append(Unit(f"part-{number:05}", listed, len(ids)))
         number += stride
     for ordinal, archive in enumerate(planned.archives):
-        payload = {
-            "archive": ordinal,
+        archived = ArchivedImages(
+            ordinal,
             **asdict(archive),
-            "part": ordinal,
-            "stride": stride,
-            "rows": archive_rows,
-            "open": True,
-        }
-        units.append(Unit(f"archive-{ordinal:05}", payload, 0))
+            part=ordinal,
+            stride=stride,
+            rows=archive_rows,
+            open=True,
+        )
+        units.append(Unit(f"archive-{ordinal:05}", archived, 0))
     if planned.listed:
-        payload = {
-            "missing": planned.listed,
-            "part": number,
-            "stride": stride,
-            "open": True,
-            "last": True,
-        }
-        units.append(Unit("missing", payload, 0))
+        missing = MissingImages(planned.listed, number, stride, open=True, last=True)
+        units.append(Unit("missing", missing, 0))
     return units
 
 

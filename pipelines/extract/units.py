@@ -33,7 +33,7 @@ from schemas.image_list import ImageReference
 from schemas.layout import LAYER, REPAIR_RECORD
 from schemas.local_descriptors import LocalRow
 from schemas.manifest import Counts, canonical_json, sha256_text
-from schemas.plan import Job, Unit
+from schemas.plan import ArchivedImages, Job, ListedImages, MissingImages, Unit
 from schemas.row_ids import ROWS_A_PART
 
 
@@ -75,11 +75,12 @@ class DescribeUnit(UnitWorker):
 
     def do(self, unit: Unit, attempt: Attempt) -> Counts:
         """Describe the unit's images and hand over its files."""
-        if "missing" in unit.payload:
-            return self._missing(unit, attempt)
-        if "archive" in unit.payload:
-            return self._archive(unit, attempt)
-        repeated = set(unit.payload["repeated"])
+        if isinstance(unit.work, MissingImages):
+            return self._missing(unit.work, attempt)
+        if isinstance(unit.work, ArchivedImages):
+            return self._archive(unit.work, attempt)
+        work = unit.of(ListedImages)
+        repeated = work.repeated_rows
         reason = "the record id stands twice in the source; only the first is described"
         references = read_slice(attempt.place, unit)
         items = (
@@ -87,10 +88,10 @@ class DescribeUnit(UnitWorker):
             for row, reference in enumerate(references)
         )
         rows = self._rows(items, attempt, Counts(0, 0), None)
-        self._write(attempt, unit.payload["part"], rows)
+        self._write(attempt, work.part, rows)
         return rows.counts
 
-    def _archive(self, unit: Unit, attempt: Attempt) -> Counts:
+    def _archive(self, work: ArchivedImages, attempt: Attempt) -> Counts:
         """Stream an archive, once unless pieces of a damaged copy must be taken back.
 
         The checksum of a compressed archive comes at its end: pieces were committed before the
@@ -100,7 +101,7 @@ class DescribeUnit(UnitWorker):
         """
         while True:
             try:
-                return self._stream(unit, attempt)
+                return self._stream(work, attempt)
             except _Differs as differs:
                 later = attempt.pieces_from(differs.piece).values()
                 whole = any(marker is not None and marker.summary["end"] for marker in later)
@@ -109,21 +110,20 @@ class DescribeUnit(UnitWorker):
                 ):  # they were read to the end: it is another archive
                     sentence = "holds other images than before; give --overwrite, or another place"
                     raise UserError(
-                        f"{archive_url(attempt.place, int(unit.payload['archive']))} {sentence}"
+                        f"{archive_url(attempt.place, work.archive)} {sentence}"
                     ) from None
                 attempt.drop_pieces(differs.piece)
                 attempt.pieces.clear()
 
-    def _stream(self, unit: Unit, attempt: Attempt) -> Counts:
+    def _stream(self, work: ArchivedImages, attempt: Attempt) -> Counts:
         """Stream an archive once; what an earlier attempt committed of it is passed over without
         decoding.
         """
-        payload = unit.payload
-        source, size = str(payload["source"]), int(payload["rows"])
-        listed = self._listed(attempt.place, source) if payload["listed"] else None
-        only = _ids(attempt.place, payload["again"]) if payload.get("again") else None
-        url = archive_url(attempt.place, int(payload["archive"]))
-        images = ArchiveImages(url, source, payload["prefix"], listed, only)
+        size = work.rows
+        listed = self._listed(attempt.place, work.source) if work.listed else None
+        only = _ids(attempt.place, work.again) if work.again else None
+        url = archive_url(attempt.place, work.archive)
+        images = ArchiveImages(url, work.source, work.prefix, listed, only)
         counts, piece, unlisted, ended = Counts(0, 0, 0), 0, 0, False
         while not ended:
             done = attempt.read_piece(piece)
@@ -140,7 +140,7 @@ class DescribeUnit(UnitWorker):
                 rows = self._rows(islice(images, size), attempt, counts, images)
                 ended = len(rows.rows) < size
                 unlisted = images.unlisted
-                number = int(payload["part"]) + piece * int(payload["stride"])
+                number = work.part + piece * work.stride
                 if rows.rows:
                     self._write(attempt, number, rows)
                     fingerprint = _fingerprint((row.record_id, row.sha256) for row in rows.rows)
@@ -157,7 +157,7 @@ class DescribeUnit(UnitWorker):
             self.lists[source] = Listed(place, source)
         return self.lists[source]
 
-    def _missing(self, unit: Unit, attempt: Attempt) -> Counts:
+    def _missing(self, work: MissingImages, attempt: Attempt) -> Counts:
         """A failed row for each image that a list names and no archive held."""
         missing, counts = missing_images(attempt.place), Counts(0, 0, 0)
         for piece, references in enumerate(iter(lambda: list(islice(missing, ROWS_A_PART)), [])):
@@ -166,9 +166,7 @@ class DescribeUnit(UnitWorker):
             ]
             lost = [one.failure for one in described if one.failure]
             rows = Rows([one.row for one in described], [], lost)
-            self._write(
-                attempt, int(unit.payload["part"]) + piece * int(unit.payload["stride"]), rows
-            )
+            self._write(attempt, work.part + piece * work.stride, rows)
             counts += rows.counts
         return counts
 
@@ -178,7 +176,7 @@ class DescribeUnit(UnitWorker):
         """Describe a run of images; tells how far it is, counted from what the unit did
         `before`.
         """
-        later = _taken_over(attempt.place, str(attempt.unit.payload.get("again") or ""))
+        later = _taken_over(attempt.place, attempt.unit.work.again)
         if attempt.number >= ISOLATE_FROM:
             stream = isolated(self.options, self.job.recipe["threads"], items)
         else:

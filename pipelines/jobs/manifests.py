@@ -64,7 +64,7 @@ def counted(unit: Unit, marker: Marker) -> Counts:
     """What a unit adds to its job's counts; one done "again" turns inputs that failed before into
     succeeded ones.
     """
-    if unit.payload.get("again"):
+    if unit.work.again:
         return Counts(0, marker.counts.succeeded, -marker.counts.succeeded)
     return marker.counts
 

@@ -11,7 +11,7 @@ from pipelines.jobs.plan import planned_units
 from pipelines.sources.archive_images import ArchiveImages, Listed, archive_url
 from pipelines.stores.store import Store
 from schemas.errors import UserError
-from schemas.plan import Unit
+from schemas.plan import ArchivedImages, Unit
 
 MOST_BYTES = (
     4_000_000_000  # of archives that are streamed for it; pictures in further ones are not shown
@@ -25,21 +25,20 @@ def archived_pictures(store: Store, record_ids: Collection[str]) -> Iterator[tup
     units = [
         unit
         for unit in planned_units(store.place)
-        if "archive" in unit.payload and not unit.payload.get("again")
+        if isinstance(unit.work, ArchivedImages) and not unit.work.again
     ]
     left = MOST_BYTES
     for unit, wanted in _by_archive(store, units, record_ids):
         with contextlib.suppress(
             UserError, OSError
         ):  # damaged, changed, not to be read: the rest is not shown
-            url = archive_url(store.place, int(unit.payload["archive"]))
-            size = int(unit.payload["bytes"])
+            work = unit.of(ArchivedImages)
+            url, size = archive_url(store.place, work.archive), work.bytes
             if "://" in url or not os.path.exists(url) or size > left:
                 continue
             left -= size
-            source = str(unit.payload["source"])
-            listed = Listed(store.place, source) if unit.payload["listed"] else None
-            images = iter(ArchiveImages(url, source, str(unit.payload["prefix"]), listed, wanted))
+            listed = Listed(store.place, work.source) if work.listed else None
+            images = iter(ArchiveImages(url, work.source, work.prefix, listed, wanted))
             for item in islice(images, len(wanted)):
                 if item.data is not None:
                     yield item.reference.record_id, item.data

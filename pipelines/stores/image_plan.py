@@ -27,7 +27,7 @@ from schemas.errors import UserError
 from schemas.image_list import ImageReference, encode_name, image_table, references_of
 from schemas.layout import ARCHIVES, ARCHIVES_NAME, IMAGES_NAME, LISTED, LISTED_NAME, SOURCE_NAME
 from schemas.manifest import canonical_json, sha256_text
-from schemas.plan import Unit
+from schemas.plan import ListedImages, Unit
 from schemas.row_ids import ROWS_A_PART
 
 PART_BYTES = 256_000_000
@@ -168,12 +168,10 @@ def list_sources(specs: Sequence[SourceSpec]) -> tuple[Planned, dict[str, bytes]
 
 def read_slice(place: Place, unit: Unit) -> Sequence[ImageReference]:
     """The unit's slice of the plan; reads only the row groups that hold it."""
-    name = unit.payload.get("again") or IMAGES_NAME
-    references = references_of(read_rows(place, name, unit.payload["start"], unit.inputs))
-    if (
-        sha256_text("\n".join(reference.record_id for reference in references))
-        != unit.payload["ids"]
-    ):
+    work = unit.of(ListedImages)
+    name = work.again or IMAGES_NAME
+    references = references_of(read_rows(place, name, work.start, unit.inputs))
+    if sha256_text("\n".join(reference.record_id for reference in references)) != work.ids:
         raise UserError(f"{place.url}/{name} is not what the plan says; give --overwrite")
     return references
 

@@ -199,7 +199,7 @@ def _read_plan(output: Output) -> None:
         return
     try:
         planned = json.loads(output.place.read(PLAN_NAME))
-        units = {unit["name"]: Unit(**unit) for unit in planned["units"]}
+        units = {unit.name: unit for unit in map(Unit.from_record, planned["units"])}
         if recipe_hash(planned["recipe"]) != planned["recipe_hash"]:
             raise ValueError("its recipe hash is not that of its recipe")
     except UNREADABLE as error:
@@ -337,9 +337,7 @@ def _compare(output: Output) -> None:
     """Markers against plan, parts table and manifest."""
     for unit, marker in output.markers.items():
         planned = output.units.get(unit)
-        wrong = _counts_wrong(
-            marker, planned.inputs if planned and not planned.payload.get("open") else 0
-        )
+        wrong = _counts_wrong(marker, planned.inputs if planned and not planned.work.open else 0)
         if wrong:
             output.redo(unit, f"done/{unit}.json", wrong)
     for name, marker in output.pieces.items():

@@ -31,7 +31,7 @@ from rrt_core.images import Image
 from schemas.errors import UserError
 from schemas.image_list import ImageReference
 from schemas.manifest import Manifest
-from schemas.plan import Job, Unit
+from schemas.plan import ArchivedImages, ArchivedImagesAgain, Job, Unit
 from tests.support.pictures import picture
 from tests.support.watching import EXTRACTOR
 from tests.tiny_extractor import TinyExtractor
@@ -481,10 +481,10 @@ def test_a_slow_stream_is_no_slow_image() -> None:
 
 
 def test_finished_archives_of_a_share_under_way_count(tmp_path: Path) -> None:
-    units = tuple(Unit(f"archive-{n}", {"open": True, "bytes": 100}, 0) for n in range(2))
-    again = Unit(
-        "archive-0-again-1", {"open": True, "bytes": 100, "again": "plan/retry-1.parquet"}, 0
-    )
+    about = (0, "s", "a.tar", 100, "", False, 0, 3, 512, True)
+    units = tuple(Unit(f"archive-{n}", ArchivedImages(*about), 0) for n in range(2))
+    table = "plan/retry-1.parquet"
+    again = Unit("archive-0-again-1", ArchivedImagesAgain(*about, again=table), 0)
     job = Job("extract", str(tmp_path), "", {}, {}, (*units, again), most_failed="5")
     shortfall = Shortfall(job)
     assert shortfall.progress({"archive-0": UnderWay(10, 0, 1.0, "")}) == (10, 20)
