@@ -11,6 +11,7 @@ import msgspec
 
 _UNSAFE = re.compile(r"[\x00-\x1f\x7f\\]|^/|^[A-Za-z]:|::|://")
 _PLACE = " - at `$"  # how msgspec names the place of a value, in front of .units[3].inputs`
+_NEWER = "a newer version of this software may have made it"
 
 T = TypeVar("T")
 
@@ -55,7 +56,7 @@ def read_strictly(
         raise ValueError(_located(str(error))) from error
 
     if unknown := _unknown_key(value, read):
-        raise ValueError(f"{unknown}: unknown field; a newer version may have made it")
+        raise ValueError(f"{unknown} is not known here; {_NEWER}")
 
     return read
 
@@ -67,8 +68,8 @@ def _located(text: str) -> str:
 
     what = what.replace("`", "")
     what = what[:1].lower() + what[1:]
-    if "unknown field" in what:
-        what += "; a newer version may have made it"
+    what = what.replace("object missing required field", "it has no")
+    what = re.sub("^object contains unknown field (.*)", rf"\1 is not known here; {_NEWER}", what)
 
     return f"{where}: {what}" if where else what
 
