@@ -22,7 +22,7 @@ from pipelines.storage.place import free_bytes, open_place
 from pipelines.stores.store import Store
 from rrt_core.extractors import create
 from schemas.errors import UserError
-from schemas.plan import ArchivedImages, Job, LocalsOfParts, Unit
+from schemas.plan import Job, LocalsOfParts, Unit
 
 
 def estimate(
@@ -124,10 +124,7 @@ def of_retry(job: Job, settings: RunSettings, before: float) -> Estimate:
             f"{place.url} is not finished; give the command without --retry-failed first"
         )
     refuse_other_recipe(place, job, manifest.recipe)
-    archives = sum(
-        isinstance(unit.work, ArchivedImages) and not unit.work.again for unit in job.units
-    )
-    listed, of_archives = retry.failed_images(Store(job.output), archives + 1)
+    listed, of_archives = retry.failed_images(Store(job.output), job.units)
     images = len(listed) + sum(map(len, of_archives.values()))
     each = manifest.work_seconds / max(1, manifest.counts.inputs)
     size = manifest.parts["bytes"] / max(1, manifest.counts.succeeded)

@@ -10,7 +10,7 @@ import contextlib
 import io
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from typing import Any
@@ -27,7 +27,7 @@ from schemas.errors import UserError
 from schemas.image_list import ImageReference, encode_name, image_table, references_of
 from schemas.layout import ARCHIVES, ARCHIVES_NAME, IMAGES_NAME, LISTED, LISTED_NAME, SOURCE_NAME
 from schemas.manifest import canonical_json, sha256_text
-from schemas.plan import ListedImages, Unit
+from schemas.plan import ListedImages, ListedImagesAgain, Unit
 from schemas.row_ids import ROWS_A_PART
 
 PART_BYTES = 256_000_000
@@ -176,6 +176,12 @@ def read_slice(place: Place, unit: Unit) -> Sequence[ImageReference]:
     return references
 
 
+def read_ids(place: Place, name: str) -> frozenset[str]:
+    """The record ids of a plan's table of images."""
+    table = pq.read_table(io.BytesIO(place.read(name)), columns=["record_id"])
+    return frozenset(table.column("record_id").to_pylist())
+
+
 def read_rows(place: Place, name: str, start: int, rows: int) -> pa.Table:
     """Rows of a plan's table; reads only the row groups that hold them."""
     with contextlib.closing(BlockFile(open_bytes(f"{place.url}/{name}"))) as stream:
@@ -197,10 +203,24 @@ def rows_per_part(bytes_an_image: int, images: int) -> int:
     return min(rows_that_fit(bytes_an_image), max(32, -(-images // PARTS_WISHED)))
 
 
-def repeated_places(names: Sequence[str]) -> set[int]:
-    """Places of the ids that stand earlier already."""
+def listed_units(
+    names: Sequence[str], rows: int, part: int = 0, step: int = 1, again: str = ""
+) -> Iterator[Unit]:
+    """Units of the images of a table, so many rows each, for the parts `part`, `part + step` ...
+
+    names  record ids of the table's rows
+    again  the table's name, where it is one of failed images; "" for the plan's own
+    """
     first: dict[str, int] = {}
-    return {place for place, name in enumerate(names) if first.setdefault(name, place) != place}
+    for row, name in enumerate(names):
+        first.setdefault(name, row)
+
+    for number, start in enumerate(range(0, len(names), rows)):
+        ids = names[start : start + rows]
+        repeated = tuple(row for row, name in enumerate(ids) if first[name] != start + row)
+        fields = (part + number * step, start, sha256_text("\n".join(ids)), repeated)
+        work = ListedImagesAgain(*fields, again=again) if again else ListedImages(*fields)
+        yield Unit(f"part-{work.part:05}", work, len(ids))
 
 
 def table_file(table: pa.Table) -> bytes:

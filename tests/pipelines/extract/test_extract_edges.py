@@ -33,6 +33,7 @@ from schemas.image_list import ImageReference
 from schemas.manifest import Manifest
 from schemas.plan import ArchivedImages, ArchivedImagesAgain, Job, Unit
 from tests.support.pictures import picture
+from tests.support.stored import failure_rows
 from tests.support.watching import EXTRACTOR
 from tests.tiny_extractor import TinyExtractor
 
@@ -90,9 +91,7 @@ def living(out: Path) -> dict[str, bytes]:
 def lost(out: Path) -> list[tuple[str, str]]:
     store = Store(str(out))
     names = [part.failures.name for part in store.parts if part.failures]
-    return sorted(
-        (row.record_id, row.error_class) for row in extract.failure_rows(store.place, names)
-    )
+    return sorted((row.record_id, row.error_class) for row in failure_rows(store.place, names))
 
 
 class Picky(TinyExtractor):
@@ -425,7 +424,7 @@ class Raising(TinyExtractor):
 def test_a_binary_store_of_an_extractor_that_fails_is_a_sentence(tmp_path: Path) -> None:
     archive = write_tar(tmp_path / "a.tar", members(0, 3))
     with pytest.raises(
-        UserError, match="learns from a sample .*:Raising fails on it: RuntimeError: boom; mend"
+        UserError, match="learns from a sample .*:Raising fails on it: RuntimeError: boom; fix"
     ):
         make(tmp_path / "store", archive, local_dtype="binary", extractor=f"{__name__}:Raising")
 
