@@ -1,4 +1,4 @@
-"""Every name that an output has on disk, in one place."""
+"""Every name that an output has on disk, and how row ids are counted, in one place."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import re
 
 import pyarrow as pa
 
-ENTRIES = "plan/entries.parquet"
+ROWS_A_PART = 4096  # a row id, int64, is (base of the store + part number) * ROWS_A_PART + row
+
+ENTRIES = "plan/entries.parquet"  # of imported DELG files: the stem of each image's, or null
 
 PLAN_FOLDER = "plan"  # it tells that a folder is an output of this software
 

@@ -122,9 +122,14 @@ class Marker:
     def from_bytes(data: bytes) -> Marker | None:
         """The marker; None where the bytes are no marker: an unreadable one counts as absent."""
         try:
-            return read_strictly(read_record(data, MARKER_SCHEMA), Marker)
+            return Marker.decoded(data)
         except ValueError:
             return None
+
+    @staticmethod
+    def decoded(data: bytes) -> Marker:
+        """The marker. Raises ValueError, with the place of what is wrong."""
+        return read_strictly(read_record(data, MARKER_SCHEMA), Marker)
 
 
 def content_hash(files: Iterable[FileEntry], summaries: Mapping[str, Any] | None = None) -> str:

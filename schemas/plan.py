@@ -17,7 +17,7 @@ from msgspec import UNSET, UnsetType
 
 from schemas.errors import UserError
 from schemas.inside import check_inside, check_unit_name, read_strictly
-from schemas.manifest import canonical_json, recipe_hash, sha256_text
+from schemas.manifest import Counts, canonical_json, recipe_hash, sha256_text
 
 W = TypeVar("W", bound="Work")
 
@@ -223,6 +223,12 @@ class Unit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 f"{kind.__name__}: plan and job are not of one output"
             )
         return self.work
+
+    def adds(self, counts: Counts) -> Counts:
+        """What a finished unit adds to its job's counts: done again, failed inputs succeed."""
+        if self.work.again:
+            return Counts(0, counts.succeeded, -counts.succeeded)
+        return counts
 
     @staticmethod
     def from_record(record: object) -> Unit:

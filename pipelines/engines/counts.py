@@ -8,7 +8,6 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from pipelines.jobs.manifests import counted
 from schemas.errors import UserError
 from schemas.manifest import Counts, Marker
 from schemas.plan import Job, Unit
@@ -57,7 +56,7 @@ class Shortfall:
         """A unit is done."""
         if unit.name not in self.finished:
             self.finished[unit.name] = marker
-            self.counts += counted(unit, marker)
+            self.counts += unit.adds(marker.counts)
 
     @property
     def done(self) -> int:

@@ -68,11 +68,10 @@ class Describer:
         if item.expected and digest != item.expected:
             return Decoded(DecodeError(CHANGED, "changed"), len(data), digest)
 
-        image: Image | DecodeError
         try:
             image = decode(data, reference.record_id, reference.box, **self.decoding)
         except DecodeError as error:
-            image = error
+            return Decoded(error, len(data), digest)
         return Decoded(image, len(data), digest)
 
     def describe(self, items: Sequence[Item], images: Sequence[Decoded]) -> Iterator[Described]:

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import fields, replace
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -19,27 +18,20 @@ import numpy as np
 from pipelines.engines.driver import run_job
 from pipelines.engines.settings import RunSettings
 from pipelines.extract.options import Options
-from pipelines.extract.units import ImageWorker
-from pipelines.jobs.attempt import Attempt
 from pipelines.jobs.manifests import read_manifest, require_manifest
 from pipelines.jobs.plan import planned_units
 from pipelines.results.shortlists import read_shortlist_part, shortlist_files
 from pipelines.results.truth import reranked_rows, truth_of
-from pipelines.sources.item import Item
 from pipelines.sources.spec import read_input
 from pipelines.storage.place import open_place
-from pipelines.stores.image_plan import read_slice
 from pipelines.stores.locals import LocalsFile
-from pipelines.stores.part_writer import PartRows
-from pipelines.stores.store import Store, part_columns
+from pipelines.stores.store import Store
 from rrt_core.extractors import create, identity_of
 from schemas.errors import UserError
-from schemas.failures import FailureRow
-from schemas.layout import LAYERS
+from schemas.layout import LAYERS, ROWS_A_PART
 from schemas.local_descriptors import bytes_a_local
-from schemas.manifest import Counts, Manifest, canonical_json, sha256_text
+from schemas.manifest import Manifest, canonical_json, sha256_text
 from schemas.plan import ArchivedImages, Job, ListedImages, LocalsOfParts, Unit
-from schemas.row_ids import ROWS_A_PART
 
 STAGE = "locals"
 
@@ -232,60 +224,3 @@ def _units(store: Store, wanted: Wanted) -> Iterable[Unit]:
         parts = tuple((number, tuple(wanted[number])) for number in listed)
         images = sum(len(rows) for _, rows in parts)
         yield Unit(name, LocalsOfParts(makers[listed[0]], parts), images)
-
-
-class DescribeLocals(ImageWorker):
-    """Describes the named rows of a part, or of an archive's parts, and writes their locals."""
-
-    def __init__(self, job: Job) -> None:
-        self.store = Store(job.settings["store"])
-        super().__init__(job, self.store.place, layer=True)
-
-    def do(self, unit: Unit, attempt: Attempt) -> Counts:
-        """Describe the rows and hand over a file of locals, and one of failures, a part."""
-        work = unit.of(LocalsOfParts)
-        expected = {
-            columns["record_id"]: (number, row, columns["sha256"])
-            for number, rows in work.parts
-            for row, columns in self._rows(number, rows)
-        }
-        parts = {number: PartRows() for number, _ in work.parts}
-        left = {number: len(rows) for number, rows in work.parts}
-        failed = 0
-
-        items = self._items(work.maker, dict(expected))
-        for done, described in enumerate(self.described(items, attempt), 1):
-            number, row, _ = expected.pop(described.row.record_id)
-            reason = self.keep(parts[number], row, described)
-            failed += bool(reason)
-            left[number] -= 1
-            if not left[number]:  # a part of an archive goes to the disk as soon as it is whole
-                self._write(attempt, number, parts.pop(number))
-            attempt.tell(done, failed, reason=reason)
-
-        for record_id, (number, _, _) in sorted(expected.items()):
-            reason = "its archive does not hold it any more"
-            parts[number].failures.append(FailureRow(record_id, STAGE, reason, "changed"))
-            failed += 1
-        for number in sorted(parts):
-            self._write(attempt, number, parts[number])
-        return Counts(unit.inputs, unit.inputs - failed, failed)
-
-    def _rows(self, number: int, rows: Sequence[int]) -> Iterable[tuple[int, dict[str, Any]]]:
-        name = self.store.part(number).globals.name
-        table = part_columns(self.store.place, name, ["record_id", "sha256"])
-        return zip(rows, table.take(list(rows)).to_pylist(), strict=True)
-
-    def _items(self, maker: Unit, expected: dict[str, tuple[int, int, str]]) -> Iterable[Item]:
-        """The images in the order in which the store's unit had them."""
-        if isinstance(maker.work, ArchivedImages):
-            for item in islice(self.archive(maker.work, expected.keys()), len(expected)):
-                yield replace(item, expected=expected[item.reference.record_id][2])
-        else:
-            references = read_slice(self.store.place, maker)
-            for _, row, digest in expected.values():
-                yield Item(references[row], expected=digest)
-
-    def _write(self, attempt: Attempt, number: int, part: PartRows) -> None:
-        part.locals.sort(key=lambda one: one.row)
-        self.writer.write(attempt, number, part)

@@ -74,7 +74,7 @@ def _under_way(place: Place, job: Job, manifest: Manifest) -> bool:
     first.
     """
     parts = parts_of(place, manifest)
-    made = set(parts.column("unit").to_pylist()) if parts is not None else set()
+    made = {unit for unit, _ in parts or ()}
     for unit in job.units:
         if unit.work.again and unit.name not in made:
             marker = read_marker(place, job, unit)

@@ -26,10 +26,9 @@ from pipelines.sources.archive_images import Listed
 from pipelines.sources.archives import ArchiveDamaged, Entry, entries
 from pipelines.stores.image_plan import images_file
 from schemas.image_list import encode_name, references_of
-from schemas.layout import ARCHIVES, ARCHIVES_NAME, IMAGES_NAME
+from schemas.layout import ARCHIVES, ARCHIVES_NAME, IMAGES_NAME, ROWS_A_PART
 from schemas.manifest import sha256_text
 from schemas.plan import ArchivedImages, ListedImages, Unit
-from schemas.row_ids import ROWS_A_PART
 
 SECONDS = 12.0  # of counting, over all archives
 AT_LEAST = 0.5  # of one archive

@@ -29,10 +29,9 @@ from pipelines.stores.image_plan import (
 from rrt_core.extractors import Extractor, create, identity_of
 from schemas import global_descriptors, local_descriptors
 from schemas.errors import UserError
-from schemas.layout import LAYER, ROTATION_NAME
+from schemas.layout import LAYER, ROTATION_NAME, ROWS_A_PART
 from schemas.manifest import Manifest
 from schemas.plan import ArchivedImages, Job, MissingImages, Unit
-from schemas.row_ids import ROWS_A_PART
 
 WORTH_SAYING = 1_000_000_000  # bytes
 ARCHIVE_ROWS = 512  # images a part of an archive: as much is lost on a kill

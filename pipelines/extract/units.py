@@ -1,9 +1,11 @@
-"""The worker of `extract`: describes a slice of a listing, or an archive piece by piece."""
+"""The workers of `extract`: they describe images of listings and archives, and write parts."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
+from typing import Any
 
 from pipelines.extract.absent import missing_images
 from pipelines.extract.batches import ISOLATE_FROM, batched, isolated
@@ -15,14 +17,15 @@ from pipelines.sources.item import Item
 from pipelines.storage.place import Place, open_place
 from pipelines.stores.image_plan import read_ids, read_slice
 from pipelines.stores.part_writer import OF_A_LAYER, OF_A_STORE, PartRows, PartWriter, read_rotation
+from pipelines.stores.store import Store, part_columns
 from rrt_core.images import DecodeError
 from schemas.errors import UserError
+from schemas.failures import FailureRow
 from schemas.global_descriptors import GlobalRow
 from schemas.image_list import ImageReference
-from schemas.layout import REPAIR_RECORD, retry_number
+from schemas.layout import REPAIR_RECORD, ROWS_A_PART, retry_number
 from schemas.manifest import Counts, Marker, canonical_json, sha256_text
-from schemas.plan import ArchivedImages, Job, ListedImages, MissingImages, Unit
-from schemas.row_ids import ROWS_A_PART
+from schemas.plan import ArchivedImages, Job, ListedImages, LocalsOfParts, MissingImages, Unit
 
 REPEATED = "the record id stands twice in the source; only the first is described"
 
@@ -182,6 +185,63 @@ class DescribeUnit(ImageWorker):
             counts = before + part.counts
             attempt.tell(counts.inputs, counts.failed, images.position if images else 0.0, reason)
         return part
+
+
+class DescribeLocals(ImageWorker):
+    """Describes the named rows of a part, or of an archive's parts, and writes their locals."""
+
+    def __init__(self, job: Job) -> None:
+        self.store = Store(job.settings["store"])
+        super().__init__(job, self.store.place, layer=True)
+
+    def do(self, unit: Unit, attempt: Attempt) -> Counts:
+        """Describe the rows and hand over a file of locals, and one of failures, a part."""
+        work = unit.of(LocalsOfParts)
+        expected = {
+            columns["record_id"]: (number, row, columns["sha256"])
+            for number, rows in work.parts
+            for row, columns in self._rows(number, rows)
+        }
+        parts = {number: PartRows() for number, _ in work.parts}
+        left = {number: len(rows) for number, rows in work.parts}
+        failed = 0
+
+        items = self._items(work.maker, dict(expected))
+        for done, described in enumerate(self.described(items, attempt), 1):
+            number, row, _ = expected.pop(described.row.record_id)
+            reason = self.keep(parts[number], row, described)
+            failed += bool(reason)
+            left[number] -= 1
+            if not left[number]:  # a part of an archive goes to the disk as soon as it is whole
+                self._write(attempt, number, parts.pop(number))
+            attempt.tell(done, failed, reason=reason)
+
+        for record_id, (number, _, _) in sorted(expected.items()):
+            reason = "its archive does not hold it any more"
+            parts[number].failures.append(FailureRow(record_id, self.job.stage, reason, "changed"))
+            failed += 1
+        for number in sorted(parts):
+            self._write(attempt, number, parts[number])
+        return Counts(unit.inputs, unit.inputs - failed, failed)
+
+    def _rows(self, number: int, rows: Sequence[int]) -> Iterable[tuple[int, dict[str, Any]]]:
+        name = self.store.part(number).globals.name
+        table = part_columns(self.store.place, name, ["record_id", "sha256"])
+        return zip(rows, table.take(list(rows)).to_pylist(), strict=True)
+
+    def _items(self, maker: Unit, expected: dict[str, tuple[int, int, str]]) -> Iterable[Item]:
+        """The images in the order in which the store's unit had them."""
+        if isinstance(maker.work, ArchivedImages):
+            for item in islice(self.archive(maker.work, expected.keys()), len(expected)):
+                yield replace(item, expected=expected[item.reference.record_id][2])
+        else:
+            references = read_slice(self.store.place, maker)
+            for _, row, digest in expected.values():
+                yield Item(references[row], expected=digest)
+
+    def _write(self, attempt: Attempt, number: int, part: PartRows) -> None:
+        part.locals.sort(key=lambda one: one.row)
+        self.writer.write(attempt, number, part)
 
 
 def _taken_over(place: Place, own: str) -> frozenset[str]:

@@ -1,6 +1,4 @@
-"""A job's plan: written once; what was made by another recipe is refused, and the sentence says
-what differs.
-"""
+"""A job's plan: written once; another recipe's output is refused, saying what differs."""
 
 from __future__ import annotations
 

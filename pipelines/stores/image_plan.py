@@ -25,10 +25,17 @@ from pipelines.storage.blocks import BlockFile, open_bytes
 from pipelines.storage.place import Place
 from schemas.errors import UserError
 from schemas.image_list import ImageReference, encode_name, image_table, references_of
-from schemas.layout import ARCHIVES, ARCHIVES_NAME, IMAGES_NAME, LISTED, LISTED_NAME, SOURCE_NAME
+from schemas.layout import (
+    ARCHIVES,
+    ARCHIVES_NAME,
+    IMAGES_NAME,
+    LISTED,
+    LISTED_NAME,
+    ROWS_A_PART,
+    SOURCE_NAME,
+)
 from schemas.manifest import canonical_json, sha256_text
 from schemas.plan import ListedImages, ListedImagesAgain, Unit
-from schemas.row_ids import ROWS_A_PART
 
 PART_BYTES = 256_000_000
 PARTS_WISHED = (

@@ -21,10 +21,9 @@ from schemas import global_descriptors
 from schemas.errors import UserError
 from schemas.global_descriptors import GlobalPart
 from schemas.image_list import ImageReference, references_of
-from schemas.layout import LAYERS
-from schemas.manifest import FileEntry, entries_of
+from schemas.layout import LAYERS, ROWS_A_PART
+from schemas.manifest import FileEntry
 from schemas.plan import Unit
-from schemas.row_ids import ROWS_A_PART
 
 _PART = re.compile(r"part-(\d+)\.")
 
@@ -122,7 +121,7 @@ class Store:
             )
         files: dict[int, dict[str, FileEntry]] = {}
         units: dict[int, str] = {}
-        for unit, entry in zip(listed.column("unit").to_pylist(), entries_of(listed), strict=True):
+        for unit, entry in listed:
             number = part_number(entry.name)
             if number is None:
                 raise UserError(f"{self.place.url}/{entry.name} is no part of a store")
@@ -156,8 +155,7 @@ class Store:
                 continue
             if manifest is None or manifest.facts.get("kind") != "layer":
                 continue
-            listed = parts_of(place, manifest)
-            for entry in entries_of(listed) if listed is not None else ():
+            for _, entry in parts_of(place, manifest) or ():
                 if entry.name.startswith("local/"):
                     globals_name = manifest.facts["globals"][str(part_number(entry.name))]
                     found[globals_name] = (*found.get(globals_name, ()), (place, entry))

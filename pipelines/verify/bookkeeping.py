@@ -18,7 +18,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.jobs.manifests import counted
 from pipelines.storage.place import Place
 from pipelines.verify.problems import COMMAND, FINISH, REWRITE, Problem
 from schemas.layout import (
@@ -373,7 +372,7 @@ def _compare(output: Output) -> None:
     ):
         output.add(MANIFEST_NAME, "its content hash is not that of the files in the markers")
     pairs = [(output.units.get(unit), marker) for unit, marker in output.markers.items()]
-    counts = sum((counted(unit, m) if unit else m.counts for unit, m in pairs), Counts(0, 0, 0))
+    counts = sum((unit.adds(m.counts) if unit else m.counts for unit, m in pairs), Counts(0, 0, 0))
     if counts != manifest.counts:
         output.add(
             MANIFEST_NAME,
