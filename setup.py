@@ -19,6 +19,7 @@ INSTALL_REQUIRES = [
     "h5py>=3.14,<4",
     "jinja2>=3.1,<4",
     "matplotlib>=3.10,<4",
+    "msgspec>=0.19,<1",
     "numpy>=2.3,<3",
     "opencv-python-headless>=5,<6",  # SIFT's bytes changed with version 5
     "pillow>=12.1.1,<14",

@@ -217,7 +217,7 @@ OF_THE_DOOR = {
 WORKERS = {
     "evaluate/evaluate": "pipelines.evaluate.units:Evaluate",
     "extract/describe": "pipelines.extract.units:DescribeUnit",
-    "extract/locals": "pipelines.extract.lazy_locals:DescribeLocals",
+    "extract/locals": "pipelines.extract.units:DescribeLocals",
     "import/part": "pipelines.exchange.import_store:ImportPart",
     "index/fill": "pipelines.index.units:Fill",
     "index/merge": "pipelines.index.units:Merge",

@@ -1,10 +1,14 @@
-"""Every name that an output has on disk, in one place."""
+"""Every name that an output has on disk, and how row ids are counted, in one place."""
 
 from __future__ import annotations
 
+import re
+
 import pyarrow as pa
 
-ENTRIES = "plan/entries.parquet"
+ROWS_A_PART = 4096  # a row id, int64, is (base of the store + part number) * ROWS_A_PART + row
+
+ENTRIES = "plan/entries.parquet"  # of imported DELG files: the stem of each image's, or null
 
 PLAN_FOLDER = "plan"  # it tells that a folder is an output of this software
 
@@ -18,6 +22,7 @@ LAYER = "full"  # the layer of local descriptors that a full extraction makes
 ROTATION_NAME = "plan/rotation.f32"  # of binary local descriptors
 
 IMAGES_NAME = "plan/images.parquet"
+RETRIES = "plan/retry-{:05}.parquet"  # failed images that a retry of this number describes again
 SOURCE_NAME = "plan/source.json"
 
 ARCHIVES_NAME = "plan/archives.parquet"  # where the archives lie: moved ones do not change the plan
@@ -28,3 +33,9 @@ LISTED = pa.schema(
 )
 
 LAYERS = "layers"  # folder of a store's further layers of local descriptors
+
+
+def retry_number(name: str) -> int:
+    """The number of the retry whose table of images has this name; 0 of any other name."""
+    match = re.fullmatch(r"plan/retry-(\d+)\.parquet", name)
+    return int(match[1]) if match else 0

@@ -2,8 +2,8 @@
 
 Two identities (docs/architecture.md):
 
-* the *recipe* decides skip or refuse: stage, schema version, model, options that change bytes,
-    content of inputs;
+* the *recipe* decides skip or refuse: stage, schema version, model, options that change bytes, and
+  the content of inputs;
 * the *content* is the hash of the sorted (file name, SHA-256) list of what was written.
 """
 
@@ -17,7 +17,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from schemas.inside import check_inside
+from schemas.inside import check_inside, read_strictly
 
 MANIFEST_SCHEMA = "rrt-manifest/1"
 MARKER_SCHEMA = "rrt-marker/1"
@@ -31,9 +31,8 @@ PARTS = pa.schema(
         pa.field("rows", pa.int64(), nullable=False),
         pa.field("bytes", pa.int64(), nullable=False),
         pa.field("sha256", pa.string(), nullable=False),
-        pa.field(
-            "layout", pa.string(), nullable=False
-        ),  # JSON: HDF5 byte offsets; "" for other files
+        # JSON: HDF5 byte offsets; "" for other files
+        pa.field("layout", pa.string(), nullable=False),
     ]
 )
 
@@ -55,11 +54,19 @@ def recipe_hash(recipe: Mapping[str, Any]) -> str:
     return sha256_text(canonical_json(recipe))
 
 
+def read_record(data: bytes, schema: str) -> dict[str, Any]:
+    """A JSON object without its key "schema". Raises ValueError where it is of another schema."""
+    value = json.loads(data)
+    made_by = value.pop("schema", None) if isinstance(value, dict) else None
+    if made_by != schema:
+        raise ValueError(f"its schema is {made_by!r}, this software reads {schema!r}")
+
+    return value
+
+
 @dataclass(frozen=True)
 class FileEntry:
-    """One data file of an output: its path below the folder, rows, bytes, SHA-256 (hex), HDF5
-    layout.
-    """
+    """One data file of an output: its path below the folder, SHA-256 (hex), HDF5 layout."""
 
     name: str
     rows: int
@@ -113,18 +120,16 @@ class Marker:
 
     @staticmethod
     def from_bytes(data: bytes) -> Marker | None:
-        """The marker, or None where the bytes are no marker (an unreadable one counts as
-        absent).
-        """
+        """The marker; None where the bytes are no marker: an unreadable one counts as absent."""
         try:
-            value = json.loads(data)
-            if value.pop("schema") != MARKER_SCHEMA:
-                return None
-            value["files"] = tuple(FileEntry(**entry) for entry in value["files"])
-            value["counts"] = Counts(**value["counts"])
-            return Marker(**value)
-        except (ValueError, KeyError, TypeError, AttributeError):
+            return Marker.decoded(data)
+        except ValueError:
             return None
+
+    @staticmethod
+    def decoded(data: bytes) -> Marker:
+        """The marker. Raises ValueError, with the place of what is wrong."""
+        return read_strictly(read_record(data, MARKER_SCHEMA), Marker)
 
 
 def content_hash(files: Iterable[FileEntry], summaries: Mapping[str, Any] | None = None) -> str:
@@ -174,9 +179,7 @@ class Manifest:
     content: str
     inputs: dict[str, dict[str, str]]  # name -> {"url", "content"}
     counts: Counts
-    facts: dict[
-        str, Any
-    ]  # the stage's own facts for readers (dimensions, scales, search files ...)
+    facts: dict[str, Any]  # the stage's own, for readers (dimensions, scales, search files ...)
     parts: dict[str, Any]  # {"name", "sha256", "files", "bytes"}
     versions: dict[str, str]
     made_at: str  # ISO 8601, UTC
@@ -192,16 +195,6 @@ class Manifest:
     def from_bytes(data: bytes) -> Manifest:
         """The manifest.
 
-        Raises ValueError where the bytes are none, or of another schema version.
+        Raises ValueError, with the place of what is wrong, also where the schema is another one.
         """
-        try:
-            value = json.loads(data)
-            schema = value.pop("schema")
-            if schema != MANIFEST_SCHEMA:
-                raise ValueError(
-                    f"its schema is {schema!r}, this software reads {MANIFEST_SCHEMA!r}"
-                )
-            value["counts"] = Counts(**value["counts"])
-            return Manifest(**value)
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"it is no manifest ({error})") from error
+        return read_strictly(read_record(data, MANIFEST_SCHEMA), Manifest)

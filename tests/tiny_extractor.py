@@ -5,6 +5,8 @@ once.
 from __future__ import annotations
 
 import hashlib
+import os
+import signal
 import time
 from collections.abc import Sequence
 from itertools import pairwise
@@ -33,7 +35,13 @@ class TinyExtractor(Extractor):
         self.projection = np.random.default_rng(seed).standard_normal((192, 128)).astype(np.float32)
 
     def describe(self, images: Sequence[Image]) -> list[Description | Failure]:
-        """As the contract says; `seconds` an image make it slow enough to be interrupted."""
+        """As the contract says; `seconds` an image make it slow enough to be interrupted.
+
+        An image whose record id holds what RRT_TEST_CRASH_ON says kills the process.
+        """
+        crash = os.environ.get("RRT_TEST_CRASH_ON")
+        if crash and any(crash in image.record_id for image in images):
+            os.kill(os.getpid(), signal.SIGSEGV)
         time.sleep(self.seconds * len(images))
         return [self._one(image) for image in images]
 

@@ -18,7 +18,7 @@ MOST_A_SHARE = 128
 
 def waits_for_all(unit: Unit) -> bool:
     """Whether a unit begins only when all others are done."""
-    return bool(unit.payload.get("last"))
+    return unit.work.last
 
 
 class Assignments:
@@ -74,9 +74,9 @@ class Assignments:
         """Inputs that earlier commands did of unfinished units, rather more than less."""
         pieces = Counter(name.partition(".")[0] for name in self.place.names(PIECES))
         return sum(
-            pieces[unit.name] * int(unit.payload.get("rows", 0))
+            pieces[unit.name] * unit.work.rows_a_piece
             for unit in self.waiting
-            if unit.payload.get("open") and not unit.payload.get("again")
+            if unit.work.open and not unit.work.again
         )
 
     def in_place(self, done: int | None = None) -> str:

@@ -6,7 +6,6 @@ import re
 from collections.abc import Mapping
 
 from pipelines.engines.under_way import UnderWay
-from pipelines.jobs.markers import counted
 from schemas.errors import UserError
 from schemas.manifest import Counts, Marker
 from schemas.plan import Job, Unit
@@ -25,12 +24,12 @@ class Shortfall:
         self.limit, self.per_cent = _limit(job.most_failed)
         self.text = job.most_failed
         self.noun = job.noun
-        self.closed = sum(unit.inputs for unit in job.units if not unit.payload.get("again"))
-        self.again = {unit.name for unit in job.units if unit.payload.get("again")}
+        self.closed = sum(unit.inputs for unit in job.units if not unit.work.again)
+        self.again = {unit.name for unit in job.units if unit.work.again}
         self.open_bytes = {
-            unit.name: max(1, _bytes(unit))
+            unit.name: max(1, unit.work.size)
             for unit in job.units
-            if unit.payload.get("open") and unit.name not in self.again
+            if unit.work.open and unit.name not in self.again
         }
         # where lists say what archives hold
         self.planned = int(job.facts.get("images_planned") or 0)
@@ -41,7 +40,7 @@ class Shortfall:
         """A unit is done."""
         if unit.name not in self.finished:
             self.finished[unit.name] = marker
-            self.counts += counted(unit, marker)
+            self.counts += unit.adds(marker.counts)
 
     @property
     def done(self) -> int:
@@ -110,10 +109,6 @@ class Shortfall:
         return next(
             (state.reason for state in self._running(under_way).values() if state.reason), ""
         )
-
-
-def _bytes(unit: Unit) -> int:
-    return int(unit.payload.get("bytes", 0))
 
 
 def _limit(text: str) -> tuple[float | None, bool]:

@@ -110,7 +110,7 @@ def refuse_other(place: Place, job: Job, settings: RunSettings) -> None:
     planned = read_plan(place) if manifest is None else None
     if manifest is not None or planned is not None:
         refuse_other_recipe(
-            place, job, manifest.recipe if manifest else planned["recipe"] if planned else None
+            place, job, manifest.recipe if manifest else planned.recipe if planned else None
         )
     elif place.has_files(besides="plan") and not is_ours(place):
         raise UserError(f"{place.url} holds files of something else; give an empty or a new folder")

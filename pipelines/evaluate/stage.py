@@ -29,7 +29,7 @@ from pipelines.storage.place import open_place
 from rrt_core.metrics.revisited import KAPPAS
 from schemas.ground_truth.ground_truth import load_ground_truth
 from schemas.manifest import Manifest
-from schemas.plan import Job, Unit
+from schemas.plan import Job, Unit, WholeJob
 from schemas.ranking import DEPLOY
 
 STAGE = "evaluate"
@@ -70,7 +70,7 @@ def run(options: Options, settings: RunSettings) -> Manifest:
             "ranking": as_input(f"{options.out}/ranking", ranking),
             "ground_truth": truth_input(options.ground_truth),
         },
-        units=(Unit("evaluation", {}, len(truth.queries)),),
+        units=(Unit("evaluation", WholeJob(), len(truth.queries)),),
         settings={**asdict(options), "protocols": ranking.facts["protocols"], "ensemble": None},
         facts={
             "kind": "evaluation",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pipelines.options import option
 from schemas.errors import UserError
 from schemas.importers import arrays, delg
-from schemas.row_ids import ROWS_A_PART
+from schemas.layout import ROWS_A_PART
 
 STAGE = "import"
 FORMATS = ("delg", "ames", "npy", "npz", "mat", "clip")

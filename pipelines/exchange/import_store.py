@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import pyarrow as pa
@@ -26,21 +26,23 @@ from pipelines.jobs.unit_worker import UnitWorker
 from pipelines.storage.place import open_place
 from pipelines.stores.image_plan import (
     images_file,
+    listed_units,
     read_rows,
     read_slice,
-    repeated_places,
     rows_per_part,
     table_file,
 )
-from schemas import failures, global_descriptors, local_descriptors
+from pipelines.stores.part_writer import OF_A_STORE, PartRows, PartWriter
+from schemas import local_descriptors
 from schemas.failures import FailureRow
 from schemas.global_descriptors import GlobalRow
 from schemas.image_list import ImageReference
 from schemas.importers import Unusable
 from schemas.layout import ENTRIES, IMAGES_NAME, LAYER
-from schemas.local_descriptors import LocalRow
-from schemas.manifest import Counts, Manifest, sha256_text
-from schemas.plan import Job, Unit
+from schemas.manifest import Counts, Manifest
+from schemas.plan import Job, ListedImages, Unit
+
+REPEATED = "the record id stands twice in the input; only the first is taken"
 
 
 def run(options: Options, settings: RunSettings) -> Manifest:
@@ -58,18 +60,6 @@ def plan(options: Options) -> tuple[Job, dict[str, bytes]]:
     inputs = describe_inputs(options)
     names = [reference.record_id for reference in inputs.references]
     rows = _rows_per_part(options, inputs)
-    units = []
-    repeated = repeated_places(names)
-    for part, start in enumerate(range(0, len(names), rows)):
-        ids = names[start : start + rows]
-        again = [row for row in range(len(ids)) if start + row in repeated]
-        payload = {
-            "part": part,
-            "start": start,
-            "ids": sha256_text("\n".join(ids)),
-            "repeated": again,
-        }
-        units.append(Unit(f"part-{part:05}", payload, len(ids)))
     has_locals = inputs.local_dim > 0
     job = Job(
         stage=STAGE,
@@ -88,7 +78,7 @@ def plan(options: Options) -> tuple[Job, dict[str, bytes]]:
             "rows_per_part": rows,
         },
         inputs={"descriptors": {"url": open_place(options.input).url, "content": inputs.content}},
-        units=tuple(units),
+        units=tuple(listed_units(names, rows)),
         settings={
             **asdict(options),
             **{name: open_place(given).url for name, given in _inputs_of(options).items() if given},
@@ -164,47 +154,43 @@ class ImportPart(UnitWorker):
     def __init__(self, job: Job) -> None:
         super().__init__(job)
         self.options = job.settings
-        self._reader: Reader | None = None
+        local_dim = self.options["local_dim"]
+        self.writer = PartWriter(
+            self.options, self.options["global_dim"], local_dim, OF_A_STORE if local_dim else ""
+        )
 
-    @property
+    @cached_property
     def reader(self) -> Reader:
         """The input, opened when the first part needs it."""
-        if self._reader is None:
-            self._reader = open_reader(self.options)
-        return self._reader
+        return open_reader(self.options)
 
     def do(self, unit: Unit, attempt: Attempt) -> Counts:
         """Import the part and hand over its files."""
-        start, count = unit.payload["start"], unit.inputs
+        work = unit.of(ListedImages)
         references = read_slice(attempt.place, unit)
         stems: list[bytes | None] = []
         if self.options["format"] == "delg":
-            stems = read_rows(attempt.place, ENTRIES, start, count).column("stem").to_pylist()
-        repeated = set(unit.payload["repeated"])
-        rows: list[GlobalRow] = []
-        kept: list[LocalRow] = []
-        lost: list[FailureRow] = []
-        for row, image in enumerate(self._images(references, stems, start)):
+            table = read_rows(attempt.place, ENTRIES, work.start, unit.inputs)
+            stems = table.column("stem").to_pylist()
+
+        part, repeated = PartRows(), work.repeated_rows
+        images = zip(references, self._images(references, stems, work.start), strict=True)
+        for row, (reference, image) in enumerate(images):
             if row in repeated:
-                image = Unusable(
-                    "the record id stands twice in the input; only the first is taken", "duplicate"
-                )
+                image = Unusable(REPEATED, "duplicate")
+
             if isinstance(image, Unusable):
-                lost.append(
-                    FailureRow(references[row].record_id, STAGE, image.reason, image.error_class)
-                )
-                rows.append(_global_row(references[row], None))
+                failure = FailureRow(reference.record_id, STAGE, image.reason, image.error_class)
+                part.failures.append(failure)
+                part.globals.append(_global_row(reference, None))
             else:
-                rows.append(_global_row(references[row], image))
+                part.globals.append(_global_row(reference, image))
                 if image.locals is not None:
-                    found = image.locals
-                    descriptors = local_descriptors.encoded(
-                        found.descriptors, self.options["local_dtype"]
-                    )
-                    kept.append(LocalRow(row, descriptors, found.xy, found.scale, found.strength))
-            attempt.tell(len(rows))
-        self._write(attempt, unit, rows, kept, lost)
-        return Counts(len(rows), len(rows) - len(lost), len(lost))
+                    part.locals.append(self.writer.local_row(row, image.locals))
+            attempt.tell(row + 1)
+
+        self.writer.write(attempt, work.part, part)
+        return part.counts
 
     def _images(
         self, references: Sequence[ImageReference], stems: Sequence[bytes | None], start: int
@@ -215,29 +201,6 @@ class ImportPart(UnitWorker):
                 yield take()
             except Unusable as error:
                 yield error
-
-    def _write(
-        self,
-        attempt: Attempt,
-        unit: Unit,
-        rows: Sequence[GlobalRow],
-        kept: Sequence[LocalRow],
-        lost: Sequence[FailureRow],
-    ) -> None:
-        path = attempt.path("global.parquet")
-        global_descriptors.write_part(
-            path, rows, self.options["global_dim"], self.options["global_dtype"]
-        )
-        attempt.add(path, f"global/{unit.name}.parquet", len(rows))
-        if self.options["local_dim"]:
-            path = attempt.path("local.h5")
-            layout = local_descriptors.write_part(
-                path, kept, self.options["local_dim"], self.options["local_dtype"]
-            )
-            attempt.add(path, f"local/{LAYER}/{unit.name}.h5", len(kept), layout)
-        path = attempt.path("failures.parquet")
-        failures.write_part(path, lost)
-        attempt.add(path, f"failures/{unit.name}.parquet", len(lost))
 
 
 def _global_row(reference: ImageReference, image: ImportedImage | None) -> GlobalRow:

@@ -19,6 +19,7 @@ from schemas.errors import UserError
 from schemas.image_list import ImageReference, decode_name, make_record_id
 from schemas.layout import LISTED_NAME
 from schemas.manifest import Marker
+from schemas.plan import ArchivedImages
 
 
 def missing_images(place: Place) -> Iterator[ImageReference]:
@@ -26,56 +27,57 @@ def missing_images(place: Place) -> Iterator[ImageReference]:
 
     Raises UserError where the archives hold none of a list's images, or two archives hold the same.
     """
-    found = np.sort(
-        np.concatenate([np.zeros(0, np.uint64), *(hashes(ids) for ids in _ids_of_archives(place))])
-    )
-    _refuse_repeated(place, found)
+    held = [hashes(ids) for ids in _ids_of_archives(place)]
+    archived = np.sort(np.concatenate([np.zeros(0, np.uint64), *held]))
+    _refuse_repeated(place, archived)
+
     absent: set[int] = set()
-    listed: dict[str, bool] = {}  # source -> whether the archives hold any of its list
+    of_use: dict[str, bool] = {}  # source -> whether the archives hold any of its list
     with contextlib.closing(BlockFile(open_bytes(f"{place.url}/{LISTED_NAME}"))) as stream:
         for batch in pq.ParquetFile(pa.PythonFile(stream, "r")).iter_batches():
             for row in batch.to_pylist():
-                record_id = make_record_id(row["source"], decode_name(row["name"]))
-                there = holds(found, record_id)
-                listed[row["source"]] = listed.get(row["source"], False) or there
-                if not there and short_hash(record_id) not in absent:
+                source = row["source"]
+                record_id = make_record_id(source, decode_name(row["name"]))
+                is_held = holds(archived, record_id)
+                of_use[source] = of_use.get(source, False) or is_held
+                if not is_held and short_hash(record_id) not in absent:
                     absent.add(short_hash(record_id))
-                    yield ImageReference(record_id, row["source"], b"")
-    for source, held in listed.items():
-        if not held:
+                    yield ImageReference(record_id, source, b"")
+
+    for source, any_held in of_use.items():
+        if not any_held:
             raise UserError(
                 f"{place.url}: the archives of the source {source!r} hold none of the images that "
-                f"the list names; give "
-                "the right list"
+                f"the list names; give the right list"
             )
 
 
 def _ids_of_archives(place: Place) -> Iterator[set[str]]:
     """The record ids of each archive, those of a retry left out."""
     for unit in planned_units(place):
-        if "archive" not in unit.payload or unit.payload.get("again"):
+        if not isinstance(unit.work, ArchivedImages) or unit.work.again:
             continue
         marker = Marker.from_bytes(place.read(marker_name(unit)))
-        ids: set[str] = set()
-        for entry in marker.files if marker else ():
-            if entry.name.startswith("global/"):
-                ids.update(
-                    part_columns(place, entry.name, ["record_id"]).column("record_id").to_pylist()
-                )
-        yield ids
+        names = [entry.name for entry in marker.files] if marker else []
+        yield {
+            record_id
+            for name in names
+            if name.startswith("global/")
+            for record_id in part_columns(place, name, ["record_id"])["record_id"].to_pylist()
+        }
 
 
-def _refuse_repeated(place: Place, found: np.ndarray) -> None:
-    repeated = found[1:][found[1:] == found[:-1]]
+def _refuse_repeated(place: Place, archived: np.ndarray) -> None:
+    repeated = archived[1:][archived[1:] == archived[:-1]]
     if not len(repeated):
         return
+
     seen: set[str] = set()
     for ids in _ids_of_archives(place):
         here = {record_id for record_id in ids if holds(repeated, record_id)}
         if here & seen:
             raise UserError(
                 f"{place.url}: the image {min(here & seen)} stands in two archives; without the "
-                f"list, images are told "
-                "apart by their archive's name"
+                f"list, images are known apart by their archive's name"
             )
         seen |= here

@@ -1,6 +1,4 @@
-"""Describing runs of images in a worker: decoded ahead of the model, in batches, or one by one in a
-child process.
-"""
+"""Runs of images in a worker: decoded ahead of the model, in batches, or one by one in a child."""
 
 from __future__ import annotations
 
@@ -33,10 +31,10 @@ def batched(describer: Describer, items: Iterable[Item]) -> Iterator[Described]:
     """Threads read and decode up to two batches ahead of the model, as far as memory allows.
 
     Where reading and decoding an image takes longer than `image_seconds`, or the model longer than
-    that for each image of a batch, the process ends, with a traceback in the log: the driver deals
-    the unit again, and from the third attempt on the image is found out one by one. The time that
-    `items` takes to give the next image, such as an archive's in which few are wanted, does not
-    count.
+    that for each image of a batch, the process ends, with a traceback in the log: the driver
+    assigns the unit again, and from the third attempt on images are described one by one. The time
+    that `items` takes to give the next image, such as an archive's in which few are wanted, does
+    not count.
     """
     seconds = float(describer.options["image_seconds"])
     size = describer.extractor.batch
@@ -47,9 +45,7 @@ def batched(describer: Describer, items: Iterable[Item]) -> Iterator[Described]:
             if not batch:
                 return
             with patience(seconds * len(batch)):
-                described = list(
-                    describer.describe([item for item, _ in batch], [image for _, image in batch])
-                )
+                described = list(describer.describe(*zip(*batch, strict=True)))
             yield from described
 
 
@@ -100,32 +96,30 @@ class _Ahead:
             self._fill()
             if not self.queue:
                 break
+
             first = self.queue[0]
-            working = [one for one in self.queue if not one.future.done()]
             if not first.future.done():
+                working = [one for one in self.queue if not one.future.done()]
                 left = min(one.begun for one in working) + self.seconds - time.monotonic()
                 with patience(min(max(left, 0.001), self.seconds)):
                     wait([one.future for one in working], return_when=FIRST_COMPLETED)
                 continue
-            self.queue.popleft()
-            decoded = first.future.result()
+
+            decoded = self.queue.popleft().future.result()
             held += _bytes(decoded)
             batch.append((first.item, decoded))
         self._fill()
         return batch
 
     def _fill(self) -> None:
-        """Submit what fits: files and images that wait or are in work, and room for one more
-        image.
-        """
+        """Submit what fits beside what waits or is in work, with room for one more image."""
         done = [_bytes(one.future.result()) for one in self.queue if one.future.done()]
         self.largest = max([self.largest, *done])
         while not self.ended and len(self.queue) < self.most:
-            if (
-                self.queue
-                and sum(one.held(self.largest) for one in self.queue) + self.largest > AHEAD_BYTES
-            ):
+            held = sum(one.held(self.largest) for one in self.queue)
+            if self.queue and held + self.largest > AHEAD_BYTES:
                 return
+
             item = next(self.items, None)
             if item is None:
                 self.ended = True
@@ -141,9 +135,7 @@ def _bytes(decoded: Decoded) -> int:
 
 @contextlib.contextmanager
 def patience(seconds: float) -> Iterator[None]:
-    """End the process where the block takes longer: an endless loop of a decoder or a model cannot
-    be interrupted.
-    """
+    """End the process where the block takes longer: nothing else stops a decoder's endless loop."""
     faulthandler.dump_traceback_later(seconds, exit=True, file=2)
     try:
         yield
@@ -152,12 +144,10 @@ def patience(seconds: float) -> Iterator[None]:
 
 
 def isolated(options: dict[str, Any], threads: int, items: Iterable[Item]) -> Iterator[Described]:
-    """One by one in a child process: an image that kills it, or on which it fails, becomes a failed
-    row.
+    """One by one in a child process: an image that kills it, or fails there, becomes a failed row.
 
     Raises the last failure where not one image went well, nor a picture of ours: then it is not the
-        images; and
-    UserError where a place does not answer: no image is failed for that.
+    images. Raises UserError where a place does not answer: no image is failed for that.
     """
     trouble: Exception | None = None
     well = 0
@@ -167,9 +157,8 @@ def isolated(options: dict[str, Any], threads: int, items: Iterable[Item]) -> It
                 described = child.describe(item)
                 well += 1
             except Crashed as crash:
-                described = failed_item(
-                    item, f"describing it killed the process ({crash})", "crashed"
-                )
+                reason = f"describing it killed the process ({crash})"
+                described = failed_item(item, reason, "crashed")
             except DescribingFailed as error:
                 trouble = error
                 described = failed_item(item, f"describing it failed: {error}", "error")

@@ -34,21 +34,19 @@ def make_rotation(
     options: dict[str, Any],
     settings: RunSettings,
 ) -> tuple[bytes, bool]:
-    """The rotation of the store's plan, or one learned from a sample of its images: float32 bytes
-    [W, W], and if new.
+    """The rotation of the store's plan, or one learned from a sample of its images, and if new.
 
-    The sample is described one by one in a child process: an image that kills it does not kill the
-        driver. Raises
-    UserError where the extractor fails on all of it.
+    It is float32 [W, W] as bytes. The sample is described one by one in a child process: an image
+    that kills it does not kill the driver. Raises UserError where the extractor fails on all of it.
     """
     dimension = create(options["extractor"], **options["extractor_option"]).local_dim
-    if not settings.overwrite and place.exists(
-        PLAN_NAME
-    ):  # without a plan another extractor may have left it
+    # Without a plan another extractor may have left it.
+    if not settings.overwrite and place.exists(PLAN_NAME):
         with contextlib.suppress(FileNotFoundError):
-            there = place.read(ROTATION_NAME)
-            if len(there) == 4 * dimension * dimension:
-                return there, False
+            before = place.read(ROTATION_NAME)
+            if len(before) == 4 * dimension * dimension:
+                return before, False
+
     items = _sample(place, planned, files)
     described = isolated({**options, "locals": "all"}, settings.threads_per_worker, items)
     try:
@@ -56,18 +54,18 @@ def make_rotation(
     except (DescribingFailed, RuntimeError) as error:
         raise UserError(
             f"extract: --local-dtype binary learns from a sample of the images, and the extractor "
-            f"{options['extractor']} fails on it: {error}; mend the extractor or its options"
+            f"{options['extractor']} fails on it: {error}; fix the extractor or its options"
         ) from error
+
     samples = np.concatenate([np.zeros((0, dimension), np.float32), *rows])
     return np.ascontiguousarray(learn_rotation(samples), "<f4").tobytes(), True
 
 
 def _sample(place: Place, planned: Planned, files: Mapping[str, bytes]) -> Iterable[Item]:
+    name = IMAGES_NAME if planned.ids else ARCHIVES_NAME
+    table = pq.read_table(io.BytesIO(files.get(name) or place.read(name)))
     if planned.ids:
-        data = files.get(IMAGES_NAME) or place.read(IMAGES_NAME)
-        table = pq.read_table(io.BytesIO(data))
         chosen = np.unique(np.linspace(0, len(table) - 1, SAMPLE).astype(int))
         return [Item(reference) for reference in references_of(table.take(chosen))]
-    data = files.get(ARCHIVES_NAME) or place.read(ARCHIVES_NAME)
-    url = pq.read_table(io.BytesIO(data)).column("url")[0].as_py()
-    return islice(ArchiveImages(url, "sample", ""), SAMPLE)
+
+    return islice(ArchiveImages(table.column("url")[0].as_py(), "sample", ""), SAMPLE)

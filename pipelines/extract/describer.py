@@ -1,11 +1,7 @@
-"""From an image's bytes to what became of it: read, decoded and described, or failed with a
-reason.
-"""
+"""From an image's bytes to what became of it: described, or failed with a reason."""
 
 from __future__ import annotations
 
-import os
-import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
@@ -19,9 +15,7 @@ from schemas.global_descriptors import GlobalRow
 from schemas.image_list import ImageReference
 
 STAGE = "extract"
-CRASH_VARIABLE = (
-    "RRT_TEST_CRASH_ON"  # a test hook: decoding an id that contains this text kills the process
-)
+CHANGED = "the file is another one than when its global was described"
 
 
 @dataclass
@@ -52,15 +46,16 @@ class Describer:
     def __init__(self, options: dict[str, Any]) -> None:
         self.options = options
         self.extractor: Extractor = create(options["extractor"], **options["extractor_option"])
-        reduced = options.get("decoding") == "draft" and self.extractor.largest_side
-        self.decoding: dict[str, Any] = (
-            {"largest_side": self.extractor.largest_side} if reduced else {}
-        )
+        self.with_locals = options.get("locals") != "none"
+        self.decoding: dict[str, Any] = {key: options[key] for key in ("max_pixels", "min_side")}
+        if options.get("decoding") == "draft" and self.extractor.largest_side:
+            self.decoding["largest_side"] = self.extractor.largest_side
 
     def decoded(self, item: Item) -> Decoded:
         """Read and decode an image; never raises for what its bytes hold."""
         if item.refusal is not None:
             return Decoded(item.refusal)
+
         reference, data = item.reference, item.data
         if data is None:
             try:
@@ -68,22 +63,13 @@ class Describer:
             except (OSError, ValueError) as error:  # ValueError: a name with a null character
                 reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
                 return Decoded(DecodeError(f"the file cannot be read: {reason}", "unreadable"))
+
         digest = sha256(data).hexdigest()
         if item.expected and digest != item.expected:
-            reason = "the file is another one than when its global was described"
-            return Decoded(DecodeError(reason, "changed"), len(data), digest)
-        crash = os.environ.get(CRASH_VARIABLE)
-        if crash and crash in reference.record_id:
-            os.kill(os.getpid(), signal.SIGSEGV)
+            return Decoded(DecodeError(CHANGED, "changed"), len(data), digest)
+
         try:
-            image = decode(
-                data,
-                reference.record_id,
-                reference.box,
-                max_pixels=self.options["max_pixels"],
-                min_side=self.options["min_side"],
-                **self.decoding,
-            )
+            image = decode(data, reference.record_id, reference.box, **self.decoding)
         except DecodeError as error:
             return Decoded(error, len(data), digest)
         return Decoded(image, len(data), digest)
@@ -91,34 +77,39 @@ class Describer:
     def describe(self, items: Sequence[Item], images: Sequence[Decoded]) -> Iterator[Described]:
         """What became of a batch of decoded images, in order."""
         good = [decoded.image for decoded in images if isinstance(decoded.image, Image)]
-        with_locals = self.options.get("locals") != "none"
-        work = self.extractor.describe if with_locals else self.extractor.describe_globals
+        work = self.extractor.describe if self.with_locals else self.extractor.describe_globals
         answers = iter(work(good) if good else [])
         for item, decoded in zip(items, images, strict=True):
-            image, size, digest = decoded.image, decoded.size, decoded.digest
-            if isinstance(image, DecodeError):
-                yield failed(item.reference, image.reason, image.error_class, size, digest)
-                continue
-            answer = next(answers)
-            if isinstance(answer, Failure):
-                yield failed(item.reference, answer.reason, answer.error_class, size, digest)
-                continue
-            row = GlobalRow(
-                item.reference.record_id,
-                item.reference.source,
-                image.width,
-                image.height,
-                item.reference.box,
-                image.resize_factor,
-                size,
-                digest,
-                answer.global_descriptor,
-            )
-            yield Described(row, answer)
+            image = decoded.image
+            answer = image if isinstance(image, DecodeError) else next(answers)
+            yield _described(item.reference, decoded, answer)
 
     def describe_alone(self, item: Item) -> Described:
         """One image by itself: the same bytes as in any company."""
         return next(self.describe([item], [self.decoded(item)]))
+
+
+def _described(
+    reference: ImageReference, decoded: Decoded, answer: Description | Failure | DecodeError
+) -> Described:
+    """What became of an image by what decoder or extractor gave."""
+    image, size, digest = decoded.image, decoded.size, decoded.digest
+    if isinstance(answer, Failure | DecodeError):
+        return failed(reference, answer.reason, answer.error_class, size, digest)
+
+    assert isinstance(image, Image)
+    row = GlobalRow(
+        reference.record_id,
+        reference.source,
+        image.width,
+        image.height,
+        reference.box,
+        image.resize_factor,
+        size,
+        digest,
+        answer.global_descriptor,
+    )
+    return Described(row, answer)
 
 
 def failed(
@@ -132,9 +123,5 @@ def failed(
 
 
 def failed_item(item: Item, reason: str, error_class: str) -> Described:
-    """As `failed`, with size and SHA-256 of the bytes at hand: an archive's members are told apart
-    by them later.
-    """
-    data = item.data
-    known = (0, "") if data is None else (len(data), sha256(data).hexdigest())
-    return failed(item.reference, reason, error_class, *known)
+    """As `failed`, with size and SHA-256 of the bytes at hand, which know an archive's members."""
+    return failed(item.reference, reason, error_class, len(item.data or b""), item.digest)

@@ -40,7 +40,7 @@ from schemas import failures
 from schemas.errors import UserError
 from schemas.layout import ARCHIVES_NAME, IMAGES_NAME, LISTED_NAME, PIECES, ROTATION_NAME
 from schemas.manifest import Marker
-from schemas.plan import Job, Unit
+from schemas.plan import ArchivedImages, Job, ListedImages, Unit
 
 MOST_A_UNIT = 64  # images of a unit of the probe
 NOTED_ROW = 1_500  # bytes in memory of an image's columns beside its descriptors
@@ -158,14 +158,14 @@ def _work(
             work.images[unit.name] = marker.counts.inputs
             work.done[unit.name] = marker.counts.inputs
             work.there += sum(entry.bytes for entry in marker.files)
-    archives = [unit for unit in job.units if "archive" in unit.payload]
+    archives = [unit for unit in job.units if isinstance(unit.work, ArchivedImages)]
     if not archives:
         return work
     work.urls = urls = _urls(files, place)
     listed = _listed(archives, files, place, folder)
     names = pq.read_table(io.BytesIO(_planned(files, place, LISTED_NAME))) if any(listed) else ()
     work.listed = len(names)
-    sizes = [int(unit.payload["bytes"]) for unit in archives]
+    sizes = [unit.work.size for unit in archives]
     work.counted = count_images(urls, sizes, listed)
     for unit, images in zip(archives, work.counted.images, strict=True):
         if unit.name not in work.done:
@@ -196,18 +196,13 @@ def _urls(files: Mapping[str, bytes], place: Place) -> list[str]:
 def _listed(
     archives: list[Unit], files: Mapping[str, bytes], place: Place, folder: Path
 ) -> list[Listed | None]:
-    if not any(unit.payload["listed"] for unit in archives):
-        return [None] * len(archives)
+    works = [unit.of(ArchivedImages) for unit in archives]
+    if not any(work.listed for work in works):
+        return [None] * len(works)
     own = open_place(str(folder / "listed"))
     own.write(LISTED_NAME, _planned(files, place, LISTED_NAME))
-    of = {
-        str(u.payload["source"]): Listed(own, str(u.payload["source"]))
-        for u in archives
-        if u.payload["listed"]
-    }
-    return [
-        of[str(unit.payload["source"])] if unit.payload["listed"] else None for unit in archives
-    ]
+    of = {work.source: Listed(own, work.source) for work in works if work.listed}
+    return [of[work.source] if work.listed else None for work in works]
 
 
 def _probe(
@@ -221,9 +216,9 @@ def _probe(
     left, job = work.left, work.job
     place = open_place(job.output)
     workers = min(settings.worker_count, len(left))
-    of_archives = [unit for unit, _ in left if "archive" in unit.payload]
+    of_archives = [unit for unit, _ in left if isinstance(unit.work, ArchivedImages)]
     images_left = sum(images for _, images in left)
-    share = sum(images for unit, images in left if "archive" in unit.payload) / images_left
+    share = sum(images for unit, images in left if unit.work.open) / images_left
     listing, packed = _samples(left, of_archives, files, place, folder)
     shared = {
         name: _planned(files, place, name) for name in (LISTED_NAME,) if of_archives and work.listed
@@ -267,9 +262,9 @@ def _samples(
 ) -> tuple[ListSample | None, ArchiveSample | None]:
     listing, packed = None, None
     rows = [
-        np.arange(u.payload["start"], u.payload["start"] + u.inputs)
+        np.arange(u.work.start, u.work.start + u.inputs)
         for u, _ in left
-        if "start" in u.payload
+        if isinstance(u.work, ListedImages)
     ]
     if rows:
         table = pq.read_table(io.BytesIO(_planned(files, place, IMAGES_NAME)))
@@ -280,8 +275,8 @@ def _samples(
         order = np.random.default_rng(SEED).permutation(len(of_archives))
         chosen = [of_archives[index] for index in order]
         packed = ArchiveSample(
-            [unit.payload for unit in chosen],
-            [urls[int(unit.payload["archive"])] for unit in chosen],
+            [unit.of(ArchivedImages) for unit in chosen],
+            [urls[unit.of(ArchivedImages).archive] for unit in chosen],
             [listed[index] for index in order],
             folder / "archives",
         )
@@ -317,12 +312,12 @@ def _tell(
     before: float,
 ) -> None:
     """Fill in time, disk and memory from what the probe found."""
-    packed = [one for one in probed.measured if "archive" in one[0].payload]
-    listed = [one for one in probed.measured if "archive" not in one[0].payload]
+    packed = [one for one in probed.measured if one[0].work.open]
+    listed = [one for one in probed.measured if not one[0].work.open]
     each = {True: probed.each_of(packed), False: probed.each_of(listed)}
     slowest = _fetching(work, told)
     lengths = [
-        images * max(each["archive" in unit.payload], slowest if "archive" in unit.payload else 0.0)
+        images * max(each[unit.work.open], slowest if unit.work.open else 0.0)
         for unit, images in work.left
     ]
 
@@ -367,7 +362,7 @@ def _fetching(work: Work, told: Estimate) -> float:
         return 0.0
     images, size = 0.0, 0
     for unit, count in zip(_archive_units(work), work.counted.images, strict=True):
-        images, size = images + count, size + int(unit.payload["bytes"])
+        images, size = images + count, size + unit.work.size
     told.notes.append(
         f"the archives were read at {work.counted.rate / 1e6:,.1f} MB/s, in one stream"
     )
@@ -375,12 +370,12 @@ def _fetching(work: Work, told: Estimate) -> float:
 
 
 def _archive_units(work: Work) -> list[Unit]:
-    return [unit for unit in work.job.units if "archive" in unit.payload]
+    return [unit for unit in work.job.units if isinstance(unit.work, ArchivedImages)]
 
 
 def _rows(unit: Unit, images: float) -> float:
     """Rows of the largest part that a unit writes."""
-    return min(images, float(unit.payload["rows"])) if "archive" in unit.payload else images
+    return min(images, float(unit.work.rows_a_piece or images))
 
 
 def _disk(
@@ -392,9 +387,9 @@ def _disk(
     settings: RunSettings,
 ) -> dict[str, int]:
     pieces = sum(
-        -(-work.images[unit.name] // int(unit.payload["rows"])) for unit in _archive_units(work)
+        -(-work.images[unit.name] // unit.work.rows_a_piece) for unit in _archive_units(work)
     )
-    parts = sum("start" in unit.payload for unit in work.job.units)
+    parts = sum(isinstance(unit.work, ListedImages) for unit in work.job.units)
     count, images = round(parts + pieces), work.described
     own = {name: data for name, data in files.items() if data}
     if not own:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from pipelines.engines.settings import RunSettings
 from pipelines.estimate.disk import bookkeeping, store_disk
@@ -23,7 +22,7 @@ from pipelines.storage.place import free_bytes, open_place
 from pipelines.stores.store import Store
 from rrt_core.extractors import create
 from schemas.errors import UserError
-from schemas.plan import Job, Unit
+from schemas.plan import Job, LocalsOfParts, Unit
 
 
 def estimate(
@@ -62,7 +61,7 @@ def estimate(
         return units(workers * many, images_a_unit(batch, taken / batch, WISHED / many, 64))
 
     first = units(workers, batch)
-    named = ([replace(unit, name=f"{unit.name}-first") for unit in first[0]], first[1])
+    named = ([Unit(f"{unit.name}-first", unit.work, unit.inputs) for unit in first[0]], first[1])
     probed = probe(job, settings, folder / "probe", workers, named, second)
     each = probed.each
 
@@ -76,7 +75,7 @@ def estimate(
         elsewhere(settings, seconds),
         workers,
     )
-    parts = sum(len(unit.payload["parts"]) for unit in job.units)
+    parts = sum(len(unit.of(LocalsOfParts).parts) for unit in job.units)
     sizes = store_disk(probed)
     kinds = {"locals": sizes.locals, "failures": sizes.failures}
     told.disk = {name: round(kind.total(parts, told.inputs)) for name, kind in kinds.items()}
@@ -103,13 +102,15 @@ def estimate(
 
 def _first(unit: Unit, images: int, number: int) -> Unit:
     """The unit with its first images alone."""
-    parts: list[list[Any]] = []
+    work = unit.of(LocalsOfParts)
+    parts: list[tuple[int, tuple[int, ...]]] = []
     left = images
-    for part, rows in unit.payload["parts"]:
+    for part, rows in work.parts:
         if left > 0:
-            parts.append([part, list(rows)[:left]])
+            parts.append((part, rows[:left]))
             left -= len(parts[-1][1])
-    return Unit(f"{unit.name}-{number:05}", {**unit.payload, "parts": parts}, images - left)
+    work = LocalsOfParts(work.maker, tuple(parts))
+    return Unit(f"{unit.name}-{number:05}", work, images - left)
 
 
 def of_retry(job: Job, settings: RunSettings, before: float) -> Estimate:
@@ -123,10 +124,7 @@ def of_retry(job: Job, settings: RunSettings, before: float) -> Estimate:
             f"{place.url} is not finished; give the command without --retry-failed first"
         )
     refuse_other_recipe(place, job, manifest.recipe)
-    archives = sum(
-        "archive" in unit.payload and not unit.payload.get("again") for unit in job.units
-    )
-    listed, of_archives = retry.failed_images(Store(job.output), archives + 1)
+    listed, of_archives = retry.failed_images(Store(job.output), job.units)
     images = len(listed) + sum(map(len, of_archives.values()))
     each = manifest.work_seconds / max(1, manifest.counts.inputs)
     size = manifest.parts["bytes"] / max(1, manifest.counts.succeeded)

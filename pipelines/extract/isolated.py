@@ -74,10 +74,11 @@ class Isolated:
         """What became of the image.
 
         Raises Crashed where the child died, and what it raised as DescribingFailed; but a
-        UserError, such as retrying.Unreachable, as itself: it says nothing of the image.
+        UserError, such as Unreachable, as itself: it says nothing of the image.
         """
         if self.process is None:
             self._start()
+
         try:
             self.pipe.send(item)
             if not self.pipe.poll(self.seconds):
@@ -89,6 +90,7 @@ class Isolated:
             code = self.process.exitcode
             self._end()
             raise Crashed(signal.Signals(-code).name if code < 0 else f"exit code {code}") from None
+
         if isinstance(answer, _Raised):
             raise answer.kind(answer.words)
         described: Described = answer
@@ -104,6 +106,7 @@ class Isolated:
         )
         self.process.start()
         far.close()
+
         try:
             problem: _Raised | None = self.pipe.recv()
         except EOFError:
@@ -129,15 +132,17 @@ def _serve(pipe: Connection, options: dict[str, Any], threads: int) -> None:
     try:
         describer = Describer(options)
         limit_threads(threads)
-    except Exception as error:  # noqa: BLE001  whatever an extractor raises is told to the parent
+    except Exception as error:  # noqa: BLE001  whatever an extractor raises goes to the parent
         pipe.send(_Raised.of(error))
         return
+
     pipe.send(None)
     while True:
         try:
             item = pipe.recv()
         except EOFError:
             return
+
         try:
             answer: Described | _Raised = describer.describe_alone(item)
         except Exception as error:  # noqa: BLE001

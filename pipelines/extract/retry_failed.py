@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -23,23 +23,22 @@ from pipelines.jobs.manifests import is_whole, parts_of, read_manifest
 from pipelines.jobs.markers import read_marker
 from pipelines.jobs.plan import refuse_other_recipe
 from pipelines.storage.place import Place, open_place
-from pipelines.stores.image_plan import images_file
+from pipelines.stores.image_plan import images_file, listed_units
 from pipelines.stores.store import Store
 from schemas import failures
 from schemas.errors import UserError
 from schemas.image_list import ImageReference, decode_name, references_of, split_record_id
-from schemas.layout import IMAGES_NAME
-from schemas.manifest import Manifest, sha256_text
-from schemas.plan import Job, Unit
+from schemas.layout import IMAGES_NAME, RETRIES, retry_number
+from schemas.manifest import Manifest
+from schemas.plan import ArchivedImages, ArchivedImagesAgain, Job, Unit
 
-NOT_AGAIN = frozenset({"duplicate", "missing"})  # classes that no second look mends
+NOT_AGAIN = frozenset({"duplicate", "missing"})  # classes that no second look changes
 
 
 def run(job: Job, settings: RunSettings, plan_files: Mapping[str, bytes]) -> Manifest:
-    """Describe the failed images again; `plan_files` as of `run_job`, where images lie elsewhere
-    now.
+    """Describe the failed images again; `plan_files` as of `run_job`, where images lie elsewhere.
 
-    Raises UserError where the store is not finished, and driver.JobFailed.
+    Raises UserError where the store is not finished, and JobFailed.
     """
     place = open_place(job.output)
     manifest = read_manifest(place)
@@ -48,79 +47,67 @@ def run(job: Job, settings: RunSettings, plan_files: Mapping[str, bytes]) -> Man
             f"{place.url} is not finished; give the command without --retry-failed first"
         )
     refuse_other_recipe(place, job, manifest.recipe)
+
     if _under_way(place, job, manifest):
         return run_job(job, settings, plan_files, again=True)
     if not is_whole(place, manifest):  # files were lost since
         manifest = run_job(job, settings, plan_files, again=True)
+
     store = Store(job.output)
-    archives = [
-        unit for unit in job.units if "archive" in unit.payload and not unit.payload.get("again")
-    ]
-    listed, of_archives = failed_images(store, len(archives) + 1)
-    if not listed and not of_archives:
+    listed, archived = failed_images(store, job.units)
+    if not listed and not archived:
         print(f"extract    nothing failed that could be tried again: {place.url}", file=sys.stderr)
         return manifest
-    number = 1 + max((_number(unit) for unit in job.units), default=0)
-    name = f"plan/retry-{number:05}.parquet"
-    of_listing = _references(plan_files.get(IMAGES_NAME) or place.read(IMAGES_NAME), listed)
-    references = [*of_listing, *(_reference(one) for ids in of_archives.values() for one in ids)]
-    units = _units(job, store, name, of_listing, archives, of_archives, number)
-    files = {**plan_files, name: images_file(references)}
+
+    name = RETRIES.format(1 + max((retry_number(unit.work.again) for unit in job.units), default=0))
+    references = _references(plan_files.get(IMAGES_NAME) or place.read(IMAGES_NAME), listed)
+    packed = [_reference(record_id) for ids in archived.values() for record_id in ids]
+    units = _units(job, store, name, [one.record_id for one in references], sorted(archived))
+    files = {**plan_files, name: images_file([*references, *packed])}
     return run_job(replace(job, units=(*job.units, *units)), settings, files, again=True)
 
 
 def _under_way(place: Place, job: Job, manifest: Manifest) -> bool:
-    """Whether an earlier retry was not brought to its end: a unit's files are not among those that
-    the manifest counts.
+    """Whether an earlier retry was not finished: the manifest does not count a unit's files.
 
     Of what the manifest counts nothing is known where parts.parquet is not its own: it is written
-        first.
+    first.
     """
     parts = parts_of(place, manifest)
-    made = set(parts.column("unit").to_pylist()) if parts is not None else set()
+    made = {unit for unit, _ in parts or ()}
     for unit in job.units:
-        if unit.payload.get("again") and unit.name not in made:
+        if unit.work.again and unit.name not in made:
             marker = read_marker(place, job, unit)
-            if (
-                marker is None or marker.files
-            ):  # without files: the archive holds none of the images any more
+            if marker is None or marker.files:  # none: the archive holds none of the images now
                 return True
     return False
 
 
-def _number(unit: Unit) -> int:
-    """The number of the retry that a unit belongs to; 0 of none."""
-    name = str(unit.payload.get("again") or "plan/retry-0.parquet")
-    return int(name.removeprefix("plan/retry-").removesuffix(".parquet"))
-
-
-def failed_images(store: Store, stride: int) -> tuple[list[str], dict[int, list[str]]]:
-    """Failed record ids that are alive in no part: of the listing, and of each archive (by its
-    ordinal).
-    """
-    alive: set[str] = set()
-    lost: dict[str, int] = {}
+def failed_images(store: Store, units: Sequence[Unit]) -> tuple[list[str], dict[int, list[str]]]:
+    """Failed record ids that are alive in no part: of the listing, and of archives by their row."""
+    makers = store.makers(units)
+    failed: dict[str, int | None] = {}  # record id -> row of its archive; None of the listing
     for part in store.parts:
         if part.failures is None or not part.failures.rows:
             continue
+        maker = makers.get(part.number)
+        archived_in = maker.work if maker and isinstance(maker.work, ArchivedImages) else None
+        archive = archived_in.archive if archived_in else None
         for row in failures.read_part(io.BytesIO(store.place.read(part.failures.name))):
-            if row.error_class not in NOT_AGAIN:
-                residue = part.number % stride
-                if (
-                    residue != stride - 1 or row.record_id not in lost
-                ):  # an archive's own part, before a retry's
-                    lost[row.record_id] = residue
-    for part in store.parts if lost else ():
+            if row.error_class not in NOT_AGAIN and failed.get(row.record_id) is None:
+                failed[row.record_id] = archive
+
+    alive: set[str] = set()
+    for part in store.parts if failed else ():
         read = store.read_ids(part)
-        alive |= {read.record_ids[row] for row in np.flatnonzero(read.ok)} & lost.keys()
+        alive |= {read.record_ids[row] for row in np.flatnonzero(read.ok)} & failed.keys()
+
     listed: list[str] = []
-    of_archives: dict[int, list[str]] = {}
-    for record_id, residue in lost.items():
+    archived: dict[int, list[str]] = {}
+    for record_id, archive in failed.items():
         if record_id not in alive:
-            (listed if residue == stride - 1 else of_archives.setdefault(residue, [])).append(
-                record_id
-            )
-    return listed, of_archives
+            (listed if archive is None else archived.setdefault(archive, [])).append(record_id)
+    return listed, archived
 
 
 def _references(images: bytes, ids: Sequence[str]) -> list[ImageReference]:
@@ -128,10 +115,8 @@ def _references(images: bytes, ids: Sequence[str]) -> list[ImageReference]:
     if not ids:
         return []
     table = pq.read_table(io.BytesIO(images))
-    found = references_of(
-        table.filter(pc.is_in(table.column("record_id"), pa.array(ids, pa.string())))
-    )
-    return list({reference.record_id: reference for reference in found}.values())
+    chosen = table.filter(pc.is_in(table.column("record_id"), pa.array(ids, pa.string())))
+    return list({reference.record_id: reference for reference in references_of(chosen)}.values())
 
 
 def _reference(record_id: str) -> ImageReference:
@@ -139,33 +124,25 @@ def _reference(record_id: str) -> ImageReference:
 
 
 def _units(
-    job: Job,
-    store: Store,
-    name: str,
-    references: Sequence[ImageReference],
-    archives: Sequence[Unit],
-    of_archives: dict[int, list[str]],
-    number: int,
-) -> list[Unit]:
-    """Units with part numbers behind all that are in use, of those that no archive has."""
-    stride = len(archives) + 1
-    used = [part.number for part in store.parts if part.number % stride == stride - 1]
-    part = (max(used) if used else -1) + stride
-    units = []
-    rows = int(job.recipe["rows_per_part"])
-    for start in range(0, len(references), rows):
-        ids = [reference.record_id for reference in references[start : start + rows]]
-        payload = {
-            "part": part,
-            "start": start,
-            "ids": sha256_text("\n".join(ids)),
-            "repeated": [],
-            "again": name,
-        }
-        units.append(Unit(f"part-{part:05}", payload, len(ids)))
-        part += stride
-    for place, ordinal in enumerate(sorted(of_archives)):
-        original = archives[ordinal]
-        spread = {"part": part + place * stride, "stride": stride * len(of_archives), "again": name}
-        units.append(Unit(f"{original.name}-again-{number:05}", {**original.payload, **spread}, 0))
-    return units
+    job: Job, store: Store, name: str, ids: Sequence[str], archives: Sequence[int]
+) -> Iterator[Unit]:
+    """Units of failed images, listed ones and those of some archives, with parts behind all others.
+
+    Part numbers are those that no archive has for its own: see `stage`.
+    """
+    first = [unit for unit in job.units if not unit.work.again]
+    originals = [unit for unit in first if isinstance(unit.work, ArchivedImages)]
+    stride = len(originals) + 1
+    own = {unit.name for unit in originals}
+    used = [part.number for part in store.parts if part.unit not in own]
+    part = max(used, default=-1) + stride
+
+    units = list(listed_units(ids, int(job.recipe["rows_per_part"]), part, stride, name))
+    yield from units
+
+    part += len(units) * stride
+    for place, row in enumerate(archives):
+        original = originals[row]
+        spread = {"part": part + place * stride, "stride": stride * len(archives), "again": name}
+        again = ArchivedImagesAgain(**{**original.payload, **spread})
+        yield Unit(f"{original.name}-again-{retry_number(name):05}", again, 0)

@@ -12,12 +12,12 @@ import lzma
 import tarfile
 import time
 import zipfile
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
+import msgspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -26,10 +26,9 @@ from pipelines.sources.archive_images import Listed
 from pipelines.sources.archives import ArchiveDamaged, Entry, entries
 from pipelines.stores.image_plan import images_file
 from schemas.image_list import encode_name, references_of
-from schemas.layout import ARCHIVES, ARCHIVES_NAME, IMAGES_NAME
+from schemas.layout import ARCHIVES, ARCHIVES_NAME, IMAGES_NAME, ROWS_A_PART
 from schemas.manifest import sha256_text
-from schemas.plan import Unit
-from schemas.row_ids import ROWS_A_PART
+from schemas.plan import ArchivedImages, ListedImages, Unit
 
 SECONDS = 12.0  # of counting, over all archives
 AT_LEAST = 0.5  # of one archive
@@ -184,8 +183,8 @@ class ListSample:
         for number, part in enumerate(parts):
             start = number * images
             ids = "\n".join(reference.record_id for reference in references[start : start + images])
-            payload = {"part": part, "start": start, "ids": sha256_text(ids), "repeated": []}
-            units.append(Unit(f"part-{part:05}", payload, images))
+            work = ListedImages(part, start, sha256_text(ids), ())
+            units.append(Unit(f"part-{part:05}", work, images))
         return units, {IMAGES_NAME: images_file(references)}
 
 
@@ -193,7 +192,7 @@ class ListSample:
 class ArchiveSample:
     """First images of some archives, as small archives of the same kind in a folder."""
 
-    archives: Sequence[Mapping[str, Any]]  # payloads of the archives' units, in a seeded order
+    archives: Sequence[ArchivedImages]  # in a seeded order
     urls: Sequence[str]
     listed: Sequence[Listed | None]
     folder: Path
@@ -209,17 +208,18 @@ class ArchiveSample:
             self.names += 1
             members = self._members(ordinal, images)
             archive = self.archives[ordinal]
-            path = self.folder / f"{len(self.made):05}" / str(archive["name"])
+            path = self.folder / f"{len(self.made):05}" / archive.name
             path.parent.mkdir(parents=True)
             path = write_archive(path, members)
-            payload = {
-                **archive,
-                "archive": len(self.made),
-                "bytes": path.stat().st_size,
-                "part": part,
-                "stride": 1,
-            }
-            units.append(Unit(f"archive-{part:05}", {**payload, "rows": ROWS_A_PART}, 0))
+            work = msgspec.structs.replace(
+                archive,
+                archive=len(self.made),
+                bytes=path.stat().st_size,
+                part=part,
+                stride=1,
+                rows=ROWS_A_PART,
+            )
+            units.append(Unit(f"archive-{part:05}", work, 0))
             self.made.append(str(path))
         buffer = io.BytesIO()
         pq.write_table(pa.table({"url": self.made}, schema=ARCHIVES), buffer)

@@ -1,12 +1,8 @@
-"""extract: images -> global descriptors (Parquet), local descriptors (HDF5) and failures, a part at
-a time.
-"""
+"""extract: images -> globals (Parquet), local descriptors (HDF5) and failures, a part at a time."""
 
 from __future__ import annotations
 
-import io
 import sys
-from collections.abc import Sequence
 from dataclasses import asdict, replace
 from hashlib import sha256
 from typing import Any
@@ -20,31 +16,29 @@ from pipelines.extract.describer import STAGE
 from pipelines.extract.options import Options, _specs, _where, check_seconds
 from pipelines.jobs.plan import planned_units
 from pipelines.quantities import byte_text
-from pipelines.storage.place import Place, free_bytes, open_place
+from pipelines.storage.place import free_bytes, open_place
 from pipelines.stores.image_plan import (
     Planned,
     changed_since,
     list_sources,
+    listed_units,
     read_planned,
-    repeated_places,
     rows_per_part,
     rows_that_fit,
 )
 from rrt_core.extractors import Extractor, create, identity_of
-from schemas import failures, global_descriptors, local_descriptors
+from schemas import global_descriptors, local_descriptors
 from schemas.errors import UserError
-from schemas.failures import FailureRow
-from schemas.layout import LAYER, ROTATION_NAME
-from schemas.manifest import Manifest, sha256_text
-from schemas.plan import Job, Unit
-from schemas.row_ids import ROWS_A_PART
+from schemas.layout import LAYER, ROTATION_NAME, ROWS_A_PART
+from schemas.manifest import Manifest
+from schemas.plan import ArchivedImages, Job, MissingImages, Unit
 
 WORTH_SAYING = 1_000_000_000  # bytes
 ARCHIVE_ROWS = 512  # images a part of an archive: as much is lost on a kill
 
 
 def run(options: Options, settings: RunSettings) -> Manifest:
-    """Make (or finish, or skip) the store, or add to it. Raises UserError and driver.JobFailed."""
+    """Make (or finish, or skip) the store, or add to it. Raises UserError and JobFailed."""
     check_seconds(options, settings)
     if options.locals_for:
         _refuse_other_sources(options)
@@ -53,13 +47,16 @@ def run(options: Options, settings: RunSettings) -> Manifest:
         raise UserError(
             "extract: --retry-failed keeps what --overwrite would remove; give one of them"
         )
+
     job, plan_files = plan(options, settings)
     if options.retry_failed:
         return retry.run(job, settings, plan_files)
+
     if plan_files:  # the first time
         _say_disk(job)
     else:
         _say_changes(options, job.inputs["images"]["content"])
+
     manifest = run_job(job, settings, plan_files)
     if not manifest.counts.inputs:
         raise UserError(
@@ -77,29 +74,27 @@ def _say_changes(options: Options, fingerprint: str) -> None:
     if changed:
         print(
             f"{STAGE:<9}  NOTE: {_where(options)} holds {changed}; the store stays with what it "
-            f"was planned for. "
-            "For what is there now give --overwrite, or another place",
+            f"was planned for. For what is there now give --overwrite, or another place",
             file=sys.stderr,
         )
 
 
 def _say_disk(job: Job) -> None:
-    """Say before a large job starts what it will take on the disk, at most, and where it does not
-    fit.
-    """
+    """Say before a large job starts what it takes on the disk, at most, and where that is short."""
     images, an_image = job.facts["images_planned"], int(job.facts["bytes_an_image"])
     expected = an_image * (images or 0)
     if images and expected < WORTH_SAYING:
         return
+
     place = open_place(job.output)
     free = free_bytes(place.url)
-    at_most = (
-        f"{byte_text(expected)} for {images:,} images"
-        if images
-        else "the archives tell no number of images"
-    )
-    there = f"; {byte_text(free)} are free at {place.url}" if free is not None else ""
-    print(f"{STAGE:<9}  at most {byte_text(an_image)} an image, {at_most}{there}", file=sys.stderr)
+    at_most = "the number of images in the archives is not known"
+    if images:
+        at_most = f"{byte_text(expected)} for {images:,} images"
+    if free is not None:
+        at_most += f"; {byte_text(free)} are free at {place.url}"
+    print(f"{STAGE:<9}  at most {byte_text(an_image)} an image, {at_most}", file=sys.stderr)
+
     if free is not None and expected > free:
         print(
             f"{STAGE:<9}  WARNING: that may not fit; see --max-locals, --local-dtype, --locals "
@@ -109,17 +104,20 @@ def _say_disk(job: Job) -> None:
 
 
 def plan(options: Options, settings: RunSettings) -> tuple[Job, dict[str, bytes]]:
-    """The job, and its plan's files where the images were listed just now: lists once, cuts them
-    into parts.
+    """The job, and its plan's files where the images were listed just now.
+
+    Lists once and cuts into parts. Raises UserError.
     """
     check_seconds(options, settings)
     specs = _specs(options)
     extractor = create(options.extractor, **options.extractor_option)
     place = open_place(options.out)
+
     planned = None if settings.overwrite else read_planned(place, specs)
     files: dict[str, bytes] = {}
     if planned is None:
         planned, files = list_sources(specs)
+
     an_image = _bytes_an_image(options, extractor)
     rows, most = _rows_per_part(options, an_image, len(planned.ids))
     recipe: dict[str, Any] = {
@@ -136,26 +134,26 @@ def plan(options: Options, settings: RunSettings) -> tuple[Job, dict[str, bytes]
     }
     if options.local_dtype == "binary":
         rotation, new = make_rotation(place, planned, files, asdict(options), settings)
+        recipe["rotation"] = sha256(rotation).hexdigest()
         if new:
             files = {**files, ROTATION_NAME: rotation}
-        recipe["rotation"] = sha256(rotation).hexdigest()
+
     units = _units(planned, rows, options.rows_per_part or min(most, ARCHIVE_ROWS))
-    there = () if settings.overwrite else planned_units(place)
+    before = () if settings.overwrite else planned_units(place)
+    a_local = local_descriptors.bytes_a_local(extractor.local_dim, options.local_dtype)
     job = Job(
         stage=STAGE,
         output=options.out,
         worker="extract/describe",
         recipe=recipe,
         inputs={"images": {"url": _where(options), "content": planned.fingerprint}},
-        units=(*units, *(unit for unit in there if unit.payload.get("again"))),
+        units=(*units, *(unit for unit in before if unit.work.again)),
         settings=asdict(options),
         facts={
             "kind": "store",
             "layer": LAYER,
             "rows_per_part": rows,
-            "bytes_a_local": local_descriptors.bytes_a_local(
-                extractor.local_dim, options.local_dtype
-            ),
+            "bytes_a_local": a_local,
             "bytes_an_image": an_image,
             "images_planned": planned.images,
         },
@@ -167,62 +165,36 @@ def plan(options: Options, settings: RunSettings) -> tuple[Job, dict[str, bytes]
 
 def _refuse_other_sources(options: Options) -> None:
     """Raise UserError where --locals-for is given images that are not those of the store's plan."""
-    given = [
-        name for name in ("images", "list", "sources", "source", "take") if getattr(options, name)
-    ]
-    if not given:
-        return
+    names = ("images", "list", "sources", "source", "take")
+    given = [name for name in names if getattr(options, name)]
     single = replace(options, ground_truth=options.ground_truth if options.take else "")
-    if read_planned(open_place(options.out), _specs(single)) is None:
+    if given and read_planned(open_place(options.out), _specs(single)) is None:
         raise UserError(
             f"extract: --locals-for takes the images of the store, and --{given[0]} names others; "
-            f"leave it out, or, "
-            "where they lie elsewhere now, give the store's own command with the new place first"
+            f"leave it out, or, where they lie elsewhere now, give the store's own command with "
+            f"the new place first"
         )
 
 
 def _units(planned: Planned, rows: int, archive_rows: int) -> list[Unit]:
-    """Parts of the listing, an open unit an archive, and one that looks for what lists name and no
-    archive held.
+    """Parts of the listing, an open unit an archive, and one for what no archive turns out to hold.
 
-    Part numbers are dealt in turn: one to each archive, one to all else, and so on, so that an
-        archive may fill as many
-    as it needs. Without archives they are 0, 1, 2 ...
+    Part numbers are given in turn: one to each archive, one to all else, and so on, so that an
+    archive may fill as many as it needs. Without archives they are 0, 1, 2 ...
     """
     stride = len(planned.archives) + 1
-    number = len(planned.archives)
-    units = []
-    repeated = repeated_places(planned.ids)
-    for start in range(0, len(planned.ids), rows):
-        ids = planned.ids[start : start + rows]
-        again = [row for row in range(len(ids)) if start + row in repeated]
-        payload = {
-            "part": number,
-            "start": start,
-            "ids": sha256_text("\n".join(ids)),
-            "repeated": again,
-        }
-        units.append(Unit(f"part-{number:05}", payload, len(ids)))
-        number += stride
-    for ordinal, archive in enumerate(planned.archives):
-        payload = {
-            "archive": ordinal,
-            **asdict(archive),
-            "part": ordinal,
-            "stride": stride,
-            "rows": archive_rows,
-            "open": True,
-        }
-        units.append(Unit(f"archive-{ordinal:05}", payload, 0))
+    units = list(listed_units(planned.ids, rows, len(planned.archives), stride))
+    behind = len(planned.archives) + len(units) * stride
+
+    for row, archive in enumerate(planned.archives):
+        work = ArchivedImages(
+            row, **asdict(archive), part=row, stride=stride, rows=archive_rows, open=True
+        )
+        units.append(Unit(f"archive-{row:05}", work, 0))
+
     if planned.listed:
-        payload = {
-            "missing": planned.listed,
-            "part": number,
-            "stride": stride,
-            "open": True,
-            "last": True,
-        }
-        units.append(Unit("missing", payload, 0))
+        missing = MissingImages(planned.listed, behind, stride, open=True, last=True)
+        units.append(Unit("missing", missing, 0))
     return units
 
 
@@ -246,10 +218,3 @@ def _rows_per_part(options: Options, an_image: int, images: int) -> tuple[int, i
             )
         return options.rows_per_part, options.rows_per_part
     return rows_per_part(an_image, images), rows_that_fit(an_image)
-
-
-def failure_rows(store: Place, names: Sequence[str]) -> list[FailureRow]:
-    """The failures of a store's parts, in order."""
-    return [
-        row for name in sorted(names) for row in failures.read_part(io.BytesIO(store.read(name)))
-    ]

@@ -25,7 +25,7 @@ from pipelines.stores import gallery as stores_gallery
 from rrt_core.indexes import faiss_index as indexes
 from schemas.errors import UserError
 from schemas.manifest import MANIFEST_NAME, PARTS_NAME
-from schemas.plan import Job, Unit
+from schemas.plan import IndexFilling, IndexTraining, Job, Unit
 
 LEAST_TRAINED = 4_096  # rows of the small training; an index of many lists needs one a list
 MOST_ADDED = 20_000  # rows that a unit of the probe adds
@@ -181,7 +181,7 @@ def _train(
     inner = faiss.try_extract_index_ivf(indexes.empty_index(key, dimension))
     lists = int(inner.nlist) if inner is not None else 0
     small = min(wanted, max(LEAST_TRAINED, lists))
-    unit = Unit("trained", {"rows": small}, small)
+    unit = Unit("trained", IndexTraining(small), small)
     output = str(folder / "trained")
     settings = replace(
         settings, workers=1, overwrite=False, dry_run=False, runner="local", beam_options=()
@@ -214,16 +214,16 @@ def _fill(groups: list[Any], stores: list[Any], workers: int, most: int, first: 
     parts = [item for group, _ in groups for item in group]
     at = 0
     for number in range(workers):
-        taken: list[list[int]] = []
+        taken: list[tuple[int, int]] = []
         count = 0
         while not taken or (
             count < min(most, sum(n for _, n in groups) // workers) and len(taken) < len(parts)
         ):
             store, part = parts[at % len(parts)]
-            taken.append([store, part])
+            taken.append((store, part))
             count += stores[store].part(part).globals.rows
             at += 1
-        units.append(Unit(f"shard-{first + number:04}", {"parts": taken}, count))
+        units.append(Unit(f"shard-{first + number:04}", IndexFilling(tuple(taken)), count))
     return units, {}
 
 

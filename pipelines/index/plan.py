@@ -35,5 +35,5 @@ def _files(
     return files
 
 
-def _parts_of(shards: Sequence[tuple[Group, int]], members: Sequence[int]) -> list[list[int]]:
-    return [list(item) for member in members for item in shards[member][0]]
+def _parts_of(shards: Sequence[tuple[Group, int]], members: Sequence[int]) -> Group:
+    return [item for member in members for item in shards[member][0]]

@@ -21,7 +21,7 @@ from pipelines.stores.gallery import _open
 from rrt_core.indexes import faiss_index as indexes
 from schemas.errors import UserError
 from schemas.manifest import Manifest
-from schemas.plan import Job, Unit
+from schemas.plan import IndexFilling, IndexMerging, IndexTraining, Job, Unit
 
 STAGE = "index"
 
@@ -86,13 +86,13 @@ def run(options: Options, settings: RunSettings) -> Manifest:
     chain: dict[str, Any] = {}
     if indexes.needs_training(key, dimension):
         wanted = options.training_rows or indexes.training_rows(key, dimension)
-        unit = Unit("trained", {"rows": min(wanted, rows)}, min(wanted, rows))
+        unit = Unit("trained", IndexTraining(min(wanted, rows)), min(wanted, rows))
         trained = run_job(job("trained", "Train", [unit], {"training_rows": wanted}, {}), settings)
         chain["trained"] = as_input(f"{options.out}/trained", trained)
     shards = _groups(stores, options.rows_per_shard)
     if len(shards) > 1:
         units = [
-            Unit(f"shard-{number:04}", {"parts": [list(item) for item in group]}, count)
+            Unit(f"shard-{number:04}", IndexFilling(tuple(group)), count)
             for number, (group, count) in enumerate(shards)
         ]
         more = {"rows_per_shard": options.rows_per_shard}
@@ -102,7 +102,7 @@ def run(options: Options, settings: RunSettings) -> Manifest:
     units = [
         Unit(
             f"search-{number:03}",
-            {"shards": list(members), "parts": _parts_of(shards, members)},
+            IndexMerging(tuple(_parts_of(shards, members)), tuple(members)),
             count,
         )
         for number, (members, count) in enumerate(files)

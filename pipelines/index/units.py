@@ -15,7 +15,7 @@ from pipelines.stores.gallery import open_stores
 from pipelines.stores.store import PartFiles, Store
 from rrt_core.indexes import faiss_index as indexes
 from schemas.manifest import Counts
-from schemas.plan import Job, Unit
+from schemas.plan import IndexFilling, IndexMerging, IndexTraining, Job, Unit
 
 
 class _IndexWorker(UnitWorker):
@@ -73,7 +73,7 @@ class Train(_IndexWorker):
 
     def do(self, unit: Unit, attempt: Attempt) -> Counts:
         """Sample, train, write the empty trained index."""
-        wanted = int(unit.payload["rows"])
+        wanted = unit.of(IndexTraining).rows
         keys: list[np.ndarray] = []
         places: list[np.ndarray] = []
         for number, store in enumerate(self.stores):
@@ -107,7 +107,7 @@ class Fill(_IndexWorker):
     def do(self, unit: Unit, attempt: Attempt) -> Counts:
         """Fill and write one shard."""
         index = self.start()
-        self.fill(index, unit.payload["parts"], attempt)
+        self.fill(index, unit.of(IndexFilling).parts, attempt)
         self.write(index, unit, attempt)
         return Counts(
             unit.inputs, index.ntotal, unit.inputs - index.ntotal
@@ -119,14 +119,14 @@ class Merge(_IndexWorker):
 
     def do(self, unit: Unit, attempt: Attempt) -> Counts:
         """Write one search file."""
-        shards = self.job.inputs.get("shards")
+        work, shards = unit.of(IndexMerging), self.job.inputs.get("shards")
         if shards:
-            first, *others = (f"shard-{number:04}" for number in unit.payload["shards"])
+            first, *others = (f"shard-{number:04}" for number in work.shards)
             index = self.read(shards["url"], first)
             for name in others:
                 indexes.merge(index, self.read(shards["url"], name))
         else:
             index = self.start()
-            self.fill(index, unit.payload["parts"], attempt)
+            self.fill(index, work.parts, attempt)
         self.write(index, unit, attempt)
         return Counts(unit.inputs, index.ntotal, unit.inputs - index.ntotal)

@@ -1,11 +1,10 @@
-"""The commit protocol: jobs, units, attempts, markers, manifests (docs/architecture.md, "Commit
-protocol").
+"""An attempt at a unit: its scratch folder, its files, its pieces, its marker.
 
 A stage is a chain of *jobs*; a job fills one output folder by deterministic *units*. A worker does
 one unit at a time: an `Attempt` gathers finished files, gives them their final name by content and
 then drops the unit's marker by exclusive create. The first attempt wins; a loser deletes nothing.
 What the markers do not name is rubbish; what they name is done. The driver writes the manifest when
-every unit has its marker.
+every unit has its marker (docs/architecture.md, "Commit protocol").
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from pipelines.jobs.markers import _valid_marker, marker_name, software_versions
+from pipelines.jobs.markers import marker_name, read_marker, software_versions
 from pipelines.storage.local import sha256_file
 from pipelines.storage.place import Place
 from schemas.layout import PIECES
@@ -30,19 +29,24 @@ from schemas.plan import Job, Unit
 
 
 class Attempt:
-    """One try at a unit. Its scratch folder and its `attempts/` file are its own."""
+    """One try at a unit. Its scratch folder and its `attempts/` file are its own.
+
+    number   1 for the first try; tries that were killed, or failed, count
+    summary  small results of the unit, kept in its marker
+    """
 
     def __init__(self, place: Place, job: Job, unit: Unit) -> None:
         self.place, self.job, self.unit = place, job, unit
         self.id = secrets.token_hex(6)
         self.started = time.monotonic()
+        # Files handed over: where they lie, stem, rows, HDF5 layout, whether by just that name.
         self.finished: list[tuple[str, str, int, dict[str, Any] | None, bool]] = []
         self.pieces: list[FileEntry] = []  # files of the pieces that are committed
         self.summary: dict[str, Any] = {}
-        earlier = [name for name in place.names("attempts") if name.endswith(".json")]
-        self.number = 1 + sum(name.startswith(f"{unit.name}.") for name in earlier)
+        self.number = 1 + sum(name.endswith(".json") for name in self._attempts())
         self.name = f"attempts/{unit.name}.{self.id}.json"
-        self._told = 0.0
+        self._told = 0.0  # when progress was last written
+
         about = {"pid": os.getpid(), "host": socket.gethostname()}
         place.write(self.name, json.dumps(about).encode(), durable=False)
         if place.local:  # on the same disk, so that the final rename is one step
@@ -50,6 +54,11 @@ class Attempt:
             os.makedirs(self.scratch)
         else:
             self.scratch = tempfile.mkdtemp(prefix="rrt-")
+
+    def _attempts(self) -> list[str]:
+        """Names of the files of this unit's attempts."""
+        names = self.place.names("attempts")
+        return [name for name in names if name.startswith(f"{self.unit.name}.")]
 
     def path(self, name: str) -> str:
         """A path in the attempt's scratch folder."""
@@ -64,65 +73,60 @@ class Attempt:
         *,
         plain_name: bool = False,
     ) -> None:
-        """Hand over a finished file, to be ``stem.<hash12>.suffix`` (or exactly `stem`) when the
-        unit commits.
+        """Hand over a finished file.
+
+        It is named ``stem.<hash12>.suffix`` (or exactly `stem`) when the unit commits.
         """
         self.finished.append((local_file, stem, rows, layout, plain_name))
 
     def _place_files(self) -> Iterator[FileEntry]:
         """Hash the finished files and bring them to their names."""
         for local_file, stem, rows, layout, plain_name in self.finished:
-            digest = sha256_file(local_file)
+            digest, size = sha256_file(local_file), os.path.getsize(local_file)
             base, suffix = os.path.splitext(stem)
             name = stem if plain_name else f"{base}.{digest[:12]}{suffix}"
-            size = os.path.getsize(local_file)
             self.place.put(local_file, name)
             yield FileEntry(name, rows, size, digest, layout)
 
     def tell(self, done: int, failed: int = 0, share: float = 0.0, reason: str = "") -> None:
-        """Say how far it is, for progress (at most once a second).
+        """Report how far it is, for progress (at most once a second).
 
-        done, failed  inputs so far;  share  of an open unit's bytes, 0..1;  reason  of the last
-                      failure
+        done, failed  inputs so far
+        share         of an open unit's bytes, 0..1
+        reason        of the last failure
         """
         now = time.monotonic()
-        if self.place.local and now - self._told > 1.0:
-            self._told = now
-            state = {"done": done, "failed": failed, "share": round(share, 4), "reason": reason}
-            path = self.place.path(f"{self.name}.progress")
-            with contextlib.suppress(OSError):
-                with open(f"{path}.tmp", "w") as file:
-                    file.write(json.dumps(state))
-                os.replace(f"{path}.tmp", path)
+        if not self.place.local or now - self._told <= 1.0:
+            return
+
+        self._told = now
+        state = {"done": done, "failed": failed, "share": round(share, 4), "reason": reason}
+        path = self.place.path(f"{self.name}.progress")
+        with contextlib.suppress(OSError):
+            with open(f"{path}.tmp", "w") as file:
+                file.write(json.dumps(state))
+            os.replace(f"{path}.tmp", path)
 
     def read_piece(self, number: int) -> Marker | None:
-        """The marker of a piece of this unit that an earlier attempt committed, where it is
-        valid.
-        """
-        return _valid_marker(self.place, self.job, self.unit, self._piece_name(number))
+        """The valid marker of a piece of this unit that an earlier attempt committed."""
+        return read_marker(self.place, self.job, self.unit, self._piece_name(number))
 
     def pieces_from(self, first: int) -> dict[str, Marker | None]:
-        """Markers of this unit's committed pieces from the number `first` on, by name; None where
-        one is not valid.
-        """
-        found = {}
+        """Committed pieces from the number `first` on: name -> marker; None where not valid."""
+        pieces = {}
         for name in self.place.names(PIECES):
             unit, _, number = name.removesuffix(".json").rpartition(".")
             if unit == self.unit.name and number.isdecimal() and int(number) >= first:
-                found[f"{PIECES}/{name}"] = _valid_marker(
-                    self.place, self.job, self.unit, f"{PIECES}/{name}"
-                )
-        return found
+                path = f"{PIECES}/{name}"
+                pieces[path] = read_marker(self.place, self.job, self.unit, path)
+        return pieces
 
     def drop_pieces(self, first: int) -> None:
-        """Take back the committed pieces from the number `first` on: their markers, then their
-        files.
-        """
+        """Take back the committed pieces from the number `first` on, markers before files."""
         dropped = self.pieces_from(first)
-        for name in sorted(
-            dropped, reverse=True
-        ):  # the last first: a kill leaves pieces without a gap
+        for name in sorted(dropped, reverse=True):  # the last first: a kill leaves no gap
             self.place.remove(name)
+
         for marker in dropped.values():
             for entry in marker.files if marker else ():
                 self.place.remove(entry.name)
@@ -132,18 +136,17 @@ class Attempt:
         self.pieces += marker.files
 
     def commit_piece(self, number: int, counts: Counts, summary: dict[str, Any]) -> None:
-        """Commit the files added since the last piece, so that they are never made again; `summary`
-        is kept with them.
+        """Commit the files added since the last piece, so that they are never made again.
 
-        What a unit of many pieces is spared by it when it is killed. Earlier attempts no longer
-            count: they ended in an
-        earlier piece.
+        That is what a unit of many pieces is spared when it is killed. Earlier attempts no longer
+        count: they ended in an earlier piece. `summary` is kept in the piece's marker.
         """
         marker = self._marker(tuple(self._place_files()), counts, summary)
         self.take_piece(self._create(self._piece_name(number), marker))
         self.finished.clear()
-        for name in self.place.names("attempts"):
-            if name.startswith(f"{self.unit.name}.") and self.id not in name:
+
+        for name in self._attempts():
+            if self.id not in name:
                 self.place.remove(f"attempts/{name}")
         self.number = 1
 
@@ -151,10 +154,7 @@ class Attempt:
         return f"{PIECES}/{self.unit.name}.{number:05}.json"
 
     def commit(self, counts: Counts) -> Marker:
-        """Bring the files to their names, then drop the marker.
-
-        Where another attempt was first, its marker is the one that counts.
-        """
+        """Bring the files to their names, then drop the marker; gives the one that counts."""
         marker = self._marker((*self.pieces, *self._place_files()), counts, self.summary)
         return self._create(marker_name(self.unit), marker)
 
@@ -174,19 +174,16 @@ class Attempt:
         )
 
     def _create(self, name: str, marker: Marker) -> Marker:
-        """Create a marker exclusively; gives the one that counts."""
+        """Create a marker exclusively; where another attempt was first, its marker counts."""
         while not self.place.create(name, marker.to_bytes()):
-            other = _valid_marker(self.place, self.job, self.unit, name)
+            other = read_marker(self.place, self.job, self.unit, name)
             if other is not None:
                 return other
             self.place.remove(name)  # an unreadable marker counts as absent
         return marker
 
     def close(self, *, failed: bool = False) -> None:
-        """End this attempt.
-
-        A failed one stays written down and counts, like one whose process was killed.
-        """
+        """End this attempt; the file of a failed one stays and counts, as if it was killed."""
         shutil.rmtree(self.scratch, ignore_errors=True)
         if self.place.local:
             self.place.remove(f"{self.name}.progress")

@@ -1,6 +1,4 @@
-"""One unit from its attempt to its marker: what every engine calls. Exceptions become files in
-`errors/`.
-"""
+"""One unit from its attempt to its marker: what every engine calls; exceptions go to `errors/`."""
 
 from __future__ import annotations
 
@@ -17,26 +15,25 @@ from schemas.plan import Unit
 
 
 def do_unit(worker: UnitWorker, unit: Unit) -> bool:
-    """Do a unit from attempt to marker; an exception is written to `errors/`, not raised. True if
-    done.
-    """
+    """Do a unit from attempt to marker; an exception goes to `errors/`. Whether it is done."""
     return begin_unit(worker, unit)()
 
 
 def begin_unit(worker: UnitWorker, unit: Unit) -> Callable[[], bool]:
-    """Do a unit's work; what is given back commits it, and may do so in a thread while the next one
-    is begun.
+    """Do a unit's work; what is given back commits it, and says whether the unit is done.
 
-    Exceptions are written to `errors/`, here as there. The commit tells whether the unit is done.
+    The commit may run in a thread while the next unit is begun. Exceptions are written to
+    `errors/`, here as there.
     """
     place = open_place(worker.job.output)
     if read_marker(place, worker.job, unit) is not None:
         return lambda: True
+
     attempt: Attempt | None = None
     try:
         attempt = Attempt(place, worker.job, unit)
         counts = worker.do(unit, attempt)
-    except Exception as error:  # noqa: BLE001  whatever a stage or an extractor raises is the driver's to judge
+    except Exception as error:  # noqa: BLE001  whatever a stage raises, the driver judges it
         _fail(place, unit, attempt, error)
         return lambda: False
     begun = attempt
@@ -55,8 +52,6 @@ def begin_unit(worker: UnitWorker, unit: Unit) -> Callable[[], bool]:
 
 def _fail(place: Place, unit: Unit, attempt: Attempt | None, error: Exception) -> None:
     if attempt is not None:
-        with contextlib.suppress(
-            UserError
-        ):  # a place that does not answer: its first error is what counts
+        with contextlib.suppress(UserError):  # a place that does not answer: its first error counts
             attempt.close(failed=not final_error(error, place))
     write_error(place, unit.name, error)

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from io import BytesIO
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.jobs.markers import counted, software_versions
+from pipelines.jobs.markers import software_versions
 from pipelines.storage.place import Place, open_place
 from schemas.errors import UserError
+from schemas.layout import PLAN_NAME
 from schemas.manifest import (
     MANIFEST_NAME,
     PARTS_NAME,
@@ -31,11 +31,12 @@ def write_manifest(
     place: Place, job: Job, markers: Sequence[Marker], wall_seconds: float
 ) -> Manifest:
     """Write parts.parquet and, last, manifest.json."""
-    files = [entry for marker in markers for entry in marker.files]
     buffer = BytesIO()
     pq.write_table(parts_table(markers), buffer, compression="none")
     place.write(PARTS_NAME, buffer.getvalue())
-    counts = sum(map(counted, job.units, markers), Counts(0, 0, 0))
+
+    files = [entry for marker in markers for entry in marker.files]
+    counts = (unit.adds(one.counts) for unit, one in zip(job.units, markers, strict=True))
     summaries = {marker.unit: marker.summary for marker in markers if marker.summary}
     manifest = Manifest(
         stage=job.stage,
@@ -43,7 +44,7 @@ def write_manifest(
         recipe_hash=job.recipe_hash,
         content=content_hash(files, summaries),
         inputs=job.inputs,
-        counts=counts,
+        counts=sum(counts, Counts(0, 0, 0)),
         facts={**job.facts, **({"units": summaries} if summaries else {})},
         parts={
             "name": PARTS_NAME,
@@ -73,28 +74,26 @@ def read_manifest(place: Place) -> Manifest | None:
 
 
 def is_whole(place: Place, manifest: Manifest) -> bool:
-    """Whether all files that the manifest counts are there with their sizes.
-
-    Their bytes are not read.
-    """
+    """Whether all files that the manifest counts are there with their sizes; no byte is read."""
     parts = parts_of(place, manifest)
-    entries = entries_of(parts) if parts is not None else None
-    return entries is not None and place.sizes([entry.name for entry in entries]) == [
-        entry.bytes for entry in entries
-    ]
+    if parts is None:
+        return False
+
+    sizes = place.sizes([entry.name for _, entry in parts])
+    return sizes == [entry.bytes for _, entry in parts]
 
 
-def parts_of(place: Place, manifest: Manifest) -> pa.Table | None:
-    """The table of the files that a manifest counts (schema PARTS); None where it is absent or
-    another one.
-    """
+def parts_of(place: Place, manifest: Manifest) -> list[tuple[str, FileEntry]] | None:
+    """(unit, file) of what a manifest counts; None where the table is absent or another one."""
     try:
         data = place.read(PARTS_NAME)
     except FileNotFoundError:
         return None
-    if hashlib.sha256(data).hexdigest() != manifest.parts["sha256"]:
+    if hashlib.sha256(data).hexdigest() != manifest.parts.get("sha256"):
         return None
-    return pq.read_table(BytesIO(data))
+
+    table = pq.read_table(BytesIO(data))
+    return list(zip(table.column("unit").to_pylist(), entries_of(table), strict=True))
 
 
 def require_manifest(url: str, what: str, command: str) -> Manifest:
@@ -102,7 +101,7 @@ def require_manifest(url: str, what: str, command: str) -> Manifest:
     place = open_place(url)
     manifest = read_manifest(place)
     if manifest is None:
-        state = "is not finished" if place.exists("plan/plan.json") else "is not there"
+        state = "is not finished" if place.exists(PLAN_NAME) else "is not there"
         raise UserError(f"{place.url}: the {what} {state}; make it with '{command}'")
     return manifest
 

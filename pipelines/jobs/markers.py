@@ -28,18 +28,16 @@ def marker_name(unit: Unit) -> str:
     return f"done/{unit.name}.json"
 
 
-def read_marker(place: Place, job: Job, unit: Unit) -> Marker | None:
-    """The unit's marker where it is valid: readable, of this recipe and slice, its files in
-    place.
+def read_marker(place: Place, job: Job, unit: Unit, name: str = "") -> Marker | None:
+    """The unit's marker (`name`: one of its pieces') where it is valid.
+
+    It is where it can be read, is of this recipe and slice, and its files are in place.
     """
-    return _valid_marker(place, job, unit, marker_name(unit))
-
-
-def _valid_marker(place: Place, job: Job, unit: Unit, name: str) -> Marker | None:
     try:
-        marker = Marker.from_bytes(place.read(name))
+        marker = Marker.from_bytes(place.read(name or marker_name(unit)))
     except (FileNotFoundError, IsADirectoryError):
         return None
+
     if marker is None or marker.recipe != job.recipe_hash or marker.slice != unit.slice:
         return None
     if any(place.size(entry.name) != entry.bytes for entry in marker.files):

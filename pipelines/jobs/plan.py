@@ -1,6 +1,4 @@
-"""A job's plan: written once; what was made by another recipe is refused, and the sentence says
-what differs.
-"""
+"""A job's plan: written once; another recipe's output is refused, saying what differs."""
 
 from __future__ import annotations
 
@@ -13,7 +11,7 @@ from pipelines.storage.place import Place
 from schemas.errors import UserError
 from schemas.layout import JOB_NAME, PLAN_FOLDER, PLAN_NAME
 from schemas.manifest import MANIFEST_NAME, Manifest, Marker, canonical_json
-from schemas.plan import Job, Unit
+from schemas.plan import Job, Plan, Unit
 
 
 def write_plan(place: Place, job: Job, files: Mapping[str, bytes]) -> None:
@@ -24,12 +22,7 @@ def write_plan(place: Place, job: Job, files: Mapping[str, bytes]) -> None:
     Raises UserError where the folder holds something else: another recipe's output, or files that
         are not ours.
     """
-    record = {
-        "recipe": job.identity,
-        "recipe_hash": job.recipe_hash,
-        "units": [unit.__dict__ for unit in job.units],
-    }
-    data = (json.dumps(record, sort_keys=True, indent=1) + "\n").encode()
+    data = Plan(job.identity, job.recipe_hash, job.units).to_bytes()
     planned = read_plan(place)
     if planned is None:
         if place.has_files(besides=PLAN_FOLDER) and not is_ours(place):
@@ -40,19 +33,18 @@ def write_plan(place: Place, job: Job, files: Mapping[str, bytes]) -> None:
         place.write(JOB_NAME, job.to_json().encode())
         if place.create(PLAN_NAME, data):
             return
-        planned = read_plan(place) or {}
-    refuse_other_recipe(place, job, planned.get("recipe"))
-    units, there = json.loads(data)["units"], planned.get("units") or []
-    if there != units[: len(there)] or not all(
-        unit["payload"].get("again") for unit in units[len(there) :]
-    ):
+        planned = read_plan(place) or Plan({})
+    refuse_other_recipe(place, job, planned.recipe)
+    before, more = len(planned.units), job.units[len(planned.units) :]
+    same = [unit.slice for unit in planned.units] == [unit.slice for unit in job.units[:before]]
+    if not same or not all(unit.work.again for unit in more):
         raise UserError(
             f"{place.url} was planned for other units by the same recipe; give --overwrite or "
             f"another place"
         )
     _write_files(place, files)  # listed anew, with the same names: the files may have moved
     place.write(JOB_NAME, job.to_json().encode())
-    if len(units) > len(there):
+    if more:
         place.write(PLAN_NAME, data)
 
 
@@ -62,29 +54,22 @@ def _write_files(place: Place, files: Mapping[str, bytes]) -> None:
 
 
 def planned_units(place: Place) -> tuple[Unit, ...]:
-    """The units of the folder's plan; none where there is no plan. Raises UserError where it is
-    damaged.
-    """
+    """The units of the folder's plan; none where there is no plan. Raises as `read_plan`."""
     planned = read_plan(place)
-    try:
-        return tuple(Unit(**unit) for unit in planned["units"]) if planned else ()
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"{place.url}/{PLAN_NAME} is damaged ({error}); give --overwrite or another place"
-        ) from error
+    return planned.units if planned else ()
 
 
-def read_plan(place: Place) -> dict[str, Any] | None:
+def read_plan(place: Place) -> Plan | None:
     """The folder's plan, or None where there is none. Raises UserError where it is damaged."""
     try:
-        planned = json.loads(place.read(PLAN_NAME))
-        if isinstance(planned["recipe"], dict):
-            return dict(planned)
+        return Plan.from_bytes(place.read(PLAN_NAME))
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (ValueError, KeyError, TypeError):
-        pass
-    raise UserError(f"{place.url}/{PLAN_NAME} is damaged; give --overwrite or another place")
+    except ValueError as error:
+        raise UserError(
+            f"{place.url}/{PLAN_NAME}: {error}; {PLAN_NAME} is damaged; give --overwrite or "
+            f"another place"
+        ) from error
 
 
 def refuse_other_recipe(place: Place, job: Job, made_by: Any) -> None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import importlib
 from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING
 
-from pipelines.jobs.attempt import Attempt
 from pipelines.stages import worker_class
 from schemas.manifest import Counts
 from schemas.plan import Job, Unit
+
+if TYPE_CHECKING:
+    from pipelines.jobs.attempt import Attempt
 
 
 class UnitWorker(ABC):

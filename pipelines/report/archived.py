@@ -8,56 +8,42 @@ from collections.abc import Collection, Iterator
 from itertools import islice
 
 from pipelines.jobs.plan import planned_units
-from pipelines.sources.archive_images import ArchiveImages, Listed, archive_url
+from pipelines.sources.archive_images import archive_url, open_archive
 from pipelines.stores.store import Store
 from schemas.errors import UserError
-from schemas.plan import Unit
+from schemas.plan import ArchivedImages
 
-MOST_BYTES = (
-    4_000_000_000  # of archives that are streamed for it; pictures in further ones are not shown
-)
+MOST_BYTES = 4_000_000_000  # of archives that are read; pictures in further ones are not shown
 
 
 def archived_pictures(store: Store, record_ids: Collection[str]) -> Iterator[tuple[str, bytes]]:
-    """(record id, file) of those of the images that lie in local archives, as far as these are not
-    too large.
-    """
-    units = [
-        unit
-        for unit in planned_units(store.place)
-        if "archive" in unit.payload and not unit.payload.get("again")
-    ]
+    """(record id, file) of the images that lie in local archives, as far as these are not large."""
     left = MOST_BYTES
-    for unit, wanted in _by_archive(store, units, record_ids):
-        with contextlib.suppress(
-            UserError, OSError
-        ):  # damaged, changed, not to be read: the rest is not shown
-            url = archive_url(store.place, int(unit.payload["archive"]))
-            size = int(unit.payload["bytes"])
+    for work, wanted in _by_archive(store, record_ids):
+        # One that is damaged, changed or not to be read: the rest is not shown.
+        with contextlib.suppress(UserError, OSError):
+            url, size = archive_url(store.place, work.archive), work.bytes
             if "://" in url or not os.path.exists(url) or size > left:
                 continue
             left -= size
-            source = str(unit.payload["source"])
-            listed = Listed(store.place, source) if unit.payload["listed"] else None
-            images = iter(ArchiveImages(url, source, str(unit.payload["prefix"]), listed, wanted))
-            for item in islice(images, len(wanted)):
+            for item in islice(open_archive(store.place, work, wanted), len(wanted)):
                 if item.data is not None:
                     yield item.reference.record_id, item.data
 
 
 def _by_archive(
-    store: Store, units: list[Unit], record_ids: Collection[str]
-) -> Iterator[tuple[Unit, frozenset[str]]]:
-    """The archives' units, each with those of the records that its parts hold."""
-    if not units or not record_ids:
-        return
-    named, wanted = frozenset(record_ids), dict[int, set[str]]()
+    store: Store, record_ids: Collection[str]
+) -> Iterator[tuple[ArchivedImages, frozenset[str]]]:
+    """The archives, each with those of the records that its first parts hold."""
+    makers = store.makers(planned_units(store.place)) if record_ids else {}
+    archives, wanted = dict[int, ArchivedImages](), dict[int, set[str]]()
     for part in store.parts:
-        ordinal = part.number % (len(units) + 1)
-        if ordinal < len(units):
-            wanted.setdefault(ordinal, set()).update(
-                named.intersection(store.read_ids(part).record_ids)
-            )
-    for ordinal, found in sorted(wanted.items()):
-        if found:
-            yield units[ordinal], frozenset(found)
+        work = makers[part.number].work if part.number in makers else None
+        if isinstance(work, ArchivedImages) and not work.again:
+            archives[work.archive] = work
+            held = wanted.setdefault(work.archive, set())
+            held.update(set(record_ids).intersection(store.read_ids(part).record_ids))
+
+    for row, ids in sorted(wanted.items()):
+        if ids:
+            yield archives[row], frozenset(ids)

@@ -15,7 +15,7 @@ from pipelines.results.truth import truth_input
 from pipelines.storage.place import open_place
 from schemas.errors import UserError
 from schemas.manifest import Manifest
-from schemas.plan import Job, Unit
+from schemas.plan import Job, Unit, WholeJob
 
 STAGE = "report"
 SHOWN = 10  # of each list
@@ -78,7 +78,7 @@ def run(options: Options, settings: RunSettings) -> Manifest:
             worker="report/page",
             recipe=recipe,
             inputs=inputs,
-            units=(Unit("report", {}, shortlist.counts.succeeded),),
+            units=(Unit("report", WholeJob(), shortlist.counts.succeeded),),
             settings={**asdict(options), "queries": shortlist.inputs["queries"]["url"]},
             facts={"kind": "report"},
             noun="queries",

@@ -29,7 +29,7 @@ from pipelines.results import truth as results_truth
 from pipelines.results.shortlists import read_shortlist_part, shortlist_files
 from pipelines.storage.place import free_bytes, open_place
 from pipelines.stores.store import Store
-from schemas.plan import Job, Unit
+from schemas.plan import Job, Pairs, Unit
 from schemas.ranking import DEPLOY
 from schemas.scores import SCORES
 
@@ -152,7 +152,7 @@ def _queries(options: rerank.Options) -> list[Query]:
 
 
 def _of(unit: Unit, queries: Sequence[Query]) -> list[Query]:
-    name, first = unit.payload["shortlist"], unit.payload["first"]
+    name, first = unit.of(Pairs).shortlist, unit.of(Pairs).first
     return [
         query
         for query in queries
@@ -178,10 +178,10 @@ def _probe(
         for _ in range(count):
             turn = next(number)
             unit = order[turn % len(order)]
-            first = unit.payload["first"] + (turn // len(order)) * size % unit.inputs
-            size_here = min(size, unit.payload["first"] + unit.inputs - first)
-            payload = {"shortlist": unit.payload["shortlist"], "first": first}
-            made.append(Unit(f"part-{turn:05}", payload, size_here))
+            work = unit.of(Pairs)
+            first = work.first + (turn // len(order)) * size % unit.inputs
+            size_here = min(size, work.first + unit.inputs - first)
+            made.append(Unit(f"part-{turn:05}", Pairs(work.shortlist, first), size_here))
         return made, {}
 
     def second(taken: float) -> Round:
@@ -216,8 +216,8 @@ def _scores_bytes(
         )
     chance, sizes, pairs = np.random.default_rng(SEED), 0, 0
     for unit in job.units[:: -(-len(job.units) // MOST_UNITS)]:
-        first = unit.payload["first"]
-        shortlists = read_shortlist_part(options.out, unit.payload["shortlist"])[
+        first = unit.of(Pairs).first
+        shortlists = read_shortlist_part(options.out, unit.of(Pairs).shortlist)[
             first : first + unit.inputs
         ]
         truth = results_truth.truth_of(options.ground_truth, shortlists)

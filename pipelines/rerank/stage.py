@@ -23,7 +23,7 @@ from rrt_core.rerankers import create, identity_of
 from schemas.errors import UserError
 from schemas.ground_truth.ground_truth import load_ground_truth
 from schemas.manifest import Manifest
-from schemas.plan import Job, Unit
+from schemas.plan import Job, Pairs, RankingPart, Unit
 from schemas.ranking import DEPLOY
 
 STAGE = "rerank"
@@ -149,7 +149,7 @@ def _units(options: Options, queries: Store, tokens: int) -> list[Unit]:
         for first in range(0, count, size)
     ]
     return [
-        Unit(f"part-{number:05}", {"shortlist": name, "first": first}, count)
+        Unit(f"part-{number:05}", Pairs(name, first), count)
         for number, (name, first, count) in enumerate(slices)
     ]
 
@@ -163,11 +163,12 @@ def _replay_units(
     needed: dict[str, list[str]] = {}
     queries: Counter[str] = Counter()
     for unit in scored:
-        needed.setdefault(unit.payload["shortlist"], []).append(scores[unit.name])
-        queries[unit.payload["shortlist"]] += unit.inputs
+        shortlist = unit.of(Pairs).shortlist
+        needed.setdefault(shortlist, []).append(scores[unit.name])
+        queries[shortlist] += unit.inputs
     units = []
     for protocol in protocols:
         for number, (name, files) in enumerate(needed.items()):
-            payload = {"protocol": protocol, "number": number, "shortlist": name, "scores": files}
-            units.append(Unit(f"{protocol}-{number:05}", payload, queries[name]))
+            work = RankingPart(protocol, number, name, tuple(files))
+            units.append(Unit(f"{protocol}-{number:05}", work, queries[name]))
     return units

@@ -23,7 +23,7 @@ from pipelines.stores.store import Store
 from rrt_core.metrics.revisited import PROTOCOLS, positions_of, replay, shortlist_positions
 from rrt_core.rerankers import Locals, create
 from schemas.manifest import Counts
-from schemas.plan import Job, Unit
+from schemas.plan import Job, Pairs, RankingPart, Unit
 from schemas.ranking import DEPLOY, RANKING
 from schemas.scores import CASCADE_SCORES, KEEP_KEY, SCORES
 
@@ -44,10 +44,9 @@ class ScorePairs(UnitWorker):
 
     def do(self, unit: Unit, attempt: Attempt) -> Counts:
         """Read the locals of the unit's pairs once, score, write."""
-        first, url = unit.payload["first"], self.job.settings["out"]
-        shortlists = read_shortlist_part(url, unit.payload["shortlist"])[
-            first : first + unit.inputs
-        ]
+        work, url = unit.of(Pairs), self.job.settings["out"]
+        shortlists = read_shortlist_part(url, work.shortlist)
+        shortlists = shortlists[work.first : work.first + unit.inputs]
         truth = truth_of(self.job.settings["ground_truth"], shortlists)
         size = int(self.job.settings["shortlist"])
         chosen = [(name, *reranked_rows(name, rows, truth, size)) for name, rows in shortlists]
@@ -103,9 +102,10 @@ class Replay(UnitWorker):
 
     def do(self, unit: Unit, attempt: Attempt) -> Counts:
         """Write the ranking of the part's queries under one protocol."""
-        options, protocol = self.job.settings, unit.payload["protocol"]
-        shortlists = read_shortlist_part(options["out"], unit.payload["shortlist"])
-        scores = read_scores(options["out"], unit.payload["scores"])
+        options, work = self.job.settings, unit.of(RankingPart)
+        protocol = work.protocol
+        shortlists = read_shortlist_part(options["out"], work.shortlist)
+        scores = read_scores(options["out"], work.scores)
         truth = truth_of(options["ground_truth"], shortlists) if protocol != DEPLOY else None
         tables = [
             self._rank(name, rows, scores.get(name, NO_SCORES), truth, protocol)
@@ -114,9 +114,7 @@ class Replay(UnitWorker):
         table = pa.concat_tables(tables)
         path = attempt.path("ranking.parquet")
         pq.write_table(table, path, compression="zstd")
-        attempt.add(
-            path, f"protocol={protocol}/part-{unit.payload['number']:05}.parquet", len(table)
-        )
+        attempt.add(path, f"protocol={protocol}/part-{work.number:05}.parquet", len(table))
         return Counts(unit.inputs, unit.inputs)
 
     def _rank(

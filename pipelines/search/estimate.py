@@ -20,7 +20,7 @@ from pipelines.jobs.markers import read_marker
 from pipelines.search import stage as search
 from pipelines.storage.place import Place, free_bytes, open_place
 from schemas.manifest import Manifest
-from schemas.plan import Unit
+from schemas.plan import Candidates, ShortlistBlock, Unit
 
 FEW, MANY = (
     4,
@@ -68,9 +68,9 @@ def _estimate(
     probed = probe(
         job, settings, folder / "shortlist", workers, (rounds[0], {}), lambda _: (rounds[1], {})
     )
-    fixed, each = _line([(len(u.payload["rows"]), m.seconds) for u, m in probed.measured])
+    fixed, each = _line([(u.inputs, m.seconds) for u, m in probed.measured])
     # Each worker opens index and stores once, for its first block.
-    first = max(m.seconds - fixed - each * len(u.payload["rows"]) for u, m in probed.first)
+    first = max(m.seconds - fixed - each * u.inputs for u, m in probed.first)
     lengths = [fixed + each * len(block) * (files if files > 1 else 1) for block in planned.blocks]
 
     def seconds(count: int) -> float:
@@ -81,7 +81,7 @@ def _estimate(
     told.disk = {"shortlist": round(_bytes(probed.place, queries, blocks))}
     told.disk["bookkeeping"] = round(bookkeeping(job, {}, probed, folder, blocks, 0))
     told.memory_worker, told.memory_total = probed.peaks.worker, probed.peaks.total
-    inputs = sum(len(unit.payload["rows"]) for unit, _ in probed.measured)
+    inputs = sum(unit.inputs for unit, _ in probed.measured)
     told.probe = Probe(inputs, each, 0.0, probed.start, workers, time.monotonic() - began)
     if fixed > 0.05:
         told.notes.append(f"a block of queries takes {fixed:.1f} s beside its queries")
@@ -90,7 +90,7 @@ def _estimate(
     return told
 
 
-def _rounds(chosen: list[list[int]], workers: int) -> tuple[list[Unit], list[Unit]]:
+def _rounds(chosen: list[tuple[int, int]], workers: int) -> tuple[list[Unit], list[Unit]]:
     """The blocks of the two rounds of a probe: few queries for each worker; then few and many."""
     turn = iter(range(1_000_000))
 
@@ -99,7 +99,7 @@ def _rounds(chosen: list[list[int]], workers: int) -> tuple[list[Unit], list[Uni
         rows = [
             chosen[(number * MANY + place) % len(chosen)] for place in range(min(size, len(chosen)))
         ]
-        return Unit(f"part-{number:05}", {"rows": rows}, len(rows))
+        return Unit(f"part-{number:05}", ShortlistBlock(tuple(rows)), len(rows))
 
     first = [unit(FEW) for _ in range(workers)]
     return first, [unit(size) for size in (FEW, MANY) for _ in range(workers)]
@@ -119,7 +119,7 @@ def _candidates(
     units = tuple(
         Unit(
             block.name.replace("part", "candidates-000"),
-            {**block.payload, "file": file},
+            Candidates(block.of(ShortlistBlock).rows, file),
             block.inputs,
         )
         for block in blocks

@@ -22,7 +22,7 @@ from rrt_core.metrics.revisited import required_depth
 from schemas.errors import UserError
 from schemas.ground_truth.ground_truth import load_ground_truth
 from schemas.manifest import Manifest
-from schemas.plan import Job, Unit
+from schemas.plan import Candidates, Job, ShortlistBlock, Unit
 
 STAGE = "search"
 KEEP_ALL_UP_TO = (
@@ -63,7 +63,7 @@ class Plan:
     recipe: dict[str, Any]
     inputs: dict[str, dict[str, str]]
     shared: dict[str, Any]
-    blocks: list[list[list[int]]]
+    blocks: list[tuple[tuple[int, int], ...]]
     index: Manifest
 
 
@@ -92,7 +92,7 @@ def plan(options: Options, settings: RunSettings) -> Plan:
 def candidates_job(planned: Plan, out: str) -> Job:
     """The job that gathers candidates, where the index has several search files."""
     units = [
-        Unit(f"candidates-{f:03}-{b:05}", {"file": name, "rows": rows}, len(rows))
+        Unit(f"candidates-{f:03}-{b:05}", Candidates(rows, name), len(rows))
         for f, name in enumerate(planned.shared["files"])
         for b, rows in enumerate(planned.blocks)
     ]
@@ -115,7 +115,7 @@ def shortlist_job(planned: Plan, out: str, candidates: Manifest | None) -> Job:
         inputs = {**inputs, "candidates": as_input(f"{out}/candidates", candidates)}
     k = planned.shared["k"]
     units = [
-        Unit(f"part-{number:05}", {"rows": rows}, len(rows))
+        Unit(f"part-{number:05}", ShortlistBlock(rows), len(rows))
         for number, rows in enumerate(planned.blocks)
     ]
     return Job(
@@ -175,13 +175,13 @@ def choose_k(options: Options, index: Manifest) -> int:
     return min(options.k, rows)
 
 
-def query_blocks(queries: Store, size: int) -> list[list[list[int]]]:
-    """Blocks of described queries as [part, row] pairs, in the order of the store."""
+def query_blocks(queries: Store, size: int) -> list[tuple[tuple[int, int], ...]]:
+    """Blocks of described queries as (part, row) pairs, in the order of the store."""
     rows = [
-        [number, int(row)]
+        (number, int(row))
         for number, part in enumerate(queries.parts)
         for row in np.flatnonzero(queries.read_global(part).ok)
     ]
     if not rows:
         raise UserError(f"{queries.place.url}: no query was described")
-    return [rows[start : start + size] for start in range(0, len(rows), size)]
+    return [tuple(rows[start : start + size]) for start in range(0, len(rows), size)]

@@ -19,7 +19,7 @@ from pipelines.stores.gallery import Gallery, open_stores
 from pipelines.stores.store import Store
 from rrt_core.indexes import faiss_index as indexes
 from schemas.manifest import Counts
-from schemas.plan import Job, Unit
+from schemas.plan import Candidates, Job, ShortlistBlock, Unit
 from schemas.shortlist import CANDIDATES, SHORTLIST
 
 
@@ -45,13 +45,11 @@ class FetchCandidates(UnitWorker):
     def do(self, unit: Unit, attempt: Attempt) -> Counts:
         """Write the candidates of a block in a file."""
         options = self.job.settings
-        _, descriptors = read_queries(self.queries, unit.payload["rows"])
-        if self.open[0] != unit.payload["file"]:
+        block = unit.of(Candidates)
+        _, descriptors = read_queries(self.queries, block.rows)
+        if self.open[0] != block.file:
             self.open = ("", None)  # let go of one before the next is read
-            self.open = (
-                unit.payload["file"],
-                read_search_file(options["index"], unit.payload["file"]),
-            )
+            self.open = (block.file, read_search_file(options["index"], block.file))
         ids = indexes.search(self.open[1], descriptors, options["fetched"], options["nprobe"])
         query, place = np.nonzero(ids >= 0)
         path = attempt.path("candidates.parquet")
@@ -75,7 +73,7 @@ class MakeShortlist(UnitWorker):
 
     def do(self, unit: Unit, attempt: Attempt) -> Counts:
         """Write the shortlist of a block."""
-        names, descriptors = read_queries(self.queries, unit.payload["rows"])
+        names, descriptors = read_queries(self.queries, unit.of(ShortlistBlock).rows)
         candidates = self._candidates(unit, descriptors)
         ids = np.unique(np.concatenate(candidates)) if candidates else np.zeros(0, np.int64)
         scores, record_ids = self._rescore(descriptors, candidates, ids)

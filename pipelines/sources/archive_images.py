@@ -1,6 +1,4 @@
-"""The images of an archive as items to describe, in the order of its stream, each with its record
-id.
-"""
+"""The images of an archive as items, in the order of its stream, each with its record id."""
 
 from __future__ import annotations
 
@@ -19,6 +17,9 @@ from pipelines.storage.place import Place
 from rrt_core.images import DecodeError
 from schemas.image_list import ImageReference, decode_name, encode_name, make_record_id
 from schemas.layout import ARCHIVES_NAME, LISTED_NAME
+from schemas.plan import ArchivedImages
+
+REPEATED = "the record id stands twice in the archive; only the first is described"
 
 
 def short_hash(text: str) -> int:
@@ -46,9 +47,7 @@ class Listed:
         self.hashes = hashes(name.as_py() for name in names)
 
     def name(self, member: str) -> str | None:
-        """The listed name that a member's path is or ends with, the longest; None where there is
-        none.
-        """
+        """The longest listed name that a member's path is or ends with; None where none is."""
         pieces = member.split("/")
         endings = ("/".join(pieces[first:]) for first in range(len(pieces)))
         return next((ending for ending in endings if holds(self.hashes, ending)), None)
@@ -79,15 +78,9 @@ class ArchiveImages:
         listed: Listed | None = None,
         only: Collection[str] | None = None,
     ) -> None:
-        self.url, self.source, self.prefix, self.listed, self.only = (
-            url,
-            source,
-            prefix,
-            listed,
-            only,
-        )
+        self.url, self.source, self.prefix = url, source, prefix
+        self.listed, self.only = listed, only
         self.position, self.unlisted = 0.0, 0
-        self._location = os.fsencode(url)
         self._stream = self._items()
 
     def __iter__(self) -> Iterator[Item]:
@@ -105,20 +98,39 @@ class ArchiveImages:
         return record_id is not None and (self.only is None or record_id in self.only)
 
     def _items(self) -> Iterator[Item]:
-        seen: set[int] = set()
+        location, seen = os.fsencode(self.url), set[int]()
         for entry in entries(self.url, self._wanted, most_bytes=MOST_BYTES):
             self.position = entry.position
             record_id = self.record_id(entry.name)
             if record_id is None:
                 self.unlisted += 1
                 continue
+
             repeated = short_hash(record_id) in seen
             seen.add(short_hash(record_id))
             if self.only is not None and (record_id not in self.only or repeated):
                 continue
+
             refusal = DecodeError(entry.reason, entry.error_class) if entry.reason else None
             if repeated:
-                reason = "the record id stands twice in the archive; only the first is described"
-                refusal = DecodeError(reason, "duplicate")
-            reference = ImageReference(record_id, self.source, self._location)
+                refusal = DecodeError(REPEATED, "duplicate")
+            reference = ImageReference(record_id, self.source, location)
             yield Item(reference, None if refusal else entry.data, refusal)
+
+
+def open_archive(
+    place: Place,
+    work: ArchivedImages,
+    only: Collection[str] | None = None,
+    lists: dict[str, Listed] | None = None,
+) -> ArchiveImages:
+    """The images of an archive of a store's plan; `lists` keeps the lists of sources for the next.
+
+    only  record ids of the images that are wanted; None for all
+    """
+    lists = {} if lists is None else lists
+    if work.listed and work.source not in lists:
+        lists[work.source] = Listed(place, work.source)
+
+    url, listed = archive_url(place, work.archive), lists[work.source] if work.listed else None
+    return ArchiveImages(url, work.source, work.prefix, listed, only)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from dataclasses import dataclass
+from hashlib import sha256
 
 from pipelines.storage.place import read_url
 from rrt_core.images import DecodeError
@@ -23,6 +24,11 @@ class Item:
     data: bytes | None = None
     refusal: DecodeError | None = None
     expected: str = ""  # SHA-256 that the file must have, where it was described before
+
+    @property
+    def digest(self) -> str:
+        """Hex SHA-256 of the bytes that came from a stream; "" where none did."""
+        return "" if self.data is None else sha256(self.data).hexdigest()
 
 
 def read_location(location: bytes) -> bytes:

@@ -9,7 +9,7 @@ import numpy as np
 
 from pipelines.stores.store import PartFiles, Store
 from schemas.errors import UserError
-from schemas.row_ids import ROWS_A_PART
+from schemas.layout import ROWS_A_PART
 
 
 def _open(urls: Sequence[str]) -> list[Store]:

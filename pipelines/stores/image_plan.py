@@ -1,7 +1,6 @@
-"""The plan of what a store describes: listed images and archives, written once, read by reruns and
-workers.
+"""The plan of what a store describes: listed images and archives, written once.
 
-`extract` and `import` cut it into parts alike.
+Reruns and workers read it; `extract` and `import` cut it into parts alike.
 """
 
 from __future__ import annotations
@@ -10,10 +9,9 @@ import contextlib
 import io
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import sha256
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -25,15 +23,21 @@ from pipelines.storage.blocks import BlockFile, open_bytes
 from pipelines.storage.place import Place
 from schemas.errors import UserError
 from schemas.image_list import ImageReference, encode_name, image_table, references_of
-from schemas.layout import ARCHIVES, ARCHIVES_NAME, IMAGES_NAME, LISTED, LISTED_NAME, SOURCE_NAME
+from schemas.inside import check_inside
+from schemas.layout import (
+    ARCHIVES,
+    ARCHIVES_NAME,
+    IMAGES_NAME,
+    LISTED,
+    LISTED_NAME,
+    ROWS_A_PART,
+    SOURCE_NAME,
+)
 from schemas.manifest import canonical_json, sha256_text
-from schemas.plan import Unit
-from schemas.row_ids import ROWS_A_PART
+from schemas.plan import ListedImages, ListedImagesAgain, Unit
 
 PART_BYTES = 256_000_000
-PARTS_WISHED = (
-    16  # small stores are cut finer, so that workers share them and little is lost on a kill
-)
+PARTS_WANTED = 16  # of small stores, so that workers share them and little is lost on a kill
 
 
 @dataclass(frozen=True)
@@ -49,55 +53,52 @@ class Archive:
 
 @dataclass(frozen=True)
 class Planned:
-    """What is to be described: record ids of listed images, archives, and the hash of the lists of
-    what they hold.
-    """
+    """What is to be described: record ids of listed images, archives, what lists say of these."""
 
     ids: Sequence[str]
     archives: tuple[Archive, ...]
-    listed: str
+    listed: str  # hash of the lists of what archives hold
     names: int = 0  # of these lists
 
     @property
     def images(self) -> int | None:
         """Images in all; None where archives without a list hold an unknown number."""
-        return (
-            len(self.ids) + self.names if all(archive.listed for archive in self.archives) else None
-        )
+        known = all(archive.listed for archive in self.archives)
+        return len(self.ids) + self.names if known else None
 
     @property
     def fingerprint(self) -> str:
         """Identity of the input: no places, no times."""
+        ids = sha256_text("\n".join(self.ids))
         if not self.archives:
-            return sha256_text("\n".join(self.ids))
+            return ids
+
         archives = [asdict(archive) for archive in self.archives]
-        return sha256_text(
-            canonical_json([sha256_text("\n".join(self.ids)), archives, self.listed])
-        )
+        return sha256_text(canonical_json([ids, archives, self.listed]))
 
 
 def read_planned(place: Place, specs: Sequence[SourceSpec]) -> Planned | None:
-    """What the store's plan says, or None where it has none of these sources, or it is damaged."""
+    """What the store's plan says; None where it has none of these sources, or it is damaged."""
     try:
-        told = json.loads(place.read(SOURCE_NAME))
-        images = place.read(IMAGES_NAME)
-        if told["spec"] != _spec(specs) or told["images_sha256"] != sha256(images).hexdigest():
-            return None
-        archives = tuple(Archive(**archive) for archive in told["archives"])
-        for name, expected in told["files"].items():
-            if sha256(place.read(name)).hexdigest() != expected:
-                return None
-        named = int(told["names"])
+        source = json.loads(place.read(SOURCE_NAME))
+        hashes = {IMAGES_NAME: source["images_sha256"], **source["files"]}
+        files = {name: place.read(check_inside(name)) for name in hashes}
+        archives = tuple(Archive(**archive) for archive in source["archives"])
+        listed, names = source["listed"], int(source["names"])
+        same = source["spec"] == _spec(specs)
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    ids = pq.read_table(io.BytesIO(images), columns=["record_id"]).column("record_id").to_pylist()
-    return Planned(ids, archives, told["listed"], named)
+    if not same or any(sha256(files[name]).hexdigest() != hashes[name] for name in files):
+        return None
+
+    table = pq.read_table(io.BytesIO(files[IMAGES_NAME]), columns=["record_id"])
+    return Planned(table.column("record_id").to_pylist(), archives, listed, names)
 
 
 def changed_since(place: Place, specs: Sequence[SourceSpec], fingerprint: str) -> str:
-    """In what the sources differ now from the store's plan, whose fingerprint is given, in words.
+    """How the sources differ now from the store's plan, whose fingerprint is given, in words.
 
-    "" where in nothing, or where they are remote or gone.
+    "" where they do not, or where they are remote or gone.
     """
     if any("://" in spec.images for spec in specs):
         return ""  # to list a remote place may take minutes
@@ -108,74 +109,85 @@ def changed_since(place: Place, specs: Sequence[SourceSpec], fingerprint: str) -
     planned = read_planned(place, specs) if now.fingerprint != fingerprint else None
     if planned is None:
         return ""
+
     before, after = set(planned.ids), set(now.ids)
-    found = [
-        f"{len(ids):,} image{'s' * (len(ids) > 1)} {there} (such as {min(ids)})"
-        for ids, there in ((after - before, "more"), (before - after, "fewer"))
+    differences = [
+        f"{len(ids):,} image{'s' * (len(ids) > 1)} {how} (such as {min(ids)})"
+        for ids, how in ((after - before, "more"), (before - after, "fewer"))
         if ids
     ]
-    return " and ".join(found) or "archives, lists or an order that are not those of before"
+    return " and ".join(differences) or "archives, lists or an order that are not those of before"
 
 
 def list_sources(specs: Sequence[SourceSpec]) -> tuple[Planned, dict[str, bytes]]:
     """List all sources; gives what is planned and the plan's files. Raises UserError."""
     references: list[ImageReference] = []
-    archives: list[Archive] = []
-    urls: list[str] = []
-    listed: list[tuple[str, str]] = []
+    archives: list[tuple[str, Archive]] = []  # where each lies
+    listed: list[tuple[str, str]] = []  # source, name
     for spec in specs:
-        if not spec.in_archives:
+        if spec.in_archives:
+            archives += _archives_of(spec)
+            if spec.list:
+                listed += [(spec.name, encode_name(name)) for name in listed_names(spec)]
+        else:
             references += list_images(spec)
-            continue
-        found = find_archives(spec.images)
-        stems = [_stem(url) for url in found]
-        if not spec.list and len(set(stems)) < len(stems):
-            twice = next(stem for stem in stems if stems.count(stem) > 1)
-            raise UserError(
-                f"{spec.images}: two archives are called {twice}; give them as sources of their own"
-            )
-        for url, stem in zip(found, stems, strict=True):
-            prefix = f"{stem}/" if len(found) > 1 and not spec.list else ""
-            archives.append(
-                Archive(spec.name, _name(url), archive_size(url), prefix, bool(spec.list))
-            )
-        urls += [url if "://" in url else os.path.abspath(os.path.expanduser(url)) for url in found]
-        if spec.list:
-            listed += [(spec.name, encode_name(name)) for name in listed_names(spec)]
+
     files = {IMAGES_NAME: images_file(references)}
     if archives:
+        urls = [url for url, _ in archives]
         files[ARCHIVES_NAME] = table_file(pa.table({"url": urls}, schema=ARCHIVES))
+    hashed = ""
     if listed:
-        columns = {"source": [source for source, _ in listed], "name": [name for _, name in listed]}
-        files[LISTED_NAME] = table_file(pa.table(columns, schema=LISTED))
+        sources, names = zip(*listed, strict=True)
+        table = pa.table({"source": list(sources), "name": list(names)}, schema=LISTED)
+        files[LISTED_NAME] = table_file(table)
+        hashed = sha256_text("\n".join(f"{source}\0{name}" for source, name in listed))
+
     ids = [reference.record_id for reference in references]
-    hashed = (
-        sha256_text("\n".join(f"{source}\0{name}" for source, name in listed)) if listed else ""
-    )
-    planned = Planned(ids, tuple(archives), hashed, len(listed))
-    told: dict[str, Any] = {
+    planned = Planned(ids, tuple(archive for _, archive in archives), hashed, len(listed))
+    hashes = {name: sha256(data).hexdigest() for name, data in files.items()}
+    source = {
         "spec": _spec(specs),
-        "images_sha256": sha256(files[IMAGES_NAME]).hexdigest(),
-        "files": {
-            name: sha256(data).hexdigest() for name, data in files.items() if name != IMAGES_NAME
-        },
-        "archives": [asdict(archive) for archive in archives],
+        "images_sha256": hashes.pop(IMAGES_NAME),
+        "files": hashes,
+        "archives": [asdict(archive) for archive in planned.archives],
         "listed": hashed,
         "names": len(listed),
     }
-    return planned, {**files, SOURCE_NAME: json.dumps(told).encode()}
+    return planned, {**files, SOURCE_NAME: json.dumps(source).encode()}
+
+
+def _archives_of(spec: SourceSpec) -> Iterator[tuple[str, Archive]]:
+    """Where each archive of a source lies. Raises UserError where two are called alike."""
+    urls = find_archives(spec.images)
+    stems = [_stem(url) for url in urls]
+    if not spec.list and len(set(stems)) < len(stems):
+        twice = next(stem for stem in stems if stems.count(stem) > 1)
+        raise UserError(
+            f"{spec.images}: two archives are called {twice}; give them as sources of their own"
+        )
+
+    for url, stem in zip(urls, stems, strict=True):
+        prefix = f"{stem}/" if len(urls) > 1 and not spec.list else ""
+        where = url if "://" in url else os.path.abspath(os.path.expanduser(url))
+        size = archive_size(url)
+        yield where, Archive(spec.name, _name(url), size, prefix, bool(spec.list))
 
 
 def read_slice(place: Place, unit: Unit) -> Sequence[ImageReference]:
     """The unit's slice of the plan; reads only the row groups that hold it."""
-    name = unit.payload.get("again") or IMAGES_NAME
-    references = references_of(read_rows(place, name, unit.payload["start"], unit.inputs))
-    if (
-        sha256_text("\n".join(reference.record_id for reference in references))
-        != unit.payload["ids"]
-    ):
+    work = unit.of(ListedImages)
+    name = work.again or IMAGES_NAME
+    references = references_of(read_rows(place, name, work.start, unit.inputs))
+    if sha256_text("\n".join(reference.record_id for reference in references)) != work.ids:
         raise UserError(f"{place.url}/{name} is not what the plan says; give --overwrite")
     return references
+
+
+def read_ids(place: Place, name: str) -> frozenset[str]:
+    """The record ids of a plan's table of images."""
+    table = pq.read_table(io.BytesIO(place.read(name)), columns=["record_id"])
+    return frozenset(table.column("record_id").to_pylist())
 
 
 def read_rows(place: Place, name: str, start: int, rows: int) -> pa.Table:
@@ -196,13 +208,27 @@ def rows_per_part(bytes_an_image: int, images: int) -> int:
     """Images a part of a listing: as many as fit, but a small one is cut into about 16 parts of 32
     or more.
     """
-    return min(rows_that_fit(bytes_an_image), max(32, -(-images // PARTS_WISHED)))
+    return min(rows_that_fit(bytes_an_image), max(32, -(-images // PARTS_WANTED)))
 
 
-def repeated_places(names: Sequence[str]) -> set[int]:
-    """Places of the ids that stand earlier already."""
+def listed_units(
+    names: Sequence[str], rows: int, part: int = 0, step: int = 1, again: str = ""
+) -> Iterator[Unit]:
+    """Units of the images of a table, so many rows each, for the parts `part`, `part + step` ...
+
+    names  record ids of the table's rows
+    again  the table's name, where it is one of failed images; "" for the plan's own
+    """
     first: dict[str, int] = {}
-    return {place for place, name in enumerate(names) if first.setdefault(name, place) != place}
+    for row, name in enumerate(names):
+        first.setdefault(name, row)
+
+    for number, start in enumerate(range(0, len(names), rows)):
+        ids = names[start : start + rows]
+        repeated = tuple(row for row, name in enumerate(ids) if first[name] != start + row)
+        fields = (part + number * step, start, sha256_text("\n".join(ids)), repeated)
+        work = ListedImagesAgain(*fields, again=again) if again else ListedImages(*fields)
+        yield Unit(f"part-{work.part:05}", work, len(ids))
 
 
 def table_file(table: pa.Table) -> bytes:

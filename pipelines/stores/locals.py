@@ -12,9 +12,9 @@ from pipelines.stores.gallery import Gallery
 from pipelines.stores.store import PartFiles, Store
 from rrt_core.rerankers import Locals
 from schemas.errors import UserError
+from schemas.layout import ROWS_A_PART
 from schemas.local_descriptors import ROTATION, byte_range, decoded, from_bytes
 from schemas.manifest import FileEntry
-from schemas.row_ids import ROWS_A_PART
 
 # files whose row and offset arrays stay in memory (at most 48 kB each; a rotation is 64 kB)
 OFFSETS_KEPT = 256

@@ -21,9 +21,9 @@ from schemas import global_descriptors
 from schemas.errors import UserError
 from schemas.global_descriptors import GlobalPart
 from schemas.image_list import ImageReference, references_of
-from schemas.layout import LAYERS
-from schemas.manifest import FileEntry, entries_of
-from schemas.row_ids import ROWS_A_PART
+from schemas.layout import LAYERS, ROWS_A_PART
+from schemas.manifest import FileEntry
+from schemas.plan import Unit
 
 _PART = re.compile(r"part-(\d+)\.")
 
@@ -61,6 +61,7 @@ class PartFiles:
     """The files of one part of a store."""
 
     number: int
+    unit: str  # name of the unit that wrote them
     globals: FileEntry
     locals: FileEntry | None
     failures: FileEntry | None
@@ -94,6 +95,11 @@ class Store:
         """The part of a number; archives leave numbers out."""
         return self._by_number[number]
 
+    def makers(self, units: Iterable[Unit]) -> dict[int, Unit]:
+        """Part number -> the one of the plan's units that wrote the part."""
+        named = {unit.name: unit for unit in units}
+        return {part.number: named[part.unit] for part in self.parts if part.unit in named}
+
     @property
     def span(self) -> int:
         """How many part numbers the store takes up in an index."""
@@ -114,15 +120,18 @@ class Store:
                 f"{self.place.url} is not finished: give the command that makes it once more"
             )
         files: dict[int, dict[str, FileEntry]] = {}
-        for entry in entries_of(listed):
+        units: dict[int, str] = {}
+        for unit, entry in listed:
             number = part_number(entry.name)
             if number is None:
                 raise UserError(f"{self.place.url}/{entry.name} is no part of a store")
             files.setdefault(number, {})[entry.name.split("/")[0]] = entry
+            units[number] = unit
         layers = self._layers()
         return [
             PartFiles(
                 number,
+                units[number],
                 kinds["global"],
                 kinds.get("local"),
                 kinds.get("failures"),
@@ -146,8 +155,7 @@ class Store:
                 continue
             if manifest is None or manifest.facts.get("kind") != "layer":
                 continue
-            listed = parts_of(place, manifest)
-            for entry in entries_of(listed) if listed is not None else ():
+            for _, entry in parts_of(place, manifest) or ():
                 if entry.name.startswith("local/"):
                     globals_name = manifest.facts["globals"][str(part_number(entry.name))]
                     found[globals_name] = (*found.get(globals_name, ()), (place, entry))

@@ -44,7 +44,7 @@ from rrt_core.training.log import LOG_NAME
 from rrt_core.training.state import write_whole
 from schemas.errors import UserError
 from schemas.manifest import Counts, FileEntry, Manifest, Marker
-from schemas.plan import Job, Unit
+from schemas.plan import Job, Unit, WholeJob
 
 STAGE = "train-products"
 WEIGHTS = "weights.safetensors"
@@ -133,7 +133,7 @@ def _job(options: Options, settings: RunSettings, photographs: Photographs) -> J
                 "url": given,
                 "content": given if given == "random" else sha256_file(given),
             }
-    unit = Unit("training", {}, len(photographs.files))
+    unit = Unit("training", WholeJob(), len(photographs.files))
     return Job(STAGE, options.out, "", recipe, inputs, (unit,), asdict(options))
 
 

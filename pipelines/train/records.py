@@ -19,8 +19,8 @@ from pipelines.stores.store import Store
 from rrt_core.training.state import write_whole
 from schemas.errors import UserError
 from schemas.ground_truth.labels import Labels, folder_labels, match_labels, read_labels
+from schemas.layout import ROWS_A_PART
 from schemas.manifest import canonical_json, sha256_text
-from schemas.row_ids import ROWS_A_PART
 
 FOLDER = "folder"  # in place of a file of labels: the parent folder's name
 

@@ -18,7 +18,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.jobs.markers import counted
 from pipelines.storage.place import Place
 from pipelines.storage.remote import RemotePlace
 from pipelines.verify.problems import COMMAND, FINISH, REWRITE, Problem
@@ -200,7 +199,7 @@ def _read_plan(output: Output) -> None:
         return
     try:
         planned = json.loads(output.place.read(PLAN_NAME))
-        units = {unit["name"]: Unit(**unit) for unit in planned["units"]}
+        units = {unit.name: unit for unit in map(Unit.from_record, planned["units"])}
         if recipe_hash(planned["recipe"]) != planned["recipe_hash"]:
             raise ValueError("its recipe hash is not that of its recipe")
     except UNREADABLE as error:
@@ -338,9 +337,7 @@ def _compare(output: Output) -> None:
     """Markers against plan, parts table and manifest."""
     for unit, marker in output.markers.items():
         planned = output.units.get(unit)
-        wrong = _counts_wrong(
-            marker, planned.inputs if planned and not planned.payload.get("open") else 0
-        )
+        wrong = _counts_wrong(marker, planned.inputs if planned and not planned.work.open else 0)
         if wrong:
             output.redo(unit, f"done/{unit}.json", wrong)
     for name, marker in output.pieces.items():
@@ -376,7 +373,7 @@ def _compare(output: Output) -> None:
     ):
         output.add(MANIFEST_NAME, "its content hash is not that of the files in the markers")
     pairs = [(output.units.get(unit), marker) for unit, marker in output.markers.items()]
-    counts = sum((counted(unit, m) if unit else m.counts for unit, m in pairs), Counts(0, 0, 0))
+    counts = sum((unit.adds(m.counts) if unit else m.counts for unit, m in pairs), Counts(0, 0, 0))
     if counts != manifest.counts:
         output.add(
             MANIFEST_NAME,

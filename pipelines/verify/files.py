@@ -27,6 +27,7 @@ from pipelines.verify.rows import (
 )
 from schemas.layout import LAYERS
 from schemas.manifest import FileEntry, sha256_text
+from schemas.plan import ListedImages
 
 
 @contextmanager
@@ -168,8 +169,8 @@ class FileChecks:
         assert self.shape is not None
         rows = check_globals(file, entry, self.shape, report)
         planned = self.output.units.get(unit)
-        told = planned.payload.get("ids") if planned is not None else None
-        if rows is not None and isinstance(told, str) and sha256_text("\n".join(rows.ids)) != told:
+        told = planned.work.ids if planned and isinstance(planned.work, ListedImages) else None
+        if rows is not None and told is not None and sha256_text("\n".join(rows.ids)) != told:
             report.add(entry.name, "its record ids are not those of its slice of the plan")
         return rows
 

@@ -34,7 +34,7 @@ from schemas.errors import UserError
 from schemas.importers import delg
 from schemas.layout import ENTRIES
 from schemas.manifest import MANIFEST_NAME, canonical_json
-from schemas.plan import Job, Unit
+from schemas.plan import ArchivedImages, Job, ListedImages, LocalsOfParts, Unit
 
 READ_NO_OUTPUTS = frozenset(
     {STAGE, IMPORT, layers.STAGE}
@@ -167,19 +167,19 @@ class _Looked:
 
     def at(self, unit: Unit) -> None:
         """Raise UserError where the unit's inputs are gone."""
-        maker = Unit(**unit.payload["maker"]) if "maker" in unit.payload else unit
-        if "archive" in maker.payload:
-            self._archive(maker)
-        elif "start" in maker.payload and self._succeeded(unit):
+        maker = unit.work.maker if isinstance(unit.work, LocalsOfParts) else unit
+        if isinstance(maker.work, ArchivedImages):
+            self._archive(maker.work)
+        elif isinstance(maker.work, ListedImages) and self._succeeded(unit):
             self._images(unit, maker)
 
-    def _archive(self, maker: Unit) -> None:
-        ordinal = int(maker.payload["archive"])
+    def _archive(self, work: ArchivedImages) -> None:
+        ordinal = work.archive
         if ordinal in self.archives:
             return
         url = archive_url(self.plan, ordinal)
         try:
-            size, before = archive_size(url), int(maker.payload["bytes"])
+            size, before = archive_size(url), work.bytes
         except UserError as error:
             raise self.refusal(str(error), "bring it back") from error
         if 0 < size < before:  # a larger one may be the whole copy that came for a damaged one
@@ -192,19 +192,18 @@ class _Looked:
 
     def _images(self, unit: Unit, maker: Unit) -> None:
         failed = self._failed(unit)
-        repeated = set(maker.payload.get("repeated", ()))
+        work = maker.of(ListedImages)
+        repeated = work.repeated_rows
         rows: Iterable[int] = range(maker.inputs)
-        if maker is not unit:
-            rows = [row for _, listed in unit.payload["parts"] for row in listed]
+        if isinstance(unit.work, LocalsOfParts):
+            rows = [row for _, listed in unit.work.parts for row in listed]
         references = read_slice(self.plan, maker)
         wanted = [
             row for row in rows if row not in repeated and references[row].record_id not in failed
         ]
         if self.job.stage == IMPORT:
             stems = (
-                read_rows(self.plan, ENTRIES, maker.payload["start"], maker.inputs)
-                .column("stem")
-                .to_pylist()
+                read_rows(self.plan, ENTRIES, work.start, maker.inputs).column("stem").to_pylist()
             )
             place = open_place(str(self.job.settings["input"]))
             files = [

@@ -39,6 +39,7 @@ from schemas.ground_truth.ground_truth import (
     save_ground_truth,
 )
 from schemas.local_descriptors import read_part
+from tests.support.stored import failure_rows
 
 TINY = "tests.tiny_extractor:TinyExtractor"
 SETTINGS = RunSettings(workers=2)
@@ -371,9 +372,7 @@ def test_an_id_that_stands_twice_is_a_failed_row_wherever_it_stands(made: Path) 
     )
     assert (manifest.counts.inputs, manifest.counts.succeeded, manifest.counts.failed) == (5, 3, 2)
     store = Store(str(made / "twice"))
-    lost = extract.failure_rows(
-        store.place, [part.failures.name for part in store.parts if part.failures]
-    )
+    lost = failure_rows(store.place, [part.failures.name for part in store.parts if part.failures])
     assert [(row.record_id, row.error_class) for row in lost] == [
         ("images/gallery/0-1.png", "duplicate"),
         ("images/gallery/1-1.png", "duplicate"),

@@ -11,7 +11,7 @@ from pipelines.jobs.attempt import Attempt
 from pipelines.jobs.unit_worker import UnitWorker
 from schemas.errors import UserError
 from schemas.manifest import Counts
-from schemas.plan import Job, Unit
+from schemas.plan import Job, OtherWork, Unit
 
 
 class FaultyWorker(UnitWorker):
@@ -43,7 +43,8 @@ class FaultyWorker(UnitWorker):
 def faulty_job(output: str, *behaviours: str, recipe: dict[str, object] | None = None) -> Job:
     """A job with a unit for each behaviour."""
     units = tuple(
-        Unit(f"part-{n:05}", {"behaviour": behaviour}, 3) for n, behaviour in enumerate(behaviours)
+        Unit(f"part-{n:05}", OtherWork({"behaviour": behaviour}), 3)
+        for n, behaviour in enumerate(behaviours)
     )
     return Job(
         stage="test",

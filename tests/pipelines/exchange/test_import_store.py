@@ -22,7 +22,6 @@ from pipelines.engines.settings import RunSettings
 from pipelines.evaluate import stage as evaluate
 from pipelines.exchange import import_options as exchange_import_options
 from pipelines.exchange import import_store
-from pipelines.extract.stage import failure_rows
 from pipelines.index import stage as index
 from pipelines.jobs.manifests import read_entries
 from pipelines.options import build
@@ -41,6 +40,7 @@ from schemas.ground_truth.ground_truth import GroundTruth, QueryTruth, save_grou
 from schemas.image_list import make_record_id
 from schemas.importers import delg
 from schemas.manifest import Manifest
+from tests.support.stored import failure_rows
 
 SETTINGS = RunSettings(workers=1)
 GLOBAL_DIM, LOCAL_DIM = 48, 128

@@ -30,6 +30,7 @@ from pipelines.stores.store import Store
 from schemas.errors import UserError
 from schemas.manifest import Manifest
 from tests.support.pictures import picture
+from tests.support.stored import failure_rows
 from tests.support.watching import EXTRACTOR
 
 SETTINGS = RunSettings(workers=1)
@@ -93,7 +94,7 @@ def rows_of(out: Path) -> dict[str, dict[str, Any]]:
 def failures_of(out: Path) -> dict[str, str]:
     store = Store(str(out))
     names = [part.failures.name for part in store.parts if part.failures]
-    return {row.record_id: row.error_class for row in extract.failure_rows(store.place, names)}
+    return {row.record_id: row.error_class for row in failure_rows(store.place, names)}
 
 
 def test_archives_give_what_a_folder_gives(archives: Path, tmp_path: Path) -> None:

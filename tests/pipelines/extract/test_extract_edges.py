@@ -31,8 +31,9 @@ from rrt_core.images import Image
 from schemas.errors import UserError
 from schemas.image_list import ImageReference
 from schemas.manifest import Manifest
-from schemas.plan import Job, Unit
+from schemas.plan import ArchivedImages, ArchivedImagesAgain, Job, Unit
 from tests.support.pictures import picture
+from tests.support.stored import failure_rows
 from tests.support.watching import EXTRACTOR
 from tests.tiny_extractor import TinyExtractor
 
@@ -90,9 +91,7 @@ def living(out: Path) -> dict[str, bytes]:
 def lost(out: Path) -> list[tuple[str, str]]:
     store = Store(str(out))
     names = [part.failures.name for part in store.parts if part.failures]
-    return sorted(
-        (row.record_id, row.error_class) for row in extract.failure_rows(store.place, names)
-    )
+    return sorted((row.record_id, row.error_class) for row in failure_rows(store.place, names))
 
 
 class Picky(TinyExtractor):
@@ -425,7 +424,7 @@ class Raising(TinyExtractor):
 def test_a_binary_store_of_an_extractor_that_fails_is_a_sentence(tmp_path: Path) -> None:
     archive = write_tar(tmp_path / "a.tar", members(0, 3))
     with pytest.raises(
-        UserError, match="learns from a sample .*:Raising fails on it: RuntimeError: boom; mend"
+        UserError, match="learns from a sample .*:Raising fails on it: RuntimeError: boom; fix"
     ):
         make(tmp_path / "store", archive, local_dtype="binary", extractor=f"{__name__}:Raising")
 
@@ -481,10 +480,10 @@ def test_a_slow_stream_is_no_slow_image() -> None:
 
 
 def test_finished_archives_of_a_share_under_way_count(tmp_path: Path) -> None:
-    units = tuple(Unit(f"archive-{n}", {"open": True, "bytes": 100}, 0) for n in range(2))
-    again = Unit(
-        "archive-0-again-1", {"open": True, "bytes": 100, "again": "plan/retry-1.parquet"}, 0
-    )
+    about = (0, "s", "a.tar", 100, "", False, 0, 3, 512, True)
+    units = tuple(Unit(f"archive-{n}", ArchivedImages(*about), 0) for n in range(2))
+    table = "plan/retry-1.parquet"
+    again = Unit("archive-0-again-1", ArchivedImagesAgain(*about, again=table), 0)
     job = Job("extract", str(tmp_path), "", {}, {}, (*units, again), most_failed="5")
     shortfall = Shortfall(job)
     assert shortfall.progress({"archive-0": UnderWay(10, 0, 1.0, "")}) == (10, 20)

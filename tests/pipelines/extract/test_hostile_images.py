@@ -20,7 +20,7 @@ from pipelines.engines import pool
 from pipelines.engines.settings import RunSettings
 from pipelines.extract.isolated import Crashed, Isolated
 from pipelines.extract.options import Options
-from pipelines.extract.stage import failure_rows, run
+from pipelines.extract.stage import run
 from pipelines.sources.item import Item
 from pipelines.storage.place import open_place
 from pipelines.stores.gallery import Gallery
@@ -30,6 +30,7 @@ from rrt_core import images
 from rrt_core.extractors import Description
 from schemas.image_list import ImageReference, decode_name, split_record_id
 from tests.support.pictures import picture
+from tests.support.stored import failure_rows
 from tests.support.watching import EXTRACTOR, Running
 from tests.tiny_extractor import TinyExtractor
 

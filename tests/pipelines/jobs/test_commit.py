@@ -22,7 +22,7 @@ from pipelines.jobs.plan import write_plan
 from pipelines.storage.place import Place, open_place
 from schemas.errors import UserError
 from schemas.manifest import Counts, Marker
-from schemas.plan import Job, Unit
+from schemas.plan import Job, Unit, WholeJob
 from tests.support.faulty_worker import FaultyWorker, faulty_job
 
 
@@ -124,7 +124,9 @@ def test_content_is_that_of_the_files_not_of_the_run(tmp_path: Path) -> None:
         assert is_whole(place, manifests[-1])
     assert manifests[0].content == manifests[1].content
     assert manifests[0].counts == Counts(9, 9)
-    other = dataclasses.replace(job, units=(Unit("part-00009", {}, 3),), output=f"{tmp_path}/three")
+    other = dataclasses.replace(
+        job, units=(Unit("part-00009", WholeJob(), 3),), output=f"{tmp_path}/three"
+    )
     assert (
         write_manifest(
             finished(other), other, markers_of(open_place(other.output), other), 1.0

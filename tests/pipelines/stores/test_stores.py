@@ -130,7 +130,7 @@ def test_a_store_whose_list_of_files_is_gone(whole: Path, tmp_path: Path) -> Non
 
 def test_ids_that_the_store_lacks_are_named(whole: Path) -> None:
     store = Store(str(whole / "store"))
-    assert layers._rows_of(
+    assert layers.rows_of(
         store, {"photographs/07.png", "photographs/08.png", "photographs/19.png"}
     ) == {
         1: [3],
@@ -139,4 +139,4 @@ def test_ids_that_the_store_lacks_are_named(whole: Path) -> None:
     asked = whole / "asked.txt"
     asked.write_text("photographs/08.png\nphotographs/07.png\n")
     with pytest.raises(UserError, match=r"asked.txt: 'photographs/07.png' is no described image"):
-        layers._named(store, {"locals_for": str(asked)})
+        layers.named_rows(store, {"locals_for": str(asked)})
