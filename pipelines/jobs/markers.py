@@ -8,7 +8,7 @@ from functools import cache
 from importlib import metadata
 
 from pipelines.storage.place import Place
-from schemas.manifest import Counts, Marker
+from schemas.manifest import Marker
 from schemas.plan import Job, Unit
 
 PACKAGES = (
@@ -43,15 +43,6 @@ def read_marker(place: Place, job: Job, unit: Unit, name: str = "") -> Marker | 
     if any(place.size(entry.name) != entry.bytes for entry in marker.files):
         return None
     return marker
-
-
-def counted(unit: Unit, marker: Marker) -> Counts:
-    """What a unit adds to its job's counts; one done "again" turns inputs that failed before into
-    succeeded ones.
-    """
-    if unit.payload.get("again"):
-        return Counts(0, marker.counts.succeeded, -marker.counts.succeeded)
-    return marker.counts
 
 
 @cache
