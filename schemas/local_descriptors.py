@@ -140,20 +140,24 @@ def write_part(
     }
     if dtype == "binary":
         arrays[ROTATION] = np.asarray(rotation, "<f4")
-    layout: dict[str, Any] = {}
     with h5py.File(path, "w", libver=("v110", "v110")) as file:
         file.attrs["schema"] = SCHEMA_VERSIONS[dtype]
         for name, array in arrays.items():
             file.create_dataset(name, data=array, track_times=False)
     with h5py.File(path, "r", locking=False) as file:
-        for name, array in arrays.items():
-            start = file[name].id.get_offset()  # None for an empty dataset
-            layout[name] = {
-                "offset": -1 if start is None else int(start),
-                "dtype": array.dtype.str,
-                "shape": list(array.shape),
-            }
-    return layout
+        return layout_of(file)
+
+
+def layout_of(file: h5py.File) -> dict[str, Any]:
+    """Where the datasets of an opened file lie: name -> offset (-1 if empty), dtype, shape."""
+    return {
+        name: {
+            "offset": -1 if (start := data.id.get_offset()) is None else int(start),
+            "dtype": data.dtype.str,
+            "shape": list(data.shape),
+        }
+        for name, data in file.items()
+    }
 
 
 def _check_rotation(rotation: np.ndarray | None, dimension: int) -> None:

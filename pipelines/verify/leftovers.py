@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterable
 
 from pipelines.storage.local import is_temporary
-from pipelines.verify.bookkeeping import Output
+from pipelines.verify.outputs import Output
 from pipelines.verify.problems import Leftover
 from schemas.layout import PIECES
 from schemas.manifest import MANIFEST_NAME, PARTS_NAME
@@ -36,7 +36,7 @@ def leftovers(output: Output) -> list[Leftover]:
         *output.pieces,
         *(f"done/{unit}.json" for unit in units),
     }
-    known |= {problem.file for problem in output.problems}
+    known |= {problem.file for problem in output.report.problems}
     ours = _our_names(units, expected)
     now = time.time()
     return [

@@ -1,10 +1,14 @@
-"""What `verify` finds in an output folder: problems, each with what mends it, and leftovers."""
+"""What `verify` finds in an output folder: problems, each with its fix, and leftovers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
+
+import numpy as np
+import pyarrow as pa
 
 from schemas.manifest import Counts
 
@@ -12,32 +16,45 @@ REDO = "redo"  # the unit is done again
 FINISH = "finish"  # the command goes on, or repair does
 REWRITE = "rewrite"  # manifest and parts table are written again from the markers
 COMMAND = "command"  # the plan is damaged: only the command that made the output can write it again
+UNLINK = "unlink"  # a folder of the output is a link: only its owner can put the folder there
+FIXES = {
+    REDO: "redo {unit}",
+    FINISH: "finish it",
+    REWRITE: "write the manifest again",
+    COMMAND: "give its command again",
+    UNLINK: "put the folder itself in its place",
+}
 MOST_ROWS = 5  # rows of a file that are named for one kind of problem
+
+# What reading or using a damaged file raises; a place that does not answer raises UserError.
+UNREADABLE = (
+    OSError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    RuntimeError,
+    MemoryError,
+    pa.ArrowException,
+)
 
 
 @dataclass(frozen=True)
 class Problem:
-    """Something wrong: in which file (below the output's folder), in which row, and what mends
-    it.
-    """
+    """Something wrong: in which file (below the output's folder), in which row, and its fix."""
 
     file: str
     what: str
     unit: str = ""
     row: int | None = None
-    mend: str = REDO
+    fix: str = REDO
 
     def line(self, folder: str = "") -> str:
-        """One line for a person; `folder` is the output's, below the one that was asked for."""
+        """One line for a person; `folder` is the output's, below the one that was named."""
         name = f"{folder}/{self.file}" if folder else self.file
         where = name if self.row is None else f"{name}, row {self.row}"
-        do = {
-            REDO: f"redo {self.unit}",
-            FINISH: "finish it",
-            REWRITE: "write the manifest again",
-            COMMAND: "give its command again",
-        }
-        return f"{where}: {self.what}; {do[self.mend]}"
+        return f"{where}: {self.what}; {FIXES[self.fix].format(unit=self.unit)}"
 
 
 @dataclass(frozen=True)
@@ -55,32 +72,48 @@ class Leftover:
 
 @dataclass
 class Report:
-    """Collects the problems of one unit's files."""
+    """Collects problems: of one unit's files where `unit` is given."""
 
-    unit: str
+    unit: str = ""
     problems: list[Problem] = field(default_factory=list)
 
-    def add(self, file: str, what: str, row: int | None = None) -> None:
+    def add(
+        self, file: str, what: str, row: int | None = None, *, unit: str = "", fix: str = REDO
+    ) -> None:
         """A problem of a file, or of one of its rows."""
-        self.problems.append(Problem(file, what, self.unit, row))
+        self.problems.append(Problem(file, what, unit or self.unit, row, fix))
 
-    def rows(self, file: str, rows: Sequence[int], what: str | Callable[[int], str]) -> None:
-        """The same problem of many rows: the first are named, the others counted. `what` may be
-        made for each row.
+    def rows(
+        self, file: str, rows: Sequence[int] | np.ndarray, what: str | Callable[[int], str]
+    ) -> None:
+        """The same problem of many rows: the first are named, the others counted.
+
+        `what` may be made for each row.
         """
-        for row in rows[:MOST_ROWS]:
-            self.add(file, what if isinstance(what, str) else what(int(row)), int(row))
+        for row in map(int, rows[:MOST_ROWS]):
+            self.add(file, what if isinstance(what, str) else what(row), row)
         if len(rows) > MOST_ROWS:
-            self.add(
-                file, f"{len(rows) - MOST_ROWS:,} rows more have the same problem as the one before"
-            )
+            more = len(rows) - MOST_ROWS
+            self.add(file, f"{more:,} rows more have the same problem as the one before")
+
+    @contextlib.contextmanager
+    def reading(self, file: str, *, unit: str = "", fix: str = REDO) -> Iterator[None]:
+        """The gate of all that is read: what the block cannot use is a problem of the file."""
+        try:
+            yield
+        except FileNotFoundError:
+            self.add(file, "it is missing", unit=unit, fix=fix)
+        except UNREADABLE as error:
+            why = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
+            first = (why.splitlines() or [repr(error)])[0]
+            self.add(file, f"it cannot be read: {first}", unit=unit, fix=fix)
 
 
 @dataclass
 class Findings:
     """What was found in one output folder.
 
-    `folder` is its place below the one that was asked for, "" for itself.
+    `folder` is its place below the one that was named, "" for itself.
     """
 
     folder: str
@@ -98,8 +131,16 @@ class Findings:
     @property
     def damaged_units(self) -> list[str]:
         """Units to be done again, sorted."""
-        return sorted({problem.unit for problem in self.problems if problem.mend == REDO})
+        return sorted({problem.unit for problem in self.problems if problem.fix == REDO})
 
     def to_json(self) -> dict[str, Any]:
-        """JSON values."""
-        return {**asdict(self), "damaged_units": self.damaged_units}
+        """JSON values; a problem's fix is called "mend" there."""
+        record = {**asdict(self), "damaged_units": self.damaged_units}
+        for problem in record["problems"]:
+            problem["mend"] = problem.pop("fix")
+        return record
+
+
+def words(counts: Counts) -> str:
+    """Counts in words."""
+    return f"{counts.inputs:,} inputs = {counts.succeeded:,} succeeded + {counts.failed:,} failed"

@@ -12,7 +12,7 @@ import pytest
 
 from pipelines.cli import main
 from schemas.inside import check_inside, check_unit_name
-from tests.support.damage import make_photographs, make_store, one
+from tests.support.damage import flip, make_photographs, make_store, one
 from tests.support.watching import EXTRACTOR
 
 OUTSIDE = [
@@ -121,3 +121,53 @@ def test_overwrite_keeps_a_users_own_folder(tmp_path: Path, entry: str) -> None:
     assert main(["extract", *arguments, "--overwrite"]) == 2
     assert main(["extract", *arguments]) == 2
     assert sorted(photographs.rglob("*")) == before
+
+
+@pytest.mark.parametrize("folder", ["global", "local/full", "done", "plan", "pieces", "repair"])
+@pytest.mark.parametrize("options", [[], ["--remove-damaged"], ["--gc"]])
+def test_nothing_behind_a_link_is_removed(
+    store: Path, folder: str, options: list[str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A folder of the output is a link to elsewhere, and what lies there has the right names."""
+    elsewhere = store.parent / "elsewhere"
+    (store / folder).mkdir(exist_ok=True)
+    (store / folder).rename(elsewhere)
+    (store / folder).symlink_to(elsewhere)
+    damage(store) if folder != "local/full" else flip(one(store, "global/part-00001.*"))
+    before = {path: path.read_bytes() for path in elsewhere.rglob("*")}
+
+    assert main(["verify", str(store)]) == 1
+
+    said = capfd.readouterr()
+    assert f"{folder}: it is a link to a folder elsewhere" in said.out
+    assert "first put the folders themselves where there are links to them" in said.err
+
+    assert main(["repair", str(store), "--own-class", EXTRACTOR, *options]) == 2
+
+    assert "nothing is removed or written: put the folder itself" in capfd.readouterr().err
+    assert {path: path.read_bytes() for path in elsewhere.rglob("*")} == before
+
+
+def test_a_link_of_the_owner_is_no_damage_and_a_record_cannot_reach_behind_it(store: Path) -> None:
+    (store.parent / "notes").mkdir()
+    (store.parent / "notes" / "mine.txt").write_text("mine")
+    (store / "notes").symlink_to(store.parent / "notes")
+    assert main(["verify", str(store)]) == 0
+    damage(store)
+    record = {"schema": "rrt-repair/1", "content": "", "versions": {}, "units": {}}
+    (store / "repair").mkdir()
+    text = json.dumps({**record, "damaged": ["notes/mine.txt"]})
+    (store / "repair" / "record.json").write_text(text)
+
+    assert main(["repair", str(store), "--own-class", EXTRACTOR, "--gc"]) == 0
+
+    assert (store.parent / "notes" / "mine.txt").read_text() == "mine"
+
+
+def test_a_plan_names_no_file_outside(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = store / "plan" / "source.json"
+    change(source, files={"../victim.txt": "0" * 64})
+
+    assert main(["verify", str(store)]) == 1
+
+    assert "../victim.txt: it cannot be read: '../victim.txt' leads out" in capsys.readouterr().out

@@ -506,7 +506,7 @@ def test_the_plan_of_an_archives_store(archived: Path, tmp_path: Path) -> None:
         store = Path(shutil.copytree(archived / "store", tmp_path / name))
         flip(store / "plan" / name, 0)
         (problem, *_) = verify.verify(str(store), quick=True)[0].problems
-        assert (problem.file, problem.mend) == (f"plan/{name}", "command")
+        assert (problem.file, problem.fix) == (f"plan/{name}", "command")
         with pytest.raises(UserError, match=f"plan/{name} is damaged or missing"):
             mended(store)
         mended(store, remove_damaged=True)

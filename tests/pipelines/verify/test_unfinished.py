@@ -68,7 +68,7 @@ def test_what_is_missing_is_counted_and_nothing_is_unnamed(
 ) -> None:
     (found,) = verify(str(store))
     assert (found.finished, found.units, found.missing, found.leftovers) == (False, 2, 1, [])
-    assert [problem.mend for problem in found.problems] == ["finish"]
+    assert [problem.fix for problem in found.problems] == ["finish"]
     assert found.files > 5, "those of the pieces are checked, too"
     capsys.readouterr()
     assert main(["verify", str(store)]) == 1
