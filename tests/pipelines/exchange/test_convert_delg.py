@@ -497,11 +497,11 @@ def test_a_checkpoint_that_tensorflow_wrote(
         assert "cannot be read" in capsys.readouterr().err
 
 
-def test_torch_still_trains_in_the_process_that_read_tensorflow(tmp_path: Path) -> None:
+def test_torch_still_trains_in_the_process_that_read_tensorflow() -> None:
     pytest.importorskip("tensorflow")
     code = """
         import torch
-        from pipelines.convert_delg import import_tensorflow
+        from pipelines.exchange.convert_delg import import_tensorflow
         import_tensorflow()
         torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1).step()
     """
