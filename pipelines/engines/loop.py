@@ -13,7 +13,7 @@ from pipelines.engines.pool import Pool, close_pool, shared_pool
 from pipelines.engines.progress import Progress
 from pipelines.engines.settings import LOCAL, RunSettings
 from pipelines.engines.under_way import Watch, forget_attempts
-from pipelines.storage.place import Place
+from pipelines.storage.protocol import Place
 from schemas.errors import JobFailed, Unreachable
 from schemas.manifest import Marker
 from schemas.plan import Job, Unit

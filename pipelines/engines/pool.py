@@ -24,6 +24,7 @@ from typing import Any
 
 import psutil
 
+import pipelines
 from pipelines.engines.processes import PARENT_VARIABLE, thread_environment
 from schemas.plan import Unit
 
@@ -198,7 +199,7 @@ _pool: Pool | None = None
 def shared_pool(threads: int) -> Pool:
     """The process's pool; another one where threads or the environment have changed."""
     global _pool
-    root = str(Path(__file__).resolve().parent.parent.parent)
+    root = os.path.dirname(os.path.abspath(pipelines.__path__[0]))
     environment = {
         **os.environ,
         **thread_environment(threads),

@@ -8,7 +8,7 @@ import traceback
 from typing import Any
 
 from pipelines.storage.local import full_disk
-from pipelines.storage.place import Place
+from pipelines.storage.protocol import Place
 from schemas.errors import UserError
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.storage.place import Place
+from pipelines.storage.protocol import Place
 from rrt_core.extractors import Description
 from schemas import local_descriptors
 from schemas.layout import ROTATION_NAME

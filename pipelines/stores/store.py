@@ -15,7 +15,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipelines.jobs.manifests import as_input, parts_of, read_manifest, require_manifest
-from pipelines.storage.blocks import LOCAL_BLOCK, BlockFile, open_bytes
+from pipelines.storage.blocks import LOCAL_BLOCK, BlockFile
+from pipelines.storage.byte_sources import open_bytes
 from pipelines.storage.place import Place, open_place
 from schemas import global_descriptors
 from schemas.errors import UserError

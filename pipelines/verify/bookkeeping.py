@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.jobs.markers import counted
-from pipelines.storage.place import Place
+from pipelines.storage.protocol import Place
 from pipelines.storage.remote import RemotePlace
 from pipelines.verify.problems import COMMAND, FINISH, REWRITE, Problem
 from schemas.layout import (

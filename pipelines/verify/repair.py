@@ -25,7 +25,7 @@ from pipelines.engines.settings import JobFailed, RunSettings
 from pipelines.jobs.markers import software_versions
 from pipelines.jobs.plan import differences, planned_units
 from pipelines.options import option
-from pipelines.storage.place import Place
+from pipelines.storage.protocol import Place
 from pipelines.verify.bookkeeping import UNREADABLE, Output, find_outputs, read_output
 from pipelines.verify.files import FileChecks, groups_of
 from pipelines.verify.problems import COMMAND, REDO, Findings
