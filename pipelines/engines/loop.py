@@ -43,6 +43,7 @@ class Loop:
             killed = close_pool(keep_log=isinstance(error, JobFailed))
             if not isinstance(error, Unreachable):  # else it would be waited for once more
                 forget_attempts(self.place, killed)
+
             raise
 
         failed = self.totals.counts.failed
@@ -80,6 +81,7 @@ class Loop:
                 judge.end_at_many_failures(under_way)
                 if self.workers:
                     pool.kill_stalled(60 * self.settings.stall_minutes)
+
                 looked = time.monotonic()
 
     def _collect(self, units: Sequence[Unit]) -> list[Unit]:

@@ -58,9 +58,11 @@ class BlockFile:
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         if whence == os.SEEK_END and self._end is None:
             raise OSError("the size is unknown")
+
         start = (0, self._at, self._end or 0)[whence]
         if start + offset < 0:
             raise OSError(errno.EINVAL, "a position before the start of the file")
+
         self._at = start + offset
         return self._at
 
@@ -78,25 +80,31 @@ class BlockFile:
             piece = data[start:] if missing is None else data[start : start + missing]
             if not piece:
                 break
+
             pieces.append(piece)
             self._at += len(piece)
             missing = None if missing is None else missing - len(piece)
+
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def _block(self, number: int) -> bytes:
         if number == self._number:
             return self._data
+
         if self._end is not None and number * self.block >= self._end:
             return b""
+
         follows = number == self._number + 1
         self._number, self._data = -1, b""  # the old block goes before the new one comes
         data = self._fetched(number)
         self._number, self._data = number, data
         if len(data) < self.block and self._end is None:
             self._end = number * self.block + len(data)
+
         more = self._end is None or (number + 1) * self.block < self._end
         if self._thread is not None and follows and more:
             self._ahead = (number + 1, self._thread.submit(self._range(number + 1)))
+
         return data
 
     def _fetched(self, number: int) -> bytes:
@@ -121,4 +129,5 @@ class BlockFile:
         self.closed = True
         if self._thread is not None:
             self._thread.shutdown(wait=False, cancel_futures=True)
+
         self.source.close()

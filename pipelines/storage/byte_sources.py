@@ -32,10 +32,12 @@ class LocalBytes:
             raise UserError(f"{url}: there is no such archive") from None
         except OSError as error:
             raise UserError(f"{url}: the archive cannot be read: {error.strerror}") from None
+
         about = os.fstat(self._file)
         if not stat.S_ISREG(about.st_mode):
             os.close(self._file)
             raise UserError(f"{url}: it is no file, thus no archive")
+
         self.size: int | None = about.st_size
         self._written = about.st_mtime_ns
 
@@ -44,9 +46,11 @@ class LocalBytes:
         while start < stop and (piece := os.pread(self._file, stop - start, start)):
             pieces.append(piece)
             start += len(piece)
+
         about = os.fstat(self._file)
         if (about.st_size, about.st_mtime_ns) != (self.size, self._written):
             raise changed(self.url)
+
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def close(self) -> None:
