@@ -79,10 +79,10 @@ class TinyExtractor(Extractor):
 
 
 class ExactExtractor(Extractor):
-    """In whole numbers up to the last division: the same bits on all processors, with all versions.
+    """In whole numbers up to the last division: the same bits on all processors.
 
-    tests/old_outputs names it by this module and class, and holds its rows: neither its name nor its
-    answers ever change.
+    tests/old_outputs names it by this module and class, and holds its rows: neither its name nor
+    its answers ever change.
 
     Global: sums of the colours of a 4 x 4 grid, 48-D. Local: a cell's 4 x 4 x 3 picture, projected
     to 16-D by signs.

@@ -6,7 +6,7 @@ from collections import Counter, deque
 from collections.abc import Iterable
 
 from pipelines.jobs.markers import marker_name, read_marker
-from pipelines.storage.place import Place
+from pipelines.storage.protocol import Place
 from schemas.layout import PIECES
 from schemas.manifest import Marker
 from schemas.plan import Job, Unit

@@ -60,17 +60,21 @@ class Shortfall:
         done = self.done + sum(state.done for state in running.values())
         if not self.open_bytes:
             return done, self.closed
+
         inputs, read = 0.0, 0.0
         for name, size in self.open_bytes.items():
             if name in self.finished:
                 inputs, read = inputs + self.finished[name].counts.inputs, read + size
             elif name in running:
                 inputs, read = inputs + running[name].done, read + size * running[name].share
+
         whole = sum(self.open_bytes.values())
         if self.planned:
             return done, max(done, self.planned)
+
         if read < SURE_SHARE * whole:
             return done, 0
+
         return done, max(done, self.closed + round(inputs * whole / read))
 
     def _running(self, under_way: Mapping[str, UnderWay]) -> dict[str, UnderWay]:
@@ -84,13 +88,16 @@ class Shortfall:
         """Why the job is given up, or "" while no more failed than is allowed."""
         if self.limit is None:
             return ""
+
         if self.again - self.finished.keys():
             return ""  # what they fix is not known yet
+
         running = list(self._running(under_way).values())
         failed = self.counts.failed + sum(state.failed for state in running)
         done, total = self.progress(under_way)
         if self.per_cent and not total:
             return ""
+
         most = self.limit * total / 100 if self.per_cent else self.limit
         if failed <= most or (
             self.per_cent
@@ -99,6 +106,7 @@ class Shortfall:
             and done < SURE_FROM
         ):
             return ""
+
         return (
             f"{failed:,} of {done:,} {self.noun} failed, more than --max-failures {self.text} "
             f"allows"
@@ -115,7 +123,9 @@ def _limit(text: str) -> tuple[float | None, bool]:
     """(limit, whether it is per cent). Raises UserError."""
     if not text:
         return None, False
+
     match = re.fullmatch(r"(\d+(?:\.\d+)?)(%?)", text)
     if not match or (not match[2] and "." in match[1]) or (match[2] and float(match[1]) > 100):
         raise UserError(f"--max-failures is {text!r}; it must be a number, or per cent such as 5%")
+
     return float(match[1]), bool(match[2])

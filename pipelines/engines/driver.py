@@ -19,8 +19,8 @@ from pipelines.engines.settings import Planned, RunSettings
 from pipelines.jobs.manifests import is_whole, read_manifest, write_manifest
 from pipelines.jobs.plan import is_ours, read_plan, refuse_other_recipe, refuse_to_empty, write_plan
 from pipelines.storage.local import full_disk
-from pipelines.storage.place import Place, open_place
-from pipelines.storage.protocol import is_http
+from pipelines.storage.place import open_place
+from pipelines.storage.protocol import Place, is_http
 from schemas.errors import UserError
 from schemas.layout import JOB_NAME, PLAN_NAME
 from schemas.manifest import Manifest

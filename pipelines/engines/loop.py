@@ -13,7 +13,7 @@ from pipelines.engines.pool import Pool, close_pool, shared_pool
 from pipelines.engines.progress import Progress
 from pipelines.engines.settings import LOCAL, RunSettings
 from pipelines.engines.under_way import Watch, forget_attempts
-from pipelines.storage.place import Place
+from pipelines.storage.protocol import Place
 from schemas.errors import JobFailed, Unreachable
 from schemas.manifest import Marker
 from schemas.plan import Job, Unit
@@ -43,6 +43,7 @@ class Loop:
             killed = close_pool(keep_log=isinstance(error, JobFailed))
             if not isinstance(error, Unreachable):  # else it would be waited for once more
                 forget_attempts(self.place, killed)
+
             raise
 
         failed = self.totals.counts.failed
@@ -80,6 +81,7 @@ class Loop:
                 judge.end_at_many_failures(under_way)
                 if self.workers:
                     pool.kill_stalled(60 * self.settings.stall_minutes)
+
                 looked = time.monotonic()
 
     def _collect(self, units: Sequence[Unit]) -> list[Unit]:

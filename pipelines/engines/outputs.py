@@ -11,7 +11,8 @@ from pipelines.jobs.manifests import read_manifest, write_manifest
 from pipelines.jobs.markers import read_marker
 from pipelines.jobs.plan import planned_units
 from pipelines.storage.local import is_temporary
-from pipelines.storage.place import Place, open_place
+from pipelines.storage.place import open_place
+from pipelines.storage.protocol import Place
 from schemas.errors import JobFailed, UserError
 from schemas.layout import JOB_NAME, PIECES
 from schemas.manifest import Manifest
@@ -53,12 +54,10 @@ def finish(url: str, wall_seconds: float = 0.0) -> Manifest:
         job = replace(Job.from_json(header), units=planned_units(place))
         markers = [read_marker(place, job, unit) for unit in job.units]
         valid = [marker for marker in markers if marker is not None]
-        if len(valid) < len(job.units):
-            first = next(
-                unit.name for unit, marker in zip(job.units, markers, strict=True) if not marker
-            )
+        if len(valid) < len(markers):
+            first = job.units[markers.index(None)].name
             raise JobFailed(
-                f"{job.stage}: {len(job.units) - len(valid):,} of {len(job.units):,} parts of "
+                f"{job.stage}: {len(markers) - len(valid):,} of {len(markers):,} parts of "
                 f"{place.url} are not done, the first is {first}; run the pipeline again"
             )
 

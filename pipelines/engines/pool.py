@@ -24,6 +24,7 @@ from typing import Any
 
 import psutil
 
+import pipelines
 from pipelines.engines.processes import PARENT_VARIABLE, thread_environment
 from schemas.plan import Unit
 
@@ -90,6 +91,7 @@ class Pool:
                 start_new_session=True,
                 env={**self.environment, "TMPDIR": self.folder},  # goes with what is left there
             )
+
         member = Member(process)
         self.members.append(member)
         assert process.stdout is not None
@@ -123,10 +125,12 @@ class Pool:
                 )
                 ended.append(Ended(member, member.share, problem, True))
                 continue
+
             *lines, member.received = (member.received + data).split(b"\n")
             for line in lines:
                 ended.append(Ended(member, member.share, str(json.loads(line)["problem"]), False))
                 member.share = ()
+
         return ended
 
     def kill_stalled(self, seconds: float) -> None:
@@ -136,6 +140,7 @@ class Pool:
         for member in self.members:
             if not member.share or member.stalled:
                 continue
+
             computed = _processor_time(member.pid)
             if abs(computed - member.computed) > SIGN_OF_LIFE:
                 member.computed, member.active_at = computed, time.monotonic()
@@ -149,12 +154,14 @@ class Pool:
         killed = self.signal_all()
         for member in list(self.members):
             self._part_with(member)
+
         return killed
 
     def _part_with(self, member: Member) -> str:
         """Take out a worker that ended or was killed; gives how it ended."""
         with contextlib.suppress(KeyError, ValueError):
             self.selector.unregister(member.process.stdout)  # type: ignore[arg-type]
+
         self.members.remove(member)
         words = _exit_words(member.process.wait())
         _close(member)
@@ -167,6 +174,7 @@ class Pool:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(member.pid, signal.SIGKILL)
                 killed.add(member.pid)
+
         return killed
 
     def retire_large(self) -> None:
@@ -198,7 +206,7 @@ _pool: Pool | None = None
 def shared_pool(threads: int) -> Pool:
     """The process's pool; another one where threads or the environment have changed."""
     global _pool
-    root = str(Path(__file__).resolve().parent.parent.parent)
+    root = os.path.dirname(os.path.abspath(pipelines.__path__[0]))
     environment = {
         **os.environ,
         **thread_environment(threads),
@@ -210,8 +218,10 @@ def shared_pool(threads: int) -> Pool:
     environment.pop("PYTEST_CURRENT_TEST", None)  # another one in each test
     if _pool is not None and (_pool.threads, _pool.environment) != (threads, environment):
         close_pool()
+
     if _pool is None:
         _pool = Pool(threads, environment)
+
     return _pool
 
 
@@ -220,10 +230,12 @@ def close_pool(*, keep_log: bool = False) -> set[int]:
     global _pool
     if _pool is None:
         return set()
+
     closed, _pool = _pool, None
     killed = closed.kill()
     if not keep_log:
         closed.remove_folder()
+
     return killed
 
 
@@ -249,6 +261,7 @@ def _processor_time(pid: int) -> float:
             with contextlib.suppress(psutil.Error):
                 times = one.cpu_times()
                 total += times.user + times.system
+
     return total
 
 

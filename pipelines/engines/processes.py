@@ -30,6 +30,7 @@ def die_with_parent(parent: int | None = None) -> None:
         ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGKILL, 0, 0, 0)
     else:
         threading.Thread(target=_watch, args=(os.getppid(),), daemon=True).start()
+
     if parent is not None and os.getppid() != parent:
         os.kill(os.getpid(), signal.SIGKILL)
 
@@ -37,6 +38,7 @@ def die_with_parent(parent: int | None = None) -> None:
 def _watch(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(0.5)
+
     os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -52,7 +54,9 @@ def limit_threads(threads: int) -> None:
     os.environ.update(thread_environment(threads))
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(threads)
+
     if "cv2" in sys.modules:
         sys.modules["cv2"].setNumThreads(threads)
+
     if "faiss" in sys.modules:
         sys.modules["faiss"].omp_set_num_threads(threads)

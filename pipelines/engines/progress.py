@@ -35,8 +35,10 @@ class Progress:
         now = time.monotonic()
         if self._begun is None and done > self.first:
             self._begun = now, done
+
         if now - self._last < (0.2 if self.live else PLAIN_SECONDS):
             return
+
         self._last = now
         self._write(self._line(done, now))
 
@@ -46,8 +48,10 @@ class Progress:
         line = f"{self.title}  {done:,}{f'/{self.total:,}' if self.total else ''} {self.noun}"
         if rate > 0 and not self.total:
             line += f"  {rate:,.1f}/s"
+
         if rate > 0 and done < self.total:
             line += f"  {rate:,.1f}/s  ETA {duration((self.total - done) / rate)}"
+
         return line
 
     def _write(self, line: str) -> None:
@@ -56,6 +60,7 @@ class Progress:
             self._shown = True
         else:
             self.stream.write(line + "\n")
+
         self.stream.flush()
 
     def clear(self) -> None:

@@ -70,4 +70,5 @@ def _end(number: int) -> None:
     with contextlib.suppress(OSError, ValueError):  # the terminal may be gone
         clear = "\r\033[K" if sys.stderr.isatty() else ""
         os.write(2, f"{clear}Stopped: {sentence}.\n".encode(errors="backslashreplace"))
+
     os._exit(128 + number)

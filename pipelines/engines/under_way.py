@@ -8,7 +8,7 @@ import socket
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from pipelines.storage.place import Place
+from pipelines.storage.protocol import Place
 from schemas.manifest import Marker
 from schemas.plan import Unit
 

@@ -16,7 +16,8 @@ import pyarrow.parquet as pq
 
 from pipelines.estimate.probe import Probed
 from pipelines.jobs.plan import write_plan
-from pipelines.storage.place import Place, open_place
+from pipelines.storage.place import open_place
+from pipelines.storage.protocol import Place
 from schemas import failures, global_descriptors
 from schemas.global_descriptors import GlobalRow
 from schemas.manifest import MANIFEST_NAME, FileEntry, Marker, parts_table

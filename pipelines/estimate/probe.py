@@ -24,7 +24,8 @@ from pipelines.engines.pool import FOLDER, LARGE
 from pipelines.engines.settings import LOCAL, RunSettings
 from pipelines.estimate.memory import MemoryWatch, Peaks
 from pipelines.jobs.markers import marker_name, read_marker
-from pipelines.storage.place import Place, open_place
+from pipelines.storage.place import open_place
+from pipelines.storage.protocol import Place
 from schemas.layout import PLAN_NAME
 from schemas.manifest import MANIFEST_NAME, Marker
 from schemas.plan import Job, Unit

@@ -27,7 +27,8 @@ from pipelines.jobs.manifests import as_input, require_manifest
 from pipelines.jobs.plan import refuse_other_recipe
 from pipelines.options import option
 from pipelines.results.truth import Truth, truth_input
-from pipelines.storage.place import Place, open_place
+from pipelines.storage.place import open_place
+from pipelines.storage.protocol import Place
 from rrt_core.ensemble import Grid, Judged, best, default_grid, judge, search
 from rrt_core.metrics.revisited import PROTOCOLS, positions_of, protocols_of
 from schemas.errors import UserError

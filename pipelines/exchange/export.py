@@ -21,7 +21,8 @@ import numpy as np
 
 from pipelines.options import option
 from pipelines.storage.local import full_disk
-from pipelines.storage.place import Place, open_place
+from pipelines.storage.place import open_place
+from pipelines.storage.protocol import Place
 from pipelines.stores.locals import LocalsFile
 from pipelines.stores.store import PartFiles, Store
 from schemas.errors import UserError

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 from pipelines.exchange.import_readers import matrix_of
 from pipelines.sources.listing import list_images, truth_entries
 from pipelines.sources.spec import SourceSpec, read_input, refuse_unreadable_name
-from pipelines.storage.place import Place, open_place
+from pipelines.storage.place import open_place
+from pipelines.storage.protocol import Place
 from pipelines.storage.remote import RemotePlace
 from schemas.errors import UserError
 from schemas.ground_truth.ground_truth import load_ground_truth

@@ -12,8 +12,9 @@ import pyarrow.parquet as pq
 from pipelines.jobs.markers import marker_name
 from pipelines.jobs.plan import planned_units
 from pipelines.sources.archive_images import hashes, holds, short_hash
-from pipelines.storage.blocks import BlockFile, open_bytes
-from pipelines.storage.place import Place
+from pipelines.storage.blocks import BlockFile
+from pipelines.storage.byte_sources import open_bytes
+from pipelines.storage.protocol import Place
 from pipelines.stores.store import part_columns
 from schemas.errors import UserError
 from schemas.image_list import ImageReference, decode_name, make_record_id

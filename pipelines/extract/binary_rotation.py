@@ -16,7 +16,7 @@ from pipelines.extract.batches import isolated
 from pipelines.extract.isolated import DescribingFailed
 from pipelines.sources.archive_images import ArchiveImages
 from pipelines.sources.item import Item
-from pipelines.storage.place import Place
+from pipelines.storage.protocol import Place
 from pipelines.stores.image_plan import Planned
 from rrt_core.binary import learn_rotation
 from rrt_core.extractors import create

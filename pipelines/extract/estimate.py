@@ -34,7 +34,8 @@ from pipelines.extract import stage as extract
 from pipelines.extract.sample import ArchiveSample, Counted, ListSample, count_images, images_a_unit
 from pipelines.jobs.markers import read_marker
 from pipelines.sources.archive_images import Listed
-from pipelines.storage.place import Place, free_bytes, open_place
+from pipelines.storage.place import free_bytes, open_place
+from pipelines.storage.protocol import Place
 from rrt_core.extractors import Extractor, create
 from schemas import failures
 from schemas.errors import UserError

@@ -22,7 +22,8 @@ from pipelines.engines.settings import RunSettings
 from pipelines.jobs.manifests import is_whole, parts_of, read_manifest
 from pipelines.jobs.markers import read_marker
 from pipelines.jobs.plan import refuse_other_recipe
-from pipelines.storage.place import Place, open_place
+from pipelines.storage.place import open_place
+from pipelines.storage.protocol import Place
 from pipelines.stores.image_plan import images_file, listed_units
 from pipelines.stores.store import Store
 from schemas import failures

@@ -20,7 +20,8 @@ from pipelines.estimate.schedule import wall_seconds
 from pipelines.index import plan as index_plan
 from pipelines.index import stage as index
 from pipelines.jobs.manifests import as_input, read_entries, read_manifest
-from pipelines.storage.place import Place, free_bytes, open_place
+from pipelines.storage.place import free_bytes, open_place
+from pipelines.storage.protocol import Place
 from pipelines.stores import gallery as stores_gallery
 from rrt_core.indexes import faiss_index as indexes
 from schemas.errors import UserError

@@ -22,7 +22,7 @@ from typing import Any
 
 from pipelines.jobs.markers import marker_name, read_marker, software_versions
 from pipelines.storage.local import sha256_file
-from pipelines.storage.place import Place
+from pipelines.storage.protocol import Place
 from schemas.layout import PIECES
 from schemas.manifest import Counts, FileEntry, Marker
 from schemas.plan import Job, Unit

@@ -9,7 +9,8 @@ from pipelines.jobs.attempt import Attempt
 from pipelines.jobs.errors import final_error, write_error
 from pipelines.jobs.markers import read_marker
 from pipelines.jobs.unit_worker import UnitWorker
-from pipelines.storage.place import Place, open_place
+from pipelines.storage.place import open_place
+from pipelines.storage.protocol import Place
 from schemas.errors import UserError
 from schemas.plan import Unit
 

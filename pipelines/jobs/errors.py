@@ -8,7 +8,7 @@ import traceback
 from typing import Any
 
 from pipelines.storage.local import full_disk
-from pipelines.storage.place import Place
+from pipelines.storage.protocol import Place
 from schemas.errors import UserError
 
 
@@ -16,6 +16,7 @@ def final_error(error: Exception, place: Place) -> UserError | None:
     """The user's mistake, or the disk's refusal, behind an error: no retry fixes it."""
     if isinstance(error, UserError):
         return error
+
     return full_disk(error, place.url) if isinstance(error, OSError) else None
 
 
@@ -39,4 +40,5 @@ def read_error(place: Place, unit: str) -> dict[str, Any] | None:
     """What was written down of a unit's exception, if anything was."""
     with contextlib.suppress(FileNotFoundError, ValueError):
         return dict(json.loads(place.read(f"errors/{unit}.json")))
+
     return None

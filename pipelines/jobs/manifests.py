@@ -10,7 +10,8 @@ from io import BytesIO
 import pyarrow.parquet as pq
 
 from pipelines.jobs.markers import software_versions
-from pipelines.storage.place import Place, open_place
+from pipelines.storage.place import open_place
+from pipelines.storage.protocol import Place
 from schemas.errors import UserError
 from schemas.layout import PLAN_NAME
 from schemas.manifest import (

@@ -7,7 +7,7 @@ import platform
 from functools import cache
 from importlib import metadata
 
-from pipelines.storage.place import Place
+from pipelines.storage.protocol import Place
 from schemas.manifest import Marker
 from schemas.plan import Job, Unit
 

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from pipelines.storage.place import Place
+from pipelines.storage.protocol import Place
 from schemas.errors import UserError
 from schemas.layout import JOB_NAME, PLAN_FOLDER, PLAN_NAME
 from schemas.manifest import MANIFEST_NAME, Manifest, Marker, canonical_json

@@ -18,7 +18,8 @@ from pipelines.estimate.schedule import wall_seconds
 from pipelines.jobs.manifests import read_entries, read_manifest
 from pipelines.jobs.markers import read_marker
 from pipelines.search import stage as search
-from pipelines.storage.place import Place, free_bytes, open_place
+from pipelines.storage.place import free_bytes, open_place
+from pipelines.storage.protocol import Place
 from schemas.manifest import Manifest
 from schemas.plan import Candidates, ShortlistBlock, Unit
 

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from pipelines.sources.archives import entries
 from pipelines.sources.item import MOST_BYTES, Item
-from pipelines.storage.place import Place
+from pipelines.storage.protocol import Place
 from rrt_core.images import DecodeError
 from schemas.image_list import ImageReference, decode_name, encode_name, make_record_id
 from schemas.layout import ARCHIVES_NAME, LISTED_NAME

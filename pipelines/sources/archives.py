@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pipelines.sources.member import Broken, Member, Unreadable
 from pipelines.sources.tar_archive import tar_members
 from pipelines.sources.zip_archive import zip_members
-from pipelines.storage.blocks import BlockFile, open_bytes
+from pipelines.storage.blocks import BlockFile
+from pipelines.storage.byte_sources import open_bytes
 from pipelines.storage.place import open_place
 from pipelines.storage.protocol import is_http
 from pipelines.storage.remote import RemotePlace

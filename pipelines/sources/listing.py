@@ -18,7 +18,8 @@ import pyarrow.parquet as pq
 
 from pipelines.sources.archives import ARCHIVE_SUFFIXES, is_archive
 from pipelines.sources.spec import SourceSpec, _folder_of, read_input
-from pipelines.storage.place import Place, open_place
+from pipelines.storage.place import open_place
+from pipelines.storage.protocol import Place
 from pipelines.storage.remote import RemotePlace
 from schemas.errors import UserError
 from schemas.ground_truth.ground_truth import GroundTruth, load_ground_truth

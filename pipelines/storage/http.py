@@ -79,6 +79,7 @@ class HttpBytes:
                 self._drop()
                 if isinstance(error, OSError):  # as what requests raises is
                     raise
+
                 raise ConnectionError(words(error)) from error
 
         try:
@@ -90,6 +91,7 @@ class HttpBytes:
         status = getattr(getattr(error, "response", None), "status_code", None)
         if status in (404, 410):
             return UserError(f"{self.url}: there is no such archive (the server answers {status})")
+
         return UserError(f"{self.url}: the archive cannot be read: {words(error)}")
 
     def _open(self, start: int, stop: int) -> urllib3.BaseHTTPResponse | None:
@@ -105,32 +107,39 @@ class HttpBytes:
                 self.size = int(whole[1]) if whole else None
             elif whole and int(whole[1]) != self.size:
                 raise changed(self.url)
+
             return None
+
         response.raise_for_status()
         part = _RANGE.match(content_range) if response.status_code == 206 else None
         if part is None and response.status_code != 200:
             raise UserError(
                 f"{self.url}: the server answers a byte range with status {response.status_code}"
             )
+
         if part is not None:
             size = None if part[3] == "*" else int(part[3])
         else:
             length = response.headers.get("Content-Length", "")
             # not known where it is no number
             size = int(length) if re.fullmatch(r"[0-9]{1,18}", length) else None
+
         tag = (size, response.headers.get("ETag") or response.headers.get("Last-Modified") or "")
         if self._tag is None:
             self._tag, self.size, self.seekable = tag, size, part is not None
         elif tag != self._tag:
             response.close()
             raise changed(self.url)
+
         if part is None:
             self._stream, self._at = response.raw, 0
             return None
+
         if int(part[1]) != start:
             raise UserError(
                 f"{self.url}: the server sent bytes from {part[1]} on where {start} was requested"
             )
+
         return response.raw
 
     def _read(self, start: int, stop: int, data: bytearray) -> None:
@@ -138,21 +147,26 @@ class HttpBytes:
         stop = stop if self.size is None else min(stop, self.size)
         if start >= stop:
             return
+
         if self._at > start:
             self._drop()
+
         if self._stream is None:
             body = self._open(start, stop)
             if body is not None:
                 self._take(body, stop - start, data)
                 body.release_conn()
                 return
+
             if self._stream is None:
                 return
+
         while self._at < start:
             passed = self._stream.read(min(_PIECE, start - self._at), decode_content=False)
             self._at += len(passed)
             if not passed:
                 raise ShortRead(f"the stream ended at byte {self._at:,}")
+
         self._at += self._take(self._stream, stop - start, data)
 
     def _take(self, body: urllib3.BaseHTTPResponse, count: int, data: bytearray) -> int:
@@ -162,7 +176,10 @@ class HttpBytes:
             if not piece:
                 if self.size is not None:
                     raise ShortRead(f"{taken:,} bytes came of {count:,}")
+
                 break
+
             data += piece
             taken += len(piece)
+
         return taken

@@ -91,6 +91,7 @@ class LocalPlace(Place):
                 if name not in opened:
                     opened[name] = os.open(self.path(name), os.O_RDONLY)
                     stack.callback(os.close, opened[name])
+
                 pieces.append(os.pread(opened[name], stop - start, start))
 
         return pieces
@@ -169,6 +170,7 @@ class LocalPlace(Place):
                         f"{self.url} is being made by another command; wait for its end, or give "
                         f"another place"
                     ) from None
+
             yield
         finally:
             os.close(folder)
@@ -182,8 +184,10 @@ class LocalPlace(Place):
             refused = full_disk(error, self.path(name))
             if refused is None and error.errno in REFUSED:
                 refused = UserError(f"{self.path(name)} cannot be written: {REFUSED[error.errno]}")
+
             if refused is None:
                 raise
+
             raise refused from error
 
     @contextlib.contextmanager
@@ -204,6 +208,7 @@ def _kind(entry: os.DirEntry[str]) -> str:
     """What an entry is, links followed."""
     if entry.is_file():
         return "file"
+
     return "directory" if entry.is_dir() else "other"
 
 
@@ -222,6 +227,7 @@ def _link(temporary: str, target: str) -> None:
     except OSError as error:
         if error.errno not in NO_LINKS:
             raise
+
         os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))
         os.replace(temporary, target)
 

@@ -42,14 +42,17 @@ def file_system(
     """
     if not kind.async_impl:
         return kind(**settings)
+
     for name in _NOISY:  # their warnings about requests that are tried again
         logger = logging.getLogger(name)
         if logger.level == logging.NOTSET:
             logger.setLevel(logging.CRITICAL)
+
     key = (os.getpid(), kind, repr(sorted(settings.items())))
     with _lock:
         if key not in _made:
             _made[key] = kind(**settings)
+
         return _made[key]
 
 
@@ -154,6 +157,7 @@ class RemotePlace(Place):
             data = bytes(self.fs.cat_file(path, **span))
             if size is not None and len(data) != size:
                 raise ShortRead(f"{len(data):,} bytes came of {size:,}")
+
             return data
 
         return self._do(whole, "read", path, final)
@@ -202,7 +206,9 @@ class RemotePlace(Place):
             except Exception as error:
                 if not condition_failed(error):
                     raise
+
                 return False
+
             return True
 
         # A request whose answer was lost may have made the object (and layers below try again by
@@ -288,4 +294,5 @@ class RemotePlace(Place):
         except Exception as error:
             if isinstance(error, (*final, *_BUGS)):
                 raise
+
             raise Unreachable(f"{what}: {words(error)}") from error

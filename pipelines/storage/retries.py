@@ -90,11 +90,14 @@ def passes(error: BaseException) -> bool:
         k.__name__ in _PASSING_NAMES for k in type(error).__mro__
     ):
         return True
+
     status, code = _answer(error)
     if code in _PASSING_CODES:
         return True
+
     if status is not None and status >= 300:
         return status in _PASSING_STATUS or (status >= 500 and status != 501)
+
     return isinstance(error, OSError) and error.errno in _PASSING_ERRNOS
 
 
@@ -110,13 +113,16 @@ def _answer(error: BaseException) -> tuple[int | None, str]:
         if isinstance(response, dict):  # botocore's ClientError
             status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
             return status, str(response.get("Error", {}).get("Code", ""))
+
         for name in ("status", "code", "status_code"):  # aiohttp, gcsfs, requests
             status = getattr(one, name, None)
             if isinstance(status, int) and 100 <= status < 600:
                 return status, ""
+
         status = getattr(response, "status_code", None)
         if isinstance(status, int):
             return status, ""
+
     return None, ""
 
 
@@ -158,6 +164,7 @@ def retried(operation: Callable[[], Result], what: str) -> Result:
         except Exception as error:
             if not passes(error):
                 raise
+
             wait = min(LONGEST_WAIT, FIRST_WAIT * 2 ** (number - 1)) * chance.uniform(0.5, 1.0)
             spent = time.monotonic() - begun
             if number == tries or spent + wait > seconds:
@@ -166,7 +173,9 @@ def retried(operation: Callable[[], Result], what: str) -> Result:
                     f"{words(error)}; "
                     "when the place answers again, the same command goes on from there"
                 ) from error
+
             time.sleep(wait)
+
     raise AssertionError("unreachable")
 
 

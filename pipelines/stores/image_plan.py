@@ -19,8 +19,9 @@ import pyarrow.parquet as pq
 from pipelines.sources.archives import ARCHIVE_SUFFIXES, archive_size, find_archives, path_of
 from pipelines.sources.listing import list_images, listed_names
 from pipelines.sources.spec import SourceSpec
-from pipelines.storage.blocks import BlockFile, open_bytes
-from pipelines.storage.place import Place
+from pipelines.storage.blocks import BlockFile
+from pipelines.storage.byte_sources import open_bytes
+from pipelines.storage.protocol import Place
 from schemas.errors import UserError
 from schemas.image_list import ImageReference, encode_name, image_table, references_of
 from schemas.inside import check_inside

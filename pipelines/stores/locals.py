@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pipelines.storage.place import Place
+from pipelines.storage.protocol import Place
 from pipelines.stores.gallery import Gallery
 from pipelines.stores.store import PartFiles, Store
 from rrt_core.rerankers import Locals

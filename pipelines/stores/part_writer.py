@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from pipelines.jobs.attempt import Attempt
-from pipelines.storage.place import Place
+from pipelines.storage.protocol import Place
 from rrt_core.extractors import Description
 from schemas import failures, global_descriptors, local_descriptors
 from schemas.failures import FailureRow

@@ -15,8 +15,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipelines.jobs.manifests import as_input, parts_of, read_manifest, require_manifest
-from pipelines.storage.blocks import LOCAL_BLOCK, BlockFile, open_bytes
-from pipelines.storage.place import Place, open_place
+from pipelines.storage.blocks import LOCAL_BLOCK, BlockFile
+from pipelines.storage.byte_sources import open_bytes
+from pipelines.storage.place import open_place
+from pipelines.storage.protocol import Place
 from schemas import global_descriptors
 from schemas.errors import UserError
 from schemas.global_descriptors import GlobalPart

@@ -11,7 +11,7 @@ from typing import Any
 from pipelines.engines.progress import Progress
 from pipelines.jobs.manifests import write_manifest
 from pipelines.storage.local import sha256_file
-from pipelines.storage.place import Place
+from pipelines.storage.protocol import Place
 from pipelines.train.options import STAGE
 from pipelines.train.validation import SELECT
 from rrt_core.checkpoints import save_checkpoint

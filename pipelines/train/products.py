@@ -28,7 +28,8 @@ from pipelines.jobs.manifests import is_whole, read_manifest, write_manifest
 from pipelines.jobs.markers import software_versions
 from pipelines.quantities import duration
 from pipelines.storage.local import sha256_file
-from pipelines.storage.place import Place, open_place
+from pipelines.storage.place import open_place
+from pipelines.storage.protocol import Place
 from pipelines.train.products_options import Options, Photographs, read_photographs
 from rrt_core.checkpoints import PRODUCTS, load_checkpoint, save_checkpoint
 from rrt_core.devices import choose_device

@@ -21,7 +21,8 @@ from pipelines.engines import signals as stopping
 from pipelines.engines.processes import limit_threads
 from pipelines.jobs.manifests import as_input, is_whole, read_manifest
 from pipelines.jobs.plan import refuse_other_recipe, refuse_to_empty, write_plan
-from pipelines.storage.place import Place, open_place
+from pipelines.storage.place import open_place
+from pipelines.storage.protocol import Place
 from pipelines.train.anchors import Mined, _mine, _steps, _told
 from pipelines.train.batches import Budget, PairBatches, Prefetched, TokenCache, read_budget
 from pipelines.train.neighbours import require_shortlist

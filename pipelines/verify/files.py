@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.storage.blocks import BlockFile, open_bytes
+from pipelines.storage.blocks import BlockFile
+from pipelines.storage.byte_sources import open_bytes
 from pipelines.stores.store import part_number
 from pipelines.verify.outputs import Output
 from pipelines.verify.part_rows import (

@@ -11,7 +11,7 @@ from datetime import datetime
 from functools import cached_property
 from typing import Any
 
-from pipelines.storage.place import Place
+from pipelines.storage.protocol import Place
 from pipelines.storage.remote import RemotePlace
 from pipelines.verify.problems import Report
 from schemas.layout import PLAN_NAME

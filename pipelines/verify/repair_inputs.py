@@ -22,7 +22,8 @@ from pipelines.sources.archive_images import archive_url
 from pipelines.sources.archives import archive_size
 from pipelines.sources.item import read_location
 from pipelines.stages import worker_class
-from pipelines.storage.place import Place, open_place
+from pipelines.storage.place import open_place
+from pipelines.storage.protocol import Place
 from pipelines.stores.image_plan import read_rows, read_slice
 from pipelines.verify.outputs import Output
 from pipelines.verify.problems import UNREADABLE

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from pipelines.jobs.markers import software_versions
 from pipelines.jobs.plan import differences
-from pipelines.storage.place import Place
+from pipelines.storage.protocol import Place
 from pipelines.verify.outputs import Output
 from pipelines.verify.problems import REDO, UNREADABLE, Findings
 from schemas.inside import check_inside, check_unit_name

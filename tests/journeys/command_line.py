@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipelines.cli import main
 from pipelines.pool import close_pool as end_workers
+
+from pipelines.cli import main
 
 __all__ = ["Ended", "command", "end_workers", "findings"]
 

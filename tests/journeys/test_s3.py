@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from pipelines.storage.place import Place, open_place, read_url
+from pipelines.storage.place import open_place, read_url
+from pipelines.storage.protocol import Place
 from pipelines.storage.retries import Unreachable
 from schemas.errors import UserError
 from tests.support.s3_server import BUCKET, Cut, S3Server

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 
-from pipelines.storage.place import Place
+from pipelines.storage.protocol import Place
 from schemas import failures
 from schemas.failures import FailureRow
 

@@ -19,7 +19,8 @@ from pipelines.jobs.do_unit import do_unit
 from pipelines.jobs.manifests import is_whole, read_manifest, require_manifest, write_manifest
 from pipelines.jobs.markers import marker_name, read_marker
 from pipelines.jobs.plan import write_plan
-from pipelines.storage.place import Place, open_place
+from pipelines.storage.place import open_place
+from pipelines.storage.protocol import Place
 from schemas.errors import UserError
 from schemas.manifest import Counts, Marker
 from schemas.plan import Job, Unit, WholeJob

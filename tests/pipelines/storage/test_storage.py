@@ -17,7 +17,8 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from pipelines.storage import retries
 from pipelines.storage.local import LocalPlace, full_disk, is_temporary
-from pipelines.storage.place import Place, open_place, read_url
+from pipelines.storage.place import open_place, read_url
+from pipelines.storage.protocol import Place
 from schemas.errors import UserError
 from tests.support.s3_server import BUCKET
 

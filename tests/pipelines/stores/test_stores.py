@@ -13,7 +13,7 @@ import pytest
 
 from pipelines.engines import pool
 from pipelines.extract import lazy_locals as layers
-from pipelines.storage.blocks import RemoteBytes
+from pipelines.storage.byte_sources import RemoteBytes
 from pipelines.storage.place import open_place
 from pipelines.stores.store import Store, part_columns, part_number
 from schemas import global_descriptors

@@ -1,0 +1,115 @@
+"""An archive's bytes: local, on any file system that fsspec reaches, or behind http(s).
+
+Each request is tried again where the connection breaks. An object that changes while it is read is
+refused: its pieces would not fit each other.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from pipelines.storage.blocks import Bytes
+from pipelines.storage.http import HttpBytes, changed
+from pipelines.storage.place import open_place
+from pipelines.storage.protocol import is_http
+from pipelines.storage.remote import RemotePlace
+from schemas.errors import Unreachable, UserError
+
+_TAGS = ("ETag", "etag", "md5Hash", "generation", "version_id", "LastModified", "mtime", "created")
+
+
+class LocalBytes:
+    """A file on a local disk."""
+
+    seekable, remote = True, False
+
+    def __init__(self, url: str, path: str) -> None:
+        self.url = url
+        try:
+            self._file = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe would be waited for
+        except FileNotFoundError:
+            raise UserError(f"{url}: there is no such archive") from None
+        except OSError as error:
+            raise UserError(f"{url}: the archive cannot be read: {error.strerror}") from None
+
+        about = os.fstat(self._file)
+        if not stat.S_ISREG(about.st_mode):
+            os.close(self._file)
+            raise UserError(f"{url}: it is no file, thus no archive")
+
+        self.size: int | None = about.st_size
+        self._written = about.st_mtime_ns
+
+    def fetch(self, start: int, stop: int) -> bytes:
+        pieces = []
+        while start < stop and (piece := os.pread(self._file, stop - start, start)):
+            pieces.append(piece)
+            start += len(piece)
+
+        about = os.fstat(self._file)
+        if (about.st_size, about.st_mtime_ns) != (self.size, self._written):
+            raise changed(self.url)
+
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def close(self) -> None:
+        os.close(self._file)
+
+
+class RemoteBytes:
+    """An object on a remote file system."""
+
+    seekable, remote = True, True
+
+    def __init__(self, url: str, place: RemotePlace) -> None:
+        self.url, self.place = url, place
+        about = place.info()
+        if about is None:
+            raise UserError(f"{url}: there is no such archive")
+
+        if about.get("type") == "directory" or about.get("size") is None:
+            raise UserError(f"{url}: it is no file, thus no archive")
+
+        self.size: int | None = int(about["size"])
+        self._tags = self._tags_of(about)
+
+    @staticmethod
+    def _tags_of(about: dict[str, object]) -> list[object]:
+        return [about.get("size"), *(about.get(name) for name in _TAGS)]
+
+    def fetch(self, start: int, stop: int) -> bytes:
+        stop = min(stop, self.size or 0)
+        if start >= stop:
+            return b""
+
+        try:
+            (data,) = self.place.read_ranges([""], [start], [stop])
+        except (Unreachable, FileNotFoundError):
+            self._compare()  # a shorter object gives short reads
+            raise
+
+        self._compare()
+        return data
+
+    def _compare(self) -> None:
+        about = self.place.info()
+        if about is None or self._tags_of(about) != self._tags:
+            raise changed(self.url)
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+def open_bytes(url: str) -> Bytes:
+    """The bytes of a path or URL.
+
+    Raises UserError where there is no such file or it cannot be read.
+    """
+    if is_http(url):
+        return HttpBytes(url)
+
+    place = open_place(url)
+    return (
+        RemoteBytes(url, place) if isinstance(place, RemotePlace) else LocalBytes(url, place.root)
+    )
