@@ -1,101 +1,87 @@
-"""What a store takes on disk, from the files that a probe wrote: bytes an image, and bytes a file,
-told apart.
+"""What a job takes on disk, from the files that a probe wrote: bytes of a row, and bytes of a file
+beside its rows.
 """
 
 from __future__ import annotations
 
 import io
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from pathlib import Path
+from statistics import mean
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.estimate.probe import Probed
+from pipelines.estimate.probe import Probe
 from pipelines.jobs.plan import write_plan
 from pipelines.storage.place import open_place
 from pipelines.storage.protocol import Place
-from schemas import failures, global_descriptors
-from schemas.global_descriptors import GlobalRow
-from schemas.manifest import MANIFEST_NAME, FileEntry, Marker, parts_table
+from schemas.layout import PLAN_FOLDER
+from schemas.manifest import MANIFEST_NAME, PARTS_NAME, FileEntry
 from schemas.plan import Job
 
-MOST_LISTED = 300  # parts of a made-up parts.parquet; more take as much each
+PIECE = 160  # bytes of a piece's marker beside those of a part's
 
 
 @dataclass(frozen=True)
-class Kind:
-    """Files of one kind: bytes of each, and of each image in them."""
+class Sizes:
+    """Bytes of files of one kind: of each beside its rows, and of each row."""
 
-    fixed: float
-    each: float
+    file: float
+    row: float
 
-    def total(self, files: int, images: float) -> float:
-        return self.fixed * files + self.each * images
-
-
-@dataclass(frozen=True)
-class StoreDisk:
-    """Sizes of a store's files. Those of a kind that is not written are zero."""
-
-    globals: Kind
-    locals: Kind
-    failures: Kind
+    def total(self, files: int, rows: float) -> int:
+        """Bytes of so many files that hold so many rows."""
+        return round(self.file * files + self.row * rows)
 
 
-def store_disk(probed: Probed) -> StoreDisk:
-    """The sizes of the kinds of files that the probe wrote for its parts: a store's three, or a
-    layer's two.
+def parquet_bytes(table: pa.Table, **how: Any) -> int:
+    """Bytes of the table as a Parquet file; `how` are options of its writer."""
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, **how)
+    return len(buffer.getvalue())
+
+
+def parquet_sizes(table: pa.Table, **how: Any) -> Sizes:
+    """Sizes of files like this table: by how much it is smaller than its two halves is a file's
+    own.
     """
-    entries: dict[str, list[FileEntry]] = {"global": [], "local": [], "failures": []}
-    for _, marker in probed.units:
-        for entry in marker.files:
-            entries[entry.name.split("/")[0]].append(entry)
-    images = sum(marker.counts.inputs for _, marker in probed.units)
-    with tempfile.TemporaryDirectory(dir=probed.place.root) as folder:
-        path = os.path.join(folder, "empty")
-        failures.write_part(path, [])
-        lost = _kind(entries["failures"], images, os.path.getsize(path))
-        fixed = _fixed_globals(probed.place, entries["global"], path)
-    return StoreDisk(
-        _kind(entries["global"], images, fixed), _locals(entries["local"], images), lost
-    )
+    middle = len(table) // 2
+    whole = parquet_bytes(table, **how)
+    halves = sum(parquet_bytes(half, **how) for half in (table.slice(0, middle), table[middle:]))
+    return Sizes(halves - whole, max(0, 2 * whole - halves) / max(1, len(table)))
 
 
-def _kind(entries: Sequence[FileEntry], images: int, fixed: float) -> Kind:
-    if not entries:
-        return Kind(0.0, 0.0)
-    return Kind(
-        fixed,
-        max(0.0, sum(entry.bytes for entry in entries) - fixed * len(entries)) / max(1, images),
-    )
+def written(probe: Probe, folder: str = "") -> pa.Table:
+    """The rows of the probe's Parquet files, of those below a folder."""
+    names = [entry.name for entry in probe.files(folder)]
+    return pa.concat_tables(pq.read_table(probe.place.path(name)) for name in names)
 
 
-def _fixed_globals(place: Place, entries: Sequence[FileEntry], path: str) -> float:
-    """Bytes of a file beside its rows: by how much a file is smaller than its two halves."""
-    if not entries:
-        return 0.0
-    table = pq.read_table(io.BytesIO(place.read(max(entries, key=lambda entry: entry.rows).name)))
-    told = table.schema.metadata
-    kept = {field.name for field in fields(GlobalRow)} - {"descriptor"}
-    rows = [
-        GlobalRow(**{name: row[name] for name in kept}, descriptor=None)
-        for row in table.to_pylist()
-    ]
-    sizes = []
-    for part in (rows[: len(rows) // 2], rows[len(rows) // 2 :], rows):
-        global_descriptors.write_part(path, part, int(told[b"dimension"]), told[b"dtype"].decode())
-        sizes.append(os.path.getsize(path))
-    return float(sizes[0] + sizes[1] - sizes[2]) if len(rows) > 1 else float(sizes[0])
+def store_sizes(probe: Probe) -> dict[str, Sizes]:
+    """Sizes of the files of a store's parts, or of a layer's, an image being a row.
+
+    Globals are absent where the probe wrote none, as are locals.
+    """
+    sizes, images = {}, max(1, probe.counts.inputs)
+    if probe.files("global/"):
+        table = written(probe, "global/")
+        sizes["globals"] = parquet_sizes(
+            table, compression="none", use_dictionary=False, version="2.6"
+        )
+    if probe.files("local/"):
+        sizes["locals"] = _hdf5_sizes(probe.files("local/"), images)
+    failures = written(probe, "failures/")
+    a_row = parquet_sizes(failures, compression="none")
+    sizes["failures"] = Sizes(a_row.file, a_row.row * len(failures) / images)
+    return sizes
 
 
-def _locals(entries: Sequence[FileEntry], images: int) -> Kind:
+def _hdf5_sizes(entries: Sequence[FileEntry], images: int) -> Sizes:
     """Contiguous HDF5: all but the datasets' bytes is a file's own."""
-    if not entries:
-        return Kind(0.0, 0.0)
     data = [
         sum(
             int(np.prod(part["shape"], dtype=np.int64)) * np.dtype(part["dtype"]).itemsize
@@ -105,52 +91,26 @@ def _locals(entries: Sequence[FileEntry], images: int) -> Kind:
         for entry in entries
     ]
     beside = sum(entry.bytes for entry in entries) - sum(data)
-    return Kind(beside / len(entries), sum(data) / max(1, images))
+    return Sizes(beside / len(entries), sum(data) / images)
 
 
-def bookkeeping(
-    job: Job, plan_files: Mapping[str, bytes], probed: Probed, folder: Path, parts: int, pieces: int
-) -> float:
+def written_plan(folder: Path, job: Job, files: Mapping[str, bytes] | None = None) -> Place:
+    """The job's plan as its run would write it, with the files that belong to it, in a folder."""
+    place = open_place(str(folder))
+    write_plan(place, job, files or {})
+    return place
+
+
+def bookkeeping(probe: Probe, plan: Place, parts: int, pieces: int = 0) -> int:
     """Bytes of plan, markers, parts.parquet and manifest of the whole job.
 
-    parts  units that write one part each;  pieces  parts of archives, which have markers of their
-           own
+    parts   units that write one part each
+    pieces  parts of archives: each has a marker of its own, and is in that of its archive
     """
-    planned = open_place(str(folder / "plan-alone"))
-    write_plan(planned, job, plan_files)
-    plan = sum(planned.size(f"plan/{name}") or 0 for name in planned.names("plan"))
-    markers = [marker for _, marker in probed.measured]
-    mark = float(np.mean([len(marker.to_bytes()) for marker in markers]))
-    committed = probed.place.names("pieces")
-    piece = (
-        float(np.mean([probed.place.size(f"pieces/{name}") or 0 for name in committed]))
-        if committed
-        else 0.0
-    )
-    manifest = probed.place.size(MANIFEST_NAME) or 0
-    return (
-        plan
-        + manifest
-        + parts * mark
-        + pieces * (piece + mark)
-        + _parts_bytes(markers, parts + pieces)
-    )
-
-
-def _parts_bytes(markers: Sequence[Marker], parts: int) -> float:
-    made = min(parts, MOST_LISTED)
-    listed = []
-    for number in range(made):
-        marker = markers[number % len(markers)]
-        files = tuple(
-            replace(
-                entry,
-                name=f"{entry.name[:-20]}{number:08}{entry.name[-12:]}",
-                sha256=f"{number:064x}",
-            )
-            for entry in marker.files[:3]
-        )
-        listed.append(replace(marker, unit=f"part-{number:05}", files=files))
-    buffer = io.BytesIO()
-    pq.write_table(parts_table(listed), buffer, compression="none")
-    return len(buffer.getvalue()) * parts / max(1, made)
+    planned = sum(plan.size(f"{PLAN_FOLDER}/{name}") or 0 for name in plan.names(PLAN_FOLDER))
+    listed = pq.read_table(probe.place.path(PARTS_NAME))
+    files = len(listed) / len(set(listed.column("unit").to_pylist()))
+    table = parquet_sizes(listed, compression="none").total(1, files * (parts + pieces))
+    mark = mean(len(one.marker.to_bytes()) for one in probe.measured)
+    markers = parts * mark + pieces * (2 * mark + PIECE)
+    return round(planned + (probe.place.size(MANIFEST_NAME) or 0) + table + markers)

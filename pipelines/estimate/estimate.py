@@ -1,9 +1,8 @@
 """estimate, and --dry-run of a stage: what it would take in time, memory and on disk. Nothing is
 made.
 
-What is told rests on a probe: the stage's own job over a small sample, with as many worker
-    processes as the run would
-have, in a temporary folder (docs/estimating.md).
+It rests on a probe: the stage's own job over a small sample, with as many worker processes as the
+run would have, in a temporary folder (docs/estimating.md).
 """
 
 from __future__ import annotations
@@ -21,9 +20,13 @@ import psutil
 
 from pipelines.engines.settings import RunSettings
 from pipelines.estimate.model import Estimate
+from pipelines.estimate.probe import probe_folder
+from pipelines.estimate.table import table
 from pipelines.options import option
 from pipelines.stages import PLAIN, PROBED, refuse_unknown
 from schemas.errors import UserError
+
+PROGRAMS = ("pipelines/__main__.py", "rrt-pipelines")
 
 
 @dataclass(frozen=True)
@@ -37,13 +40,25 @@ class Options:
 
 def run(name: str, options: Any, settings: RunSettings) -> list[Estimate]:
     """Estimate a stage and print it. Raises UserError and driver.JobFailed."""
-    from pipelines.estimate.table import table
-
     if settings.json:
         _check_file(settings.json)
+    estimates: list[Estimate] = []
     if name in PLAIN:
         print(f"{name}: {PLAIN[name]}; no probe is made.")
-        return _written([], settings)
+    else:
+        estimates = _estimates(name, options, settings)
+        for estimate in estimates:
+            print(f"\n{table(estimate)}")
+        print("\nNothing was made.")
+
+    if settings.json:
+        content = json.dumps([estimate.to_json() for estimate in estimates], indent=1) + "\n"
+        Path(settings.json).write_text(content)
+    return estimates
+
+
+def _estimates(name: str, options: Any, settings: RunSettings) -> list[Estimate]:
+    """What the stage's own module says: one estimate, or of `run` one for each of its stages."""
     if name == "estimate":
         raise UserError(
             f"estimate: name a stage first ({', '.join(PROBED)}), and then its own options"
@@ -54,20 +69,10 @@ def run(name: str, options: Any, settings: RunSettings) -> list[Estimate]:
             f"--on is {','.join(map(str, settings.on))}; it takes numbers of workers, 1 or more"
         )
     module = importlib.import_module(PROBED[name])
-    before = _age()
-    estimates: list[Estimate] = module.estimate(options, settings, before)
-    for estimate in estimates:
-        print(f"\n{table(estimate)}")
-    print("\nNothing was made.")
-    return _written(estimates, settings)
-
-
-def _written(estimates: list[Estimate], settings: RunSettings) -> list[Estimate]:
-    """The estimates, in the file that --json names, too."""
-    if settings.json:
-        content = json.dumps([estimate.to_json() for estimate in estimates], indent=1) + "\n"
-        Path(settings.json).write_text(content)
-    return estimates
+    begun = time.monotonic() - _age()
+    with probe_folder() as folder:
+        made = module.estimate(folder, options, settings, begun)
+    return made if isinstance(made, list) else [made]
 
 
 def _check_file(path: str) -> None:
@@ -85,10 +90,6 @@ def _age() -> float:
     """
     with contextlib.suppress(psutil.Error):
         age = time.time() - psutil.Process().create_time()
-        if (
-            age < 60
-            and sys.argv
-            and sys.argv[0].endswith(("pipelines/__main__.py", "rrt-pipelines"))
-        ):
+        if age < 60 and sys.argv and sys.argv[0].endswith(PROGRAMS):
             return age
     return 0.0

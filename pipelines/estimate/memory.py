@@ -1,11 +1,12 @@
-"""How much memory a tree of processes takes, looked at while it works.
+"""How much memory a tree of processes takes, sampled while it works.
 
-PSS where the system tells it (Linux): pages that processes share are counted once over all.
+PSS where the system reports it (Linux): pages that processes share are counted once over all.
 Elsewhere USS, or RSS.
 """
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from dataclasses import dataclass
 from typing import Any
@@ -13,13 +14,14 @@ from typing import Any
 import psutil
 
 PAUSE = 0.2  # seconds between two looks
-STEP = 1.02  # PSS, which takes the kernel milliseconds, is asked for only where RSS rose by so much
+STEP = 1.02  # PSS, which takes the kernel milliseconds, is read only where RSS rose by so much
 
 
 @dataclass(frozen=True)
 class Peaks:
-    """The most that was seen, in bytes: of one worker process with its children, and of the whole
-    tree.
+    """The most memory that was seen, in bytes.
+
+    worker  of one worker process with its children;  total  of the whole tree
     """
 
     worker: int = 0
@@ -30,9 +32,7 @@ class Peaks:
 
 
 class MemoryWatch:
-    """Looks at a process (this one) and those below it while a block runs; `peaks` tells the most
-    that was seen.
-    """
+    """Samples a process (this one) and those below it while a block runs, into `peaks`."""
 
     def __init__(self, process: int | None = None) -> None:
         self.process = process
@@ -51,28 +51,15 @@ class MemoryWatch:
     def _watch(self) -> None:
         own, seen = psutil.Process(self.process), 0.0
         while not self._end.wait(PAUSE):
-            try:
+            with contextlib.suppress(psutil.Error):  # one ended meanwhile: the next look counts
                 trees = [[child, *child.children(recursive=True)] for child in own.children()]
-            except psutil.Error:
-                continue
-            held = _resident(own) + sum(_resident(one) for tree in trees for one in tree)
-            if held <= seen * STEP:
-                continue
-            seen = held
-            workers = [sum(map(_bytes, tree)) for tree in trees]
-            self.peaks |= Peaks(max(workers, default=0), sum(workers) + _bytes(own))
-
-
-def _resident(process: psutil.Process) -> int:
-    try:
-        return int(process.memory_info().rss)
-    except psutil.Error:
-        return 0
+                held = sum(one.memory_info().rss for tree in [[own], *trees] for one in tree)
+                if held > seen * STEP:
+                    workers = [sum(map(_bytes, tree)) for tree in trees]
+                    self.peaks |= Peaks(max(workers, default=0), sum(workers) + _bytes(own))
+                    seen = held
 
 
 def _bytes(process: psutil.Process) -> int:
-    try:
-        told: Any = process.memory_full_info()
-    except psutil.Error:
-        return 0
-    return int(getattr(told, "pss", 0) or getattr(told, "uss", 0) or told.rss)
+    sizes: Any = process.memory_full_info()
+    return int(getattr(sizes, "pss", 0) or getattr(sizes, "uss", 0) or sizes.rss)

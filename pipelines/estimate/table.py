@@ -2,59 +2,53 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from pipelines.estimate.model import Estimate
 from pipelines.quantities import byte_text, duration, workers_text
-
-WIDTH = 12
 
 
 def table(estimate: Estimate) -> str:
     """The lines of an estimate."""
-    lines = [f"{estimate.stage}  {estimate.place}"]
+    named = "\n".join(f"  {name:<12}{text}" for name, text in _lines(estimate))
+    return f"{estimate.stage}  {estimate.place}\n{named}"
 
-    def line(name: str, text: str) -> None:
-        lines.append(f"  {name:<{WIDTH}}{text}")
 
-    line(estimate.noun, f"{estimate.inputs:,} ({estimate.known}), {estimate.done:,} of them done")
-    for number, (name, size) in enumerate(estimate.disk.items()):
-        line("" if number else "disk", f"{name:<16}{byte_text(size):>10}")
-    if len(estimate.disk) > 1:
-        line("", f"{'total':<16}{byte_text(estimate.disk_total):>10}")
+def _lines(estimate: Estimate) -> Iterator[tuple[str, str]]:
+    """(name, text) of each line."""
+    yield estimate.noun, f"{estimate.inputs:,} ({estimate.known}), {estimate.done:,} of them done"
+
+    sizes = dict(estimate.disk)
+    if len(sizes) > 1:
+        sizes["total"] = estimate.disk_total
     if estimate.disk_there:
-        line("", f"{'there already':<16}{byte_text(estimate.disk_there):>10}")
-    to_come = estimate.disk_total - estimate.disk_there
+        sizes["in place already"] = estimate.disk_there
     if estimate.free is not None:
-        line("", f"{'free':<16}{byte_text(estimate.free):>10}")
-        if to_come > estimate.free:
-            line(
-                "WARNING",
-                f"it does not fit: {byte_text(to_come - estimate.free)} more must be free at the "
-                f"place",
-            )
+        sizes["free"] = estimate.free
+    for number, (name, size) in enumerate(sizes.items()):
+        yield "" if number else "disk", f"{name:<16}{byte_text(size):>10}"
+
+    to_come = estimate.disk_total - estimate.disk_there
+    if estimate.free is not None and to_come > estimate.free:
+        more = byte_text(to_come - estimate.free)
+        yield "WARNING", f"it does not fit: {more} more must be free at the place"
+
+    workers = workers_text(estimate.workers)
     if estimate.memory_total:
-        many = f"{estimate.workers} worker{'s' if estimate.workers > 1 else ''}"
         each, total = byte_text(estimate.memory_worker), byte_text(estimate.memory_total)
-        line("memory", f"{each} a worker, {total} with {many} and the driver")
+        yield "memory", f"{each} a worker, {total} with {workers} and the driver"
     if estimate.workers:
-        line(
-            "time",
-            f"{duration(estimate.seconds)} with {workers_text(estimate.workers)} on this machine",
-        )
+        yield "time", f"{duration(estimate.seconds)} with {workers} on this machine"
     for count, seconds in estimate.elsewhere.items():
-        line("", f"{duration(seconds)} with {workers_text(count)} as fast as these")
-    if estimate.probe:
-        told = estimate.probe
-        rate = _each(told.seconds_an_input)
-        line(
-            "probe",
-            f"{told.inputs:,} {estimate.noun}, {rate} in one of {workers_text(told.workers)} at "
-            f"once "
-            f"(spread {100 * told.spread:.0f} %), start {told.start_seconds:.1f} s; it took "
-            f"{told.seconds:.0f} s",
-        )
+        yield "", f"{duration(seconds)} with {workers_text(count)} as fast as these"
+
+    if probe := estimate.probe:
+        each = f"{_each(probe.seconds_an_input)} in one of {workers_text(probe.workers)} at once"
+        took = f"start {probe.start_seconds:.1f} s; it took {probe.seconds:.0f} s"
+        spread = f"(spread {100 * probe.spread:.0f} %)"
+        yield "probe", f"{probe.inputs:,} {estimate.noun}, {each} {spread}, {took}"
     for note in estimate.notes:
-        line("note", note)
-    return "\n".join(lines)
+        yield "note", note
 
 
 def _each(seconds: float) -> str:

@@ -1,60 +1,69 @@
-"""What `run` would take: extraction probed for gallery and queries; of later stages what counts and
-a probe tell.
+"""What `run` would take: extraction of gallery and queries is probed; of later stages it is what
+counts say, and the time of a pair among the probe's own images.
 """
 
 from __future__ import annotations
 
 import contextlib
 import io
+import time
 from dataclasses import replace
 from pathlib import Path
 
 from pipelines.engines.settings import RunSettings
-from pipelines.estimate.model import Estimate, elsewhere
-from pipelines.estimate.probe import probe_folder
+from pipelines.estimate.model import Estimate
+from pipelines.estimate.probe import local
 from pipelines.extract import estimate as estimate_extract
+from pipelines.index import estimate as estimate_index
 from pipelines.index import stage as index
-from pipelines.index.estimate import key_of, shape_of
 from pipelines.rerank import estimate as estimate_rerank
 from pipelines.run import config as run_config
 from pipelines.run import stage as run
 from pipelines.search import stage as search
+from pipelines.storage.place import open_place
 from pipelines.stores.store import Store
 from rrt_core.extractors import create
 from schemas.ground_truth.ground_truth import load_ground_truth
+from schemas.manifest import MANIFEST_NAME
 
 
-def estimate(options: run.Options, settings: RunSettings, before: float) -> list[Estimate]:
-    """The estimates of a configuration's stages. Raises UserError."""
-    stages = run_config.stages_of(
-        run_config.read_config(options.config, options.set), options.config
-    )
-    with probe_folder() as folder:
-        gallery = estimate_extract.estimate_in(folder / "gallery", stages.gallery, settings, before)
-        queries = estimate_extract.estimate_in(folder / "queries", stages.queries, settings, 0.0)
-        later = [_index(stages, gallery.inputs, settings)]
-        probed = folder / ("queries" if stages.lazy else "gallery") / "probe"
-        later.append(_rerank(stages, gallery.inputs, queries.inputs, probed, folder, settings))
+def estimate(
+    folder: Path, options: run.Options, settings: RunSettings, begun: float
+) -> list[Estimate]:
+    """The estimates of a configuration's stages, which began at `begun` by time.monotonic().
+
+    Raises UserError.
+    """
+    config = run_config.read_config(options.config, options.set)
+    stages = run_config.stages_of(config, options.config)
+
+    extracted = []
+    for name, extract in (("gallery", stages.gallery), ("queries", stages.queries)):
+        (folder / name).mkdir()
+        extracted.append(estimate_extract.estimate(folder / name, extract, settings, begun))
+        begun = time.monotonic()
+
+    gallery, queries = (one.inputs for one in extracted)
+    probed = folder / ("queries" if stages.lazy else "gallery") / "probe"
+    reranking = _rerank(stages, gallery, queries, probed, folder, settings)
     if stages.lazy:
-        later[-1].notes.append(
-            "local descriptors of what is reranked are made after the search, and not told here"
+        reranking.notes.append(
+            "local descriptors of what is reranked are made after the search, and not counted here"
         )
-    return [gallery, queries, *later]
+    return [*extracted, _index(stages, gallery), reranking]
 
 
-def _index(stages: run_config.Stages, rows: int, settings: RunSettings) -> Estimate:
-    extractor = create(stages.gallery.extractor, **stages.gallery.extractor_option)
-    key = key_of(stages.index, rows, extractor.global_dim)
-    shape = shape_of(key, extractor.global_dim)
-    several = rows > stages.index.rows_per_shard
-    told = Estimate("index", stages.index.out, "images", rows, f"as above, key {key}")
-    told.disk = {"search files": round(rows * shape.row + shape.fixed)}
-    if several:
-        told.disk["shards"] = round(
-            rows * shape.row + -(-rows // stages.index.rows_per_shard) * shape.fixed
-        )
-    told.notes = ["time is told by 'index --dry-run' when the store is there"]
-    return told
+def _index(stages: run_config.Stages, rows: int) -> Estimate:
+    dimension = create(stages.gallery.extractor, **stages.gallery.extractor_option).global_dim
+    key = estimate_index.key_of(stages.index, rows, dimension)
+    sizes = estimate_index.sizes_of(key, dimension)
+
+    made = Estimate("index", stages.index.out, "images", rows, f"as above, key {key}")
+    made.disk = {"search files": sizes.total(1, rows)}
+    if rows > stages.index.rows_per_shard:
+        made.disk["shards"] = sizes.total(-(-rows // stages.index.rows_per_shard), rows)
+    made.notes = ["once the store is finished, 'index --dry-run' estimates the time"]
+    return made
 
 
 def _rerank(
@@ -71,49 +80,38 @@ def _rerank(
     if stages.rerank.ground_truth:
         truth = load_ground_truth(stages.rerank.ground_truth)
         removed = sum(len(query.easy) + len(query.junk) for query in truth.queries)
-        pairs, known = (
-            min(queries * gallery, queries * size + removed),
-            "at most: easy and junk images drop out",
-        )
-    told = Estimate(
-        "rerank", stages.rerank.out, "pairs", pairs, known, workers=settings.worker_count
-    )
-    if not (probed / "manifest.json").exists():
-        told.workers = 0
-        told.notes = [
+        pairs = min(queries * gallery, queries * size + removed)
+        known = "at most: easy and junk images drop out"
+
+    made = Estimate("rerank", stages.rerank.out, "pairs", pairs, known)
+    if not open_place(str(probed)).exists(MANIFEST_NAME):
+        made.notes = [
             (
-                "the store is there, so that no pair was probed; after 'search', 'rerank "
-                "--dry-run' "
-                "tells"
+                "the store is finished, so that no pair was probed; after 'search', 'rerank "
+                "--dry-run' estimates it"
             )
         ]
-        return told
-    store, place = str(probed), str(folder / "small")
-    quiet = replace(
-        settings, dry_run=False, overwrite=False, workers=1, runner="local", beam_options=()
-    )
+        return made
+
+    store, out, place = str(probed), str(folder / "run"), str(folder / "index")
+    searching = search.Options(queries=store, index=place, out=out, shortlist=size)
     with contextlib.redirect_stderr(io.StringIO()):
-        index.run(index.Options(stores=(store,), out=f"{place}/index", key="Flat"), quiet)
-        search.run(
-            search.Options(
-                queries=store, index=f"{place}/index", out=f"{place}/run", shortlist=size
-            ),
-            quiet,
-        )
-    asked = replace(stages.rerank, queries=store, out=f"{place}/run", ground_truth="")
-    small = estimate_rerank.estimate_in(folder / "pairs", asked, settings, 0.0)
-    found = small.probe
-    assert found is not None
+        index.run(index.Options(stores=(store,), out=place, key="Flat"), local(settings, 1))
+        search.run(searching, local(settings, 1))
 
-    def seconds(count: int) -> float:
-        return found.start_seconds + pairs * found.seconds_an_input / min(count, max(1, queries))
+    options = replace(stages.rerank, queries=store, out=out, ground_truth="")
+    (folder / "pairs").mkdir()
+    small = estimate_rerank.estimate(folder / "pairs", options, settings, time.monotonic())
+    scored = small.probe
+    assert scored is not None  # its shortlist is new, so that no pair is scored yet
 
-    told.probe, told.seconds, told.elsewhere = (
-        found,
-        seconds(settings.worker_count),
-        elsewhere(settings, seconds),
-    )
-    told.memory_worker, told.memory_total = small.memory_worker, small.memory_total
+    def seconds(workers: int) -> float:
+        work = pairs * scored.seconds_an_input / min(workers, max(1, queries))
+        return scored.start_seconds + work
+
+    made.takes(settings, seconds)
+    made.probe, made.workers = scored, settings.worker_count
+    made.memory_worker, made.memory_total = small.memory_worker, small.memory_total
     images = Store(store).manifest.counts.succeeded
-    told.notes = [f"the probe paired the {images} images of the extraction's probe"]
-    return told
+    made.notes = [f"the probe paired the {images} images of the extraction's probe"]
+    return made

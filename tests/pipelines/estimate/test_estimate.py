@@ -1,5 +1,6 @@
-"""estimate and --dry-run: what they say against what a run then makes; nothing is made and nothing
-stays.
+"""estimate and --dry-run: what they say against what a run then makes.
+
+Nothing is made at the place, and nothing stays of the probe.
 """
 
 from __future__ import annotations
@@ -17,10 +18,10 @@ from pipelines.cli import main
 from pipelines.engines.settings import RunSettings
 from pipelines.estimate import estimate as estimates
 from pipelines.estimate.model import Estimate
-from pipelines.estimate.probe import busy_seconds
-from pipelines.estimate.schedule import wall_seconds
+from pipelines.estimate.schedule import busy_seconds, wall_seconds
+from pipelines.estimate.table import table
 from pipelines.extract import options as extract_options
-from pipelines.extract import sample as estimate_archives
+from pipelines.extract import sample
 from pipelines.extract import stage as extract
 from pipelines.extract.sample import count_images
 from pipelines.index import stage as index
@@ -28,6 +29,7 @@ from pipelines.quantities import byte_text
 from pipelines.rerank import stage as rerank
 from pipelines.run import stage as run
 from pipelines.search import stage as search
+from pipelines.sources.archive_images import ArchiveImages
 from schemas.errors import UserError
 from tests.pipelines.extract.test_archive_extract import archives, jpeg, write_tar  # noqa: F401  a fixture
 from tests.support.pictures import picture
@@ -57,7 +59,7 @@ def nothing_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[N
     assert not list(folder.glob("*-estimate-*"))
 
 
-def ask(name: str, options: Any, settings: RunSettings = SETTINGS) -> list[Estimate]:
+def estimate(name: str, options: Any, settings: RunSettings = SETTINGS) -> list[Estimate]:
     return estimates.run(name, options, settings)
 
 
@@ -67,23 +69,23 @@ def size_of(*folders: Path) -> int:
     )
 
 
-def asked(out: Path, images: object, **more: Any) -> extract_options.Options:
+def describing(out: Path, images: object, **more: Any) -> extract_options.Options:
     return extract_options.Options(out=str(out), images=str(images), extractor=EXTRACTOR, **more)
 
 
 def test_a_folder(pictures: Path, tmp_path: Path) -> None:
-    options = asked(tmp_path / "store", pictures)
-    (told,) = ask("extract", options, RunSettings(workers=2, on=(1, 64)))
+    options = describing(tmp_path / "store", pictures)
+    (made,) = estimate("extract", options, RunSettings(workers=2, on=(1, 64)))
     assert not (tmp_path / "store").exists()
-    assert (told.inputs, told.known, told.done) == (120, "counted", 0)
-    assert told.probe is not None and told.probe.inputs >= 20 and told.workers == 2
-    assert told.elsewhere[1] > told.elsewhere[64] > told.probe.start_seconds
-    assert told.memory_total > told.memory_worker > 20_000_000
+    assert (made.inputs, made.known, made.done) == (120, "counted", 0)
+    assert made.probe is not None and made.probe.inputs >= 20 and made.workers == 2
+    assert made.elsewhere[1] > made.elsewhere[64] > made.probe.start_seconds
+    assert made.memory_total > made.memory_worker > 20_000_000
     extract.run(options, SETTINGS)
-    assert told.disk_total == pytest.approx(size_of(tmp_path / "store"), rel=0.05)
-    assert told.disk["locals"] == pytest.approx(size_of(tmp_path / "store" / "local"), rel=0.02)
-    assert told.disk["globals"] == pytest.approx(size_of(tmp_path / "store" / "global"), rel=0.02)
-    (again,) = ask("extract", options)
+    assert made.disk_total == pytest.approx(size_of(tmp_path / "store"), rel=0.05)
+    assert made.disk["locals"] == pytest.approx(size_of(tmp_path / "store" / "local"), rel=0.02)
+    assert made.disk["globals"] == pytest.approx(size_of(tmp_path / "store" / "global"), rel=0.02)
+    (again,) = estimate("extract", options)
     assert again.done == 120 and again.probe is None and again.notes == ["all of it is done"]
 
 
@@ -91,45 +93,45 @@ def test_a_folder(pictures: Path, tmp_path: Path) -> None:
     "more", [{"locals": "none"}, {"local_dtype": "binary"}, {"global_dtype": "float16"}]
 )
 def test_other_forms_of_a_store(pictures: Path, tmp_path: Path, more: dict[str, Any]) -> None:
-    options = asked(tmp_path / "store", pictures, **more)
-    (told,) = ask("extract", options)
+    options = describing(tmp_path / "store", pictures, **more)
+    (made,) = estimate("extract", options)
     extract.run(options, SETTINGS)
-    assert told.disk_total == pytest.approx(size_of(tmp_path / "store"), rel=0.05)
+    assert made.disk_total == pytest.approx(size_of(tmp_path / "store"), rel=0.05)
 
 
 def test_what_is_done_is_not_counted_again(pictures: Path, tmp_path: Path) -> None:
-    options = asked(tmp_path / "store", pictures, rows_per_part=30)
+    options = describing(tmp_path / "store", pictures, rows_per_part=30)
     extract.run(options, SETTINGS)
     whole = size_of(tmp_path / "store")
     (tmp_path / "store" / "manifest.json").unlink()
     for number in (0, 3):
         (tmp_path / "store" / "done" / f"part-{number:05}.json").unlink()
     left = size_of(tmp_path / "store")
-    (told,) = ask("extract", options)
-    assert (told.inputs, told.done) == (120, 60)
-    assert told.disk_total == pytest.approx(whole, rel=0.05)
-    assert 0 < told.disk_there < told.disk_total
+    (made,) = estimate("extract", options)
+    assert (made.inputs, made.done) == (120, 60)
+    assert made.disk_total == pytest.approx(whole, rel=0.05)
+    assert 0 < made.disk_there < made.disk_total
     assert size_of(tmp_path / "store") == left
     with pytest.raises(UserError, match="another recipe"):
-        ask("extract", asked(tmp_path / "store", pictures, rows_per_part=20))
+        estimate("extract", describing(tmp_path / "store", pictures, rows_per_part=20))
 
 
 def test_archives(archives: Path, tmp_path: Path) -> None:  # noqa: F811
-    options = asked(tmp_path / "store", archives / "images.{1..3}.tar.gz", rows_per_part=8)
-    (told,) = ask("extract", options)
-    assert (told.inputs, told.known) == (60, "counted, also in 3 archives")
+    options = describing(tmp_path / "store", archives / "images.{1..3}.tar.gz", rows_per_part=8)
+    (made,) = estimate("extract", options)
+    assert (made.inputs, made.known) == (60, "counted, also in 3 archives")
     extract.run(options, SETTINGS)
-    assert told.disk_total == pytest.approx(size_of(tmp_path / "store"), rel=0.05)
+    assert made.disk_total == pytest.approx(size_of(tmp_path / "store"), rel=0.05)
 
 
 def test_archives_and_a_list(archives: Path, tmp_path: Path) -> None:  # noqa: F811
     names = [f"jpg/{number % 3}/{number:03}.jpg" for number in range(0, 18, 2)] + ["jpg/none.jpg"]
     (tmp_path / "list.txt").write_text("\n".join(names))
-    options = asked(
+    options = describing(
         tmp_path / "store", archives / "images.{1..3}.tar.gz", list=str(tmp_path / "list.txt")
     )
-    (told,) = ask("extract", options)
-    assert (told.inputs, told.known) == (10, "counted")
+    (made,) = estimate("extract", options)
+    assert (made.inputs, made.known) == (10, "counted")
     manifest = extract.run(options, SETTINGS)
     assert manifest.counts.inputs == 10
 
@@ -143,25 +145,25 @@ def test_a_zip_whose_names_are_no_utf8(tmp_path: Path) -> None:
     (tmp_path / "old.zip").write_bytes(named)
     (tmp_path / "list.txt").write_bytes(b"\n".join(b"caf\x82%d.jpg" % n for n in range(10)))
     for more, inputs in (({}, 20), ({"list": str(tmp_path / "list.txt")}, 10)):
-        options = asked(tmp_path / f"store-{inputs}", tmp_path / "old.zip", **more)
-        (told,) = ask("extract", options)
-        assert told.inputs == inputs
+        options = describing(tmp_path / f"store-{inputs}", tmp_path / "old.zip", **more)
+        (made,) = estimate("extract", options)
+        assert made.inputs == inputs
         manifest = extract.run(options, SETTINGS)
         assert (manifest.counts.inputs, manifest.counts.failed) == (inputs, 0)
-        assert told.disk_total == pytest.approx(size_of(tmp_path / f"store-{inputs}"), rel=0.05)
+        assert made.disk_total == pytest.approx(size_of(tmp_path / f"store-{inputs}"), rel=0.05)
 
 
 def test_several_sources(archives: Path, pictures: Path, tmp_path: Path) -> None:  # noqa: F811
     sources = tmp_path / "sources.yaml"
     sources.write_text(f"- images: {pictures}\n- images: {archives}/images.{{1..3}}.tar.gz\n")
-    options = asked(tmp_path / "store", "", sources=str(sources))
-    (told,) = ask("extract", options)
-    assert (told.inputs, told.known) == (180, "counted, also in 3 archives")
+    options = describing(tmp_path / "store", "", sources=str(sources))
+    (made,) = estimate("extract", options)
+    assert (made.inputs, made.known) == (180, "counted, also in 3 archives")
     extract.run(options, SETTINGS)
-    assert told.disk_total == pytest.approx(size_of(tmp_path / "store"), rel=0.05)
+    assert made.disk_total == pytest.approx(size_of(tmp_path / "store"), rel=0.05)
 
 
-def test_images_are_reckoned_by_bytes_where_time_is_short(
+def test_images_are_estimated_by_bytes_where_time_is_short(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     urls = []
@@ -169,15 +171,16 @@ def test_images_are_reckoned_by_bytes_where_time_is_short(
         members = [(f"{image:03}.jpg", jpeg(image % 9) + bytes(4_000)) for image in range(40)]
         urls.append(str(write_tar(tmp_path / f"{number}.tar", members)))
     sizes = [Path(url).stat().st_size for url in urls]
-    whole = count_images(urls, sizes, [None] * 6)
+    images = [ArchiveImages(url, "source", "") for url in urls]
+    whole = count_images(images, sizes)
     assert (sum(whole.images), whole.whole, whole.looked) == (240, 6, 6)
-    monkeypatch.setattr(estimate_archives, "SECONDS", 0.0)
-    monkeypatch.setattr(estimate_archives, "AT_LEAST", 0.0)
-    some = count_images(urls, sizes, [None] * 6)
+    monkeypatch.setattr(sample, "SECONDS", 0.0)
+    monkeypatch.setattr(sample, "AT_LEAST", 0.0)
+    some = count_images(images, sizes)
     assert some.looked < 6 and sum(some.images) == pytest.approx(240, rel=0.2)
 
 
-def test_images_that_all_fail_are_told(tmp_path: Path) -> None:
+def test_images_that_all_fail_are_reported(tmp_path: Path) -> None:
     folder = tmp_path / "broken"
     folder.mkdir()
     for number in range(5):
@@ -185,7 +188,7 @@ def test_images_that_all_fail_are_told(tmp_path: Path) -> None:
     with pytest.raises(
         UserError, match=r"none of the \d+ images of the probe could be described.*broken/\d.jpg"
     ):
-        ask("extract", asked(tmp_path / "store", folder))
+        estimate("extract", describing(tmp_path / "store", folder))
     assert not (tmp_path / "store").exists()
 
 
@@ -195,72 +198,74 @@ def test_layers_and_retries(pictures: Path, tmp_path: Path) -> None:
     for number in range(40):
         picture(number).save(folder / f"{number}.png")
     (folder / "bad.png").write_bytes(b"bad")
-    options = asked(tmp_path / "store", folder, locals="none")
+    options = describing(tmp_path / "store", folder, locals="none")
     extract.run(options, SETTINGS)
-    (told,) = ask("extract", asked(tmp_path / "store", folder, locals="none", retry_failed=True))
-    assert told.inputs == 1 and told.probe is None
+    (made,) = estimate(
+        "extract", describing(tmp_path / "store", folder, locals="none", retry_failed=True)
+    )
+    assert made.inputs == 1 and made.probe is None
     ids = [f"pictures/{number}.png" for number in range(0, 40, 2)]
     (tmp_path / "ids.txt").write_text("\n".join(ids))
-    layer = asked(tmp_path / "store", "", locals_for=str(tmp_path / "ids.txt"))
-    (told,) = ask("extract", layer)
-    assert told.inputs == 20 and not (tmp_path / "store" / "layers").exists()
+    layer = describing(tmp_path / "store", "", locals_for=str(tmp_path / "ids.txt"))
+    (made,) = estimate("extract", layer)
+    assert made.inputs == 20 and not (tmp_path / "store" / "layers").exists()
     extract.run(layer, SETTINGS)
-    assert told.disk_total == pytest.approx(size_of(tmp_path / "store" / "layers"), rel=0.05)
+    assert made.disk_total == pytest.approx(size_of(tmp_path / "store" / "layers"), rel=0.05)
 
 
 def test_index_search_and_rerank(pictures: Path, tmp_path: Path) -> None:
     store, place, out = str(tmp_path / "store"), str(tmp_path / "index"), str(tmp_path / "run")
-    extract.run(asked(tmp_path / "store", pictures), SETTINGS)
+    extract.run(describing(tmp_path / "store", pictures), SETTINGS)
     for key, rows in (("Flat", 200_000), ("IVF4,PQ8x4", 40)):
         indexing = index.Options(
             stores=(store,), out=f"{place}-{key[:3]}", key=key, rows_per_shard=rows
         )
-        (told,) = ask("index", indexing)
-        assert told.inputs == 120
+        (made,) = estimate("index", indexing)
+        assert made.inputs == 120
         index.run(indexing, SETTINGS)
-        assert told.disk_total == pytest.approx(size_of(Path(indexing.out)), rel=0.1)
-        (told,) = ask("index", indexing)
-        assert told.done == 120
+        assert made.disk_total == pytest.approx(size_of(Path(indexing.out)), rel=0.1)
+        (made,) = estimate("index", indexing)
+        assert made.done == 120
     for number in range(60):
         (tmp_path / "wanted").mkdir(exist_ok=True)
         picture(1_000 + number).save(tmp_path / "wanted" / f"{number}.png")
     queries = str(tmp_path / "queries")
-    extract.run(asked(tmp_path / "queries", tmp_path / "wanted"), SETTINGS)
+    extract.run(describing(tmp_path / "queries", tmp_path / "wanted"), SETTINGS)
     searching = search.Options(queries=queries, index=f"{place}-Fla", out=out)
-    (told,) = ask("search", searching)
-    assert told.inputs == 60 and not Path(out).exists()
+    (made,) = estimate("search", searching)
+    assert made.inputs == 60 and not Path(out).exists()
     search.run(searching, SETTINGS)
-    assert told.disk_total == pytest.approx(size_of(tmp_path / "run"), rel=0.05)
+    assert made.disk_total == pytest.approx(size_of(tmp_path / "run"), rel=0.05)
     reranking = rerank.Options(queries=queries, out=out, reranker="mutual_nn", shortlist=10)
-    (told,) = ask("rerank", reranking)
-    assert told.inputs == 600 and not (tmp_path / "run" / "scores").exists()
+    (made,) = estimate("rerank", reranking)
+    assert made.inputs == 600 and not (tmp_path / "run" / "scores").exists()
     rerank.run(reranking, SETTINGS)
-    made = size_of(tmp_path / "run" / "scores", tmp_path / "run" / "ranking")
-    assert told.disk_total == pytest.approx(made, rel=0.05)
-    (told,) = ask("rerank", reranking)
-    assert told.done == 600
+    size = size_of(tmp_path / "run" / "scores", tmp_path / "run" / "ranking")
+    assert made.disk_total == pytest.approx(size, rel=0.05)
+    (made,) = estimate("rerank", reranking)
+    assert made.done == 600
 
 
 def test_an_index_of_several_files_is_searched(pictures: Path, tmp_path: Path) -> None:
     store = str(tmp_path / "store")
-    extract.run(asked(tmp_path / "store", pictures, rows_per_part=30), SETTINGS)
+    extract.run(describing(tmp_path / "store", pictures, rows_per_part=30), SETTINGS)
     indexing = index.Options(
         stores=(store,), out=f"{tmp_path}/index", rows_per_shard=30, max_memory=20_000
     )
     index.run(indexing, SETTINGS)
-    (told,) = ask(
+    (made,) = estimate(
         "search", search.Options(queries=store, index=indexing.out, out=str(tmp_path / "run"))
     )
-    assert told.inputs == 120 and "4 search files" in told.notes[-1]
+    assert made.inputs == 120 and "4 search files" in made.notes[-1]
 
 
 def test_a_configuration(configuration: Path, tmp_path: Path) -> None:
     options = run.Options(config=str(configuration), set={"out": str(tmp_path / "all")})
-    told = ask("run", options)
-    assert [one.stage for one in told] == ["extract", "extract", "index", "rerank"]
-    assert [one.inputs for one in told[:3]] == [30, 4, 30]
+    made = estimate("run", options)
+    assert [one.stage for one in made] == ["extract", "extract", "index", "rerank"]
+    assert [one.inputs for one in made[:3]] == [30, 4, 30]
     assert (
-        told[3].inputs == 4 * 5 + 8 and told[3].probe is not None
+        made[3].inputs == 4 * 5 + 8 and made[3].probe is not None
     )  # two easy or junk images a query
     assert not (tmp_path / "all").exists()
 
@@ -276,18 +281,18 @@ def test_the_command_line(
         "--extractor",
         EXTRACTOR,
     ]
-    many = ["--workers", "2", "--on", "1,8", "--json", str(tmp_path / "told.json")]
+    many = ["--workers", "2", "--on", "1,8", "--json", str(tmp_path / "estimate.json")]
     assert main(["estimate", "extract", *options, *many]) == 0
     printed = capsys.readouterr().out
     assert all(
         word in printed
         for word in ("120 (counted)", "globals", "with 8 workers", "Nothing was made")
     )
-    (told,) = json.loads((tmp_path / "told.json").read_text())
+    (made,) = json.loads((tmp_path / "estimate.json").read_text())
     assert (
-        told["inputs"] == 120
-        and told["disk_total"] == sum(told["disk"].values())
-        and "8" in told["elsewhere"]
+        made["inputs"] == 120
+        and made["disk_total"] == sum(made["disk"].values())
+        and "8" in made["elsewhere"]
     )
     assert main(["evaluate", "--out", "x", "--ground-truth", "y", "--dry-run"]) == 0
     assert "seconds" in capsys.readouterr().out
@@ -324,16 +329,14 @@ def test_a_signal_leaves_nothing(
     assert not list(temporary.iterdir()) and not (tmp_path / "store").exists()
 
 
-def test_a_place_that_is_too_small_is_told(
+def test_a_place_that_is_too_small_is_reported(
     pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    told = Estimate("extract", "p", "images", 10, "counted", disk={"globals": 3_000}, free=1_000)
-    from pipelines.estimate.table import table
-
-    assert "WARNING     it does not fit: 2.0 kB more must be free" in table(told)
+    made = Estimate("extract", "p", "images", 10, "counted", disk={"globals": 3_000}, free=1_000)
+    assert "WARNING     it does not fit: 2.0 kB more must be free" in table(made)
 
 
-def test_dealing_is_replayed() -> None:
+def test_the_schedule_of_the_driver() -> None:
     assert wall_seconds([], 2, 5.0, 0.1) == 0.0
     assert wall_seconds([10.0], 8, 5.0, 0.0) == 15.0
     assert wall_seconds([1.0] * 64, 4, 2.0, 0.0) == 18.0
