@@ -16,11 +16,6 @@ SHARES_A_WORKER = 2
 MOST_A_SHARE = 128
 
 
-def waits_for_all(unit: Unit) -> bool:
-    """Whether a unit begins only when all others are done."""
-    return unit.work.last
-
-
 class Assignments:
     """A job's units by what their markers say. Each is finished, waiting, last or in a share."""
 
@@ -47,8 +42,8 @@ class Assignments:
             else:
                 self.finished[unit.name] = marker
 
-        self.waiting.extend(unit for unit in unfinished if not waits_for_all(unit))
-        self.last.extend(unit for unit in unfinished if waits_for_all(unit))
+        self.waiting.extend(unit for unit in unfinished if not unit.work.last)
+        self.last.extend(unit for unit in unfinished if unit.work.last)
         return unfinished
 
     def next_share(self, workers: int) -> list[Unit]:

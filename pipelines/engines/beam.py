@@ -18,7 +18,6 @@ from apache_beam.pvalue import AsSingleton, PBegin, PCollection, TaggedOutput
 from apache_beam.transforms.window import GlobalWindows
 from apache_beam.utils.windowed_value import WindowedValue
 
-from pipelines.engines.assignments import waits_for_all
 from pipelines.engines.outputs import finish
 from pipelines.engines.unit_runner import Outcome, UnitRunner
 from pipelines.jobs.errors import read_error
@@ -77,7 +76,7 @@ class RunUnits(beam.PTransform):
 
         label = self.job.stage.capitalize()
         spread = "Spread" >> beam.Reshuffle()  # fused with nothing before, so that all can work
-        last = {unit.name for unit in self.job.units if waits_for_all(unit)}
+        last = {unit.name for unit in self.job.units if unit.work.last}
         if not last:
             return Outcomes(*(begin | spread | label >> do_units))
 
@@ -157,7 +156,7 @@ class _DoUnits(beam.DoFn):
             raise UserError(f"the job of {self.place.url} has no unit {name!r}")
 
         unit = self.units[name]
-        missing = self._missing_others() if waits_for_all(unit) else 0
+        missing = self._missing_others() if unit.work.last else 0
         if missing:
             why = f"it waits for {missing:,} other units that are not done"
             yield TaggedOutput(FAILED, UnitFailure(name, why, False))
@@ -172,7 +171,7 @@ class _DoUnits(beam.DoFn):
         yield from self._results(self.runner.finish())
 
     def _missing_others(self) -> int:
-        others = (unit for unit in self.units.values() if not waits_for_all(unit))
+        others = (unit for unit in self.units.values() if not unit.work.last)
         return sum(read_marker(self.place, self.job, unit) is None for unit in others)
 
     def _results(self, outcome: Outcome | None) -> Iterator[Any]:

@@ -47,11 +47,13 @@ def finish(url: str, wall_seconds: float = 0.0) -> Manifest:
     place = open_place(url)
     with place.alone():
         try:
-            header = place.read(JOB_NAME).decode()
+            header = Job.from_json(place.read(JOB_NAME).decode())
         except FileNotFoundError:
             raise UserError(f"{place.url}: no job was planned there") from None
+        except ValueError as error:
+            raise UserError(f"{place.url}/{JOB_NAME} is damaged ({error})") from error
 
-        job = replace(Job.from_json(header), units=planned_units(place))
+        job = replace(header, units=planned_units(place))
         markers = [read_marker(place, job, unit) for unit in job.units]
         valid = [marker for marker in markers if marker is not None]
         if len(valid) < len(markers):

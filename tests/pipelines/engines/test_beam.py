@@ -261,6 +261,10 @@ def test_a_local_run_imports_no_beam(tmp_path: Path) -> None:
 def test_what_cannot_be_finished_is_said(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no job was planned there"):
         finish(f"{tmp_path}/nothing")
+    (tmp_path / "out/plan").mkdir(parents=True)
+    (tmp_path / "out/plan/job.json").write_text('{"stage": 1}')
+    with pytest.raises(UserError, match=r"plan/job.json is damaged"):
+        finish(f"{tmp_path}/out")
 
 
 def test_the_example_of_the_docs(photographs: Path, tmp_path: Path) -> None:
