@@ -9,9 +9,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 
 from pipelines.storage.blocks import BlockFile
 from pipelines.storage.byte_sources import open_bytes
+from pipelines.storage.place import open_place
 from pipelines.stores.store import part_number
 from pipelines.verify.outputs import Output
 from pipelines.verify.part_rows import (
@@ -22,6 +24,8 @@ from pipelines.verify.part_rows import (
     repeated_rows,
 )
 from pipelines.verify.problems import Problem, Report
+from schemas.inside import check_inside
+from schemas.layout import LAYERS
 from schemas.manifest import FileEntry, sha256_text
 from schemas.plan import ListedImages
 
@@ -99,7 +103,8 @@ class FileChecks:
                     what = "its record ids are not those of its slice of the plan"
                     report.add(entry.name, what)
             elif shape is not None and folder == "local":
-                check_locals(file, entry, rows, shape, report)
+                of_part = rows or self._rows_of_store(entry.name)
+                check_locals(file, entry, of_part, shape, report)
         return rows
 
     def _opened(self, name: str) -> contextlib.AbstractContextManager[Any]:
@@ -110,6 +115,24 @@ class FileChecks:
         if part_number(name) is not None:
             return io.BytesIO(place.read(name))
         return contextlib.closing(BlockFile(open_bytes(f"{place.url}/{name}"), PIECE_BYTES))
+
+    def _rows_of_store(self, name: str) -> PartRows | None:
+        """Of a layer's file the rows of the store's globals that it was made for.
+
+        None where these are gone, others or damaged: readers leave out this file then, or it is
+        the store's damage.
+        """
+        above, manifest = self.output.place.url.rpartition(f"/{LAYERS}/")[0], self.output.manifest
+        made_for = manifest.facts.get("globals") if manifest is not None else None
+        globals_name = (made_for or {}).get(str(part_number(name)))
+        if not above or globals_name is None:
+            return None
+
+        with contextlib.suppress(FileNotFoundError):
+            data = open_place(above).read(check_inside(globals_name))
+            if hashlib.sha256(data).hexdigest()[:12] in globals_name.split("."):
+                return PartRows.of(pq.read_table(io.BytesIO(data)))
+        return None
 
 
 def problems_of(checked: list[Group]) -> list[Problem]:

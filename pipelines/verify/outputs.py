@@ -78,7 +78,8 @@ class Output:
         found = {}
         if self.parts and self.manifest is not None:
             entries = [entry for _, entry in self.parts.values()]
-            found[PARTS_NAME] = content_hash(entries, self.manifest.facts.get("units"))
+            units = self.manifest.facts.get("units")
+            found[PARTS_NAME] = content_hash(entries, units if isinstance(units, dict) else {})
         if self.complete:
             entries = [entry for marker in self.markers.values() for entry in marker.files]
             summaries = {unit: one.summary for unit, one in self.markers.items() if one.summary}

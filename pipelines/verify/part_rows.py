@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.verify.problems import Report
+from pipelines.verify.problems import UNREADABLE, Report
 from schemas.global_descriptors import arrow_schema, descriptor_matrix
 from schemas.local_descriptors import DTYPES, NAMES, ROTATION, layout_of
 from schemas.manifest import FileEntry
@@ -49,7 +49,7 @@ class StoreShape:
                 str(recipe.get("local_dtype", "float16")),
                 len(extractor["scales"]),
             )
-        except (KeyError, TypeError, ValueError):
+        except UNREADABLE:
             return None
 
 

@@ -143,14 +143,14 @@ def findings_of(output: Output) -> Findings:
 
 def print_lines(findings: list[Findings]) -> None:
     """A line a problem, then a line for what nothing names."""
-    for one in findings:
-        for problem in one.problems:
-            print(problem.line(one.folder))
+    lines = [problem.line(one.folder) for one in findings for problem in one.problems]
     for one in findings:
         if one.leftovers:
             size = sum(leftover.bytes for leftover in one.leftovers)
             names = _listed([leftover.file for leftover in one.leftovers], 1)
-            print(f"{one.url}: nothing names {names} ({size:,} bytes); this is no damage")
+            lines.append(f"{one.url}: nothing names {names} ({size:,} bytes); this is no damage")
+    for line in lines:  # names of files need not be text that can be shown
+        print(line.encode(errors="backslashreplace").decode())
 
 
 def summary(url: str, findings: list[Findings]) -> str:

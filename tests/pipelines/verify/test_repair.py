@@ -544,6 +544,9 @@ def test_retried_images_and_layers(tmp_path: Path, capsys: pytest.CaptureFixture
     mended(store)
     assert capsys.readouterr().out.count("it is what it was, byte for byte") == 2
     assert (contents(store), contents(layer)) == (before, of_layer)
+    rewrite(layer, "local", "part-00000", set_locals(lambda arrays: arrays["xy"].fill(1e4)))
+    (problem, _) = verify.verify(str(layer))[0].problems
+    assert (problem.row, problem.what) == (3, "a local lies outside the picture")
     rewrite(
         layer, "local", "part-00000", set_locals(lambda arrays: arrays["row"].__setitem__(0, 4))
     )

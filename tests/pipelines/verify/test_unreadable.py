@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 from collections.abc import Iterator
@@ -90,3 +91,23 @@ def test_damaged_files_whose_hash_was_made_to_fit(kind: str, store: Path) -> Non
         rewrite(store, kind, UNIT, lambda path, data=data: path.write_bytes(data) and None)
         (findings,) = verify(str(store))
         assert findings.damaged_units == [UNIT]
+
+
+def test_names_that_no_terminal_can_show(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (Path(os.fsdecode(os.fsencode(str(store)) + b"/a\xff.txt"))).write_text("mine")
+    assert main(["verify", str(store)]) == 0
+    assert "nothing names a" in capsys.readouterr().out
+    path = store / "done" / f"{UNIT}.json"
+    path.write_text(path.read_text().replace('"global/', '"global/\\ud800'))
+    (store / "manifest.json").unlink()
+    assert main(["verify", str(store)]) == 1
+    said = capsys.readouterr()
+    assert "the file is missing" in said.out and "Traceback" not in said.err
+
+
+def test_facts_of_another_kind(store: Path) -> None:
+    path = store / "manifest.json"
+    for facts in [{"units": "x"}, {"units": [1]}, {"globals": [1]}]:
+        record = json.loads(path.read_text())
+        path.write_text(json.dumps({**record, "facts": facts}))
+        verify(str(store))

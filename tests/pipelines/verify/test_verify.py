@@ -134,7 +134,7 @@ def _one_more_succeeded(marker: Marker) -> Marker:
 MARKERS: list[tuple[Callable[[Path], Any], str]] = [
     (lambda path: path.unlink(), "the marker is missing"),
     (lambda path: path.write_bytes(b'{"schema'), "it cannot be read: "),
-    (lambda path: path.write_bytes(b"[]"), "it is no marker"),
+    (lambda path: path.write_bytes(b"[]"), "it cannot be read: its schema is None"),
     (
         lambda path: path.write_bytes(
             path.read_bytes().replace(b'"succeeded": 4', b'"succeeded": 3')
