@@ -15,7 +15,7 @@ from pipelines import stages as pipelines_stages
 from pipelines.engines import signals as stopping
 from pipelines.options import add_arguments, build
 from pipelines.stages import COMMANDS, OF_THE_DOOR
-from schemas.errors import UserError
+from schemas.errors import JobFailed, UserError
 
 PROGRAM = "run_pipeline.sh"
 
@@ -98,8 +98,6 @@ def _run(arguments: list[str]) -> int:
         known = ", ".join([*COMMANDS, *OF_THE_DOOR])
         print(f"There is no command {name!r}; known are {known}.", file=sys.stderr)
         return 2
-    from pipelines.engines.settings import JobFailed
-
     try:
         return run_command(name, arguments[1:])
     except (UserError, JobFailed) as error:
@@ -122,7 +120,7 @@ def unknown_to_beam(arguments: list[str]) -> list[str]:
 
 
 def run_command(name: str, arguments: list[str]) -> int:
-    """Parse and run one command. Raises UserError and driver.JobFailed."""
+    """Parse and run one command. Raises UserError and JobFailed."""
     from dataclasses import fields
 
     from pipelines.engines.settings import RunSettings

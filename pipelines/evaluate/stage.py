@@ -54,7 +54,7 @@ class Options:
 def run(options: Options, settings: RunSettings) -> Manifest:
     """Make (or finish, or skip) the evaluation, and that of an ensemble.
 
-    Raises UserError and driver.JobFailed.
+    Raises UserError and JobFailed.
     """
     asked = read_asked(options.ensemble) if options.ensemble else None
     shortlist = require_manifest(f"{options.out}/shortlist", "shortlist", "search")

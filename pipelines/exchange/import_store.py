@@ -46,7 +46,7 @@ REPEATED = "the record id stands twice in the input; only the first is taken"
 
 
 def run(options: Options, settings: RunSettings) -> Manifest:
-    """Make (or finish, or skip) the store. Raises UserError and driver.JobFailed."""
+    """Make (or finish, or skip) the store. Raises UserError and JobFailed."""
     job, plan_files = plan(options)
     return run_job(job, settings, plan_files)
 

@@ -42,7 +42,7 @@ class Options:
 
 
 def run(options: Options, settings: RunSettings) -> Manifest:
-    """Make (or finish, or skip) the index. Raises UserError and driver.JobFailed."""
+    """Make (or finish, or skip) the index. Raises UserError and JobFailed."""
     stores = _open(options.stores)
     dimension = stores[0].dimension
     rows = sum(store.manifest.counts.succeeded for store in stores)

@@ -49,7 +49,7 @@ class Options:
 
 
 def run(options: Options, settings: RunSettings) -> Manifest:
-    """Make (or finish, or skip) the page. Raises UserError and driver.JobFailed."""
+    """Make (or finish, or skip) the page. Raises UserError and JobFailed."""
     shortlist = require_manifest(f"{options.out}/shortlist", "shortlist", "search")
     ranking = require_manifest(f"{options.out}/ranking", "rankings", "rerank")
     inputs = {

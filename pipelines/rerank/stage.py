@@ -49,7 +49,7 @@ class Options:
 
 
 def run(options: Options, settings: RunSettings) -> Manifest:
-    """Make (or finish, or skip) scores and rankings. Raises UserError and driver.JobFailed."""
+    """Make (or finish, or skip) scores and rankings. Raises UserError and JobFailed."""
     job = plan_scores(options, settings)
     scores = run_job(job, settings)
     names = rankings_of(options)

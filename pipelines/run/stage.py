@@ -32,7 +32,7 @@ class Options:
 
 
 def run(options: Options, settings: RunSettings) -> dict[str, Any]:
-    """Run all stages; gives the places of the results. Raises UserError and driver.JobFailed."""
+    """Run all stages; gives the places of the results. Raises UserError and JobFailed."""
     return run_config(read_config(options.config, options.set), options.config, settings)
 
 

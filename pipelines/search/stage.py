@@ -140,7 +140,7 @@ def shortlist_job(planned: Plan, out: str, candidates: Manifest | None) -> Job:
 
 
 def run(options: Options, settings: RunSettings) -> Manifest:
-    """Make (or finish, or skip) the shortlist. Raises UserError and driver.JobFailed."""
+    """Make (or finish, or skip) the shortlist. Raises UserError and JobFailed."""
     planned = plan(options, settings)
     several = len(planned.shared["files"]) > 1
     candidates = run_job(candidates_job(planned, options.out), settings) if several else None

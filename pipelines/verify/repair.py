@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pipelines.engines.driver import run_job
-from pipelines.engines.settings import JobFailed, RunSettings
+from pipelines.engines.settings import RunSettings
 from pipelines.jobs.plan import planned_units
 from pipelines.options import option
 from pipelines.verify.bookkeeping import DONE, read_output
@@ -30,7 +30,7 @@ from pipelines.verify.repair_inputs import (
 )
 from pipelines.verify.repair_record import changes, new_record
 from pipelines.verify.verify import examine, findings_of, print_lines, summary
-from schemas.errors import UserError
+from schemas.errors import JobFailed, UserError
 from schemas.layout import JOB_NAME, LAYERS, PIECES, PLAN_FOLDER, PLAN_NAME, REPAIR_RECORD
 from schemas.manifest import MANIFEST_NAME, PARTS_NAME
 from schemas.plan import Job

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipelines.engines.progress import Progress
-from pipelines.engines.settings import JobFailed
 from pipelines.options import option
 from pipelines.storage.place import open_place
 from pipelines.verify.bookkeeping import read_output
@@ -20,7 +19,7 @@ from pipelines.verify.files import FileChecks, groups_of, problems_of
 from pipelines.verify.leftovers import leftovers
 from pipelines.verify.outputs import Output, find_outputs
 from pipelines.verify.problems import COMMAND, UNLINK, Findings, words
-from schemas.errors import UserError
+from schemas.errors import JobFailed, UserError
 
 TITLE = "verify   "
 NAMED = 8  # units in a summary

@@ -19,11 +19,11 @@ import pytest
 from pipelines import cli
 from pipelines.engines import pool
 from pipelines.engines.driver import run_job
-from pipelines.engines.settings import JobFailed, RunSettings
+from pipelines.engines.settings import RunSettings
 from pipelines.verify import verify
 from pipelines.verify.part_rows import repeated_rows
 from pipelines.verify.problems import Findings
-from schemas.errors import UserError
+from schemas.errors import JobFailed, UserError
 from schemas.manifest import Counts, Manifest, Marker
 from tests.support.damage import (
     change_marker,
