@@ -9,11 +9,9 @@ have, in a temporary folder (docs/estimating.md).
 from __future__ import annotations
 
 import contextlib
-import importlib
 import json
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +19,9 @@ import psutil
 
 from pipelines.engines.settings import RunSettings
 from pipelines.estimate.model import Estimate
-from pipelines.options import option
-from pipelines.stages import PLAIN, PROBED, refuse_unknown
+from pipelines.estimate.options import Options as Options
+from pipelines.stages import COMMANDS, PROBED, load, refuse_without_estimate
 from schemas.errors import UserError
-
-
-@dataclass(frozen=True)
-class Options:
-    """Options of `estimate`: a stage and its own options."""
-
-    stage: str = option(
-        "extract, index, search, rerank or run, followed by its own options", "", positional=True
-    )
 
 
 def run(name: str, options: Any, settings: RunSettings) -> list[Estimate]:
@@ -41,21 +30,17 @@ def run(name: str, options: Any, settings: RunSettings) -> list[Estimate]:
 
     if settings.json:
         _check_file(settings.json)
-    if name in PLAIN:
-        print(f"{name}: {PLAIN[name]}; no probe is made.")
+    command = COMMANDS[name]
+    if command.estimate_text:
+        print(f"{name}: {command.estimate_text}; no probe is made.")
         return _written([], settings)
     if name == "estimate":
         raise UserError(
             f"estimate: name a stage first ({', '.join(PROBED)}), and then its own options"
         )
-    refuse_unknown(name)
-    if settings.on and min(settings.on) < 1:
-        raise UserError(
-            f"--on is {','.join(map(str, settings.on))}; it takes numbers of workers, 1 or more"
-        )
-    module = importlib.import_module(PROBED[name])
+    refuse_without_estimate(name)
     before = _age()
-    estimates: list[Estimate] = module.estimate(options, settings, before)
+    estimates: list[Estimate] = load(command.estimate)(options, settings, before)
     for estimate in estimates:
         print(f"\n{table(estimate)}")
     print("\nNothing was made.")

@@ -31,6 +31,7 @@ from pipelines.estimate.schedule import wall_seconds
 from pipelines.extract import estimate_more as estimate_layer
 from pipelines.extract import options as extract_options
 from pipelines.extract import stage as extract
+from pipelines.extract.image_sources import images_url
 from pipelines.extract.sample import ArchiveSample, Counted, ListSample, count_images, images_a_unit
 from pipelines.jobs.markers import read_marker
 from pipelines.sources.archive_images import Listed
@@ -130,8 +131,7 @@ def estimate_in(
     told.free, told.workers = free_bytes(options.out), settings.worker_count
     if not work.left and not work.done:
         raise UserError(
-            f"{extract_options._where(options)}: no image was found, so that nothing can be "
-            f"estimated"
+            f"{images_url(options)}: no image was found, so that nothing can be estimated"
         )
     if not work.left:
         told.disk = {"in place": work.there}

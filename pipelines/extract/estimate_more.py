@@ -14,6 +14,7 @@ from pipelines.estimate.schedule import wall_seconds
 from pipelines.extract import lazy_locals as layers
 from pipelines.extract import options as extract_options
 from pipelines.extract import retry_failed as retry
+from pipelines.extract.image_sources import check_seconds
 from pipelines.extract.sample import images_a_unit
 from pipelines.jobs.manifests import read_manifest
 from pipelines.jobs.markers import read_marker
@@ -29,7 +30,7 @@ def estimate(
     folder: Path, options: extract_options.Options, settings: RunSettings, before: float
 ) -> Estimate:
     """The estimate of a layer of local descriptors. Raises UserError."""
-    extract_options.check_seconds(options, settings)
+    check_seconds(options, settings)
     begun = time.monotonic()
     job = layers.plan(asdict(options), settings)
     before += time.monotonic() - begun

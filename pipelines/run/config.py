@@ -9,19 +9,19 @@ from typing import Any
 
 import yaml
 
-from pipelines.evaluate import stage as evaluate
+from pipelines.evaluate import options as evaluate
 from pipelines.evaluate.ensembles import read_asked
-from pipelines.extract import options as extract_options
-from pipelines.index import stage as index
+from pipelines.extract import options as extract
+from pipelines.index import options as index
 from pipelines.options import build
-from pipelines.report import stage as report
-from pipelines.rerank import stage as rerank
-from pipelines.search import stage as search
+from pipelines.report import options as report
+from pipelines.rerank import options as rerank
+from pipelines.search import options as search
+from pipelines.stages import STAGES_OF_RUN
 from pipelines.storage.place import open_place
 from schemas.errors import UserError
 
-STAGES = ("extract", "index", "search", "rerank", "evaluate", "report")
-KNOWN = {"out", "images", "list", "sources", "ground_truth", "queries", "title", *STAGES}
+KNOWN = {"out", "images", "list", "sources", "ground_truth", "queries", "title", *STAGES_OF_RUN}
 
 
 def read_config(path: str, changes: dict[str, Any]) -> dict[str, Any]:
@@ -60,11 +60,11 @@ class Stages:
     a ground truth.
     """
 
-    gallery: extract_options.Options
-    queries: extract_options.Options
+    gallery: extract.Options
+    queries: extract.Options
     index: index.Options
     search: search.Options
-    lazy: extract_options.Options | None
+    lazy: extract.Options | None
     rerank: rerank.Options
     evaluate: evaluate.Options | None
     report: report.Options
@@ -136,11 +136,11 @@ def stages_of(config: dict[str, Any], where: str) -> Stages:
     if judging:
         shown["ensemble"] = judging.ensemble
     return Stages(
-        build(extract_options.Options, gallery, f"{where}: extract"),
-        build(extract_options.Options, asked, f"{where}: extract"),
+        build(extract.Options, gallery, f"{where}: extract"),
+        build(extract.Options, asked, f"{where}: extract"),
         build(index.Options, indexed, f"{where}: index"),
         build(search.Options, searched, f"{where}: search"),
-        build(extract_options.Options, lazy, f"{where}: extract") if lazy else None,
+        build(extract.Options, lazy, f"{where}: extract") if lazy else None,
         build(rerank.Options, reranked, f"{where}: rerank"),
         judging,
         build(report.Options, {**shown, "ground_truth": truth}, f"{where}: report"),

@@ -551,7 +551,7 @@ def test_outputs_of_any_stage_and_several_at_once(tmp_path: Path) -> None:
     with pytest.raises(
         JobFailed, match="2 problems; 2 of 6 units must be done again: a/part-00000, b/c/part-00002"
     ):
-        verify.run(verify.Options(f"{tmp_path}/all"), verify.Settings())
+        verify.run(verify.Options(f"{tmp_path}/all"))
     pool.close_pool()
 
 
