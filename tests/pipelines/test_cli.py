@@ -198,12 +198,13 @@ def test_a_worker_has_one_name() -> None:
     )
 
 
-def test_choices_spelled_out_are_those_of_the_modules_that_take_them() -> None:
+def test_values_spelled_out_are_those_of_the_modules_that_take_them() -> None:
     from rrt_core.extractors.delg.extractor import THRESHOLDS
     from rrt_core.extractors.delg.network import BLOCK3, EXPANDED
     from rrt_core.products.training import MODES, OPTIMISERS
     from schemas import global_descriptors, local_descriptors
     from schemas.importers import arrays, delg
+    from schemas.layout import ROWS_A_PART
 
     for command, field, known in (
         ("convert-delg", "published", THRESHOLDS),
@@ -217,6 +218,9 @@ def test_choices_spelled_out_are_those_of_the_modules_that_take_them() -> None:
     ):
         options = load(COMMANDS[command].options)
         assert options.__dataclass_fields__[field].metadata["choices"] == tuple(known)
+    for command in ("extract", "import"):
+        rows = load(COMMANDS[command].options).__dataclass_fields__["rows_per_part"]
+        assert rows.metadata["limits"] == {"at least": 0, "at most": ROWS_A_PART}
 
 
 @pytest.mark.parametrize(
