@@ -108,6 +108,7 @@ setup(
     package_dir={"": "."},
     packages=find_packages(include=[f"{name}{below}" for name in PACKAGES for below in ("", ".*")]),
     package_data={
+        "pipelines": ["py.typed"],
         "pipelines.report": ["templates/*"],
         "rrt_core": ["weights/*", "py.typed"],
         "schemas": ["py.typed"],

@@ -31,7 +31,7 @@ from PIL import Image as PillowImage
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.delg_reference import IMAGE_SCALES, Maps, Reference, import_sources, references
-from pipelines.exchange.convert_delg import Options, Settings, run, summarise
+from pipelines.exchange.convert_delg import Options, run, summarise
 from rrt_core.extractors import Description
 from rrt_core.extractors.delg.extractor import Delg, scaled
 from rrt_core.images import Image, decode
@@ -144,7 +144,7 @@ def one_model(reference: Reference, photographs: list[Case]) -> float:
     """Print a table; gives the worst difference (infinite where places differ)."""
     converted = str(reference.folder) + ".safetensors"
     options = Options(model=str(reference.folder), out=converted, threshold=reference.threshold)
-    summarise(options, run(options, Settings()))
+    summarise(options, run(options))
     ours = Delg(weights=converted, max_locals=MOST, device="cpu")
     print(
         f"{'photograph':<22}{'pixels':>11}{'locals':>7}{'other':>6}{'swapped':>8}{'block3':>9}{'attention':>10}"

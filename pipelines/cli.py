@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import argparse
 import errno
-import importlib
 import os
 import signal
 import sys
 import textwrap
-from typing import NoReturn
+from typing import Any, NoReturn
 
-from pipelines import stages as pipelines_stages
 from pipelines.engines import signals as stopping
 from pipelines.options import add_arguments, build
-from pipelines.stages import COMMANDS, OF_THE_DOOR
-from schemas.errors import UserError
+from pipelines.stages import COMMANDS, OF_THE_DOOR, Command, load, refuse_without_estimate
+from schemas.errors import JobFailed, UserError
 
 PROGRAM = "run_pipeline.sh"
 
@@ -25,13 +23,11 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raise UserError."""
-        raise UserError(f"{message}; {self.prog} --help tells what there is")
+        raise UserError(f"{message}; {self.prog} --help lists the options")
 
 
 def main_parser() -> argparse.ArgumentParser:
-    """The parser that knows the commands' names; a command's own flags are added when it is asked
-    for.
-    """
+    """The parser that knows the commands' names; each command has one of its own for its flags."""
     listed = {**{name: command.summary for name, command in COMMANDS.items()}, **OF_THE_DOOR}
     lines = "\n".join(f"  {name:<20}{text}" for name, text in listed.items())
     return argparse.ArgumentParser(
@@ -39,20 +35,16 @@ def main_parser() -> argparse.ArgumentParser:
         usage=f"{PROGRAM} COMMAND [options]",
         description="Instance-level image retrieval on large collections with Reranking "
         "Transformers.",
-        epilog=f"commands:\n{lines}\n\n{PROGRAM} COMMAND --help tells a command's options, with "
-        f"examples.",
+        epilog=f"commands:\n{lines}\n\n{PROGRAM} COMMAND --help lists a command's options, with "
+        "examples.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
 
 
-def command_parser(name: str) -> argparse.ArgumentParser:
+def command_parser(name: str) -> Parser:
     """The parser of one command."""
-    from pipelines.engines.settings import RunSettings
-
     command = COMMANDS[name]
-    module = importlib.import_module(command.module)
-    how = getattr(module, "Settings", RunSettings)
-    beam = "\n\nWith --runner, Beam's own flags are passed to it." if how is RunSettings else ""
+    beam = "\n\nWith --runner, Beam's own flags are passed to it." if command.runs_beam else ""
     examples = "\n".join(f"  {PROGRAM} {example}" for example in command.examples)
     parser = Parser(
         prog=f"{PROGRAM} {name}",
@@ -62,8 +54,9 @@ def command_parser(name: str) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    add_arguments(parser.add_argument_group("what to do"), module.Options)
-    add_arguments(parser.add_argument_group("how to run"), how, command.refused)
+    add_arguments(parser.add_argument_group("what to do"), load(command.options))
+    how, hidden = parser.add_argument_group("how to run"), (*command.refused, *command.ignored)
+    add_arguments(how, load(command.settings), command.uses, hidden)
     return parser
 
 
@@ -83,7 +76,7 @@ def main(arguments: list[str] | None = None) -> int:
         if closed:
             return 128 + signal.SIGPIPE
         print(
-            "Error: what is to be told cannot be written: the disk of the output is full",
+            "Error: the output cannot be written: its disk is full",
             file=sys.stderr,
         )
         return 2
@@ -98,8 +91,6 @@ def _run(arguments: list[str]) -> int:
         known = ", ".join([*COMMANDS, *OF_THE_DOOR])
         print(f"There is no command {name!r}; known are {known}.", file=sys.stderr)
         return 2
-    from pipelines.engines.settings import JobFailed
-
     try:
         return run_command(name, arguments[1:])
     except (UserError, JobFailed) as error:
@@ -112,7 +103,7 @@ def unknown_to_beam(arguments: list[str]) -> list[str]:
     """Those arguments that Beam does not know either."""
     import logging
 
-    logging.getLogger().setLevel(logging.ERROR)  # Beam misses packages that nobody asked for
+    logging.getLogger().setLevel(logging.ERROR)  # Beam misses packages that nobody needs
     from apache_beam.options.pipeline_options import PipelineOptions
 
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, conflict_handler="resolve")
@@ -122,47 +113,57 @@ def unknown_to_beam(arguments: list[str]) -> list[str]:
 
 
 def run_command(name: str, arguments: list[str]) -> int:
-    """Parse and run one command. Raises UserError and driver.JobFailed."""
-    from dataclasses import fields
-
-    from pipelines.engines.settings import RunSettings
-
+    """Parse and run one command. Raises UserError and JobFailed."""
     if name == "estimate" and arguments and arguments[0] in COMMANDS and arguments[0] != name:
-        from pipelines.estimate import estimate
-
-        pipelines_stages.refuse_unknown(arguments[0])
+        refuse_without_estimate(arguments[0])
         name, arguments = arguments[0], [*arguments[1:], "--dry-run"]
-    parser = command_parser(name)
+    command, parser = COMMANDS[name], command_parser(name)
     parsed, beam_options = parser.parse_known_args(arguments)
-    given = vars(parsed)
-    module = importlib.import_module(COMMANDS[name].module)
-    kind = getattr(module, "Settings", RunSettings)  # a stage without Beam has settings of its own
-    how = {field.name for field in fields(kind)}
-    settings_given = {key: value for key, value in given.items() if key in how}
-    if kind is RunSettings:
-        unknown = unknown_to_beam(beam_options) if beam_options else []
-        if unknown:
-            parser.error(f"unknown argument {unknown[0]!r} (it is none of Beam's options either)")
-        settings_given["beam_options"] = beam_options
-    elif beam_options:
-        parser.error(f"unknown argument {beam_options[0]!r}")
-    settings = build(kind, settings_given, name)
-    estimated = isinstance(settings, RunSettings) and (settings.dry_run or name == "estimate")
-    if isinstance(settings, RunSettings) and (settings.on or settings.json) and not estimated:
-        parser.error(
-            "--on and --json belong to an estimate: give --dry-run too"
-        )  # else hours of work begin
-    values = {key: value for key, value in given.items() if key not in how}
-    options = build(
-        module.Options, module.complete(values) if hasattr(module, "complete") else values, name
-    )
-    if estimated:
-        from pipelines.estimate import estimate
+    values = vars(parsed)
+    fields = {*command.uses, *command.refused, *command.ignored}
+    how = {field: values.pop(field) for field in fields & values.keys()}
 
-        estimate.run(name, options, settings)
+    may_be_beams = command.runs_beam or "runner" in command.ignored
+    unknown = unknown_to_beam(beam_options) if beam_options and may_be_beams else beam_options
+    if unknown:
+        more = " (it is none of Beam's options either)" if may_be_beams else ""
+        parser.error(f"unknown argument {unknown[0]!r}{more}")
+
+    estimated = how.get("dry_run", False) or name == "estimate"
+    if (how.get("on") or how.get("json")) and not estimated:
+        # else hours of work begin
+        parser.error("--on and --json belong to an estimate: give --dry-run too")
+    used = _without_ignored(name, command, how, beam_options)
+    settings = build(load(command.settings), used, name)
+    if command.complete:
+        values = load(command.complete)(values)
+    options = build(load(command.options), values, name)
+
+    if estimated:
+        load(COMMANDS["estimate"].run)(name, options, settings)
         return 0
-    result = module.run(options, settings)
-    summarise = getattr(module, "summarise", None)
-    if summarise:
-        summarise(options, result)
+    result = load(command.run)(options, settings)
+    if command.summarise:
+        load(command.summarise)(options, result)
     return 0
+
+
+def _without_ignored(
+    name: str, command: Command, how: dict[str, Any], beam_options: list[str]
+) -> dict[str, Any]:
+    """The settings that the command uses; a sentence names the others that were given."""
+    flags = [f"--{field.replace('_', '-')}" for field in command.ignored if field in how]
+    used = {field: value for field, value in how.items() if field not in command.ignored}
+    if command.runs_beam:
+        used["beam_options"] = beam_options
+    else:
+        flags += [option.partition("=")[0] for option in beam_options if option.startswith("--")]
+
+    if flags:
+        are, have, they = ("is", "has", "it") if len(flags) == 1 else ("are", "have", "they")
+        print(
+            f"{name}: {', '.join(flags)} {are} not used any more and {have} no effect; {they} will "
+            "be refused in a later version",
+            file=sys.stderr,
+        )
+    return used

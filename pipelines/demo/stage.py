@@ -1,39 +1,22 @@
-"""demo: makes an image folder from photographs that packages ship, then runs the ordinary pipeline
-on it.
-"""
+"""demo: makes an image folder from photographs that packages ship, then runs the pipeline on it."""
 
 from __future__ import annotations
 
 import os
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pipelines.demo.data import make_demo
+from pipelines.demo.options import Options as Options
 from pipelines.engines import signals as stopping
 from pipelines.engines.progress import Progress
 from pipelines.engines.settings import RunSettings
-from pipelines.options import option
 from pipelines.run import config as run_config
 from pipelines.run import stage as pipeline
 
-CONFIG = Path(__file__).resolve().parent.parent.parent / "configs" / "demo.yaml"
 
-
-@dataclass(frozen=True)
-class Options:
-    """Options of `demo`."""
-
-    out: str = option("folder of the demo: its images, stores and results", "rrt-demo")
-    seed: int = option("seed of the rendered pictures", 0)
-    config: str = option("YAML configuration of the stages", str(CONFIG))
-    set: dict[str, Any] = option(
-        "a value in place of the configuration's, such as rerank.shortlist=50", {}
-    )
-
-
-def run(options: Options, settings: RunSettings) -> dict[str, Any]:
+def run(options: Options, settings: RunSettings = RunSettings()) -> dict[str, Any]:
     """Make the demo's images (once), run all stages; gives the places of the results."""
     out = os.path.abspath(os.path.expanduser(options.out))
     data = Path(out, "data")

@@ -5,43 +5,40 @@ from __future__ import annotations
 import os
 import sys
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from pipelines.options import option
+from pipelines.options import Checked, option
 from schemas.errors import JobFailed as JobFailed
-from schemas.errors import UserError
-from schemas.plan import Job
+
+if TYPE_CHECKING:
+    from schemas.plan import Job
 
 LOCAL = "local"
 
 
 @dataclass(frozen=True)
-class RunSettings:
+class RunSettings(Checked):
     """How to run, never what: none of these changes bytes."""
 
     runner: str = option("local, or a Beam runner such as SparkRunner or DataflowRunner", LOCAL)
-    workers: int = option("worker processes of the local runner; 0: one a core", 0)
-    threads_per_worker: int = option("threads that torch, faiss and OpenCV get in a worker", 1)
+    workers: int = option("worker processes of the local runner; 0: one a core", 0, least=0)
+    threads_per_worker: int = option(
+        "threads that torch, faiss and OpenCV get in a worker", 1, least=1
+    )
     overwrite: bool = option("make outputs again that another recipe made", False)
     stall_minutes: float = option(
-        "a local worker that computes nothing for so long is killed and replaced", 10.0
+        "a local worker that computes nothing for so long is killed and replaced", 10.0, above=0
     )
     dry_run: bool = option("report what it would cost, from a measured probe; make nothing", False)
     on: tuple[int, ...] = option(
-        "with --dry-run: worker processes elsewhere to report the time for, such as 8,64", ()
+        "with --dry-run: worker processes elsewhere to report the time for, such as 8,64",
+        (),
+        least=1,
     )
     json: str = option("with --dry-run: a file that the estimate is written to, too", "")
     beam_options: tuple[str, ...] = option("", ())  # set from the flags that are not known here
     plan_only: bool = option("", False)  # set by outputs.next_job: the first unfinished job is
     # planned, then `Planned` is raised
-
-    def __post_init__(self) -> None:
-        for name, least in (("workers", 0), ("threads_per_worker", 1)):
-            if getattr(self, name) < least:
-                flag = name.replace("_", "-")
-                raise UserError(f"--{flag} is {getattr(self, name)}; it must be {least} or more")
-
-        if not self.stall_minutes > 0:
-            raise UserError(f"--stall-minutes is {self.stall_minutes:g}; it must be above 0")
 
     @property
     def worker_count(self) -> int:

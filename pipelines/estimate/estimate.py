@@ -8,11 +8,9 @@ run would have, in a temporary folder (docs/estimating.md).
 from __future__ import annotations
 
 import contextlib
-import importlib
 import json
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,22 +18,13 @@ import psutil
 
 from pipelines.engines.settings import RunSettings
 from pipelines.estimate.model import Estimate
+from pipelines.estimate.options import Options as Options
 from pipelines.estimate.probe import probe_folder
 from pipelines.estimate.table import table
-from pipelines.options import option
-from pipelines.stages import PLAIN, PROBED, refuse_unknown
+from pipelines.stages import COMMANDS, PROBED, load, refuse_without_estimate
 from schemas.errors import UserError
 
 PROGRAMS = ("pipelines/__main__.py", "rrt-pipelines")
-
-
-@dataclass(frozen=True)
-class Options:
-    """Options of `estimate`: a stage and its own options."""
-
-    stage: str = option(
-        "extract, index, search, rerank or run, followed by its own options", "", positional=True
-    )
 
 
 def run(name: str, options: Any, settings: RunSettings) -> list[Estimate]:
@@ -43,8 +32,8 @@ def run(name: str, options: Any, settings: RunSettings) -> list[Estimate]:
     if settings.json:
         _check_file(settings.json)
     estimates: list[Estimate] = []
-    if name in PLAIN:
-        print(f"{name}: {PLAIN[name]}; no probe is made.")
+    if text := COMMANDS[name].estimate_text:
+        print(f"{name}: {text}; no probe is made.")
     else:
         estimates = _estimates(name, options, settings)
         for estimate in estimates:
@@ -63,15 +52,10 @@ def _estimates(name: str, options: Any, settings: RunSettings) -> list[Estimate]
         raise UserError(
             f"estimate: name a stage first ({', '.join(PROBED)}), and then its own options"
         )
-    refuse_unknown(name)
-    if settings.on and min(settings.on) < 1:
-        raise UserError(
-            f"--on is {','.join(map(str, settings.on))}; it takes numbers of workers, 1 or more"
-        )
-    module = importlib.import_module(PROBED[name])
+    refuse_without_estimate(name)
     begun = time.monotonic() - _age()
     with probe_folder() as folder:
-        made = module.estimate(folder, options, settings, begun)
+        made = load(COMMANDS[name].estimate)(folder, options, settings, begun)
     return made if isinstance(made, list) else [made]
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from typing import Any
 
 from pipelines.engines.driver import run_job
@@ -21,9 +21,9 @@ from pipelines.evaluate.ensembles import (
     refuse_where_tuned,
     require_scores,
 )
+from pipelines.evaluate.options import Options as Options
 from pipelines.evaluate.table import metrics_table
 from pipelines.jobs.manifests import as_input, require_manifest
-from pipelines.options import option
 from pipelines.results.truth import truth_input
 from pipelines.storage.place import open_place
 from rrt_core.metrics.revisited import KAPPAS
@@ -35,26 +35,10 @@ from schemas.ranking import DEPLOY
 STAGE = "evaluate"
 
 
-@dataclass(frozen=True)
-class Options:
-    """Options of `evaluate`."""
-
-    out: str = option(
-        "run folder that holds shortlist and rankings; the evaluation is made below it"
-    )
-    ground_truth: str = option("ground-truth file (.json, revisitop's .pkl)")
-    ensemble: tuple[str, ...] = option(
-        "rows for lambda * global + (1 - lambda) * sigmoid(gamma * logit) over the first k, "
-        "replayed from the scores: "
-        "lambda,gamma or lambda,gamma,k, or the file that tune wrote",
-        (),
-    )
-
-
-def run(options: Options, settings: RunSettings) -> Manifest:
+def run(options: Options, settings: RunSettings = RunSettings()) -> Manifest:
     """Make (or finish, or skip) the evaluation, and that of an ensemble.
 
-    Raises UserError and driver.JobFailed.
+    Raises UserError and JobFailed.
     """
     asked = read_asked(options.ensemble) if options.ensemble else None
     shortlist = require_manifest(f"{options.out}/shortlist", "shortlist", "search")

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,9 +22,9 @@ from pipelines.evaluate.ensembles import (
     refuse_other_truth,
     require_scores,
 )
+from pipelines.evaluate.tune_options import Options as Options
 from pipelines.jobs.manifests import as_input, require_manifest
 from pipelines.jobs.plan import refuse_other_recipe
-from pipelines.options import option
 from pipelines.results.truth import Truth, truth_input
 from pipelines.storage.place import open_place
 from pipelines.storage.protocol import Place
@@ -40,23 +39,7 @@ STAGE = "tune"
 AXES = ("lambda", "gamma", "k")
 
 
-@dataclass(frozen=True)
-class Options:
-    """Options of `tune`."""
-
-    out: str = option("run folder of a validation set, reranked with its ground truth")
-    ground_truth: str = option("ground-truth file of the validation set")
-    result: str = option("JSON file to write")
-    metric: str = option(
-        "protocols whose mAP is averaged: medium+hard (where levels are known), medium, hard ...",
-        "",
-    )
-    grid: dict[str, Any] = option(
-        "values to try, such as lambda=0,0.5,1 or gamma=0.1,1,10 or k=50,100", {}
-    )
-
-
-def run(options: Options, settings: RunSettings) -> Tuned:
+def run(options: Options, settings: RunSettings = RunSettings()) -> Tuned:
     """Write (or skip) the result. Raises UserError."""
     shortlist = require_manifest(f"{options.out}/shortlist", "shortlist", "search")
     scores = require_scores(options.out, shortlist)

@@ -11,15 +11,15 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import math
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from pipelines.engines.settings import RunSettings
 from pipelines.exchange.convert_delg_check import Agreement, load_saved_model
-from pipelines.options import option
+from pipelines.exchange.convert_options import Options as Options
 from pipelines.storage.place import open_place
 from rrt_core.extractors.delg.extractor import THRESHOLDS
 from rrt_core.extractors.delg.network import BLOCK3, EXPANDED, KERAS, weights_file
@@ -38,38 +38,6 @@ _GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
 
 
 @dataclass(frozen=True)
-class Options:
-    """Options of `convert-delg`."""
-
-    model: str = option("folder of the SavedModel (saved_model.pb, variables/)", positional=True)
-    out: str = option("safetensors file to write", positional=True)
-    published: str = option(
-        "which published model it is, for its threshold; default: told by the folder's name",
-        "",
-        tuple(THRESHOLDS),
-    )
-    threshold: float | None = option(
-        "least attention of a local descriptor; default: of the published model", None
-    )
-    attention_input: str = option(
-        "what attention looks at; default: found by the check", "", (EXPANDED, BLOCK3)
-    )
-    local_stride: int = option(
-        "pixels between local descriptors, 16 or 32; default: found by the check", 0
-    )
-    check: bool = option(
-        "compare with the SavedModel's own output on a picture, and refuse where they differ", True
-    )
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How to run."""
-
-    overwrite: bool = option("write the file anew where it is there already", False)
-
-
-@dataclass(frozen=True)
 class Converted:
     """What was made. agreement: None where nothing was compared."""
 
@@ -79,7 +47,7 @@ class Converted:
     agreement: Agreement | None
 
 
-def run(options: Options, settings: Settings) -> Converted:
+def run(options: Options, settings: RunSettings = RunSettings()) -> Converted:
     """Write the file: whole, under a temporary name, fsynced, renamed. Raises UserError."""
     folder, name = os.path.split(options.out)
     if not name:
@@ -143,10 +111,6 @@ def threshold_of(options: Options) -> float:
     Raises UserError.
     """
     if options.threshold is not None:
-        if not math.isfinite(options.threshold):
-            raise UserError(
-                f"convert-delg: --threshold is {options.threshold}; it must be a number."
-            )
         return options.threshold
     if options.published:
         return THRESHOLDS[options.published]

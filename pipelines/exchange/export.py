@@ -13,13 +13,13 @@ import json
 import os
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pipelines.options import option
+from pipelines.engines.settings import RunSettings
+from pipelines.exchange.export_options import Options as Options
 from pipelines.storage.local import full_disk
 from pipelines.storage.place import open_place
 from pipelines.storage.protocol import Place
@@ -33,23 +33,7 @@ IMAGES_READ = 256  # whose local descriptors are in memory
 LOCAL_ARRAYS = ("descriptor", "xy", "scale", "strength", "offset")
 
 
-@dataclass(frozen=True)
-class Options:
-    """Options of `export`."""
-
-    store: str = option("the store (path or URL)", positional=True)
-    out: str = option("folder to make, on a local disk")
-    locals: bool = option("whether the local descriptors are written too", False)
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How to run: nothing changes bytes."""
-
-    overwrite: bool = option("whether an export that is there is made again", False)
-
-
-def run(options: Options, settings: Settings) -> dict[str, Any]:
+def run(options: Options, settings: RunSettings = RunSettings()) -> dict[str, Any]:
     """Write (or skip) the arrays; gives what `export.json` says. Raises UserError."""
     store = Store(options.store)
     place = open_place(options.out)

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pipelines.options import option
+from pipelines.options import Checked, option
 from schemas.errors import UserError
-from schemas.importers import arrays, delg
-from schemas.layout import ROWS_A_PART
 
 STAGE = "import"
+MOST_SCALES = 256  # a scale number is one byte
 FORMATS = ("delg", "ames", "npy", "npz", "mat", "clip")
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(Checked, command="import"):
     """Options of `import`."""
 
     format: str = option("what made them: " + ", ".join(FORMATS), choices=FORMATS, positional=True)
@@ -48,16 +47,18 @@ class Options:
         "npz, mat: name of the array; mat with a ground truth: X (gallery), Q (queries)", ""
     )
     layout: str = option(
-        "matrices: whether an image is a row or a column", "auto", choices=arrays.LAYOUTS
+        "matrices: whether an image is a row or a column",
+        "auto",
+        choices=("auto", "rows", "columns"),
     )
     globals: str = option("ames: file of the global descriptors, .npy or HDF5", "")
     local_arrays: str = option(
         "npy, npz, mat: folder of flat arrays of local descriptors, as 'export --locals' has", ""
     )
     locals: bool = option("delg: whether there are local descriptors to take", True)
-    max_locals: int = option("strongest local descriptors taken of each image", 500)
+    max_locals: int = option("strongest local descriptors taken of each image", 500, least=1)
     scale_field: str = option(
-        "delg: what 'scale' means in the files", "feature", choices=delg.SCALE_FIELDS
+        "delg: what 'scale' means in the files", "feature", choices=("feature", "image")
     )
     queries_cropped: bool = option(
         "delg --take queries: they were described from their boxes (DELG), not from whole "
@@ -68,7 +69,7 @@ class Options:
         "name of what described the images; queries and gallery must have the same", ""
     )
     scales: tuple[float, ...] = option(
-        "image scale of each scale number; empty: the format's usual ones", ()
+        "image scale of each scale number; empty: the format's usual ones", (), above=0
     )
     weights_sha256: str = option(
         "hex SHA-256 of the weights that described the images, where known", ""
@@ -77,23 +78,21 @@ class Options:
     local_dtype: str = option(
         "how locals are stored", "float16", choices=("float32", "float16", "int8")
     )
-    rows_per_part: int = option("images a part; 0 chooses (at most 4,096 and 256 MB)", 0)
+    rows_per_part: int = option(
+        "images a part; 0 chooses (at most 4,096 and 256 MB)", 0, least=0, most=4_096
+    )
 
 
 def refuse_mistakes(options: Options) -> None:
-    """Raise UserError for options that do not go together, or lie outside their range."""
+    """Raise UserError for options that do not go together, or are too many."""
     if options.ground_truth and not options.take:
         raise UserError("import: --ground-truth needs --take gallery or --take queries")
     if bool(options.list) + bool(options.ground_truth) + bool(options.record_ids) > 1:
         raise UserError("import: give one of --list, --ground-truth and --record-ids")
-    if options.max_locals < 1:
-        raise UserError(f"import: --max-locals is {options.max_locals}; it must be 1 or more")
-    if not 0 <= options.rows_per_part <= ROWS_A_PART:
+    if len(options.scales) > MOST_SCALES:
         raise UserError(
-            f"import: --rows-per-part is {options.rows_per_part}; it must lie in 0 .. {ROWS_A_PART}"
+            f"import: --scales has {len(options.scales)} numbers; {MOST_SCALES} is the most"
         )
-    if any(not 0 < scale < float("inf") for scale in options.scales) or len(options.scales) > 256:
-        raise UserError("import: --scales must be at most 256 positive numbers")
     if options.format == "ames" and not options.globals:
         raise UserError(
             "import ames: the file holds local descriptors alone; give --globals FILE.npy or "

@@ -45,8 +45,8 @@ from schemas.plan import Job, ListedImages, Unit
 REPEATED = "the record id stands twice in the input; only the first is taken"
 
 
-def run(options: Options, settings: RunSettings) -> Manifest:
-    """Make (or finish, or skip) the store. Raises UserError and driver.JobFailed."""
+def run(options: Options, settings: RunSettings = RunSettings()) -> Manifest:
+    """Make (or finish, or skip) the store. Raises UserError and JobFailed."""
     job, plan_files = plan(options)
     return run_job(job, settings, plan_files)
 

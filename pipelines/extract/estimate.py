@@ -24,6 +24,7 @@ from pipelines.extract import lazy_locals as layers
 from pipelines.extract import options as extract_options
 from pipelines.extract import retry_failed as retry
 from pipelines.extract import stage as extract
+from pipelines.extract.image_sources import check_seconds, images_url
 from pipelines.extract.sample import Counted, Sample, count_images
 from pipelines.jobs.manifests import read_manifest
 from pipelines.jobs.plan import refuse_other_recipe
@@ -123,8 +124,7 @@ def estimate(
     made = Estimate.begin("extract", options.out, "images", work.total, work.known, done)
     if not work.left and not done:
         raise UserError(
-            f"{extract_options._where(options)}: no image was found, so that nothing can be "
-            f"estimated"
+            f"{images_url(options)}: no image was found, so that nothing can be estimated"
         )
     if not work.left:
         return made.nothing_left(settings, before, "all of it is done", work.in_place)
@@ -246,7 +246,7 @@ def _of_layer(
     folder: Path, options: extract_options.Options, settings: RunSettings, begun: float
 ) -> Estimate:
     """The estimate of a layer of local descriptors. Raises UserError."""
-    extract_options.check_seconds(options, settings)
+    check_seconds(options, settings)
     job = layers.plan(asdict(options), settings)
     before = time.monotonic() - begun
     if job is None:

@@ -15,8 +15,7 @@ from pipelines.engines.processes import (
     limit_threads,
     thread_environment,
 )
-from pipelines.storage.retries import Unreachable
-from schemas.errors import UserError
+from schemas.errors import Unreachable, UserError
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection

@@ -13,7 +13,8 @@ from pipelines.extract import lazy_locals as layers
 from pipelines.extract import retry_failed as retry
 from pipelines.extract.binary_rotation import make_rotation
 from pipelines.extract.describer import STAGE
-from pipelines.extract.options import Options, _specs, _where, check_seconds
+from pipelines.extract.image_sources import check_seconds, images_url, specs_of
+from pipelines.extract.options import Options as Options
 from pipelines.jobs.plan import planned_units
 from pipelines.quantities import byte_text
 from pipelines.storage.place import free_bytes, open_place
@@ -29,7 +30,7 @@ from pipelines.stores.image_plan import (
 from rrt_core.extractors import Extractor, create, identity_of
 from schemas import global_descriptors, local_descriptors
 from schemas.errors import UserError
-from schemas.layout import LAYER, ROTATION_NAME, ROWS_A_PART
+from schemas.layout import LAYER, ROTATION_NAME
 from schemas.manifest import Manifest
 from schemas.plan import ArchivedImages, Job, MissingImages, Unit
 
@@ -37,7 +38,7 @@ WORTH_SAYING = 1_000_000_000  # bytes
 ARCHIVE_ROWS = 512  # images a part of an archive: as much is lost on a kill
 
 
-def run(options: Options, settings: RunSettings) -> Manifest:
+def run(options: Options, settings: RunSettings = RunSettings()) -> Manifest:
     """Make (or finish, or skip) the store, or add to it. Raises UserError and JobFailed."""
     check_seconds(options, settings)
     if options.locals_for:
@@ -60,7 +61,7 @@ def run(options: Options, settings: RunSettings) -> Manifest:
     manifest = run_job(job, settings, plan_files)
     if not manifest.counts.inputs:
         raise UserError(
-            f"{_where(options)}: the archives hold no images; give others, and --overwrite"
+            f"{images_url(options)}: the archives hold no images; give others, and --overwrite"
         )
     return manifest
 
@@ -70,11 +71,11 @@ def _say_changes(options: Options, fingerprint: str) -> None:
 
     The plan stands: parts were made of it.
     """
-    changed = changed_since(open_place(options.out), _specs(options), fingerprint)
+    changed = changed_since(open_place(options.out), specs_of(options), fingerprint)
     if changed:
         print(
-            f"{STAGE:<9}  NOTE: {_where(options)} holds {changed}; the store stays with what it "
-            f"was planned for. For what is there now give --overwrite, or another place",
+            f"{STAGE:<9}  NOTE: {images_url(options)} holds {changed}; the store stays with what "
+            "it was planned for. For what is there now give --overwrite, or another place",
             file=sys.stderr,
         )
 
@@ -109,7 +110,7 @@ def plan(options: Options, settings: RunSettings) -> tuple[Job, dict[str, bytes]
     Lists once and cuts into parts. Raises UserError.
     """
     check_seconds(options, settings)
-    specs = _specs(options)
+    specs = specs_of(options)
     extractor = create(options.extractor, **options.extractor_option)
     place = open_place(options.out)
 
@@ -146,7 +147,7 @@ def plan(options: Options, settings: RunSettings) -> tuple[Job, dict[str, bytes]
         output=options.out,
         worker="extract/describe",
         recipe=recipe,
-        inputs={"images": {"url": _where(options), "content": planned.fingerprint}},
+        inputs={"images": {"url": images_url(options), "content": planned.fingerprint}},
         units=(*units, *(unit for unit in before if unit.work.again)),
         settings=asdict(options),
         facts={
@@ -168,7 +169,7 @@ def _refuse_other_sources(options: Options) -> None:
     names = ("images", "list", "sources", "source", "take")
     given = [name for name in names if getattr(options, name)]
     single = replace(options, ground_truth=options.ground_truth if options.take else "")
-    if given and read_planned(open_place(options.out), _specs(single)) is None:
+    if given and read_planned(open_place(options.out), specs_of(single)) is None:
         raise UserError(
             f"extract: --locals-for takes the images of the store, and --{given[0]} names others; "
             f"leave it out, or, where they lie elsewhere now, give the store's own command with "
@@ -211,10 +212,5 @@ def _bytes_an_image(options: Options, extractor: Extractor) -> int:
 def _rows_per_part(options: Options, an_image: int, images: int) -> tuple[int, int]:
     """(images a part of the listing, the most that fit into a part)."""
     if options.rows_per_part:
-        if not 1 <= options.rows_per_part <= ROWS_A_PART:
-            raise UserError(
-                f"extract: --rows-per-part is {options.rows_per_part}; it must lie in 1 .. "
-                f"{ROWS_A_PART}"
-            )
         return options.rows_per_part, options.rows_per_part
     return rows_per_part(an_image, images), rows_that_fit(an_image)

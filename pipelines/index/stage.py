@@ -9,14 +9,14 @@ Three jobs: `trained/` (left out where the kind needs none), `shards/` (left out
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 from pipelines.engines.driver import run_job
 from pipelines.engines.settings import RunSettings
+from pipelines.index.options import Options as Options
 from pipelines.index.plan import _files, _groups, _parts_of
 from pipelines.jobs.manifests import as_input
-from pipelines.options import option
 from pipelines.stores.gallery import _open
 from rrt_core.indexes import faiss_index as indexes
 from schemas.errors import UserError
@@ -26,23 +26,8 @@ from schemas.plan import IndexFilling, IndexMerging, IndexTraining, Job, Unit
 STAGE = "index"
 
 
-@dataclass(frozen=True)
-class Options:
-    """Options of `index`."""
-
-    stores: tuple[str, ...] = option("stores of 'extract' that make the gallery, comma-separated")
-    out: str = option("the index to make: a folder (path or URL)")
-    key: str = option(
-        "faiss factory key (Flat, IVF4096,PQ64x8 ...); auto: exact up to 100,000 images", "auto"
-    )
-    seed: int = option("seed of the training sample", 0)
-    training_rows: int = option("images to train on; 0 chooses by the key", 0)
-    rows_per_shard: int = option("images a unit of adding", 131_072)
-    max_memory: int = option("bytes that one search file may take in memory", 8_000_000_000)
-
-
-def run(options: Options, settings: RunSettings) -> Manifest:
-    """Make (or finish, or skip) the index. Raises UserError and driver.JobFailed."""
+def run(options: Options, settings: RunSettings = RunSettings()) -> Manifest:
+    """Make (or finish, or skip) the index. Raises UserError and JobFailed."""
     stores = _open(options.stores)
     dimension = stores[0].dimension
     rows = sum(store.manifest.counts.succeeded for store in stores)

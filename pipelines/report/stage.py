@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 
 from pipelines.engines.driver import run_job
 from pipelines.engines.settings import RunSettings
 from pipelines.evaluate.stage import evaluation_place
 from pipelines.jobs.manifests import as_input, read_manifest, require_manifest
-from pipelines.options import option
+from pipelines.report.options import Options as Options
 from pipelines.results.truth import truth_input
 from pipelines.storage.place import open_place
 from schemas.errors import UserError
@@ -32,24 +32,8 @@ LISTS_NOTE_WITHOUT_TRUTH = (
 )
 
 
-@dataclass(frozen=True)
-class Options:
-    """Options of `report`."""
-
-    out: str = option("run folder that holds the rankings; the report is made below it")
-    ground_truth: str = option("ground-truth file, where known", "")
-    ensemble: tuple[str, ...] = option(
-        "show the rows of this ensemble too, as given to evaluate", ()
-    )
-    title: str = option("title of the page", "Retrieval report")
-    thumbnail: int = option("longest side of the pictures, pixels", 180)
-    max_queries: int = option(
-        "queries shown; of more, those whose average precision changed most", 150
-    )
-
-
-def run(options: Options, settings: RunSettings) -> Manifest:
-    """Make (or finish, or skip) the page. Raises UserError and driver.JobFailed."""
+def run(options: Options, settings: RunSettings = RunSettings()) -> Manifest:
+    """Make (or finish, or skip) the page. Raises UserError and JobFailed."""
     shortlist = require_manifest(f"{options.out}/shortlist", "shortlist", "search")
     ranking = require_manifest(f"{options.out}/ranking", "rankings", "rerank")
     inputs = {

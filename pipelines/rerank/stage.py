@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 from pipelines.engines.driver import run_job
 from pipelines.engines.settings import RunSettings
 from pipelines.jobs.manifests import as_input, read_entries, require_manifest
-from pipelines.options import option
+from pipelines.rerank.options import Options as Options
 from pipelines.results.shortlists import queries_in, shortlist_files
 from pipelines.results.truth import truth_input
 from pipelines.stores.store import Store
@@ -31,25 +31,8 @@ UNIT_BYTES = 256_000_000  # locals of one unit's candidates in memory
 BLOCKS_WISHED = 16
 
 
-@dataclass(frozen=True)
-class Options:
-    """Options of `rerank`."""
-
-    queries: str = option("store of the queries")
-    out: str = option("run folder that holds the shortlist; scores and rankings are made below it")
-    reranker: str = option("rrt, geometric, mutual_nn, cascade, or package.module:Class", "rrt")
-    reranker_option: dict[str, Any] = option(
-        "an option of the reranker, such as gallery_tokens=128", {}
-    )
-    shortlist: int = option("how many of the shortlist are reranked", 100)
-    ground_truth: str = option(
-        "ground-truth file: Medium and Hard are ranked too, after their junk is removed", ""
-    )
-    queries_per_unit: int = option("queries a unit; 0 chooses by memory", 0)
-
-
-def run(options: Options, settings: RunSettings) -> Manifest:
-    """Make (or finish, or skip) scores and rankings. Raises UserError and driver.JobFailed."""
+def run(options: Options, settings: RunSettings = RunSettings()) -> Manifest:
+    """Make (or finish, or skip) scores and rankings. Raises UserError and JobFailed."""
     job = plan_scores(options, settings)
     scores = run_job(job, settings)
     names = rankings_of(options)

@@ -5,7 +5,6 @@ skipped.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from typing import Any
 
 from pipelines.engines.settings import RunSettings
@@ -13,26 +12,16 @@ from pipelines.evaluate import stage as evaluate
 from pipelines.evaluate import table as evaluate_table
 from pipelines.extract import stage as extract
 from pipelines.index import stage as index
-from pipelines.options import option
 from pipelines.report import stage as report
 from pipelines.rerank import stage as rerank
 from pipelines.run.config import read_config, stages_of
+from pipelines.run.options import Options as Options
 from pipelines.search import stage as search
 from pipelines.storage.place import open_place
 
 
-@dataclass(frozen=True)
-class Options:
-    """Options of `run`."""
-
-    config: str = option("YAML configuration of all stages (see configs/)")
-    set: dict[str, Any] = option(
-        "a value in place of the configuration's, such as out=RUN or rerank.shortlist=200", {}
-    )
-
-
-def run(options: Options, settings: RunSettings) -> dict[str, Any]:
-    """Run all stages; gives the places of the results. Raises UserError and driver.JobFailed."""
+def run(options: Options, settings: RunSettings = RunSettings()) -> dict[str, Any]:
+    """Run all stages; gives the places of the results. Raises UserError and JobFailed."""
     return run_config(read_config(options.config, options.set), options.config, settings)
 
 

@@ -15,8 +15,8 @@ import numpy as np
 from pipelines.engines.driver import run_job
 from pipelines.engines.settings import RunSettings
 from pipelines.jobs.manifests import as_input
-from pipelines.options import option
 from pipelines.results.indexes import open_search
+from pipelines.search.options import Options as Options
 from pipelines.stores.store import Store
 from rrt_core.metrics.revisited import required_depth
 from schemas.errors import UserError
@@ -29,29 +29,6 @@ KEEP_ALL_UP_TO = (
     10_000  # a gallery of this size is ranked whole, so that no metric is of a truncated list
 )
 KEPT = 1_000
-
-
-@dataclass(frozen=True)
-class Options:
-    """Options of `search`."""
-
-    queries: str = option("store of the queries")
-    index: str = option("index of the gallery")
-    out: str = option("run folder; the shortlist is made below it")
-    k: int = option(
-        "candidates kept a query; 0: all of a gallery of up to 10,000, else 1,000 or what is "
-        "needed",
-        0,
-    )
-    shortlist: int = option("how many will be reranked", 100)
-    ground_truth: str = option(
-        "ground-truth file, where known: k is then held to what its protocols need", ""
-    )
-    nprobe: int = option("lists of an IVF index that are visited", 32)
-    oversample: float = option(
-        "candidates fetched from an approximate index, as a multiple of k", 2.0
-    )
-    queries_per_block: int = option("queries a unit", 1_024)
 
 
 @dataclass(frozen=True)
@@ -139,8 +116,8 @@ def shortlist_job(planned: Plan, out: str, candidates: Manifest | None) -> Job:
     )
 
 
-def run(options: Options, settings: RunSettings) -> Manifest:
-    """Make (or finish, or skip) the shortlist. Raises UserError and driver.JobFailed."""
+def run(options: Options, settings: RunSettings = RunSettings()) -> Manifest:
+    """Make (or finish, or skip) the shortlist. Raises UserError and JobFailed."""
     planned = plan(options, settings)
     several = len(planned.shared["files"]) > 1
     candidates = run_job(candidates_job(planned, options.out), settings) if several else None

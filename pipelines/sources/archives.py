@@ -165,7 +165,7 @@ def entries(
     it does not want is passed over without a copy.
 
     Raises ArchiveDamaged after the entries before the damage; UserError where the archive is not
-    there, changes, or its place does not answer (retrying.Unreachable).
+    there, changes, or its place does not answer (Unreachable).
     """
     with contextlib.closing(BlockFile(open_bytes(url))) as file:
         yielded = 0

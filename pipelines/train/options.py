@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from pipelines.options import option
+from pipelines.options import Checked, option
 from schemas.errors import UserError
 
 STAGE = "train"
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(Checked, command="train"):
     """Options of `train`. The defaults are the paper's recipe, a held-out split aside."""
 
     stores: tuple[str, ...] = option(
@@ -27,10 +27,14 @@ class Options:
     shortlist: str = option(
         "run folder of `search` of the store against its own index; default: exact neighbours", ""
     )
-    neighbours: int = option("nearest records by global descriptor in which pairs are mined", 100)
-    least_positives: int = option("an anchor has so many of its own label among its neighbours", 5)
+    neighbours: int = option(
+        "nearest records by global descriptor in which pairs are mined", 100, least=1
+    )
+    least_positives: int = option(
+        "an anchor has so many of its own label among its neighbours", 5, least=1
+    )
     triplets: int = option(
-        "triplets a step over all processes; each is a positive and a negative pair", 12
+        "triplets a step over all processes; each is a positive and a negative pair", 12, least=1
     )
     epochs: float = option("how often each anchor comes", 15.0)
     steps: int = option("optimiser steps, in place of epochs", 0)
@@ -67,10 +71,10 @@ class Options:
         "share of the labels that is held out; 0: none, and no step is chosen", 0.05
     )
     validation_anchors: int = option(
-        "held-out anchors whose neighbours are reranked at an evaluation", 50
+        "held-out anchors whose neighbours are reranked at an evaluation", 50, least=1
     )
     validation_pairs: int = option(
-        "held-out pairs scored at an evaluation, half of them positive", 1000
+        "held-out pairs scored at an evaluation, half of them positive", 1000, least=1
     )
     validation_tokens: str = option(
         "local descriptors of each image there; default: the most of training", ""
@@ -85,7 +89,7 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(Checked, command="train"):
     """How to run, never what."""
 
     threads: int = option(

@@ -5,20 +5,19 @@ from __future__ import annotations
 import csv
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
-
-from pipelines.options import option
-from rrt_core.products.sampling import Ints
-from rrt_core.products.training import MODES, OPTIMISERS
+from pipelines.options import Checked, option
 from schemas.errors import UserError
-from schemas.manifest import canonical_json, sha256_text
+
+if TYPE_CHECKING:
+    from rrt_core.products.sampling import Ints
 
 IMAGES = (".jpg", ".jpeg", ".png", ".webp")
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(Checked, command="train-products"):
     """Options of `train-products`."""
 
     images: str = option("folder that the paths of the labels begin in")
@@ -27,7 +26,7 @@ class Options:
     mode: str = option(
         "global, then frozen (over --weights of global), then joint (over --weights of frozen)",
         "",
-        MODES,
+        ("global", "frozen", "joint"),
     )
     weights: str = option(
         "weights.safetensors of the mode before, or a .pt of the paper's repository", ""
@@ -54,7 +53,7 @@ class Options:
     steps: int = option("optimiser steps", 1000)
     batch: int = option("images a step: two a product (global), triplets (frozen, joint)", 72)
     optimiser: str = option(
-        "adamw, or sgd (the paper's for global; for large sets)", "adamw", OPTIMISERS
+        "adamw, or sgd (the paper's for global; for large sets)", "adamw", ("adamw", "sgd")
     )
     lr: float = option("peak learning rate", 1e-4)
     backbone_lr: float = option("the backbone's learning rate as a share of lr", 1.0)
@@ -101,6 +100,8 @@ class Photographs:
 
     def content(self) -> str:
         """Hash of the labels and of the files' names and sizes."""
+        from schemas.manifest import canonical_json, sha256_text  # not for --help
+
         rows = [
             [str(path.name), path.stat().st_size, int(label)]
             for path, label in zip(self.files, self.labels, strict=True)
@@ -129,6 +130,8 @@ def read_photographs(options: Options) -> Photographs:
                 f"The labels {options.labels} have no column {column!r}: the first line must name "
                 f"it."
             )
+    import numpy as np  # not for --help
+
     files, names = [], []
     for number, row in enumerate(rows, 2):
         if not row["path"] or not row["product"]:

@@ -11,13 +11,12 @@ import json
 import sys
 from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from pipelines.engines.driver import run_job
-from pipelines.engines.settings import JobFailed, RunSettings
+from pipelines.engines.settings import RunSettings
 from pipelines.jobs.plan import planned_units
-from pipelines.options import option
 from pipelines.verify.bookkeeping import DONE, read_output
 from pipelines.verify.files import FileChecks, groups_of, problems_of
 from pipelines.verify.outputs import Output, find_outputs
@@ -28,9 +27,10 @@ from pipelines.verify.repair_inputs import (
     refuse_other_software,
     refuse_unnamed_code,
 )
+from pipelines.verify.repair_options import Options as Options
 from pipelines.verify.repair_record import changes, new_record
 from pipelines.verify.verify import examine, findings_of, print_lines, summary
-from schemas.errors import UserError
+from schemas.errors import JobFailed, UserError
 from schemas.layout import JOB_NAME, LAYERS, PIECES, PLAN_FOLDER, PLAN_NAME, REPAIR_RECORD
 from schemas.manifest import MANIFEST_NAME, PARTS_NAME
 from schemas.plan import Job
@@ -40,30 +40,7 @@ READERS = 2
 REPAIR_FOLDER = REPAIR_RECORD.partition("/")[0]
 
 
-@dataclass(frozen=True)
-class Options:
-    """Options of `repair`."""
-
-    store: str = option(
-        "an output folder (path or URL), or one that holds outputs", positional=True
-    )
-    remove_damaged: bool = option(
-        "only remove damaged files and their units' markers; the command that made the output "
-        "then does them again",
-        False,
-    )
-    own_class: tuple[str, ...] = option(
-        "package.module:Class of an extractor or reranker of yours that the output was made with: "
-        "repair imports none that the output alone names",
-        (),
-    )
-    gc: bool = option(
-        "remove files that nothing names and that are older than 24 hours, where all else is whole",
-        False,
-    )
-
-
-def run(options: Options, settings: RunSettings) -> None:
+def run(options: Options, settings: RunSettings = RunSettings()) -> None:
     """Verify and repair. Raises UserError, and JobFailed where something stays damaged."""
     if settings.overwrite:
         raise UserError(

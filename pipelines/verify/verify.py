@@ -8,56 +8,30 @@ from __future__ import annotations
 import json
 import os
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
 from typing import Any
 
 from pipelines.engines.progress import Progress
-from pipelines.engines.settings import JobFailed
-from pipelines.options import option
+from pipelines.engines.settings import RunSettings
 from pipelines.storage.place import open_place
 from pipelines.verify.bookkeeping import read_output
 from pipelines.verify.files import FileChecks, groups_of, problems_of
 from pipelines.verify.leftovers import leftovers
+from pipelines.verify.options import Options as Options
 from pipelines.verify.outputs import Output, find_outputs
 from pipelines.verify.problems import COMMAND, UNLINK, Findings, words
-from schemas.errors import UserError
+from schemas.errors import JobFailed, UserError
 
 TITLE = "verify   "
 NAMED = 8  # units in a summary
 
 
-@dataclass(frozen=True)
-class Options:
-    """Options of `verify`."""
-
-    store: str = option(
-        "an output folder (path or URL): a store, an index, a run; all outputs below it",
-        positional=True,
-    )
-    quick: bool = option("look at manifests, markers and sizes alone; read no data", False)
-    json: str = option("write what was found to this file", "")
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How to run."""
-
-    threads: int = option("files that are read at the same time; 0: one a core, 4 at most", 0)
-
-    @property
-    def count(self) -> int:
-        """Threads to read with. Raises UserError."""
-        if not 0 <= self.threads <= 64:
-            raise UserError(f"verify: --threads is {self.threads}; it must lie in 0 .. 64")
-        return self.threads or min(4, os.cpu_count() or 1)
-
-
-def run(options: Options, settings: Settings) -> list[Findings]:
-    """Verify, and print a line a problem.
+def run(options: Options, settings: RunSettings = RunSettings()) -> list[Findings]:
+    """Verify, and print a line a problem; no setting is used.
 
     Raises UserError, and JobFailed where there are problems.
     """
-    findings = verify(options.store, settings.count, quick=options.quick)
+    threads = options.threads or min(4, os.cpu_count() or 1)
+    findings = verify(options.store, threads, quick=options.quick)
     if options.json:
         _write_json(options, findings)
     print_lines(findings)

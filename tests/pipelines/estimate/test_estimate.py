@@ -299,7 +299,7 @@ def test_the_command_line(
     for arguments, sentence in (
         (["estimate"], "name a stage first"),
         (["estimate", "verify", "x"], "verify has no estimate"),
-        (["extract", *options, "--dry-run", "--on", "0"], "1 or more"),
+        (["extract", *options, "--dry-run", "--on", "0"], "at least 1"),
         (
             ["extract", *options, "--dry-run", "--json", str(tmp_path / "no" / "x.json")],
             "there is no folder",

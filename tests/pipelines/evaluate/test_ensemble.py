@@ -483,7 +483,7 @@ import rrt_core.rerankers
 def refuse(*_, **__):
     raise AssertionError("a reranker was made")
 rrt_core.rerankers.create = refuse
-from pipelines import evaluate, tune
+from pipelines.evaluate import stage as evaluate, tune
 from pipelines.jobs.do_unit import do_unit
 from pipelines.jobs.unit_worker import make_worker
 from pipelines.engines.settings import RunSettings

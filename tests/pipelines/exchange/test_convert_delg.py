@@ -17,7 +17,6 @@ from pipelines.cli import main
 from pipelines.exchange import convert_delg
 from pipelines.exchange.convert_delg import (
     Options,
-    Settings,
     candidates,
     import_tensorflow,
     threshold_of,
@@ -306,7 +305,7 @@ def test_thresholds_are_told_by_name() -> None:
     for other in ("r50delg_gldv2full_2021", "r101delg_gldv2"):
         with pytest.raises(UserError, match="give --published"):
             threshold_of(_options(model=other))
-    with pytest.raises(UserError, match="must be a number"):
+    with pytest.raises(UserError, match="must be a finite number"):
         threshold_of(_options(threshold=float("nan")))
 
 
@@ -483,7 +482,7 @@ def test_a_checkpoint_that_tensorflow_wrote(
         given = Options(
             model=str(folder), out=str(out), threshold=1.0, check=False, attention_input=EXPANDED
         )
-        made = convert_delg.run(given, Settings())
+        made = convert_delg.run(given)
         assert made.mapped.architecture == small(layout)
         with_names = load_network(out.read_bytes(), "x").network
         np.testing.assert_array_equal(with_names.reduce.weight.numpy(), ours["reduce.weight"])

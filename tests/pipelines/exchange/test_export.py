@@ -46,7 +46,7 @@ def store(tmp_path_factory: pytest.TempPathFactory, photographs: Path) -> Path:
 
 def exported(store: Path, out: Path, **more: Any) -> dict[str, Any]:
     options = build(export.Options, {"store": str(store), "out": str(out), **more}, "export")
-    return export.run(options, export.Settings())
+    return export.run(options)
 
 
 def everything(url: str) -> tuple[list[str], np.ndarray, list[Any]]:
@@ -129,7 +129,7 @@ def test_locals_of_an_export_made_again_without_them_are_removed(
     exported(store, tmp_path / "e", locals=True)
     (tmp_path / "e" / "locals" / "notes.txt").write_text("mine")
     given = build(export.Options, {"store": str(store), "out": str(tmp_path / "e")}, "test")
-    export.run(given, export.Settings(overwrite=True))
+    export.run(given, RunSettings(overwrite=True))
     assert [path.name for path in (tmp_path / "e" / "locals").iterdir()] == ["notes.txt"]
 
 

@@ -362,7 +362,7 @@ def test_ames_with_its_globals(tmp_path: Path) -> None:
         (["npy", "f.npy", "--out", "x", "--ground-truth", "g.json"], "--take"),
         (["npy", "f.npy", "--out", "x", "--list", "a", "--record-ids", "b"], "give one of"),
         (["npy", "memory://bucket/f.npy", "--out", "x"], "only local files"),
-        (["npy", "f.npy", "--out", "x", "--scales", "0"], "positive numbers"),
+        (["npy", "f.npy", "--out", "x", "--scales", "0"], "--scales is 0.0; it must be above 0"),
     ],
 )
 def test_mistakes_get_one_sentence(

@@ -17,7 +17,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.engines.settings import JobFailed, RunSettings
+from pipelines.engines.settings import RunSettings
 from pipelines.extract import options as extract_options
 from pipelines.extract import stage as extract
 from pipelines.index import stage as index
@@ -27,7 +27,7 @@ from pipelines.run.stage import run_config
 from pipelines.search import stage as search
 from pipelines.storage.place import open_place
 from pipelines.stores.store import Store
-from schemas.errors import UserError
+from schemas.errors import JobFailed, UserError
 from schemas.manifest import Manifest
 from tests.support.pictures import picture
 from tests.support.stored import failure_rows

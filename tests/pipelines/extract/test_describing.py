@@ -23,9 +23,8 @@ from pipelines.extract.batches import batched, isolated
 from pipelines.extract.describer import Describer
 from pipelines.extract.isolated import Isolated
 from pipelines.sources.item import Item, read_location
-from pipelines.storage.retries import Unreachable
 from rrt_core.images import Image
-from schemas.errors import UserError
+from schemas.errors import Unreachable, UserError
 from schemas.image_list import ImageReference
 from tests.support.pictures import picture
 from tests.support.watching import EXTRACTOR

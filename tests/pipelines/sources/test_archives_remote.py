@@ -16,7 +16,7 @@ import pytest
 from pipelines.sources.archives import ArchiveDamaged, archive_size, entries, find_archives
 from pipelines.storage import blocks as archive_bytes
 from pipelines.storage import retries as retrying
-from schemas.errors import UserError
+from schemas.errors import Unreachable, UserError
 from tests.support.made_archives import packed
 from tests.support.s3_server import BUCKET, Cut, S3Server
 
@@ -215,7 +215,7 @@ def test_a_server_that_fails_for_good_is_unreachable(
     monkeypatch.setenv(retrying.TRIES_VARIABLE, "3")
     site.content, site.statuses = packed(FILES, "tar"), [200, 200, 503, 503, 503]
     read: list[bytes] = []
-    with pytest.raises(retrying.Unreachable, match="failed 3 times"):
+    with pytest.raises(Unreachable, match="failed 3 times"):
         read.extend(entry.name for entry in entries(site.url + ".tar"))
     assert read == [name.encode() for name in FILES][: len(read)]
     with pytest.raises(UserError, match="127.0.0.1:9"):

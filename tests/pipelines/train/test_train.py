@@ -368,7 +368,7 @@ def test_configuration_and_flags(
         ({"out": "memory://weights"}, "must be a local folder"),
         ({"labels": ""}, "--labels is missing"),
         ({"lr": 0.0}, "lr must be above 0"),
-        ({"clip": float("nan")}, "--clip is nan; it must be a number"),
+        ({"clip": float("nan")}, "--clip is nan; it must be a finite number"),
     ],
 )
 def test_mistakes_are_one_sentence(

@@ -19,11 +19,11 @@ import pytest
 from pipelines import cli
 from pipelines.engines import pool
 from pipelines.engines.driver import run_job
-from pipelines.engines.settings import JobFailed, RunSettings
+from pipelines.engines.settings import RunSettings
 from pipelines.extract import options as extract_options
 from pipelines.extract import stage as extract
 from pipelines.verify import repair, verify
-from schemas.errors import UserError
+from schemas.errors import JobFailed, UserError
 from tests.support.damage import (
     UNNORMALISED,
     contents,

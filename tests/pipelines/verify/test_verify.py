@@ -19,11 +19,11 @@ import pytest
 from pipelines import cli
 from pipelines.engines import pool
 from pipelines.engines.driver import run_job
-from pipelines.engines.settings import JobFailed, RunSettings
+from pipelines.engines.settings import RunSettings
 from pipelines.verify import verify
 from pipelines.verify.part_rows import repeated_rows
 from pipelines.verify.problems import Findings
-from schemas.errors import UserError
+from schemas.errors import JobFailed, UserError
 from schemas.manifest import Counts, Manifest, Marker
 from tests.support.damage import (
     change_marker,
@@ -551,7 +551,7 @@ def test_outputs_of_any_stage_and_several_at_once(tmp_path: Path) -> None:
     with pytest.raises(
         JobFailed, match="2 problems; 2 of 6 units must be done again: a/part-00000, b/c/part-00002"
     ):
-        verify.run(verify.Options(f"{tmp_path}/all"), verify.Settings())
+        verify.run(verify.Options(f"{tmp_path}/all"))
     pool.close_pool()
 
 

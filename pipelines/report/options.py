@@ -1,0 +1,23 @@
+"""Options of `report`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pipelines.options import Checked, option
+
+
+@dataclass(frozen=True)
+class Options(Checked, command="report"):
+    """Options of `report`."""
+
+    out: str = option("run folder that holds the rankings; the report is made below it")
+    ground_truth: str = option("ground-truth file, where known", "")
+    ensemble: tuple[str, ...] = option(
+        "show the rows of this ensemble too, as given to evaluate", ()
+    )
+    title: str = option("title of the page", "Retrieval report")
+    thumbnail: int = option("longest side of the pictures, pixels", 180, least=1)
+    max_queries: int = option(
+        "queries shown; of more, those whose average precision changed most", 150, least=0
+    )

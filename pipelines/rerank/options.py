@@ -1,0 +1,25 @@
+"""Options of `rerank`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from pipelines.options import Checked, option
+
+
+@dataclass(frozen=True)
+class Options(Checked, command="rerank"):
+    """Options of `rerank`."""
+
+    queries: str = option("store of the queries")
+    out: str = option("run folder that holds the shortlist; scores and rankings are made below it")
+    reranker: str = option("rrt, geometric, mutual_nn, cascade, or package.module:Class", "rrt")
+    reranker_option: dict[str, Any] = option(
+        "an option of the reranker, such as gallery_tokens=128", {}
+    )
+    shortlist: int = option("how many of the shortlist are reranked", 100, least=1)
+    ground_truth: str = option(
+        "ground-truth file: Medium and Hard are ranked too, after their junk is removed", ""
+    )
+    queries_per_unit: int = option("queries a unit; 0 chooses by memory", 0, least=0)

@@ -1,0 +1,31 @@
+"""Options of `search`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pipelines.options import Checked, option
+
+
+@dataclass(frozen=True)
+class Options(Checked, command="search"):
+    """Options of `search`."""
+
+    queries: str = option("store of the queries")
+    index: str = option("index of the gallery")
+    out: str = option("run folder; the shortlist is made below it")
+    k: int = option(
+        "candidates kept a query; 0: all of a gallery of up to 10,000, else 1,000 or what is "
+        "needed",
+        0,
+        least=0,
+    )
+    shortlist: int = option("how many will be reranked", 100, least=0)
+    ground_truth: str = option(
+        "ground-truth file, where known: k is then held to what its protocols need", ""
+    )
+    nprobe: int = option("lists of an IVF index that are visited", 32, least=1)
+    oversample: float = option(
+        "candidates fetched from an approximate index, as a multiple of k", 2.0, least=1
+    )
+    queries_per_block: int = option("queries a unit", 1_024, least=1)
