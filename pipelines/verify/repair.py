@@ -7,7 +7,6 @@ next repair goes on where one was killed.
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
@@ -28,7 +27,7 @@ from pipelines.verify.repair_inputs import (
     refuse_unnamed_code,
 )
 from pipelines.verify.repair_options import Options as Options
-from pipelines.verify.repair_record import changes, new_record
+from pipelines.verify.repair_record import Record, changes, new_record
 from pipelines.verify.verify import examine, findings_of, print_lines, summary
 from schemas.errors import JobFailed, UserError
 from schemas.layout import JOB_NAME, LAYERS, PIECES, PLAN_FOLDER, PLAN_NAME, REPAIR_RECORD
@@ -96,10 +95,10 @@ def _redo(output: Output, findings: Findings, options: Options, settings: RunSet
     threads = int(job.recipe.get("threads", settings.threads_per_worker))
     manifest = run_job(job, replace(settings, threads_per_worker=threads), {})
     again = next(one for one in find_outputs(place) if one.folder == "")
-    problems = _look_again(again, record["units"])
+    problems = _look_again(again, record.units)
 
     with place.alone():
-        for name in record["damaged"] if not problems else ():
+        for name in record.damaged if not problems else ():
             folder = name.partition("/")[0]
             if name not in again.expected and folder not in (PLAN_FOLDER, DONE, PIECES):
                 again.remove(name)
@@ -153,12 +152,11 @@ def _moved(above: str, old: str, new: str) -> str:
     return new.removesuffix(below) if holds and new.endswith(below) else above
 
 
-def _prepare(output: Output, findings: Findings) -> dict[str, Any]:
+def _prepare(output: Output, findings: Findings) -> Record:
     """Write down what the output was, then remove the markers of the damaged units."""
     with output.place.alone():
         record = new_record(output, findings)
-        data = json.dumps(record, sort_keys=True, indent=1) + "\n"
-        output.place.write(REPAIR_RECORD, data.encode())
+        output.place.write(REPAIR_RECORD, record.to_bytes())
         _remove_markers(output, findings)
         for name in (MANIFEST_NAME, PARTS_NAME):  # so that nobody takes the output for whole
             output.remove(name)

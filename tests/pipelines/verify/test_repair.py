@@ -23,6 +23,7 @@ from pipelines.engines.settings import RunSettings
 from pipelines.extract import options as extract_options
 from pipelines.extract import stage as extract
 from pipelines.verify import repair, verify
+from pipelines.verify.repair_record import Record
 from schemas.errors import JobFailed, UserError
 from tests.support.damage import (
     UNNORMALISED,
@@ -584,3 +585,15 @@ def test_a_store_on_s3(s3: S3Server, start: Callable[..., Running], whole: Path)
     ]
     running = start("verify", url)
     assert running.end() == 0 and f"{url} is whole: 20 inputs" in running.text, running.text
+
+
+def test_a_record_keeps_its_bytes_and_says_where_it_is_wrong() -> None:
+    units = {"part-00001": {"global/part-00001.0123.parquet": "0123"}}
+    record = Record("e72c", {"numpy": "2.4"}, units, ("global/part-00001.0123.parquet",))
+    data = record.to_bytes()
+    assert Record.from_bytes(data) == record
+
+    with pytest.raises(ValueError, match=r"^damaged\[0\]: expected str, got int$"):
+        Record.from_bytes(json.dumps({**json.loads(data), "damaged": [3]}).encode())
+    with pytest.raises(ValueError, match="'a/../../b.* leads out of the output's folder"):
+        Record.from_bytes(data.replace(b"global/part-00001", b"a/../../b"))
