@@ -61,9 +61,9 @@ def _our_names(units: Iterable[str], files: Iterable[str]) -> re.Pattern[str]:
     """
     done = "|".join(sorted({_any_number(unit) for unit in units}))
     data = {
-        f"{_any_number(found[1])}{_HASHED}{found[2]}"
+        f"{_any_number(match[1])}{_HASHED}{match[2]}"
         for name in files
-        if (found := _DATA.fullmatch(name))
+        if (match := _DATA.fullmatch(name))
     }
     attempts = "|".join(ATTEMPTS)
     return re.compile(

@@ -75,16 +75,16 @@ class Output:
 
     def contents(self) -> dict[str, str]:
         """The content hashes of what is complete of parts table and markers, by their names."""
-        found = {}
+        hashes = {}
         if self.parts and self.manifest is not None:
             entries = [entry for _, entry in self.parts.values()]
             units = self.manifest.facts.get("units")
-            found[PARTS_NAME] = content_hash(entries, units if isinstance(units, dict) else {})
+            hashes[PARTS_NAME] = content_hash(entries, units if isinstance(units, dict) else {})
         if self.complete:
             entries = [entry for marker in self.markers.values() for entry in marker.files]
             summaries = {unit: one.summary for unit, one in self.markers.items() if one.summary}
-            found["the markers"] = content_hash(entries, summaries)
-        return found
+            hashes["the markers"] = content_hash(entries, summaries)
+        return hashes
 
     def remove(self, name: str) -> None:
         """Remove a file of the listing, which follows no links: nothing behind one is removed."""

@@ -217,12 +217,12 @@ def repeated_rows(digests: Sequence[np.ndarray]) -> list[tuple[int, int, int, in
     words = words[order]
     equal = np.flatnonzero(words[1:] == words[:-1])
 
-    found = []
+    repeats = []
     first: dict[tuple[int, ...], tuple[int, int]] = {}  # id -> part and place
     for flat in np.unique(order[np.concatenate([equal, equal + 1])]).tolist():
         part = int(np.searchsorted(starts, flat, side="right")) - 1
         place = flat - int(starts[part])
         before = first.setdefault(tuple(digests[part][place].tolist()), (part, place))
         if before != (part, place):
-            found.append((part, place, *before))
-    return found
+            repeats.append((part, place, *before))
+    return repeats
