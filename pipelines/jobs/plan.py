@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
+from pipelines.stages import worker_class
 from pipelines.storage.protocol import Place
 from schemas.errors import UserError
 from schemas.layout import JOB_NAME, PLAN_FOLDER, PLAN_NAME
@@ -43,7 +45,8 @@ def write_plan(place: Place, job: Job, files: Mapping[str, bytes]) -> None:
             f"another place"
         )
     _write_files(place, files)  # listed anew, with the same names: the files may have moved
-    place.write(JOB_NAME, job.to_json().encode())
+    if not _holds(place, job):
+        place.write(JOB_NAME, job.to_json().encode())
     if more:
         place.write(PLAN_NAME, data)
 
@@ -51,6 +54,24 @@ def write_plan(place: Place, job: Job, files: Mapping[str, bytes]) -> None:
 def _write_files(place: Place, files: Mapping[str, bytes]) -> None:
     for name, content in files.items():
         place.write(name, content)
+
+
+def _holds(place: Place, job: Job) -> bool:
+    """Whether the job stands there already.
+
+    That of an older output is left as it is: it may name its worker as was usual then, and lack
+    options that are new since.
+    """
+    try:
+        there = Job.from_json(place.read(JOB_NAME).decode())
+        if worker_class(there.worker) != worker_class(job.worker):
+            return False
+    except (FileNotFoundError, ValueError, UserError):  # lost, damaged, of a worker that is unknown
+        return False
+
+    now = replace(Job.from_json(job.to_json()), units=there.units)  # as it is after a file
+    lacking = {key: value for key, value in now.settings.items() if key not in there.settings}
+    return now == replace(there, worker=now.worker, settings={**there.settings, **lacking})
 
 
 def planned_units(place: Place) -> tuple[Unit, ...]:

@@ -7,14 +7,14 @@ the program but the words that it says.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.journeys.command_line import command, findings
-from tests.journeys.comparing import assert_same_output, contents, state
-from tests.journeys.old_outputs import MADE, OldOutputs
+from tests.support.command_line import Ended, command, end_workers, findings
+from tests.support.comparing import assert_same_output, contents, state
+from tests.support.old_outputs import MADE, OldOutputs, unpack
 
 # An output that was stopped in its middle, and the finished one that it becomes.
 HALF_DONE = {"half": "store", "half_archives": "archives", "half_repaired": "imported"}
@@ -59,10 +59,34 @@ USUAL = {
 }
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _workers_end() -> Iterator[None]:
+    """The workers stay for all tests of the module."""
+    yield
+    end_workers()
+
+
+@pytest.fixture(scope="module")
+def untouched(tmp_path_factory: pytest.TempPathFactory) -> OldOutputs:
+    """The old outputs, for tests that change nothing of them."""
+    return unpack(tmp_path_factory.mktemp("untouched"))
+
+
+@pytest.fixture
+def old(tmp_path: Path) -> OldOutputs:
+    """The old outputs, for one test alone."""
+    return unpack(tmp_path)
+
+
 def written_out(arguments: list[str]) -> list[str]:
     """A command with that day's defaults of the options that it leaves out."""
     usual = USUAL.get(arguments[0], {}).items()
     return [*arguments, *(text for pair in usual if pair[0] not in arguments for text in pair)]
+
+
+def repaired(output: Path) -> Ended:
+    """What `repair` does; the stores' extractor is no part of the program, and is trusted here."""
+    return command("repair", output, "--own-class", "tests.tiny_extractor:ExactExtractor")
 
 
 def units_of(output: Path) -> list[str]:
@@ -178,12 +202,12 @@ def test_half_done_it_goes_on_without_doing_a_committed_unit_again(
     assert len(before) > 3
 
     made_by, *_ = old.commands(name)
-    ended = command(*made_by) if how == "its command" else command("repair", output)
+    ended = command(*made_by) if how == "its command" else repaired(output)
     assert ended.code == 0, ended.said
     assert state(*committed) == before
     same_bytes = assert_same_output(old / HALF_DONE[name], output)
 
-    command("repair", output)  # forgets the repair that was killed, where there was one
+    repaired(output)  # forgets the repair that was killed, where there was one
     (found,) = findings(output)
     assert found["problems"] == [] and (found["leftovers"] == [] or not same_bytes)
     after = contents(output)
@@ -257,7 +281,7 @@ def test_damage_of_a_store_is_repaired(damage: str, old: OldOutputs, untouched: 
     harm(one(store, pattern))
     assert [bool(output["problems"]) for output in findings(store)] == [True]
 
-    ended = command("repair", store)
+    ended = repaired(store)
     assert ended.code == 0, ended.said
     same_bytes = assert_same_output(untouched / "store", store)
     (found,) = findings(store)
@@ -303,7 +327,7 @@ def test_all_units_of_an_output_are_done_again(
             flip(files_of(output, unit)[-1])
         assert sorted(findings(output)[0]["damaged_units"]) == units
 
-        ended = command("repair", output)
+        ended = repaired(output)
         assert ended.code == 0, ended.said
         assert_same_output(untouched / str(output.relative_to(old / "")), output)
         assert findings(output)[0]["problems"] == []

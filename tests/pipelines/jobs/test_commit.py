@@ -153,6 +153,30 @@ def test_the_recipe_decides_and_the_sentence_says_what_differs(tmp_path: Path) -
         write_plan(place, faulty_job(job.output, "ok", "ok"), {})
 
 
+def test_a_job_in_an_older_spelling_stays_until_something_else_is_in_it(tmp_path: Path) -> None:
+    """Its worker was named by a place in the code, and it had fewer options."""
+    recipe, settings = {"format": "npy"}, {"input": "here", "max_locals": 500}
+    inputs = {"descriptors": {"url": "here", "content": "abc"}}
+    job = Job("import", f"{tmp_path}/out", "import/part", recipe, inputs, (), settings)
+    older = {"worker": "pipelines.import_store:ImportPart", "settings": {"input": "here"}}
+    place = open_place(job.output)
+    write_plan(place, job, {})
+
+    old = dataclasses.replace(job, **older).to_json().encode()
+    place.write("plan/job.json", old)
+    write_plan(place, job, {})
+    assert place.read("plan/job.json") == old
+
+    for moved in (dataclasses.replace(job, settings={"input": "there"}), job):
+        write_plan(place, moved, {})
+        assert place.read("plan/job.json") == moved.to_json().encode()
+
+    for damaged in (b"", old.replace(b"ImportPart", b"Nothing")):
+        place.write("plan/job.json", damaged)
+        write_plan(place, job, {})
+        assert place.read("plan/job.json") == job.to_json().encode()
+
+
 @pytest.mark.parametrize("damage", ["", '{"recipe', "[]", '{"recipe": 3}'])
 def test_a_damaged_plan_is_said(damage: str, tmp_path: Path) -> None:
     job = faulty_job(f"{tmp_path}/out", "ok")
