@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipelines.pool import close_pool as end_workers
-
 from pipelines.cli import main
+from pipelines.engines.pool import close_pool as end_workers
 
 __all__ = ["Ended", "command", "end_workers", "findings"]
 
