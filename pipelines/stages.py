@@ -65,6 +65,7 @@ COMMANDS = {
         run="pipelines.demo.stage:run",
         summarise="pipelines.demo.stage:summarise",
         estimate_text="the demo takes a few minutes and about 0.5 GB",
+        workers={"demo/pictures": "pipelines.demo.units:RenderPictures"},
         uses=(*JOBS, "dry_run", "json"),
         ignored=("on",),
     ),

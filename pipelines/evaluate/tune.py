@@ -8,7 +8,6 @@ last; `evaluate --ensemble` reads it, and refuses it on the set that it was tune
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,6 +22,7 @@ from pipelines.evaluate.ensembles import (
     require_scores,
 )
 from pipelines.evaluate.tune_options import Options as Options
+from pipelines.jobs.existing_output import say_made
 from pipelines.jobs.manifests import as_input, require_manifest
 from pipelines.jobs.plan import refuse_other_recipe
 from pipelines.results.truth import Truth, truth_input
@@ -113,7 +113,7 @@ def _made(place: Place, job: Job, settings: RunSettings) -> Tuned | None:
     if settings.overwrite:
         return None
     refuse_other_recipe(place, job, tuned.recipe)
-    print(f"{STAGE:<9}  already made: {place.url}", file=sys.stderr)
+    say_made(f"{STAGE:<9}", place)
     return tuned
 
 

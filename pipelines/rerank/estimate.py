@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from pipelines.engines.driver import refuse_other
 from pipelines.engines.pool import LARGE
 from pipelines.engines.settings import RunSettings
 from pipelines.estimate.disk import bookkeeping, parquet_bytes, parquet_sizes, written, written_plan
 from pipelines.estimate.model import Estimate
 from pipelines.estimate.probe import SEED, Round, probe, sized, unfinished
 from pipelines.estimate.schedule import wall_seconds
+from pipelines.jobs.existing_output import refuse_other
 from pipelines.rerank import stage as rerank
 from pipelines.rerank.units import Replay
 from pipelines.results.scores import StoredScores
@@ -36,7 +36,7 @@ def estimate(
     """The estimate of a reranking, which began at `begun` by time.monotonic(). Raises UserError."""
     job = rerank.plan_scores(options, settings)
     before = time.monotonic() - begun
-    refuse_other(open_place(job.output), job, settings)
+    refuse_other(open_place(job.output), job, settings.overwrite)
 
     queries = _row_ids(options)
     known = f"counted, {sum(map(len, queries.values())):,} queries"

@@ -17,9 +17,6 @@ two drops.
 
 from __future__ import annotations
 
-import io
-import pickle
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,9 +32,9 @@ from rrt_core.products.evaluation import Described
 from rrt_core.products.inputs import Inputs
 from rrt_core.products.model import ProductsTransformer
 from rrt_core.products.sampling import Batch, Ints, Sampler
-from rrt_core.training import log as training_log
 from rrt_core.training.loop import TrainingOptions, learning_rate
-from rrt_core.training.state import STATE_NAME, write_whole
+from rrt_core.training.state import Progressed
+from rrt_core.training.steps import Run, go_on, resume
 from schemas.errors import UserError
 
 MODES = ("global", "frozen", "joint")
@@ -183,7 +180,8 @@ def train(
     evaluate: Callable[[], dict[str, float]] = dict,
     report: Callable[[dict[str, float]], None] = lambda row: None,
     identity: str = "",
-) -> None:
+    tick: Callable[[int], None] = lambda done: None,
+) -> Progressed:
     """Train `network` in place.
 
     Args:
@@ -196,48 +194,45 @@ def train(
             bit), and `log.csv`.
         report: called with each row of the log.
         identity: names data and options; the state of another run is refused.
+        tick: called after each step.
+
+    Returns how far it came. Raises UserError as the steps of any run do.
     """
     if network.trained != options.of_backbone:
         raise ValueError(
             f"a network with {network.trained} trained cannot be trained with {options.of_backbone}"
         )
-    folder.mkdir(parents=True, exist_ok=True)
     groups = parameter_groups(network, options)
     optimiser = make_optimiser(groups, options)
     schedule = TrainingOptions(steps=options.steps, lr=1.0, warmup=options.warmup, final_lr=0.03)
-    state = folder / STATE_NAME
-    step, seconds = _load(state, network, optimiser, identity) if state.exists() else (0, 0.0)
-    training_log.truncate(folder / training_log.LOG_NAME, step)
     device = next(network.model.parameters()).device
-    started, losses, hits = time.monotonic() - seconds, [], []
-    for number in range(step, options.steps):
-        network.train()
+    parameters = [parameter for group in groups for parameter in group["params"]]
+
+    def take_step(step: int) -> Tensor:
         for group, own in zip(optimiser.param_groups, groups, strict=True):
-            group["lr"] = own["lr"] * learning_rate(schedule, number)
-        batch = _batch(sampler, options, number, near)
+            group["lr"] = own["lr"] * learning_rate(schedule, step)
+        batch = _batch(sampler, options, step, near)
         maps = network.maps(inputs.batch(batch.rows, batch.copies).to(device))
         loss, accuracy = _loss(network, maps, batch, options)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         if options.clip:
-            nn.utils.clip_grad_norm_([p for group in groups for p in group["params"]], options.clip)
+            nn.utils.clip_grad_norm_(parameters, options.clip)
         optimiser.step()
-        losses.append(float(loss.detach()))
-        hits.append(accuracy)
-        done = number + 1
-        last = done == options.steps
-        if done % options.checkpoint_every == 0 or last:
-            row = {"step": float(done), "seconds": time.monotonic() - started}
-            row |= {"lr": optimiser.param_groups[-1]["lr"], "loss": float(np.mean(losses))}
-            if options.mode != "global":
-                row["accuracy"] = float(np.mean(hits))
-            losses, hits = [], []
-            if done % options.evaluate_every == 0 or last:
-                row |= evaluate()
-            training_log.append(folder / training_log.LOG_NAME, row)
-            _save(state, network, optimiser, done, time.monotonic() - started, identity)
-            report(row)
-    network.eval()
+        return torch.tensor([float(loss.detach()), accuracy, 1.0], dtype=torch.float64)
+
+    run = Run(folder, options.steps, options.checkpoint_every, options.evaluate_every, identity)
+    return go_on(
+        run,
+        resume(run, network, optimiser),
+        network,
+        optimiser,
+        take_step,
+        evaluate,
+        report=report,
+        tick=tick,
+        without="accuracy" if options.mode == "global" else "",
+    )
 
 
 def _batch(sampler: Sampler, options: ProductsOptions, step: int, near: Ints | None) -> Batch:
@@ -294,41 +289,3 @@ def make_optimiser(groups: list[dict[str, Any]], options: ProductsOptions) -> to
         nesterov=True,
         weight_decay=options.weight_decay,
     )
-
-
-def _save(
-    path: Path,
-    network: ProductsNetwork,
-    optimiser: torch.optim.Optimizer,
-    step: int,
-    seconds: float,
-    identity: str,
-) -> None:
-    buffer = io.BytesIO()
-    state = {"network": network.state_dict(), "optimiser": optimiser.state_dict()}
-    torch.save({**state, "step": step, "seconds": seconds, "identity": identity}, buffer)
-    write_whole(path, buffer.getvalue())
-
-
-def _load(
-    path: Path, network: ProductsNetwork, optimiser: torch.optim.Optimizer, identity: str
-) -> tuple[int, float]:
-    """(steps done, seconds spent). Raises UserError for a damaged state or one of another run."""
-    try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)
-        step, seconds, other = int(saved["step"]), float(saved["seconds"]), saved["identity"]
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError, ValueError):
-        raise UserError(
-            f"{path} is damaged, so that the run cannot go on from it: delete it to start again."
-        ) from None
-    if other != identity:
-        raise UserError(
-            f"{path} is of a run on other data or with other options: name another folder, or "
-            f"delete it."
-        )
-    try:
-        network.load_state_dict(saved["network"])
-    except RuntimeError:
-        raise UserError(f"{path} is of another model: name another folder, or delete it.") from None
-    optimiser.load_state_dict(saved["optimiser"])
-    return step, seconds

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
-from rrt_core.transformer.model import RerankingTransformer
 from schemas.errors import UserError
 
 STATE_NAME = "state.pt"
@@ -55,7 +55,7 @@ def write_whole(path: Path, data: bytes) -> None:
 
 def save_state(
     path: Path,
-    model: RerankingTransformer,
+    model: nn.Module,
     optimiser: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler | None,
     progressed: Progressed,
@@ -77,7 +77,7 @@ def save_state(
 
 def load_state(
     path: Path,
-    model: RerankingTransformer,
+    model: nn.Module,
     optimiser: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler | None,
     identity: str,
@@ -100,8 +100,9 @@ def load_state(
             f"delete it."
         )
     try:
-        model.load_state_dict(saved["model"])
-    except RuntimeError:
+        # "network": as train-products called it in older states
+        model.load_state_dict(saved["model"] if "model" in saved else saved["network"])
+    except (KeyError, RuntimeError):
         raise UserError(f"{path} is of another model: name another folder, or delete it.") from None
     optimiser.load_state_dict(saved["optimiser"])
     if scaler is not None and "scaler" in saved:
