@@ -516,7 +516,7 @@ def test_parity_with_the_original_code() -> None:
         pytest.skip("RRT_TEST_DATA has no photos/")
     command = [
         sys.executable,
-        str(ROOT / "benchmarks" / "delg_parity.py"),
+        str(ROOT / "benchmarks" / "parity" / "delg_parity.py"),
         "--reference",
         reference,
         "--photos",

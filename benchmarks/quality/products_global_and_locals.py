@@ -1,7 +1,7 @@
-"""What descriptors are worth on real products: global mAP, and mutual nearest neighbours on top.
+"""What descriptors are worth on real products: global mAP, and mutual neighbours on top.
 
-    python benchmarks/products_global_and_locals.py [--extractor NAME] [--set OPTION=JSON] [--box
-    PART]
+    python benchmarks/quality/products_global_and_locals.py
+        [--extractor NAME] [--set OPTION=JSON] [--box PART]
 
 The 100 validation photographs of $RRT_TEST_DATA/products query the 864 training ones among the 800
 of photos/. mAP is the plain average precision over the whole gallery, no junk. The global top 100
@@ -17,6 +17,7 @@ import argparse
 import hashlib
 import json
 import os
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -25,12 +26,13 @@ import cv2
 import numpy as np
 import torch
 
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
 from rrt_core.extractors import Description, Extractor, create
 from rrt_core.images import decode
 
-DATA = Path(
-    os.environ.get("RRT_TEST_DATA", Path(__file__).resolve().parent.parent.parent / "shared")
-)
+DATA = Path(os.environ.get("RRT_TEST_DATA", ROOT.parent / "shared"))
 TOP = 100
 LOCALS = (64, 200, 500)
 WAYS = {

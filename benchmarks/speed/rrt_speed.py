@@ -1,7 +1,7 @@
-"""How fast PairScorer is beside the paper's own MatchERT, in one run, on the same weights and the
-same pairs.
+"""How fast PairScorer is beside the paper's own MatchERT, on the same weights and pairs.
 
-    python benchmarks/rrt_speed.py --reference DIR [--threads 2] [--rounds 5] [--only CASE ...]
+    python benchmarks/speed/rrt_speed.py --reference DIR
+        [--threads 2] [--rounds 5] [--only CASE ...]
 
 DIR is a checkout of uvavision/RerankingTransformer. Its model gets random weights and so does ours
 by its state dict. Pairs are those of an evaluation: queries, each with a shortlist of gallery
@@ -24,9 +24,8 @@ exponentials and norms. The machine's rate is torch's float32 matmul at 2048^3 a
 own shapes, the threads as given.
 
 Memory: the largest PSS of the process tree while 1,000 and 20,000 pairs are scored, each in a
-    process of its own, 0 to
-31 tokens a side. Ends with code 1 if a logit differs by more than 1e-5, or if memory grows by more
-than 5%.
+process of its own, 0 to 31 tokens a side. Ends with code 1 if a logit differs by more than 1e-5, or
+if memory grows by more than 5%.
 """
 
 from __future__ import annotations
@@ -43,10 +42,11 @@ from statistics import median
 import numpy as np
 import torch
 import torch.nn.functional as F
-from rrt_parity import padded, random_image, reference_model
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
 
+from benchmarks.parity.rrt_parity import padded, random_image, reference_model
 from rrt_core.transformer.model import ModelConfig, RerankingTransformer
 from rrt_core.transformer.scorer import PairScorer, TokenSet
 

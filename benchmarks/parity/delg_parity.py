@@ -1,10 +1,10 @@
 """Does our DELG compute what the original computes?
 
-    python benchmarks/delg_parity.py --reference DIR --photos FOLDER --photos FOLDER
+    python benchmarks/parity/delg_parity.py --reference DIR --photos FOLDER --photos FOLDER
 
 DIR is a checkout of tensorflow/models (research/delf and research/object_detection/core are read);
-FOLDER holds photographs. Wanted beside the project: the extra `convert` and the packages tf_keras
-and tf-slim.
+FOLDER holds photographs. Needed beside the project: the extra `convert` and the packages tf_keras
+(of TensorFlow's own version) and tf-slim.
 
 Their network gets random weights (batch statistics too) and is exported as a SavedModel by their
 own code; our converter makes our file of it; their examples/extractor.py and our extractor describe
@@ -28,9 +28,16 @@ import numpy as np
 import torch
 from PIL import Image as PillowImage
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
 
-from benchmarks.delg_reference import IMAGE_SCALES, Maps, Reference, import_sources, references
+from benchmarks.parity.delg_reference import (
+    IMAGE_SCALES,
+    Maps,
+    Reference,
+    import_sources,
+    references,
+)
 from pipelines.exchange.convert_delg import Options, run, summarise
 from rrt_core.extractors import Description
 from rrt_core.extractors.delg.extractor import Delg, scaled

@@ -1,7 +1,7 @@
-"""A retrieval task in memory, rerankers' scores on its shortlists (kept on disk), and average
-precision.
+"""A retrieval task in memory: rerankers' scores on its shortlists, and average precision.
 
-For the quality benchmarks: every method scores the same pairs, from the same descriptors, once.
+For the quality benchmarks: every method scores the same pairs, from the same descriptors, once; the
+scores are kept on disk.
 """
 
 from __future__ import annotations

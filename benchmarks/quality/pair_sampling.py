@@ -1,5 +1,4 @@
-"""Pairs to train the transformer on, out of described images in memory: a function of seed and step
-alone.
+"""Pairs to train the transformer on, from described images: a function of seed and step alone.
 
 Positives are pictures of one instance. Negatives are drawn as the paper draws them, among the
 nearest by global descriptor that show another instance, and (for rendered views) among other
@@ -12,8 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from rendered_views import Views, entangled
 
+from benchmarks.quality.rendered_views import Views, entangled
 from rrt_core.training.loop import PairBatch, Side
 from rrt_core.transformer.model import RerankingTransformer
 from rrt_core.transformer.scorer import PairScorer, TokenSet

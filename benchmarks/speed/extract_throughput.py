@@ -1,12 +1,11 @@
-"""How fast `extract` is beside a bare loop over the same extractor, in one run on the same images.
+"""How fast `extract` is beside a bare loop over the same extractor, on the same images.
 
-    python benchmarks/extract_throughput.py --images FOLDER [--count 1000] [--sizes 320] [--repeats
-    1]
+    python benchmarks/speed/extract_throughput.py --images FOLDER
+        [--count 1000] [--sizes 320] [--repeats 1]
 
 Bare loop: decode and describe, nothing written; the faster of one process with two torch threads
-    and two
-processes with one thread each. `extract` is the real command with two workers of one thread, and
-with one. Rates leave start-up out (imports, weights, Beam); it is printed.
+and two processes with one thread each. `extract` is the real command with two workers of one
+thread, and with one. Rates leave start-up out (imports, weights, Beam); it is printed.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ import time
 from pathlib import Path
 from statistics import median
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from pipelines.sources.listing import list_images

@@ -1,18 +1,18 @@
-"""How fast `import delg` reads DELG's files beside the reader of the paper's repository, in one run
-on the same files.
+"""How fast `import delg` reads DELG's files beside the paper repository's reader, same files.
 
-    python benchmarks/import_delg.py --reference RerankingTransformer/ --work FOLDER [--pairs 5000]
-    [--repeats 3]
+    python benchmarks/speed/import_delg.py --reference RerankingTransformer/ --work FOLDER
+        [--pairs 5000] [--repeats 3]
 
 Makes pairs of 2,048-D global and 500 local descriptors of 128 dimensions (some 285 kB a pair) with
 protobuf's own serialiser. Both readers are run by one process with one thread, in blocks of 250
-pairs that alternate, so that the page cache and the machine's moods are shared; every value is
-compared. The reference is RRT_GLD/utils/data/delf, unchanged, but for two things that stand around
-it: of TensorFlow it needs io.gfile.GFile to open files alone, for which a stand-in gives it
-Python's `open`; and its generated message classes are made by today's protobuf (upb, in C) from the
-schemas that they hold. Ours is timed in two steps: the files' arrays, which is what the reference
-gives, and the whole way of a worker (checks, order, scale numbers, float16). Then the command
-itself runs.
+pairs that alternate, so that they share the page cache and the machine's drift; every value is
+compared.
+
+The reference is RRT_GLD/utils/data/delf, unchanged, but for two things around it: of TensorFlow it
+needs only io.gfile.GFile to open files, for which a stand-in gives it Python's `open`; and its
+generated message classes are made by today's protobuf (upb, in C) from the schemas that they hold.
+Ours is timed in two steps: the files' arrays, which is what the reference gives, and the whole way
+of a worker (checks, order, scale numbers, float16). Then the command itself runs.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from pipelines.storage.place import open_place

@@ -1,6 +1,6 @@
 """Does our model compute what the paper's repository computes?
 
-    python benchmarks/rrt_parity.py --reference DIR
+    python benchmarks/parity/rrt_parity.py --reference DIR
 
 DIR is a checkout of uvavision/RerankingTransformer. The models of its two variants are given the
 same random weights and the same random input as ours: MatchERT of RRT_GLD beside
@@ -20,7 +20,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
 
 from rrt_core.products.model import MapMatcher, ProductsConfig
 from rrt_core.transformer.model import ModelConfig, RerankingTransformer

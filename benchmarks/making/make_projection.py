@@ -1,13 +1,12 @@
-"""Make a projection of a timm extractor's locals to fewer dimensions: PCA whitening, from your
-photographs.
+"""Make a projection of a timm extractor's locals to fewer dimensions from your photographs.
 
-    python benchmarks/make_projection.py timm:resnet50 --option weights=resnet50.safetensors
-    --photos FOLDER --out FILE
+    python benchmarks/making/make_projection.py timm:resnet50
+        --option weights=resnet50.safetensors --photos FOLDER --out FILE
 
-The photographs are described as the extractor would, with the same options; the mean and covariance
-of the cells that it keeps (the strongest of all sizes) give the projection. A thousand varied
-photographs, unlike those of the evaluation, are plenty. Give FILE to the extractor:
---extractor-option projection=FILE.
+The projection is a PCA whitening. The photographs are described as the extractor would, with the
+same options; the mean and covariance of the cells that it keeps (the strongest of all sizes) give
+the projection. A thousand varied photographs, unlike those of the evaluation, are plenty. Give FILE
+to the extractor: --extractor-option projection=FILE.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ import numpy as np
 import torch
 from safetensors.numpy import save
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from pipelines.options import build, option
@@ -106,7 +105,7 @@ def make(options: argparse.Namespace) -> str:
     mean, projection = gathered.solve(options.dimensions)
     used = len(chosen) - left_out
     made_of = {
-        "made_by": "benchmarks/make_projection.py",
+        "made_by": "benchmarks/making/make_projection.py",
         "photographs": str(used),
         "photographs_sha256": contents.hexdigest(),  # of their SHA-256, in the order of their names
         "cells": str(gathered.count),

@@ -1,15 +1,15 @@
-"""Extraction from many archives: memory against the number of images, kills, and whether the end is
-the same.
+"""Extraction from many archives: memory against the number of images, kills, equal contents.
 
-    python benchmarks/make_archives.py --out DIR/archives --images 20000 --archives 20 --longest 320
-    python benchmarks/extract_scale.py --archives DIR/archives --work DIR/work [--only locals
-    globals default]
+    python benchmarks/making/make_archives.py --out DIR/archives
+        --images 20000 --archives 20 --longest 320
+    python benchmarks/speed/extract_scale.py --archives DIR/archives --work DIR/work
+        [--only locals globals default]
 
 For each setting: the first two archives undisturbed, all undisturbed, and all killed by SIGKILL
-    (the whole process
-tree) three times at random moments and started again. Printed are images, seconds, images a second,
-the peak of PSS summed over the process tree (sampled five times a second) in each quarter of the
-time, bytes on disk, what `verify` says, and whether the contents are equal.
+(the whole process tree) three times at random moments and started again. Printed are images,
+seconds, images a second, the peak of PSS summed over the process tree (sampled five times a second)
+in each quarter of the time, bytes on disk, what `verify` reports, and whether the contents are
+equal.
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ from pathlib import Path
 
 import psutil
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
 SMALL = ("--extractor-option", "sizes=[224]", "--extractor-option", "max_locals=64")
 SETTINGS: dict[
     str, tuple[tuple[str, ...], int]

@@ -1,12 +1,13 @@
 """Train the weights that ship with the package, for the extractor `efficientnet`, on a CPU.
 
-    python benchmarks/train_weights.py all --work DIR       render, describe, train, export: hours
-    python benchmarks/train_weights.py train|export --work DIR
+    python benchmarks/making/train_weights.py all --work DIR
+    python benchmarks/making/train_weights.py describe|train|export --work DIR
 
-The paper trains on a million photographs of landmarks; these come of rendered views of regions of
-640 photographs (rendered_views.py, which also says which photographs are kept for validation and
-test). `train` goes on where it was stopped. `export` writes the weights, and a JSON beside them
-that says what made them.
+`all` renders, describes, trains and exports, which takes hours. The paper trains on a million
+photographs of landmarks; these weights come of rendered views of regions of 640 photographs
+(rendered_views.py, which also says which photographs are kept for validation and test). `train`
+goes on where it was stopped. `export` writes the weights, and a JSON beside them that says what
+made them.
 """
 
 from __future__ import annotations
@@ -23,11 +24,14 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import rendered_views
 import torch
-from pair_sampling import Budget, PairSampler, pair_figures, rendered_pool
-from rendered_views import BINNING, SPLITS, TRAINING_KINDS
 
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.quality import rendered_views
+from benchmarks.quality.pair_sampling import Budget, PairSampler, pair_figures, rendered_pool
+from benchmarks.quality.rendered_views import BINNING, SPLITS, TRAINING_KINDS
 from rrt_core.checkpoints import save_checkpoint
 from rrt_core.rerankers.rrt import EMBEDDED_WEIGHTS
 from rrt_core.training.loop import TrainingOptions, train
@@ -137,7 +141,7 @@ def run_export(args: argparse.Namespace) -> None:
     }
     sha256 = save_checkpoint(str(args.out), model, notes)
     card = {
-        "made_by": "benchmarks/train_weights.py all --work DIR",
+        "made_by": "benchmarks/making/train_weights.py all --work DIR",
         "sha256": sha256,
         "config": asdict(model.config),
         **notes,

@@ -1,11 +1,11 @@
-"""What --dry-run says beside what the run then takes, on real photographs: time, disk, memory.
+"""What --dry-run predicts beside what the run then takes, on real photographs.
 
-    python benchmarks/estimate_accuracy.py [--archives DIR] [--only NAME,...] [--queries 40] [--keep
-    DIR]
+    python benchmarks/speed/estimate_accuracy.py
+        [--archives DIR] [--only NAME,...] [--queries 40] [--keep DIR]
 
-Each line of the table is one command, first with --dry-run, then for good, both as processes of
+Each block of the table is one command, first with --dry-run, then for good, both as processes of
 their own, one right after the other, since a machine's speed drifts. Photographs are those of
-$RRT_TEST_DATA/photos; --archives names a folder of benchmarks/make_archives.py, of which two
+$RRT_TEST_DATA/photos; --archives names a folder of benchmarks/making/make_archives.py, of which two
 archives are taken. Time is the wall time of the whole command, disk the sum of its files' sizes,
 memory the largest PSS of its process tree. The bars: time within 30 %, disk within 5 %.
 """
@@ -23,9 +23,11 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
 from pipelines.estimate.memory import MemoryWatch, Peaks
 
-ROOT = Path(__file__).resolve().parent.parent
 DATA = Path(os.environ.get("RRT_TEST_DATA", ROOT.parent / "shared"))
 SMALL = ("--extractor-option", "sizes=[224]", "--extractor-option", "max_locals=64")
 HEADER = f"{'':<34}{'what':<10}{'predicted':>12}{'measured':>12}{'ratio':>8}"

@@ -1,14 +1,14 @@
 """Rendered views of instances for training, validation and test: split, seeds, levels, descriptors.
 
-The 800 photographs of RRT_TEST_DATA/photos are put into one seeded order and split; instances are
-textured regions of photographs (rrt_core/instances.py), each rendered in front of other photographs
-of its own split. Training has a view for every line of TRAINING_KINDS. Validation and test have, of
-each instance, a query (described as the crop to its box) and VIEWS_A_LEVEL gallery views at each of
-the renderer's levels mild, medium and hard (rrt_core/view_levels.py). Splits, seeds and kinds stand
-here before anything is trained and do not change afterwards.
+    python benchmarks/quality/rendered_views.py SPLIT --work DIR [--part 0 --parts 2]
 
-    python benchmarks/rendered_views.py SPLIT --work DIR [--part 0 --parts 2]      describe a split,
-    or finish it
+describes a split, or finishes it. The 800 photographs of RRT_TEST_DATA/photos are put into one
+seeded order and split; instances are textured regions of photographs
+(rrt_core/synthetic/instances.py), each rendered in front of other photographs of its own split.
+Training has a view for every line of TRAINING_KINDS. Validation and test have, of each instance, a
+query (described as the crop to its box) and VIEWS_A_LEVEL gallery views at each of the renderer's
+levels mild, medium and hard (rrt_core/synthetic/levels.py). Splits, seeds and kinds are fixed here
+before anything is trained and do not change afterwards.
 
 A chunk of photographs is one file of the cache; a rerun makes the missing ones only, and several
 processes may share the work (`part` of `parts`).
@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import functools
 import os
+import sys
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
@@ -26,15 +27,16 @@ import cv2
 import numpy as np
 import torch
 
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
 from rrt_core.extractors import Description, Extractor, create
 from rrt_core.images import decode
 from rrt_core.synthetic.instances import cut_instances
 from rrt_core.synthetic.rendering import LEVELS, Level, render_view, view_rng
 from rrt_core.transformer.model import bin_scales
 
-PHOTOS = (
-    Path(os.environ.get("RRT_TEST_DATA", Path(__file__).resolve().parents[2] / "shared")) / "photos"
-)
+PHOTOS = Path(os.environ.get("RRT_TEST_DATA", ROOT.parent / "shared")) / "photos"
 SPLITS = {
     "validation": range(80),
     "test": range(80, 160),

@@ -1,7 +1,7 @@
-"""Make many different images out of real photographs, in tar.gz archives as large collections come.
+"""Make many different images out of real photographs, in tar.gz archives.
 
-    python benchmarks/make_archives.py --out DIR [--images 20000] [--archives 20] [--longest 320]
-    [--processes 2]
+    python benchmarks/making/make_archives.py --out DIR
+        [--images 20000] [--archives 20] [--longest 320] [--processes 2]
 
 Photographs are those of $RRT_TEST_DATA/photos and products. Each image is a new JPEG: one
 photograph's random crop of half to all of its sides, perhaps flipped, its longer side scaled to
@@ -19,6 +19,7 @@ import io
 import itertools
 import multiprocessing
 import os
+import sys
 import tarfile
 import time
 from dataclasses import dataclass
@@ -27,7 +28,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
 DATA = Path(os.environ.get("RRT_TEST_DATA", ROOT.parent / "shared"))
 SUFFIXES = (".jpg", ".jpeg", ".png")
 

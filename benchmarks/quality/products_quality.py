@@ -1,20 +1,21 @@
-"""Reranking real photographs: 100 queries, 1,664 images; a query is scored by weights that never
-saw its product.
+"""Reranking real photographs with weights that never saw the query's product.
 
-    python benchmarks/products_quality.py train --fold 0 --work DIR --start WEIGHTS     (folds 0, 1,
-    2) python benchmarks/products_quality.py score --work DIR [--only METHOD ...] python
-    benchmarks/products_quality.py table --work DIR --out docs/images/products_quality.png
+    python benchmarks/quality/products_quality.py train --fold 0 --work DIR --start WEIGHTS
+    python benchmarks/quality/products_quality.py score --work DIR [--only METHOD ...]
+    python benchmarks/quality/products_quality.py table --work DIR --out PLOT.png
+
+`train` is run for the folds 0, 1 and 2. 100 queries, 1,664 images.
 
 Data: RRT_TEST_DATA/products, queries `val`, gallery `train` and the 800 photographs of photos/.
-    Products sorted by
-name, fold = position mod 3. The weights of a fold start from weights trained on rendered views
-(train_weights.py: run/step-002400.safetensors, before its long sequences) and go on with the
-photographs of the other folds' products, mixed with rendered views (--views DIR of
-rendered_views.py); the recipe is fixed beforehand, so that nothing is chosen on a test product. All
-methods see the same locals (the extractor's defaults, 500 an image) and the same shortlists (the
-global top 100). Thresholds of the baselines are chosen for each fold and number of locals on the
-queries of the other folds' products, in a gallery without the fold's own. The ensemble's weight is
-chosen in the same way, but over the zero-shot weights' scores.
+Products sorted by name, fold = position mod 3. The weights of a fold start from weights trained on
+rendered views (train_weights.py: run/step-002400.safetensors, before its long sequences) and go on
+with the photographs of the other folds' products, mixed with rendered views (--views DIR of
+rendered_views.py); the recipe is fixed beforehand, so that nothing is chosen on a test product.
+
+All methods see the same locals (the extractor's defaults, 500 an image) and the same shortlists
+(the global top 100). Thresholds of the baselines are chosen for each fold and number of locals on
+the queries of the other folds' products, in a gallery without the fold's own. The ensemble's weight
+is chosen in the same way, but over the zero-shot weights' scores.
 """
 
 from __future__ import annotations
@@ -22,15 +23,21 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
-import rendered_views
 import torch
-from pair_sampling import (
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.making.train_weights import LOOKALIKES
+from benchmarks.quality import rendered_views
+from benchmarks.quality.pair_sampling import (
     Budget,
     PairSampler,
     Pool,
@@ -39,10 +46,10 @@ from pair_sampling import (
     pair_figures,
     rendered_pool,
 )
-from products_global_and_locals import describe
-from quality_plot import Curve, draw
-from rendered_views import BINNING
-from retrieval_tasks import (
+from benchmarks.quality.products_global_and_locals import describe
+from benchmarks.quality.quality_plot import Curve, draw
+from benchmarks.quality.rendered_views import BINNING
+from benchmarks.quality.retrieval_tasks import (
     Task,
     average_precisions,
     bootstrap,
@@ -53,8 +60,6 @@ from retrieval_tasks import (
     plain_average_precision,
     scores,
 )
-from train_weights import LOOKALIKES
-
 from rrt_core.checkpoints import load_checkpoint, save_checkpoint
 from rrt_core.extractors import create as create_extractor
 from rrt_core.rerankers import Locals, create
@@ -62,7 +67,7 @@ from rrt_core.rerankers.rrt import EMBEDDED_WEIGHTS
 from rrt_core.training.loop import TrainingOptions, train
 from rrt_core.transformer.model import bin_scales
 
-DATA = Path(os.environ.get("RRT_TEST_DATA", Path(__file__).resolve().parents[2] / "shared"))
+DATA = Path(os.environ.get("RRT_TEST_DATA", ROOT.parent / "shared"))
 FOLDS = 3
 BUDGETS = (32, 64, 128, 256, 500)
 RRT_BUDGETS = {

@@ -1,20 +1,20 @@
-"""Reranking Transformers for products: global, frozen and joint training on real photographs of
-cartons in shops.
+"""Transformers for products: global, frozen and joint training on photographs of cartons in shops.
 
-    python benchmarks/products_joint.py --out DIR             # the experiment of docs/products.md
-    python benchmarks/products_joint.py --out DIR --inner     # the split on which settings were
-    chosen
+    python benchmarks/quality/products_joint.py --out DIR
+    python benchmarks/quality/products_joint.py --out DIR --inner
+
+The first is the experiment of docs/products.md, the second the split on which its settings were
+chosen.
 
 Data: $RRT_TEST_DATA/products (31 products) and photos/ (800 distractors, some of them instances
-of their own in training).
-Products sorted by name, fold = position mod 3. For each fold models are trained on all photographs
-of the products of the other two folds and on 200 of photos/, and tested on the fold's `val`
-photographs against the `train` photographs of all products and photos/. Queries of all folds are
-pooled. `--inner` knows the products of folds 1 and 2 alone: trained on those of fold 1, tested with
-the `val` photographs of those of fold 2.
+of their own in training). Products sorted by name, fold = position mod 3. For each fold models are
+trained on all photographs of the products of the other two folds and on 200 of photos/, and tested
+on the fold's `val` photographs against the `train` photographs of all products and photos/. Queries
+of all folds are pooled. `--inner` knows the products of folds 1 and 2 alone: trained on those of
+fold 1, tested with the `val` photographs of those of fold 2.
 
 DIR keeps what is done; the same command goes on after a kill. `--folds 0` and `--folds 1 2` can run
-side by side once the early maps are there; the command without it then tells the table of all.
+side by side once the early maps exist; the command without it then prints the table of all.
 Results: results.json and results.csv in DIR.
 """
 
@@ -36,7 +36,8 @@ import cv2
 import numpy as np
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
 
 from rrt_core.products.backbone import create_backbone
 from rrt_core.products.crops import CropOptions, CropReader
@@ -55,7 +56,7 @@ from rrt_core.products.sampling import Ints, Sampler, neighbours
 from rrt_core.products.training import ProductsNetwork, ProductsOptions, describe, train
 from rrt_core.training.state import write_whole
 
-DATA = Path(os.environ.get("RRT_TEST_DATA", Path(__file__).resolve().parents[2] / "shared"))
+DATA = Path(os.environ.get("RRT_TEST_DATA", ROOT.parent / "shared"))
 TOP = 100
 LAMBDA = 0.5  # of the ensembles with the global score, set beforehand
 SETTINGS: dict[str, Any] = {

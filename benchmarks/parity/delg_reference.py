@@ -1,9 +1,8 @@
-"""DELG of tensorflow/models and of tf_slim with random weights, for delg_parity.py: build, export,
-extract.
+"""DELG of tensorflow/models and of tf_slim with random weights: build, export, extract.
 
-The sources are read from a folder of the user's and never copied. Their packages' own `__init__`
-(which wants compiled protocol buffers and the whole object detection library) is passed by: only
-the modules needed are imported.
+For delg_parity.py. The sources are read from a folder of the user's and never copied. Their
+packages' own `__init__` (which wants compiled protocol buffers and the whole object detection
+library) is passed by: only the modules needed are imported.
 """
 
 from __future__ import annotations

@@ -1,14 +1,15 @@
-"""Reranking rendered views of photographs and instances that nothing was trained on, at three
-levels, and the demo.
+"""Reranking rendered views of photographs that nothing was trained on, and the demo.
 
-    python benchmarks/rendered_quality.py score --views DIR --work DIR [--demo DEMO] [--only METHOD
-    ...] python benchmarks/rendered_quality.py table --views DIR --work DIR [--demo DEMO] --out
-    PLOT.png
+    python benchmarks/quality/rendered_quality.py score --views DIR --work DIR
+        [--demo DEMO] [--only METHOD ...]
+    python benchmarks/quality/rendered_quality.py table --views DIR --work DIR
+        [--demo DEMO] --out PLOT.png
 
-Tasks: mild, medium and hard (rendered_views.py, split `test`): the crops of QUERIES instances each
-    ask for the
-views of their own among the views of all test instances at one level. --demo names a demo's output
-folder (run_pipeline.sh demo), whose images are asked under the ROxford protocols Medium and Hard.
+Tasks: mild, medium and hard (rendered_views.py, split `test`): the crops of QUERIES instances are
+the queries, the views of all test instances at one level the gallery. --demo names a demo's output
+folder (run_pipeline.sh demo), whose images are evaluated under the ROxford protocols Medium and
+Hard.
+
 The global top 100 is reranked; all methods score the same pairs from the same locals (the
 extractor's defaults). Thresholds of the baselines and the ensemble's weight are chosen on the split
 `validation`, for each number of locals, over its three levels together. mAP is that of ROxford
@@ -19,18 +20,23 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import cv2
 import numpy as np
-import rendered_views
 import torch
-from described import described
-from products_quality import GAMMAS, GEOMETRIC_GRID, LAMBDAS, MUTUAL_GRID
-from quality_plot import Curve, draw
-from rendered_views import SPLITS, TASK_KINDS, Views, entangled
-from retrieval_tasks import (
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.quality import rendered_views
+from benchmarks.quality.described import described
+from benchmarks.quality.products_quality import GAMMAS, GEOMETRIC_GRID, LAMBDAS, MUTUAL_GRID
+from benchmarks.quality.quality_plot import Curve, draw
+from benchmarks.quality.rendered_views import SPLITS, TASK_KINDS, Views, entangled
+from benchmarks.quality.retrieval_tasks import (
     Task,
     average_precisions,
     bootstrap,
@@ -39,7 +45,6 @@ from retrieval_tasks import (
     perfect,
     scores,
 )
-
 from rrt_core.extractors import create as create_extractor
 from rrt_core.metrics.revisited import PROTOCOLS, average_precision, positions_of
 from rrt_core.rerankers import Locals, Reranker, create
