@@ -31,6 +31,8 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.last_line import print_figures
+
 DATA = Path(os.environ.get("RRT_TEST_DATA", ROOT.parent / "shared"))
 SUFFIXES = (".jpg", ".jpeg", ".png")
 
@@ -87,7 +89,7 @@ def make_image(files: list[Path], seed: int, number: int, longest: int) -> bytes
 
 
 def make_archive(archive: Made) -> int:
-    """Write one archive; bytes of it. A name stands only for a whole one."""
+    """Write one archive, under its name only when it is whole; returns its size in bytes."""
     files = photographs()
     temporary = archive.path.with_name(archive.path.name + ".tmp")
     with (
@@ -139,13 +141,20 @@ def main() -> None:
         for done, number_of_bytes in enumerate(pool.imap(make_archive, planned), 1):
             size += number_of_bytes
             print(
-                f"\r{done} of {len(planned)} archives, {bounds[done]:,} images, {size / 1e6:,.0f} "
-                f"MB, "
-                f"{time.monotonic() - begun:.0f} s",
+                f"\r{done} of {len(planned)} archives, {bounds[done]:,} images, "
+                f"{size / 1e6:,.0f} MB, {time.monotonic() - begun:.0f} s",
                 end="",
                 flush=True,
             )
     print()
+    print_figures(
+        {
+            "archives": len(planned),
+            "images": options.images,
+            "megabytes": size / 1e6,
+            "seconds": time.monotonic() - begun,
+        }
+    )
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from safetensors.numpy import save
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.last_line import print_figures
 from pipelines.options import build, option
 from rrt_core.extractors import create
 from rrt_core.extractors.projection import Whitening
@@ -63,13 +64,20 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     try:
-        print(make(options))
+        figures = make(options)
     except UserError as error:
         raise SystemExit(f"make_projection.py: {error}") from None
 
+    print(
+        f"{options.out}: {figures['channels']} -> {figures['dimensions']} dimensions, "
+        f"{figures['cells']:,} cells of {figures['photographs']} photographs "
+        f"({figures['undecoded']} could not be decoded), {figures['seconds']:.0f} s"
+    )
+    print_figures(figures)
 
-def make(options: argparse.Namespace) -> str:
-    """Make the file; what to say of it."""
+
+def make(options: argparse.Namespace) -> dict[str, Any]:
+    """Make the file: the figures of what it was made from."""
     torch.set_num_threads(1)  # sums in one order
     extractor = create(
         options.extractor,
@@ -82,15 +90,13 @@ def make(options: argparse.Namespace) -> str:
     files = sorted(path for path in options.photos.rglob("*") if path.suffix.lower() in SUFFIXES)
     if not files:
         raise UserError(
-            f"There is no {', '.join(SUFFIXES)} in {options.photos}: name a folder of photographs."
+            f"No {', '.join(SUFFIXES)} in {options.photos}: name a folder of photographs."
         )
     chosen = np.random.default_rng(options.seed).permutation(len(files))[: options.photographs]
-    started, gathered, contents, left_out = (
-        time.monotonic(),
-        Whitening(extractor.local_dim),
-        hashlib.sha256(),
-        0,
-    )
+
+    started = time.monotonic()
+    gathered = Whitening(extractor.local_dim)
+    contents, left_out = hashlib.sha256(), 0
     for path in [files[number] for number in sorted(chosen)]:
         data = path.read_bytes()
         try:
@@ -100,8 +106,9 @@ def make(options: argparse.Namespace) -> str:
             continue
         contents.update(hashlib.sha256(data).digest())
         with torch.inference_mode():
-            for found in extractor.strongest([image]):
-                gathered.add(found.cells.cpu().numpy())
+            for strongest in extractor.strongest([image]):
+                gathered.add(strongest.cells.cpu().numpy())
+
     mean, projection = gathered.solve(options.dimensions)
     used = len(chosen) - left_out
     made_of = {
@@ -119,12 +126,14 @@ def make(options: argparse.Namespace) -> str:
     }
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_bytes(save({"mean": mean, "projection": projection}, metadata=made_of))
-    seconds = time.monotonic() - started
-    return (
-        f"{options.out}: {mean.shape[0]} -> {projection.shape[1]} dimensions, {gathered.count:,} "
-        f"cells of {used} "
-        f"photographs ({left_out} could not be decoded), {seconds:.0f} s"
-    )
+    return {
+        "channels": mean.shape[0],
+        "dimensions": projection.shape[1],
+        "cells": gathered.count,
+        "photographs": used,
+        "undecoded": left_out,
+        "seconds": time.monotonic() - started,
+    }
 
 
 if __name__ == "__main__":

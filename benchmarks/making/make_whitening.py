@@ -26,6 +26,7 @@ from safetensors.numpy import save
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.last_line import print_figures
 from rrt_core.extractors.efficientnet.extractor import LOCAL_CHANNELS, WHITENING, EfficientNet
 from rrt_core.extractors.projection import directions
 from rrt_core.images import decode
@@ -89,10 +90,9 @@ def main() -> None:
     arrays = {"mean": mean.astype(np.float32), "projection": projection.astype(np.float32)}
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_bytes(save(arrays, metadata=made_of))
-    print(
-        f"{options.out}: {count:,} cells of {len(files)} photographs, "
-        f"{time.monotonic() - started:.0f} s"
-    )
+    seconds = time.monotonic() - started
+    print(f"{options.out}: {count:,} cells of {len(files)} photographs, {seconds:.0f} s")
+    print_figures({"photographs": len(files), "cells": count, "seconds": seconds})
 
 
 if __name__ == "__main__":

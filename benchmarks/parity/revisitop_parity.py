@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -22,6 +21,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.last_line import print_figures
 from rrt_core.metrics import revisited as metrics
 from schemas.ground_truth.ground_truth import GroundTruth, QueryTruth, load_ground_truth
 
@@ -107,15 +107,13 @@ def main() -> None:
         metrics.PROTOCOLS
     )
     sets = [truth.name for truth in truths]
-    print(
-        json.dumps(
-            {
-                "sets": sets,
-                "trials": options.trials,
-                "rankings": count,
-                "largest difference": largest,
-            }
-        )
+    print_figures(
+        {
+            "sets": sets,
+            "trials": options.trials,
+            "rankings": count,
+            "largest_difference": largest,
+        }
     )
 
 

@@ -48,6 +48,7 @@ from matplotlib import pyplot, ticker
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.last_line import print_figures
 from benchmarks.quality.products_quality import open_products, task_of
 from benchmarks.quality.retrieval_tasks import (
     SHORTLIST,
@@ -75,9 +76,8 @@ class Setting:
     label: str
     reranker: Reranker
     storage: str = "float32"
-    logits: list[np.ndarray] = field(
-        default_factory=list
-    )  # a query each, of the shortlist in global order
+    # A query each, of the shortlist in global order.
+    logits: list[np.ndarray] = field(default_factory=list)
     seconds: float = 0.0
 
     @property
@@ -214,7 +214,7 @@ FORMATS = {
 
 
 def show(lines: Sequence[dict[str, Any]]) -> None:
-    """The table as Markdown."""
+    """Print the table as Markdown."""
     print("| " + " | ".join(COLUMNS) + " |\n" + "|---" * len(COLUMNS) + "|")
     for line in lines:
         cells = [
@@ -285,7 +285,7 @@ def main() -> None:
         help="weights of the transformer; the embedded ones where absent",
     )
     parser.add_argument(
-        "--fold", type=int, choices=(0, 1, 2), help="ask only queries of this fold's products"
+        "--fold", type=int, choices=(0, 1, 2), help="take only queries of this fold's products"
     )
     parser.add_argument(
         "--queries", type=int, default=40, metavar="N", help="how many, evenly spread (default: 40)"
@@ -330,6 +330,7 @@ def main() -> None:
         writer.writeheader()
         writer.writerows(lines)
     draw(arguments.out / "knobs.png", lines, title)
+    print_figures({"queries": len(task.queries), "weights_sha256": weights, "settings": lines})
 
 
 if __name__ == "__main__":

@@ -41,6 +41,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.last_line import print_figures
 from benchmarks.quality.products_quality import open_products, task_of
 from benchmarks.quality.retrieval_tasks import (
     SHORTLIST,
@@ -65,11 +66,8 @@ FORMS = (
     ("binary", "binary"),
     ("binary", "float16"),
 )
-RRT_FORMS = (
-    FORMS[0],
-    *FORMS[2:],
-)  # float16 moves a logit by 0.003 at most (benchmarks/quality/knobs.py)
-THRESHOLD = 0.5  # the cosine that both baselines ask of a couple by default
+RRT_FORMS = (FORMS[0], *FORMS[2:])  # float16 moves a logit by 0.003 at most (knobs.py)
+THRESHOLD = 0.5  # the cosine that both baselines require of a couple by default
 
 
 @dataclass
@@ -87,14 +85,14 @@ class Row:
     @property
     def identity(self) -> str:
         """Of all that changes the logits."""
-        told = [
+        made_by = [
             self.reranker.name,
             self.reranker.revision,
             self.reranker.weights_sha256,
             self.reranker.config,
         ]
         return hashlib.sha256(
-            json.dumps([told, self.gallery, self.query], sort_keys=True).encode()
+            json.dumps([made_by, self.gallery, self.query], sort_keys=True).encode()
         ).hexdigest()[:16]
 
     @property
@@ -129,8 +127,9 @@ def rows_of(method: str, budgets: Sequence[int]) -> list[Row]:
 
 
 def moved(cosine: float, query: str) -> float:
-    """Where a similarity lies, in the mean over rotations, after both sides are coded, or the
-    gallery's alone.
+    """Where a similarity lies after both sides are coded, or the gallery's alone.
+
+    It is the mean over rotations.
     """
     both = 1 - 2 / np.pi * np.arccos(cosine)
     return float(round(both if query == "binary" else np.sqrt(2 / np.pi) * cosine, 3))
@@ -283,6 +282,7 @@ def main() -> None:
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
         writer.writerows(lines)
+    print_figures({"rows": lines})
 
 
 if __name__ == "__main__":

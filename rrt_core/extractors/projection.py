@@ -2,8 +2,8 @@
 from a file.
 
 A file is safetensors with `mean` [C] and `projection` [C, L], float32.
-`benchmarks/making/make_projection.py` makes one from photographs, and `benchmarks/making/make_whitening.py` the
-one of the extractor efficientnet.
+`benchmarks/making/make_projection.py` makes one from photographs, and
+`benchmarks/making/make_whitening.py` the one of the extractor efficientnet.
 """
 
 from __future__ import annotations

@@ -61,10 +61,11 @@ class EfficientNet(Extractor):
     from 16 images on its bits differ. With one thread a core describes about 10 photographs a
     second.
 
-    Tried on photographs of products (benchmarks/quality/products_global_and_locals.py): the head map summed
-    over sizes (mAP 0.285) against the 320-channel map (0.272), one size (0.286, 0.248, 0.233) and
-    the mean instead of GeM (0.255); enlarging pictures of 348 pixels is worth 0.013. The stage of
-    112 channels, whitened, matches better than the stages of 80 and 112 together, whitened to 128.
+    Tried on photographs of products (benchmarks/quality/products_global_and_locals.py): the head
+    map summed over sizes (mAP 0.285) against the 320-channel map (0.272), one size (0.286, 0.248,
+    0.233) and the mean instead of GeM (0.255); enlarging pictures of 348 pixels is worth 0.013. The
+    stage of 112 channels, whitened, matches better than the stages of 80 and 112 together, whitened
+    to 128.
     A middle box of half the sides as query is as good as the whole picture; of 0.3, min_size makes
     no difference (0.328 without, 0.334 with).
     """
