@@ -15,7 +15,7 @@ PACKAGES = ("pipelines", "rrt_core", "schemas")
 # but where a line says so.
 FLOORS = (
     ("storage", "options", "stages", "quantities"),
-    ("jobs",),
+    ("jobs", "configurations"),
     ("sources",),
     ("stores", "results"),
     ("engines",),
