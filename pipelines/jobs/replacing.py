@@ -175,11 +175,6 @@ def finish_swap(place: Place) -> None:
     place.remove_empty_folder(NEXT)
 
 
-def swap_begun(place: Place) -> bool:
-    """Whether a folder is being replaced: it is neither the old output nor the new one."""
-    return place.exists(f"{NEXT}/{SWAP_NAME}")
-
-
 def _read_swap(new: Place) -> Swap | None:
     try:
         return read_strictly(read_record(new.read(SWAP_NAME), SWAP_SCHEMA), Swap)

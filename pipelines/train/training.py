@@ -36,7 +36,7 @@ from rrt_core.transformer.initialisation import initialise_identity, initialise_
 from rrt_core.transformer.model import ModelConfig, RerankingTransformer
 from schemas.errors import UserError
 from schemas.manifest import Counts, Manifest, Marker
-from schemas.plan import Job
+from schemas.plan import Job, Unit, WholeJob
 
 TITLE = f"{STAGE:<9}"
 STARTS: dict[str, Callable[..., None]] = {
@@ -332,11 +332,12 @@ def _finish(
     summary = {"figures": progressed.figures, "selected": selected}
     facts = {"kind": "weights", "steps": progressed.step, "data": notes["data"], **summary}
     facts["selected_by"] = notes["selected_by"]
-    count = Counts(progressed.step, progressed.step)
+    unit = Unit("weights", WholeJob(), 0)
     recipe = output.job.recipe_hash
-    marker = Marker("weights", recipe, "", (), count, summary, progressed.seconds)
+    marker = Marker(unit.name, recipe, "", (), Counts(0, 0), summary, progressed.seconds)
     names = [WEIGHTS, *([BEST] if progressed.best_step else [])]
-    manifest = output.finish(replace(output.job, facts=facts), names, marker, seconds)
+    job = replace(output.job, facts=facts, units=(unit,))
+    manifest = output.finish(job, names, marker, seconds)
     output.swap_in()
     return manifest
 
