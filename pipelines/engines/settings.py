@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pipelines.options import Checked, option
-from schemas.errors import JobFailed as JobFailed
 
 if TYPE_CHECKING:
     from schemas.plan import Job

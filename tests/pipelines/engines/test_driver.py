@@ -18,9 +18,9 @@ import pytest
 
 from pipelines.engines import pool
 from pipelines.engines.driver import run_job
-from pipelines.engines.settings import JobFailed, RunSettings
+from pipelines.engines.settings import RunSettings
 from pipelines.storage.place import open_place
-from schemas.errors import UserError
+from schemas.errors import JobFailed, UserError
 from schemas.manifest import Manifest
 from schemas.plan import Job
 from tests.support.faulty_worker import faulty_job

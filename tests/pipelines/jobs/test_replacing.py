@@ -17,7 +17,7 @@ import pytest
 
 from pipelines.engines import driver, pool
 from pipelines.engines.driver import run_job
-from pipelines.engines.settings import JobFailed, RunSettings
+from pipelines.engines.settings import RunSettings
 from pipelines.jobs import replacing
 from pipelines.jobs.do_unit import do_unit
 from pipelines.jobs.existing_output import is_ours
@@ -27,7 +27,7 @@ from pipelines.jobs.plan import write_plan
 from pipelines.jobs.unit_worker import make_worker
 from pipelines.storage.place import Place, open_place
 from pipelines.verify.verify import verify
-from schemas.errors import UserError
+from schemas.errors import JobFailed, UserError
 from schemas.manifest import Manifest
 from schemas.plan import Job
 from tests.support.faulty_worker import faulty_job
