@@ -90,7 +90,7 @@ def make(options: argparse.Namespace) -> dict[str, Any]:
     files = sorted(path for path in options.photos.rglob("*") if path.suffix.lower() in SUFFIXES)
     if not files:
         raise UserError(
-            f"No {', '.join(SUFFIXES)} in {options.photos}: name a folder of photographs."
+            f"There is no {', '.join(SUFFIXES)} in {options.photos}: name a folder of photographs."
         )
     chosen = np.random.default_rng(options.seed).permutation(len(files))[: options.photographs]
 

@@ -161,8 +161,8 @@ def keras_reference(
         _, _, scores, blocks, _, reduced = model.global_and_local_forward_pass(
             _normalised(tf, image, scale), training=False
         )
-        found = {"block3": blocks["block3"], "attention": scores, "descriptors": reduced}
-        return {name: value.numpy()[0] for name, value in found.items()}
+        outputs = {"block3": blocks["block3"], "attention": scores, "descriptors": reduced}
+        return {name: value.numpy()[0] for name, value in outputs.items()}
 
     threshold = _spread(maps, sample, *model.attention.conv2.variables)
     tf.saved_model.save(module, str(folder))

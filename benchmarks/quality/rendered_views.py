@@ -230,14 +230,14 @@ def _describe_photo(
     return rows
 
 
-def _row(found: Description, extractor: Extractor) -> dict[str, np.ndarray]:
-    count = min(MOST_LOCALS, len(found.descriptors))
-    local = np.zeros((MOST_LOCALS, found.descriptors.shape[1]), np.float16)
+def _row(description: Description, extractor: Extractor) -> dict[str, np.ndarray]:
+    count = min(MOST_LOCALS, len(description.descriptors))
+    local = np.zeros((MOST_LOCALS, description.descriptors.shape[1]), np.float16)
     rows, xy = np.zeros(MOST_LOCALS, np.uint8), np.zeros((MOST_LOCALS, 2), np.float32)
-    local[:count], xy[:count] = found.descriptors[:count], found.xy[:count]
-    rows[:count] = bin_scales(extractor.scales, BINNING)[found.scale[:count]]
+    local[:count], xy[:count] = description.descriptors[:count], description.xy[:count]
+    rows[:count] = bin_scales(extractor.scales, BINNING)[description.scale[:count]]
     return {
-        "descriptor": found.global_descriptor,
+        "descriptor": description.global_descriptor,
         "local": local,
         "count": np.int32(count),
         "rows": rows,

@@ -99,26 +99,26 @@ def scores(
     key = hashlib.sha256(json.dumps([identity, pairs_of], sort_keys=True).encode()).hexdigest()[:20]
     path = work / "scores" / f"{task.name}-{reranker.name}-{key}.npz"
     path.parent.mkdir(parents=True, exist_ok=True)
-    found: list[np.ndarray] = []
+    scored: list[np.ndarray] = []
     if path.exists():
         with np.load(path) as kept:
-            found = np.split(kept["logit"], np.cumsum(kept["count"])[:-1])
-    begun, saved, first = time.monotonic(), time.monotonic(), len(found)
+            scored = np.split(kept["logit"], np.cumsum(kept["count"])[:-1])
+    begun, saved, first = time.monotonic(), time.monotonic(), len(scored)
     for i in range(first, len(task.queries)):
         query = task.images[task.queries[i]]
         pairs = [(query, task.images[j]) for j in task.order[i][:shortlist]]
-        found.append(reranker.score(pairs))
+        scored.append(reranker.score(pairs))
         if time.monotonic() - saved > SAVE_EVERY or i + 1 == len(task.queries):
-            _save(path, found)
+            _save(path, scored)
             saved = time.monotonic()
-            done = sum(map(len, found[first:]))
+            done = sum(map(len, scored[first:]))
             print(
                 f"  {task.name} {reranker.name}: {i + 1}/{len(task.queries)} queries,"
                 f" {done / (saved - begun):.1f} pairs a second",
                 file=sys.stderr,
                 flush=True,
             )
-    return found
+    return scored
 
 
 def average_precisions(
@@ -136,7 +136,7 @@ def average_precisions(
 
 def firsts(task: Task, scored: Sequence[np.ndarray] | None) -> np.ndarray:
     """bool [q], whether the first place is relevant."""
-    found = (
+    ordered = (
         task.relevant
         if scored is None
         else [
@@ -144,7 +144,7 @@ def firsts(task: Task, scored: Sequence[np.ndarray] | None) -> np.ndarray:
             for relevant, s in zip(task.relevant, scored, strict=True)
         ]
     )
-    return np.array([bool(relevant[0]) for relevant in found])
+    return np.array([bool(relevant[0]) for relevant in ordered])
 
 
 def perfect(task: Task, shortlist: int = SHORTLIST) -> list[np.ndarray]:
@@ -175,7 +175,9 @@ def bootstrap(difference: np.ndarray, seed: int = 0, draws: int = 10_000) -> tup
     return float(low), float(high)
 
 
-def _save(path: Path, found: Sequence[np.ndarray]) -> None:
+def _save(path: Path, scored: Sequence[np.ndarray]) -> None:
     beside = path.with_suffix(f".{os.getpid()}.tmp.npz")
-    np.savez(beside, logit=np.concatenate(found), count=np.array([len(logits) for logits in found]))
+    np.savez(
+        beside, logit=np.concatenate(scored), count=np.array([len(logits) for logits in scored])
+    )
     beside.replace(path)

@@ -206,10 +206,11 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
+    # The commands run in the project's folder, not in this one.
+    archives, work = arguments.archives.resolve(), arguments.work.resolve()
     chance = random.Random(arguments.seed)
     settings = {
-        name: measure(name, arguments.archives, arguments.work, arguments.kills, chance)
-        for name in arguments.only
+        name: measure(name, archives, work, arguments.kills, chance) for name in arguments.only
     }
     print_figures({"settings": settings})
 

@@ -141,7 +141,9 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--workers", type=int, default=1, help="of the whole import")
     arguments = parser.parse_args()
-    folder = arguments.work / f"pairs-{arguments.pairs}"
+    # The command runs in the project's folder, not in this one.
+    work = arguments.work.resolve()
+    folder = work / f"pairs-{arguments.pairs}"
     names = make_pairs(folder, arguments.pairs)
     datum_io, feature_io = reference_reader(arguments.reference)
     place = open_place(str(folder))
@@ -211,7 +213,7 @@ def main() -> None:
             f"{rate / first:6.1f} x"
         )
 
-    store = arguments.work / "store"
+    store = work / "store"
     shutil.rmtree(store, ignore_errors=True)
     command = [
         sys.executable,

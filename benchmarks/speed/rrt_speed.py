@@ -129,7 +129,7 @@ def compare(
     }
     times: dict[str, list[float]] = {name: [] for name in ("reference", *scorers)}
     rates: dict[str, list[float]] = {name: [] for name in (*scorers, *SHAPES)}
-    found = {name: np.full(len(pairs), np.nan, np.float32) for name in times}
+    logits = {name: np.full(len(pairs), np.nan, np.float32) for name in times}
     for number in range(args.rounds):
         turn = number % args.candidates
         # The reference scores one candidate of every query, PairScorer all candidates of some.
@@ -137,20 +137,20 @@ def compare(
         if case not in TIMED:
             batch = batch[:16]
         times["reference"].append(
-            run_reference(reference, [pairs[i] for i in batch], found["reference"], batch)
+            run_reference(reference, [pairs[i] for i in batch], logits["reference"], batch)
         )
         some = numbers[numbers // args.candidates % args.candidates == turn]
         chosen = [pairs[i] for i in some]
         for name, scorer in scorers.items():
             started = time.perf_counter()
-            found[name][some] = scorer.score(chosen)
+            logits[name][some] = scorer.score(chosen)
             spent = time.perf_counter() - started
             times[name].append(spent / len(some))
             rates[name].append(operations(chosen, ours.config) / spent / 1e9)
         for name, shape in SHAPES.items():
             rates[name].append(matrix_rate(*shape))
     differences = {
-        name: float(np.nanmax(np.abs(found[name] - found["reference"]))) for name in scorers
+        name: float(np.nanmax(np.abs(logits[name] - logits["reference"]))) for name in scorers
     }
     figures: dict[str, dict[str, float]] = {}
     for name in scorers:
@@ -182,14 +182,14 @@ def compare(
 
 
 def run_reference(
-    model: torch.nn.Module, pairs: Pairs, found: np.ndarray, places: np.ndarray
+    model: torch.nn.Module, pairs: Pairs, logits: np.ndarray, places: np.ndarray
 ) -> float:
-    """Seconds a pair of one batch; its logits go to `places` of `found`."""
+    """Seconds a pair of one batch; its logits go to `places` of `logits`."""
     query, gallery = padded([q for q, _ in pairs]), padded([g for _, g in pairs])
     positions = F.pad(torch.zeros(len(pairs), SLOTS, 1), (0, 1))
     with torch.no_grad():
         started = time.perf_counter()
-        found[places] = model(*query, positions, *gallery, positions).numpy()
+        logits[places] = model(*query, positions, *gallery, positions).numpy()
         return (time.perf_counter() - started) / len(pairs)
 
 
