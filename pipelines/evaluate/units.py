@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -136,7 +136,7 @@ class Evaluate(UnitWorker):
         attempt.add(path, "metrics.json", len(truth.truth.queries), plain_name=True)
 
 
-def _ranked(split: Sequence[tuple[str, pa.Table]]) -> Ranked:
+def _ranked(split: Iterable[tuple[str, pa.Table]]) -> Ranked:
     return {name: rows.column("record_id").to_pylist() for name, rows in split}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -61,13 +61,9 @@ def read_scores(url: str, names: Sequence[str]) -> dict[str, StoredScores]:
     return found
 
 
-def read_ranking(url: str, protocol: str) -> list[tuple[str, pa.Table]]:
-    """(query id, its ranking) under a protocol."""
+def read_ranking(url: str, protocol: str) -> Iterator[tuple[str, pa.Table]]:
+    """(query id, its ranking) under a protocol, in the shortlist's order; a part is in memory."""
     place = open_place(f"{url}/ranking")
-    names = sorted(
-        entry.name
-        for entry in read_entries(place.url)
-        if entry.name.startswith(f"protocol={protocol}/")
-    )
-    table = pa.concat_tables([pq.read_table(io.BytesIO(place.read(name))) for name in names])
-    return split_by_query(table)
+    for name in sorted(entry.name for entry in read_entries(place.url)):
+        if name.startswith(f"protocol={protocol}/"):
+            yield from split_by_query(pq.read_table(io.BytesIO(place.read(name))))
