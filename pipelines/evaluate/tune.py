@@ -15,7 +15,6 @@ import numpy as np
 
 from pipelines.engines.settings import RunSettings
 from pipelines.evaluate.ensembles import (
-    ScoredList,
     extractor_of,
     read_scored,
     refuse_other_truth,
@@ -25,6 +24,7 @@ from pipelines.evaluate.tune_options import Options as Options
 from pipelines.jobs.existing_output import say_made
 from pipelines.jobs.manifests import as_input, require_manifest
 from pipelines.jobs.plan import refuse_other_recipe
+from pipelines.results.scores import ScoredList
 from pipelines.results.truth import Truth, truth_input
 from pipelines.storage.place import open_place
 from pipelines.storage.protocol import Place
