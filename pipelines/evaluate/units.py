@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipelines.evaluate.ensembles import read_scored, replayed
 from pipelines.jobs.attempt import Attempt
@@ -37,23 +36,25 @@ class Evaluate(UnitWorker):
         shortlists = list(read_shortlist(options["out"]))
         truth = truth_of(options["ground_truth"], shortlists)
         assert truth is not None  # a required option
+        queries, described = truth.truth.queries, truth.by_query()
         results: Results = {}
         for ranking, by_protocol in self._rankings(shortlists, truth).items():
             results[ranking] = {}
             for protocol in protocols_of(truth.truth):
                 ranked = by_protocol.get(protocol) or by_protocol.get("") or by_protocol["medium"]
-                lists = _positions(truth, ranked)
-                results[ranking][protocol] = evaluate(lists, truth.truth.queries, protocol, KAPPAS)
+                lists = [  # empty for a query that was not described
+                    truth.positions(ranked[described[number]] if number in described else [])
+                    for number in range(len(queries))
+                ]
+                results[ranking][protocol] = evaluate(lists, queries, protocol, KAPPAS)
 
         path = attempt.path("metrics.json")
         Path(path).write_text(json.dumps(self._metrics(truth, results), indent=1) + "\n")
-        attempt.add(path, "metrics.json", len(truth.truth.queries), plain_name=True)
+        attempt.add(path, "metrics.json", len(queries), plain_name=True)
 
-        path = attempt.path("per_query.parquet")
-        pq.write_table(_per_query(truth, results), path, compression="zstd")
-        attempt.add(path, "per_query.parquet", len(truth.truth.queries), plain_name=True)
-        described = len(truth.by_query())
-        return Counts(unit.inputs, described, unit.inputs - described)
+        table = _per_query(truth, results)
+        attempt.add_table(table, "per_query.parquet", len(queries), plain_name=True)
+        return Counts(unit.inputs, len(described), unit.inputs - len(described))
 
     def _rankings(
         self, shortlists: Iterable[tuple[str, pa.Table]], truth: Truth
@@ -88,7 +89,10 @@ class Evaluate(UnitWorker):
         rankings = {
             ranking: {
                 protocol: {
-                    **{name: _finite(mean) for name, mean in evaluation.means.items()},
+                    **{
+                        name: None if np.isnan(mean) else mean
+                        for name, mean in evaluation.means.items()
+                    },
                     "counted": evaluation.counted,
                 }
                 for protocol, evaluation in by_protocol.items()
@@ -112,19 +116,6 @@ class Evaluate(UnitWorker):
 
 def _ranked(lists: Iterable[tuple[str, pa.Table]]) -> Ranked:
     return {name: rows.column("record_id").to_pylist() for name, rows in lists}
-
-
-def _finite(value: float) -> float | None:
-    return None if np.isnan(value) else value
-
-
-def _positions(truth: Truth, ranked: Mapping[str, list[str]]) -> list[np.ndarray]:
-    """Gallery positions a query of the ground truth; empty for one that was not described."""
-    names = truth.by_query()
-    return [
-        truth.positions(ranked[names[number]] if number in names else [])
-        for number in range(len(truth.truth.queries))
-    ]
 
 
 def _per_query(truth: Truth, results: Results) -> pa.Table:

@@ -56,7 +56,12 @@ def plan(options: Options, settings: RunSettings) -> Plan:
         stage=STAGE,
         output="",
         worker="",
-        recipe={**chosen, "seed": options.seed, "threads": settings.threads_per_worker},
+        recipe={
+            "key": key,
+            "seed": options.seed,
+            "dimension": dimension,
+            "threads": settings.threads_per_worker,
+        },
         inputs={f"store-{number}": store.as_input for number, store in enumerate(stores)},
         units=(),
         settings={**asdict(options), "stores": described, **chosen},

@@ -37,13 +37,14 @@ class _IndexWorker(UnitWorker):
         name = next(entry.name for entry in read_entries(url) if entry.name.startswith(f"{unit}."))
         return read_index(url, name)
 
-    def write(self, index: Any, unit: Unit, attempt: Attempt) -> None:
-        """Write and add the index as the unit's file."""
+    def write(self, index: Any, unit: Unit, attempt: Attempt) -> Counts:
+        """Write and add the index as the unit's file; rows that failed are not in it."""
         import faiss
 
         path = attempt.path("index.faiss")
         faiss.write_index(index, path)
         attempt.add(path, f"{unit.name}.faiss", index.ntotal)
+        return Counts(unit.inputs, index.ntotal, unit.inputs - index.ntotal)
 
     def fill(self, index: Any, listed: Sequence[Sequence[int]], attempt: Attempt) -> None:
         """Add all ok rows of parts; a part at a time is in memory."""
@@ -94,10 +95,7 @@ class Fill(_IndexWorker):
         """Fill and write one shard."""
         index = self.start()
         self.fill(index, unit.of(IndexFilling).parts, attempt)
-        self.write(index, unit, attempt)
-        return Counts(
-            unit.inputs, index.ntotal, unit.inputs - index.ntotal
-        )  # failed ones: left out
+        return self.write(index, unit, attempt)
 
 
 class Merge(_IndexWorker):
@@ -114,5 +112,4 @@ class Merge(_IndexWorker):
         else:
             index = self.start()
             self.fill(index, work.parts, attempt)
-        self.write(index, unit, attempt)
-        return Counts(unit.inputs, index.ntotal, unit.inputs - index.ntotal)
+        return self.write(index, unit, attempt)

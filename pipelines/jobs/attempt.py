@@ -82,11 +82,16 @@ class Attempt:
         """
         self.finished.append((local_file, stem, rows, layout, plain_name))
 
-    def add_table(self, table: pa.Table, stem: str, *, plain_name: bool = False) -> None:
-        """Write a table as a Parquet file and hand it over, as `add` does."""
+    def add_table(
+        self, table: pa.Table, stem: str, rows: int | None = None, *, plain_name: bool = False
+    ) -> None:
+        """Write a table as a Parquet file and hand it over, as `add` does.
+
+        rows  its own by default
+        """
         path = self.path(f"{len(self.finished)}.parquet")
         pq.write_table(table, path, compression="zstd")
-        self.add(path, stem, len(table), plain_name=plain_name)
+        self.add(path, stem, len(table) if rows is None else rows, plain_name=plain_name)
 
     def _place_files(self) -> Iterator[FileEntry]:
         """Hash the finished files and bring them to their names."""
