@@ -16,7 +16,9 @@ from typing import Any
 import numpy as np
 
 from pipelines.engines.settings import RunSettings
+from pipelines.exchange.export_options import ARRAYS, DEPLOY
 from pipelines.exchange.export_options import Options as Options
+from pipelines.exchange.export_ranking import export_ranking
 from pipelines.jobs.existing_output import say_made
 from pipelines.jobs.plan import refuse_other_recipe, write_plan
 from pipelines.jobs.replacing import begin_beside, finish_swap, place_for, swap_in
@@ -37,6 +39,10 @@ LOCAL_ARRAYS = ("descriptor", "xy", "scale", "strength", "offset")
 
 def run(options: Options, settings: RunSettings = RunSettings()) -> dict[str, Any]:
     """Write (or skip) the arrays; gives what `export.json` says. Raises UserError."""
+    if options.format != ARRAYS:
+        return export_ranking(options, settings.overwrite)
+    if options.protocol != DEPLOY:
+        raise UserError("export: --protocol goes with a ranking's format, such as --format trec")
     store = Store(options.store)
     place = open_place(options.out)
     if not place.local:
@@ -176,6 +182,9 @@ def _local_pieces(store: Store, part: PartFiles, ok: np.ndarray) -> Iterator[dic
 
 def summarise(options: Options, result: dict[str, Any]) -> None:
     """Print what was written."""
+    if options.format != ARRAYS:
+        print(f"{result['queries']:,} queries, {options.protocol}: {options.out}")
+        return
     print(
         f"{result['rows']:,} images of {result['dimension']} dimensions; {result['failed']:,} "
         f"failed ones left out"

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from pipelines.configurations import read_configuration
 from pipelines.evaluate import options as evaluate
-from pipelines.evaluate.ensembles import read_asked
+from pipelines.evaluate.ensembles import read_ensemble
 from pipelines.extract import options as extract
 from pipelines.index import options as index
 from pipelines.options import Checked, build
@@ -88,7 +88,7 @@ def stages_of(config: dict[str, Any], where: str) -> Stages:
     run = {"out": posixpath.join(str(out), "run"), "ground_truth": truth}
     evaluated = stage(evaluate.Options, run) if truth else None
     if evaluated and evaluated.ensemble:
-        read_asked(evaluated.ensemble)  # a mistake in it is reported before hours of work
+        read_ensemble(evaluated.ensemble)  # a mistake in it is reported before hours of work
 
     listed = {"images": images or "", "list": config.get("list") or ""}
     if sources:
