@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from pipelines.jobs.manifests import read_entries, read_manifest, require_manifest
+from pipelines.jobs.manifests import read_entries, read_manifest
 from pipelines.jobs.plan import differences
+from pipelines.results.outputs import output_of
 from pipelines.results.scores import ScoredList, read_scores, scored_lists
 from pipelines.results.shortlists import read_shortlist
 from pipelines.results.truth import Truth
@@ -103,7 +104,7 @@ def require_scores(url: str, shortlist: Manifest) -> Manifest:
 
     Raises UserError where there are none, or those of another shortlist.
     """
-    scores = require_manifest(f"{url}/scores", "scores", "rerank")
+    scores = output_of(url, "scores")
     if scores.inputs["shortlist"]["content"] != shortlist.content:
         raise UserError(
             f"{url}/scores was made for another shortlist than {url}/shortlist holds; rerank again"

@@ -22,7 +22,7 @@ from pipelines.evaluate.ensembles import (
 )
 from pipelines.evaluate.options import Options as Options
 from pipelines.evaluate.table import metrics_table
-from pipelines.jobs.manifests import as_input, require_manifest
+from pipelines.results.outputs import as_inputs, output_of
 from pipelines.results.truth import truth_input
 from pipelines.storage.place import open_place
 from rrt_core.metrics.revisited import KAPPAS
@@ -40,8 +40,7 @@ def run(options: Options, settings: RunSettings = RunSettings()) -> Manifest:
     Raises UserError and JobFailed.
     """
     requested = read_ensemble(options.ensemble) if options.ensemble else None
-    shortlist = require_manifest(f"{options.out}/shortlist", "shortlist", "search")
-    ranking = require_manifest(f"{options.out}/ranking", "rankings", "rerank")
+    shortlist, ranking = (output_of(options.out, name) for name in ("shortlist", "ranking"))
     truth = load_ground_truth(options.ground_truth)
     plain = Job(
         stage=STAGE,
@@ -49,8 +48,7 @@ def run(options: Options, settings: RunSettings = RunSettings()) -> Manifest:
         worker="evaluate/evaluate",
         recipe={"kappas": list(KAPPAS)},
         inputs={
-            "shortlist": as_input(f"{options.out}/shortlist", shortlist),
-            "ranking": as_input(f"{options.out}/ranking", ranking),
+            **as_inputs(options.out, shortlist=shortlist, ranking=ranking),
             "ground_truth": truth_input(options.ground_truth),
         },
         units=(Unit("evaluation", WholeJob(), len(truth.queries)),),
@@ -79,7 +77,7 @@ def _with_ensemble(plain: Job, requested: Requested, url: str, shortlist: Manife
     refuse_where_tuned(requested, url, shortlist, scores, plain.inputs["ground_truth"])
     chosen = requested.at(depth, url)
     values = {"lambda": chosen.lambda_, "gamma": chosen.gamma, "k": chosen.k}
-    inputs = {**plain.inputs, "scores": as_input(f"{url}/scores", scores)}
+    inputs = {**plain.inputs, **as_inputs(url, scores=scores)}
     return replace(
         plain,
         output=f"{url}/{requested.folder(depth, url)}",
@@ -98,7 +96,7 @@ def evaluation_place(url: str, ensemble: Sequence[str]) -> str:
     if not ensemble:
         return f"{url}/evaluation"
 
-    scores = require_manifest(f"{url}/scores", "scores", "rerank")
+    scores = output_of(url, "scores")
     return f"{url}/{read_ensemble(ensemble).folder(int(scores.recipe['shortlist']), url)}"
 
 

@@ -23,8 +23,8 @@ from pipelines.evaluate.ensembles import (
 from pipelines.evaluate.table import map_table, weights
 from pipelines.evaluate.tune_options import Options as Options
 from pipelines.jobs.existing_output import say_made
-from pipelines.jobs.manifests import as_input, require_manifest
 from pipelines.jobs.plan import refuse_other_recipe
+from pipelines.results.outputs import as_inputs, output_of
 from pipelines.results.scores import ScoredList
 from pipelines.results.truth import Truth, truth_input
 from pipelines.storage.place import open_place
@@ -42,7 +42,7 @@ AXES = ("lambda", "gamma", "k")
 
 def run(options: Options, settings: RunSettings = RunSettings()) -> Tuned:
     """Write (or skip) the result. Raises UserError."""
-    shortlist = require_manifest(f"{options.out}/shortlist", "shortlist", "search")
+    shortlist = output_of(options.out, "shortlist")
     scores = require_scores(options.out, shortlist)
     truth = truth_input(options.ground_truth)
     protocols = read_metric(options.metric, protocols_of(load_ground_truth(options.ground_truth)))
@@ -55,7 +55,7 @@ def run(options: Options, settings: RunSettings = RunSettings()) -> Tuned:
         worker="",
         recipe={"metric": "+".join(protocols), "grid": dict(zip(AXES, _axes(grid), strict=True))},
         inputs={
-            "scores": as_input(f"{options.out}/scores", scores),
+            **as_inputs(options.out, scores=scores),
             "queries": shortlist.inputs["queries"],
             "ground_truth": truth,
         },

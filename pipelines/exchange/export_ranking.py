@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from pipelines.exchange.export_options import ARRAYS, Options
-from pipelines.jobs.manifests import require_manifest
+from pipelines.results.outputs import output_of
 from pipelines.results.scores import read_ranking
 from pipelines.storage.local import LocalPlace
 from pipelines.storage.place import open_place
@@ -25,7 +25,7 @@ def export_ranking(options: Options, overwrite: bool) -> dict[str, Any]:
     if options.locals:
         raise UserError("export: --locals goes with the arrays of a store, not with a ranking")
 
-    ranking = require_manifest(f"{options.store}/ranking", "ranking", "rerank")
+    ranking = output_of(options.store, "ranking")
     if options.protocol not in ranking.facts["protocols"]:
         raise UserError(
             f"{options.store} holds no ranking under {options.protocol!r}, but under "

@@ -11,6 +11,7 @@ from pipelines.engines.settings import RunSettings
 from pipelines.evaluate.stage import evaluation_place
 from pipelines.jobs.manifests import as_input, read_manifest, require_manifest
 from pipelines.report.options import Options as Options
+from pipelines.results.outputs import as_inputs, output_of
 from pipelines.results.truth import truth_input
 from pipelines.storage.place import open_place
 from schemas.errors import UserError
@@ -22,12 +23,8 @@ STAGE = "report"
 
 def run(options: Options, settings: RunSettings = RunSettings()) -> Manifest:
     """Make (or finish, or skip) the page. Raises UserError and JobFailed."""
-    shortlist = require_manifest(f"{options.out}/shortlist", "shortlist", "search")
-    ranking = require_manifest(f"{options.out}/ranking", "rankings", "rerank")
-    inputs = {
-        "shortlist": as_input(f"{options.out}/shortlist", shortlist),
-        "ranking": as_input(f"{options.out}/ranking", ranking),
-    }
+    shortlist, ranking = (output_of(options.out, name) for name in ("shortlist", "ranking"))
+    inputs = as_inputs(options.out, shortlist=shortlist, ranking=ranking)
     if options.ground_truth:
         place = evaluation_place(options.out, options.ensemble)
         command = "evaluate"

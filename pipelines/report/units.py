@@ -12,7 +12,6 @@ import pyarrow as pa
 from pipelines.evaluate.stage import evaluation_place, read_metrics
 from pipelines.evaluate.table import TITLES
 from pipelines.jobs.attempt import Attempt
-from pipelines.jobs.manifests import require_manifest
 from pipelines.jobs.unit_worker import UnitWorker
 from pipelines.report.archived import archived_pictures
 from pipelines.report.page import (
@@ -25,6 +24,7 @@ from pipelines.report.page import (
 )
 from pipelines.report.pictures import Pictures
 from pipelines.report.provenance import fact_groups
+from pipelines.results.outputs import output_of
 from pipelines.results.scores import read_ranking
 from pipelines.results.shortlists import read_shortlist, read_table
 from pipelines.results.truth import Truth, truth_of
@@ -60,7 +60,7 @@ class MakeReport(UnitWorker):
         """Write report.html."""
         options = self.job.settings
         url, ensemble = options["out"], options["ensemble"]
-        manifest = require_manifest(f"{url}/shortlist", "shortlist", "search")
+        manifest = output_of(url, "shortlist")
         before, after = dict(read_shortlist(url)), dict(read_ranking(url, DEPLOY))
         evaluation = evaluation_place(url, ensemble)
         truth, precisions, metrics = None, dict[str, Precisions](), dict[str, Any]()

@@ -12,8 +12,9 @@ from typing import Any
 
 from pipelines.engines.driver import run_job
 from pipelines.engines.settings import RunSettings
-from pipelines.jobs.manifests import as_input, read_entries, require_manifest
+from pipelines.jobs.manifests import read_entries
 from pipelines.rerank.options import Options as Options
+from pipelines.results.outputs import as_inputs, output_of
 from pipelines.results.shortlists import queries_in, shortlist_files
 from pipelines.results.truth import truth_input
 from pipelines.stores.store import Store
@@ -39,7 +40,7 @@ def run(options: Options, settings: RunSettings = RunSettings()) -> Manifest:
         output=f"{options.out}/ranking",
         worker="rerank/replay",
         recipe={"shortlist": options.shortlist, "protocols": protocols},
-        inputs={**job.inputs, "scores": as_input(job.output, scores)},
+        inputs={**job.inputs, **as_inputs(options.out, scores=scores)},
         units=tuple(_replay_units(job, protocols)),
         facts={"kind": "ranking", "protocols": protocols},
         noun="query rankings",
@@ -50,7 +51,7 @@ def run(options: Options, settings: RunSettings = RunSettings()) -> Manifest:
 def plan_scores(options: Options, settings: RunSettings) -> Job:
     """The job that scores the pairs. Raises UserError."""
     queries = Store(options.queries)
-    shortlist = require_manifest(f"{options.out}/shortlist", "shortlist", "search")
+    shortlist = output_of(options.out, "shortlist")
     if shortlist.inputs["queries"]["content"] != queries.manifest.content:
         raise UserError(
             f"{queries.place.url} is not the store that {options.out}/shortlist was made for; "
@@ -59,10 +60,7 @@ def plan_scores(options: Options, settings: RunSettings) -> Job:
     reranker = create(options.reranker, **options.reranker_option)
     notes: dict[str, Any] = getattr(reranker, "notes", {})
     _refuse_other_descriptors(notes, queries)
-    inputs = {
-        "shortlist": as_input(f"{options.out}/shortlist", shortlist),
-        "queries": queries.as_input,
-    }
+    inputs = {**as_inputs(options.out, shortlist=shortlist), "queries": queries.as_input}
     if options.ground_truth:
         inputs["ground_truth"] = truth_input(options.ground_truth)
     return Job(

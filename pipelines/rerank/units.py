@@ -8,8 +8,8 @@ import numpy as np
 import pyarrow as pa
 
 from pipelines.jobs.attempt import Attempt
-from pipelines.jobs.manifests import require_manifest
 from pipelines.jobs.unit_worker import UnitWorker
+from pipelines.results.outputs import output_of
 from pipelines.results.scores import ScoredList, read_scores, scored_lists
 from pipelines.results.shortlists import read_shortlist_part
 from pipelines.results.truth import Truth, reranked_rows, truth_of
@@ -32,7 +32,7 @@ class ScorePairs(UnitWorker):
         options = job.settings
         self.reranker = create(options["reranker"], **options["reranker_option"])
         self.queries = LocalsReader(Gallery([Store(options["queries"])]))
-        manifest = require_manifest(f"{options['out']}/shortlist", "shortlist", "search")
+        manifest = output_of(options["out"], "shortlist")
         self.locals = LocalsReader(Gallery(open_stores(manifest.facts["stores"])))
         config = self.reranker.config
         self.query_tokens = int(config.get("query_tokens", 500))

@@ -10,7 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.jobs.manifests import read_entries, require_manifest
+from pipelines.jobs.manifests import read_entries
+from pipelines.results.outputs import output_of
 from pipelines.storage.place import open_place
 from pipelines.storage.protocol import Place
 from schemas.manifest import FileEntry
@@ -23,7 +24,7 @@ def read_table(place: Place, name: str, columns: Sequence[str] | None = None) ->
 
 def shortlist_files(url: str) -> list[FileEntry]:
     """The parts of a run's shortlist; queries in the order of their store."""
-    require_manifest(f"{url}/shortlist", "shortlist", "search")
+    output_of(url, "shortlist")
     return sorted(read_entries(f"{url}/shortlist"), key=lambda entry: entry.name)
 
 
