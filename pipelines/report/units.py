@@ -73,7 +73,7 @@ class MakeReport(UnitWorker):
         queries = []
         for number, name in enumerate(shown):
             lists, known = (before[name], after[name]), precisions.get(name, {})
-            queries.append(_query(name, *lists, known, truth, pictures))
+            queries.append(_query(name, lists, known, truth, pictures))
             attempt.tell(number + 1)
 
         rankings = metrics.get("rankings", {})
@@ -145,18 +145,18 @@ def _shown(names: Sequence[str], precisions: Mapping[str, Precisions], most: int
 
 def _query(
     name: str,
-    before: pa.Table,
-    after: pa.Table,
+    lists: tuple[pa.Table, pa.Table],
     precisions: Precisions,
     truth: Truth | None,
     pictures: Pictures,
 ) -> QueryResult:
     """A query with its first images before and after."""
-    old, new = before.column("record_id").to_pylist(), after.column("record_id").to_pylist()
+    before, after = lists
+    scores, logits = before.column("score").to_pylist(), after.column("logit").to_pylist()
+    old, new = (rows.column("record_id").to_pylist() for rows in lists)
     old_ranks, new_ranks = (
         {record: rank for rank, record in enumerate(records)} for records in (old, new)
     )
-    logits, scores = after.column("logit").to_pylist(), before.column("score").to_pylist()
     first = {*old[:SHOWN], *new[:SHOWN]}
     ranked = {
         record: RankedImage(

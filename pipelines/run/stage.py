@@ -1,6 +1,4 @@
-"""run: all stages from one YAML configuration; a stage whose output is there by the same recipe is
-skipped.
-"""
+"""run: all stages from one YAML configuration; one that is made by the same recipe is skipped."""
 
 from __future__ import annotations
 
@@ -28,6 +26,7 @@ def run(options: Options, settings: RunSettings = RunSettings()) -> dict[str, An
 def run_config(config: dict[str, Any], where: str, settings: RunSettings) -> dict[str, Any]:
     """Run all stages of a configuration."""
     stages = stages_of(config, where)
+
     extract.run(stages.gallery, settings)
     extract.run(stages.queries, settings)
     index.run(stages.index, settings)
@@ -35,10 +34,12 @@ def run_config(config: dict[str, Any], where: str, settings: RunSettings) -> dic
     if stages.lazy:
         extract.run(stages.lazy, settings)
     rerank.run(stages.rerank, settings)
+
     results: dict[str, Any] = {"run": stages.report.out}
     if stages.evaluate:
         evaluate.run(stages.evaluate, settings)
         results["metrics"] = evaluate.read_metrics(stages.evaluate.out, stages.evaluate.ensemble)
+
     report.run(stages.report, settings)
     place = report.report_place(stages.report.out, stages.report.ensemble)
     results["report"] = os.path.join(open_place(place).url, "report.html")

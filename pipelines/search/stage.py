@@ -146,7 +146,7 @@ def query_blocks(queries: Store, size: int) -> list[tuple[tuple[int, int], ...]]
     rows = [
         (number, int(row))
         for number, part in enumerate(queries.parts)
-        for row in np.flatnonzero(queries.read_global(part).ok)
+        for row in np.flatnonzero(queries.read_ids(part).ok)
     ]
     if not rows:
         raise UserError(f"{queries.place.url}: no query was described")
