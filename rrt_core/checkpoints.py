@@ -1,5 +1,4 @@
-"""Files of weights: our safetensors, which hold their configuration, and the paper repository's
-`.pt`.
+"""Files of weights: our safetensors, and the `.pt` files of the paper's repository.
 
 A safetensors file names its format, its variant (`landmarks` or `products`; files without one are
 of landmarks) and its configuration in the metadata. A products file may hold its backbone's weights
@@ -59,8 +58,7 @@ class ProductsCheckpoint:
     """A loaded products model; sha256 and notes as in Checkpoint.
 
     backbone: the state dict of its backbone, {} where the file has none. A `.pt` of the paper's
-        repository
-    holds a ResNet-50 by the names that torchvision and timm use.
+        repository holds a ResNet-50 by the names that torchvision and timm use.
     """
 
     model: ProductsTransformer
@@ -82,8 +80,9 @@ def save_checkpoint(
     notes: Mapping[str, Any] | None = None,
     backbone: Mapping[str, Tensor] | None = None,
 ) -> str:
-    """Write float32 weights as safetensors, variant, configuration and `notes` (JSON) in the
-    metadata.
+    """Write float32 weights as safetensors and return the file's SHA-256.
+
+    Variant, configuration and `notes` (JSON) go into the metadata.
 
     backbone: for a products model, the state dict of the network below it, kept in the same file.
     Returns the SHA-256. The bytes depend on the arguments alone.
@@ -114,8 +113,9 @@ def load_checkpoint(path: str, *, variant: Literal["products"]) -> ProductsCheck
 def load_checkpoint(
     path: str, scale_binning: str | None = None, variant: str = LANDMARKS
 ) -> Checkpoint | ProductsCheckpoint:
-    """Open our safetensors or a `.pt` of the paper's repository, of either variant (no code in the
-    file is run).
+    """Open our safetensors or a `.pt` of the paper's repository, of either variant.
+
+    No code in the file is run.
 
     Args:
         path: file or fsspec URL.

@@ -1,16 +1,16 @@
-"""Score ensembling: the global similarity and the reranker's logit in one score, replayed from
-stored raw logits.
+"""Score ensembling: the global similarity and the reranker's logit in one score.
 
-    final = lambda * global + (1 - lambda) * sigmoid(gamma * logit)      over the first k of a
-    shortlist
+It is replayed from stored raw logits, over the first k of a shortlist:
+
+    final = lambda * global + (1 - lambda) * sigmoid(gamma * logit)
 
 lambda = 0 is the reranker's own order, lambda = 1 the global one. Source: the formula of AMES
 (Suma, Kordopatis-Zilos, Iscen, Tolias, ECCV 2024), `src/utils/metrics.py` of its repository; ELViS
 uses it too. RRT sorts by the logit alone.
 
 `search` tries a grid of (lambda, gamma, k) for any metric that is a mean over queries. It is meant
-for a validation
-set: weights that were chosen on the queries that they are then reported on say nothing.
+for a validation set: weights that were chosen on the queries that they are then reported on say
+nothing.
 """
 
 from __future__ import annotations
@@ -38,8 +38,9 @@ GAMMAS = (0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 5.0, 7.
 
 @dataclass(frozen=True)
 class Ensemble:
-    """Weight of the global score in [0, 1], steepness of the sigmoid > 0, and how many of a
-    shortlist are reordered.
+    """Weight of the global score, steepness of the sigmoid, and how many are reordered.
+
+    lambda_ lies in [0, 1], gamma is above 0, k counts the first of a shortlist.
 
     Raises:
         ValueError: a value out of its range.
@@ -63,8 +64,9 @@ class Ensemble:
 
 @dataclass(frozen=True)
 class Grid:
-    """What `search` tries: every lambda with every gamma and every k; each tuple rising, without
-    repetition.
+    """What `search` tries: every lambda with every gamma and every k.
+
+    Each tuple rises, without repetition.
 
     Raises:
         ValueError: a tuple is empty, not rising, or holds a value that `Ensemble` refuses.
@@ -103,17 +105,18 @@ class Grid:
 
 
 def default_grid(shortlist: int) -> Grid:
-    """Lambda 0 to 1 by 0.05, gamma 0.05 to 10 in about equal ratios, k 10, 20, 50, 100, ...
+    """Lambda 0 to 1 by 0.05, gamma 0.05 to 10 in about equal ratios, k 10, 20, 50, 100 ...
 
-    up to the shortlist.
+    The last k is the shortlist.
     """
     steps = (digit * 10**power for power in range(1, 9) for digit in (1, 2, 5))
     return Grid(LAMBDAS, GAMMAS, (*(k for k in steps if k < shortlist), shortlist))
 
 
 def sigmoid(x: npt.ArrayLike) -> FloatArray:
-    """1 / (1 + exp(-x)) in float64, any shape, in [0, 1]; nothing overflows. From x = 37 on it is
-    exactly 1.
+    """1 / (1 + exp(-x)) in float64, any shape, in [0, 1].
+
+    Nothing overflows. From x = 37 on it is exactly 1.
     """
     x = np.asarray(x, dtype=np.float64)
     small = np.exp(-np.abs(x))
@@ -141,8 +144,9 @@ def orders(
     lambdas: npt.ArrayLike,
     gammas: npt.ArrayLike,
 ) -> IntArray:
-    """Orders int64 [g, n] of the same n candidates, the best first, one for each pair (lambdas[i],
-    gammas[i]).
+    """Orders int64 [g, n] of the same n candidates, the best first.
+
+    There is one for each pair (lambdas[i], gammas[i]).
 
     Equal finals go by the logit, then by place. Where lambda is 0 the order is that of the raw
     logits and where it is 1 that of the global scores, both exactly, with ties by place.
@@ -173,8 +177,9 @@ def replay_ensemble(
     logits: npt.ArrayLike,
     chosen: Ensemble,
 ) -> IntArray:
-    """The order after ensembling, as places int64 [n] in the ranking: `metrics.replay` by the final
-    score.
+    """The order after ensembling, as places int64 [n] in the ranking.
+
+    It is `metrics.replay` by the final score.
 
     The first k that are not junk by final score, ties as in `orders`; then the others in the order
     of the ranking, then junk likewise.
@@ -198,8 +203,9 @@ def replay_ensemble(
 
 
 def search(candidates: Sequence[Candidates], metric: Metric, grid: Grid) -> FloatArray:
-    """The mean of a metric over queries at every point of a grid: float64 [ks, lambdas, gammas];
-    see `best`.
+    """The mean of a metric over queries at every point of a grid: float64 [ks, lambdas, gammas].
+
+    `best` chooses from it.
 
     Args:
         candidates: of each query, its first max(grid.ks) or fewer in the global order; beyond a k
@@ -248,8 +254,9 @@ def best(values: FloatArray, grid: Grid) -> Ensemble:
 
 @dataclass(frozen=True)
 class Judged:
-    """How a ground truth judges one query's candidates; its `average_precisions` is a metric for
-    `search`.
+    """How a ground truth judges one query's candidates.
+
+    Its `average_precisions` is a metric for `search`.
 
     Attributes:
         relevant, ignored: bool [n], of the candidates in the global order; what is ignored counts
@@ -265,8 +272,9 @@ class Judged:
     positives: int
 
     def average_precisions(self, found: IntArray) -> FloatArray:
-        """Average precision float64 [g] of orders [g, n] of the candidates; NaN where there is no
-        positive.
+        """Average precision float64 [g] of orders [g, n] of the candidates.
+
+        NaN where the query has no positive.
 
         Equal to `metrics.average_precision` of the whole ranking, but for rounding.
         """

@@ -1,8 +1,8 @@
 """Bytes of an image file -> upright RGB pixels, or one clear reason why not.
 
 Everything that a crawl of the web holds is met here, once: rotated photographs, CMYK scans,
-    palettes, 16-bit
-greys, transparency, animations, truncated downloads and images made to exhaust memory.
+palettes, 16-bit greys, transparency, animations, truncated downloads and images made to exhaust
+memory.
 """
 
 from __future__ import annotations
@@ -67,8 +67,9 @@ class Image:
 
     @property
     def crop_size(self) -> tuple[int, int]:
-        """Width and height of the crop (of the whole picture without a box) in pixels of the
-        original.
+        """Width and height of the crop in pixels of the original.
+
+        Without a box they are those of the whole picture.
         """
         if self.reduction > 1:
             return self.width, self.height
@@ -123,10 +124,9 @@ def decode(
     min_side    pictures, or crops, with a shorter side are refused (DELG: 10)
     largest_side  the longest side that the caller will look at (`Extractor.largest_side`). A JPEG
                 without a box is then decoded at a half, a quarter or an eighth, as far as its
-                longest side stays at least twice
-                this: several times faster, and not the same pixels as full decoding and shrinking
-                    gives. All limits
-                count in original pixels. None: every pixel.
+                longest side stays at least twice this: several times faster, and not the same
+                pixels as full decoding and shrinking gives. All limits count in original pixels.
+                None: every pixel.
 
     EXIF orientation is applied; transparency is laid over white; of an animation the first frame is
     taken; 16-bit greys are scaled to 8 bits; CMYK is converted plainly, without colour profiles.
@@ -173,8 +173,9 @@ def decode(
 def _upright_rgb(
     data: bytes, max_pixels: int, largest_side: int | None
 ) -> tuple[PillowImage.Image, tuple[int, int], int, tuple[int, int]]:
-    """The upright picture; width and height of the original, upright; the reduction; the pixels'
-    origin.
+    """The upright picture, the original's (width, height), the reduction, the origin.
+
+    Width and height are of the upright original, the origin is the pixels'.
     """
     with PillowImage.open(io.BytesIO(data), formats=_FORMATS) as file:
         width, height = file.size

@@ -6,8 +6,9 @@ import json
 
 
 def sorted_header(data: bytes) -> bytes:
-    """The safetensors file with its header's keys sorted: the library writes metadata in another
-    order every time.
+    """The safetensors file with its header's keys sorted.
+
+    The library writes metadata in another order every time.
     """
     size = int.from_bytes(data[:8], "little")
     header = json.dumps(

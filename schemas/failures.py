@@ -1,5 +1,6 @@
-"""Failures: a Parquet row for each input that failed, with its reason. Nothing is skipped in
-silence.
+"""Failures: a Parquet row for each input that failed, with its reason.
+
+Nothing is skipped in silence.
 """
 
 from __future__ import annotations
@@ -26,9 +27,7 @@ FAILURES = pa.schema(
 
 @dataclass(frozen=True)
 class FailureRow:
-    """One input that failed: its record id, the stage, a sentence, and a short word for the
-    class.
-    """
+    """One input that failed: its record id, the stage, a sentence, a word for the class."""
 
     record_id: str
     stage: str

@@ -56,8 +56,9 @@ _BOX = re.compile(f"#{','.join([_NUMBER] * 4)}\\Z")
 
 
 def encode_name(name: str | bytes) -> str:
-    """A file name as id text: ``%``, ``#``, control characters and undecodable bytes
-    percent-encoded.
+    """A file name as id text.
+
+    ``%``, ``#``, control characters and undecodable bytes are percent-encoded.
     """
     raw = os.fsencode(name) if isinstance(name, str) else name
     text = raw.decode("utf-8", "surrogateescape")

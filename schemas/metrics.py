@@ -6,9 +6,8 @@
     per_query.parquet   PER_QUERY below
 
 Rankings: global (the shortlist's own order), reranked (each protocol by its own replay; easy is
-    evaluated on
-medium's), deploy (reranked without label knowledge); ensemble and ensemble_deploy likewise, where
-one was asked for.
+evaluated on medium's), deploy (reranked without label knowledge); likewise, with the options of an
+ensemble, ensemble and ensemble_deploy.
 """
 
 from __future__ import annotations

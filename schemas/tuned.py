@@ -1,5 +1,6 @@
-"""The result of `tune`: a JSON file that says which (lambda, gamma, k) is best on a validation set,
-and what made it.
+"""The result of `tune`: which (lambda, gamma, k) is best on a validation set.
+
+A JSON file, with what made it:
 
     {"schema", "best": {"lambda", "gamma", "k"}, "metric", "queries",
      "values": {"best" | "reranked" | "global": {"mean", "medium", "hard", ...}},       measures in

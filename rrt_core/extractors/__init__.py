@@ -111,8 +111,9 @@ class Extractor(ABC):
         """
 
     def describe_globals(self, images: Sequence[Image]) -> list[Description | Failure]:
-        """As `describe`, the same globals to the bit, with no local descriptors: for stores whose
-        locals come later.
+        """As `describe`, the same globals to the bit, with no local descriptors.
+
+        It is for stores whose locals come later.
 
         Extractors that can leave out work override it.
         """

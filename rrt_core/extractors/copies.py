@@ -26,8 +26,7 @@ def largest_copy(image: Image, size: int, enlarge: float, min_size: int) -> floa
 
 
 def copy_of(image: Image, side: float, multiple: int = 1) -> npt.NDArray[np.uint8]:
-    """The image with the longest side of its crop (`Image.crop_size`) brought to `side`; uint8 [h,
-    w, 3].
+    """A copy uint8 [h, w, 3] whose crop (`Image.crop_size`) has the longest side `side`.
 
     Sides are rounded to multiples of `multiple`, at least one. Shrunk by averaging areas (no
     aliasing).
@@ -43,8 +42,9 @@ def copy_of(image: Image, side: float, multiple: int = 1) -> npt.NDArray[np.uint
 def places(
     image: Image, shape: tuple[int, ...], x: npt.NDArray[np.float64], y: npt.NDArray[np.float64]
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """x and y in a copy of `shape` (height, width, ...) -> in the upright original; the first pixel
-    covers 0..1.
+    """Places in a copy of `shape` (height, width, ...) as places in the upright original.
+
+    The first pixel covers 0..1.
     """
     found = (
         image.origin[axis] + value * (image.span[axis] / shape[1 - axis])
@@ -63,8 +63,9 @@ def places(
 def cell_places(
     image: Image, shape: tuple[int, ...], x: npt.NDArray[np.float64], y: npt.NDArray[np.float64]
 ) -> npt.NDArray[np.float32]:
-    """As `places`, of the cells of a grid with columns at `x` and rows at `y`: x, y of each,
-    float32 [cells, 2].
+    """As `places`, of the cells of a grid with columns at `x` and rows at `y`.
+
+    Returns x, y of each cell, float32 [cells, 2].
     """
     across, down = places(image, shape, x, y)
     return np.stack(np.meshgrid(across, down), axis=-1).reshape(-1, 2).astype(np.float32)

@@ -1,5 +1,6 @@
-"""Projections of local descriptors to fewer dimensions: PCA whitening, or any learned linear map,
-from a file.
+"""Projections of local descriptors to fewer dimensions.
+
+They are PCA whitenings, or any learned linear map, from a file.
 
 A file is safetensors with `mean` [C] and `projection` [C, L], float32.
 `benchmarks/make_projection.py` makes one from photographs, and `benchmarks/make_whitening.py` the
@@ -24,8 +25,9 @@ Floats = npt.NDArray[np.float64]
 
 
 class Strongest(NamedTuple):
-    """What the maps of an image's copies hold, before projection; n <= max_locals, the strongest
-    first.
+    """What the maps of an image's copies hold, before projection.
+
+    n <= max_locals; the strongest come first.
     """
 
     pooled: Tensor  # float32 [D], summed over the sizes, not normalised
@@ -105,12 +107,10 @@ class Whitening:
         self.count += len(directions)
 
     def solve(self, dimensions: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-        """mean [C] and projection [C, dimensions]: principal axes, each divided by its standard
-        deviation.
+        """mean [C] and projection [C, dimensions]: principal axes over their standard deviations.
 
         An axis has no sign of its own: its largest entry is made positive. Raises UserError where
-            the cells have
-        fewer dimensions, or there are fewer than two a dimension.
+        the cells have fewer dimensions, or are fewer than two a dimension.
         """
         channels = len(self._total)
         if not 1 <= dimensions <= channels:

@@ -99,9 +99,7 @@ class RootSift(Extractor):
 
 
 def root(histograms: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """SIFT histograms [n, 128], not negative -> square roots of their L1-normalised values: L2 norm
-    1.
-    """
+    """SIFT histograms [n, 128], not negative -> roots of their L1-normalised values, L2 norm 1."""
     sums = np.maximum(histograms.sum(axis=1, keepdims=True), np.float32(1e-12))
     return np.asarray(np.sqrt(histograms / sums), np.float32)
 

@@ -1,10 +1,9 @@
-"""Backbones of the products variant: crops in, the last feature map out, trained whole, in their
-late part or not.
+"""Backbones of the products variant: crops in, the last feature map out.
 
-A backbone is two parts in a row. What is not trained need not be computed again: its output can be
-    kept once
-for each crop (products_inputs.py). The paper trains a whole ResNet-50 with its batch norms frozen
-(statistics of ImageNet, affine parts trained); so do we.
+A backbone is two parts in a row; it is trained whole, in its late part, or not at all. What is not
+trained need not be computed again: its output can be kept once for each crop (inputs.py). The paper
+trains a whole ResNet-50 with its batch norms frozen (statistics of ImageNet, affine parts trained);
+so do we.
 """
 
 from __future__ import annotations
@@ -33,8 +32,9 @@ TIMM = "timm:"
 class Backbone(nn.Module):
     """A network cut in two.
 
-    name: what create_backbone takes. network: what its files of weights hold. map_channels: of the
-        map.
+    name: what create_backbone takes.
+    network: what its files of weights hold.
+    map_channels: of the map.
     parted: whether `late` is only a part of it.
     """
 
@@ -56,8 +56,9 @@ class Backbone(nn.Module):
         return self.late(self.early(crops))
 
     def set_trained(self, trained: str) -> None:
-        """Which parameters get gradients: `all`, those of `late`, or `none`. Raises UserError where
-        there is no cut.
+        """Which parameters get gradients: `all`, those of `late`, or `none`.
+
+        Raises UserError for `late` where the network has no cut.
         """
         if trained not in TRAINED:
             raise UserError(f"trained is {trained!r}; it must be one of {', '.join(TRAINED)}.")
@@ -83,8 +84,9 @@ class Backbone(nn.Module):
 
 
 class Lite0Backbone(Backbone):
-    """EfficientNet-Lite0 up to its 1,280-channel map, stride 32; cut behind its stage of 112
-    channels, stride 16.
+    """EfficientNet-Lite0 up to its 1,280-channel map, stride 32.
+
+    It is cut behind its stage of 112 channels, stride 16.
 
     Its batch norms are folded into the convolutions, so that they are frozen by nature. With
     `stride16` the map has 448 more channels: the four cells of the stage of 112 channels that lie
@@ -129,8 +131,9 @@ class Lite0Backbone(Backbone):
 
 
 class TimmBackbone(Backbone):
-    """The last map of a timm model, its crops normalised as its configuration says; one part, cut
-    nowhere.
+    """The last map of a timm model; one part, cut nowhere.
+
+    Crops are normalised as the model's configuration says.
     """
 
     mean: Tensor
@@ -223,8 +226,9 @@ def create_backbone(name: str, weights: str | None = None) -> Backbone:
 
 
 def load_backbone_state(network: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
-    """Fill from a state dict; a classifier's weights in it are left out. Raises UserError where
-    others differ.
+    """Fill from a state dict; a classifier's weights in it are left out.
+
+    Raises UserError where others differ.
     """
     wanted = network.state_dict()
     missing = [

@@ -1,10 +1,9 @@
 """Square crops of photographs of products, plain for testing and augmented for training.
 
 Testing: the picture resized to `resize` x `resize`, its middle `crop` x `crop` cut out
-    (RRT_SOP/utils/data:
-256 and 224). Training: a random part of it, resized to `crop` x `crop` (as torchvision's
-RandomResizedCrop), the rest by choice. Mirroring, which the paper does, is off by default: it makes
-print unreadable, and print tells cartons apart.
+(RRT_SOP/utils/data: 256 and 224). Training: a random part of it, resized to `crop` x `crop` (as
+torchvision's RandomResizedCrop), the rest by choice. Mirroring, which the paper does, is off by
+default: it makes print unreadable, and print distinguishes cartons.
 """
 
 from __future__ import annotations
@@ -29,11 +28,12 @@ Pixels = npt.NDArray[np.uint8]
 class CropOptions:
     """How crops are made.
 
-    resize, crop: pixels, see the module. area: least and most share of the picture in an augmented
-        crop (the paper:
-    0.08 to 1). aspect: most width to height, or height to width. degrees: most turned to either
-    side. jitter: most change of brightness, contrast and saturation, as a share. flip: mirror half
-    of the crops.
+    resize, crop: pixels, see the module.
+    area: least and most share of the picture in an augmented crop (the paper: 0.08 to 1).
+    aspect: most width to height, or height to width.
+    degrees: most turned to either side.
+    jitter: most change of brightness, contrast and saturation, as a share.
+    flip: mirror half of the crops.
     """
 
     resize: int = 256

@@ -1,5 +1,6 @@
-"""A start for the products variant from which little data suffices: it already compares alike
-cells.
+"""A start for the products variant from which little data suffices.
+
+It already compares alike cells.
 
 Not in the paper, which learns it from 59,551 photographs. The idea is that of `initialise_matching`
 for landmarks, with two differences: a cell's descriptor is made by the 1x1 convolution, so that we
@@ -34,8 +35,9 @@ _RANGE = 6.0  # what the first degree reaches at the last one's threshold
 
 
 def principal_components(cells: Tensor, count: int, power: float) -> tuple[Tensor, Tensor]:
-    """Whitening of cells float32 [n, C]: weight [count, C] and bias [count] of a linear map to
-    components.
+    """Whitening of cells float32 [n, C], as a linear map to components.
+
+    Returns weight [count, C] and bias [count].
 
     power: 1 = all components of one variance, 0 = as they come. Scaled so that the mean squared
         length is 1.
@@ -60,8 +62,9 @@ def principal_components(cells: Tensor, count: int, power: float) -> tuple[Tenso
 
 
 def start_from_triplets(model: ProductsTransformer, maps: Tensor) -> None:
-    """initialise_matching from float32 [3 * t, map_channels, h, w]: anchor, positive, negative,
-    anchor, ...
+    """initialise_matching from float32 [3 * t, map_channels, h, w].
+
+    Rows are anchor, positive, negative, anchor, ...
     """
     anchors = torch.arange(0, len(maps), 3)
     query, gallery = torch.cat([anchors, anchors]), torch.cat([anchors + 1, anchors + 2])
@@ -76,8 +79,7 @@ def initialise_matching(
     same: Tensor,
     power: float = 1.0,
 ) -> None:
-    """Make the matcher, before any training, score how well the query's cells are found in the
-    gallery image.
+    """Make the matcher, before any training, score how well cells match the other image's.
 
     Args:
         maps: float32 [n, map_channels, h, w] of training images, n a hundred or so.
@@ -85,12 +87,12 @@ def initialise_matching(
             gallery.
         same: float32 [p], 1 where a pair shows the same product; of both kinds there are some.
         power: of the whitening, see `principal_components`.
+
     Raises UserError for a model of one layer, or of too small a width or map.
 
     The width is parted into orthogonal subspaces: what the position embeddings span (with the
-        vector of ones, which
-    layer norm takes away), a direction each for `ruler`, `side`, `reader` and four degrees of
-    likeness, and the rest for the descriptors: principal components of the cells.
+    vector of ones, which layer norm takes away), a direction each for `ruler`, `side`, `reader` and
+    four degrees of likeness, and the rest for the descriptors: principal components of the cells.
 
     - First layer, attention: half of the heads compare the first components, half the next; an
       opposite `side` counts for, so that a cell attends to its likeness in the other image and not
@@ -203,8 +205,8 @@ def logistic_regression(
 ) -> tuple[float, float]:
     """Scale and offset that make `scores` logits of `same`, float [p] both, by Newton's method.
 
-    ridge: penalty on the scale of standardised scores, a share of p; it keeps it finite where all
-        is told apart.
+    ridge: penalty on the scale of standardised scores, a share of p; it keeps it finite where the
+        scores separate all pairs.
     """
     spread = float(scores.double().std().clamp(min=1e-12))
     x = torch.stack([scores.double() / spread, torch.ones_like(scores, dtype=torch.float64)], dim=1)
@@ -222,9 +224,7 @@ def logistic_regression(
 
 
 def _free_directions(width: int, sides: tuple[int, int]) -> Tensor:
-    """Orthonormal rows, float32 [k, width], orthogonal to all positions and to the vector of
-    ones.
-    """
+    """Orthonormal rows, float32 [k, width], orthogonal to all positions and to the ones."""
     taken = torch.cat([sine_positions(*sides, width), torch.ones(1, width)]).double()
     _, singular, rows = torch.linalg.svd(taken, full_matrices=True)
     rank = int((singular > _NEGLIGIBLE * singular[0]).sum())

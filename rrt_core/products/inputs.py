@@ -1,5 +1,4 @@
-"""What the trained part of a network takes: crops, or the kept output of the part that is not
-trained.
+"""What the trained part of a network takes: crops, or the kept output of the other part.
 
 The early part of a backbone is most of its cost at high resolution. Where it is not trained, its
 output for the plain crop and a few augmented copies of each image is computed once and kept in one

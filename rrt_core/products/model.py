@@ -1,9 +1,7 @@
-"""The Reranking Transformer for products: pairs of feature maps of one network, with what leads up
-to them.
+"""The Reranking Transformer for products: pairs of feature maps of one network.
 
 Source: Tan, Yuan, Ordonez, "Instance-level Image Retrieval using Reranking Transformers" (ICCV
-    2021), the
-variant for Stanford Online Products (uvavision/RerankingTransformer,
+2021), the variant for Stanford Online Products (uvavision/RerankingTransformer,
 RRT_SOP/models/{matcher,base_model}.py). Parameter names and shapes are those of the paper's
 repository, so that its published checkpoints load.
 
@@ -42,8 +40,9 @@ _POSITION_EPSILON = 1e-6
 class ProductsConfig:
     """Shape of a products model.
 
-    map_channels: of the backbone's map (2048 for ResNet-50). global_dim: of the global descriptor.
-    backbone: the name that products_backbone.create_backbone takes, "" where a file names none.
+    map_channels: of the backbone's map (2048 for ResNet-50).
+    global_dim: of the global descriptor.
+    backbone: the name that backbone.create_backbone takes, "" where a file names none.
     """
 
     map_channels: int = 2048
@@ -157,8 +156,9 @@ class ProductsTransformer(nn.Module):
         return F.normalize(self.remap(maps.mean((2, 3))), dim=-1)
 
     def describe_local(self, maps: Tensor) -> Tensor:
-        """float [B, map_channels, h, w] -> float [B, d_model, h, w], not normalised: what the
-        matcher takes.
+        """Maps float [B, map_channels, h, w] -> float [B, d_model, h, w], not normalised.
+
+        This is what the matcher takes.
         """
         local: Tensor = self.remap_local(maps)
         return local

@@ -19,9 +19,7 @@ Ints = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Batch:
-    """rows, copies: int64 [B], images and their augmented copies. labels: int64 [B], their
-    identities.
-    """
+    """Images of a step, int64 [B] each: rows, their augmented copies, their identities (labels)."""
 
     rows: Ints
     copies: Ints
@@ -49,10 +47,10 @@ class Sampler:
     """Draws batches from labelled images.
 
     labels: int64 [n], >= 0; an image whose label no other has is an instance of its own, and is its
-        own positive
-    in another augmented copy. copies: augmented copies there are; 0: plain crops only. lone_share:
-        share of the
-    anchors, or of the identities of a batch, that are such instances (where there are both kinds).
+        own positive in another augmented copy.
+    copies: augmented copies there are; 0: plain crops only.
+    lone_share: share of the anchors, or of the identities of a batch, that are such instances
+        (where there are both kinds).
     """
 
     def __init__(self, labels: Ints, copies: int, seed: int, lone_share: float = 0.3) -> None:
@@ -80,8 +78,9 @@ class Sampler:
         )
 
     def identities(self, step: int, size: int) -> Batch:
-        """Two images each of size / 2 identities; identities come again only when all were
-        drawn.
+        """Two images each of size / 2 identities.
+
+        An identity comes again only when all were drawn.
         """
         rng = np.random.default_rng([self.seed, step, 1])
         wanted = size // 2

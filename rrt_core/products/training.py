@@ -1,5 +1,4 @@
-"""Training of the products variant: the global descriptor, the reranker on a frozen backbone, both
-jointly.
+"""Training of the products variant: the global descriptor, the reranker, or both jointly.
 
 Three modes, each of which starts from what the one before it made
 (RRT_SOP/experiment_{global,rerank}.py):
@@ -48,15 +47,18 @@ OPTIMISERS = ("adamw", "sgd")
 class ProductsOptions:
     """How a mode is trained.
 
-    mode: see the module. trained: what of the backbone has gradients in the modes global and joint:
-        `all` or `late`.
-    steps: optimiser steps. batch: images a step (global: two an identity; frozen, joint: whole
-        triplets). lr: peak,
-    of `remap`, convolution and matcher; backbone_lr: of the backbone, as a share of lr. warmup:
-    steps up to the peak, then a cosine to 3% of it. temperature: of the contrastive loss.
+    mode: see the module.
+    trained: what of the backbone has gradients in the modes global and joint: `all` or `late`.
+    steps: optimiser steps.
+    batch: images a step (global: two an identity; frozen, joint: whole triplets).
+    lr: peak, of `remap`, convolution and matcher.
+    backbone_lr: of the backbone, as a share of lr.
+    warmup: steps up to the peak, then a cosine to 3% of it.
+    temperature: of the contrastive loss.
     global_share: joint: weight of the contrastive loss of anchors and positives, added to the
-    reranker's (0 = the paper's). precision: bfloat16 lets the matcher compute in it (on a CPU the
-    backbone stays in float32: depthwise convolutions in bfloat16 take twice as long backwards).
+        reranker's (0 = the paper's).
+    precision: bfloat16 lets the matcher compute in it (on a CPU the backbone stays in float32:
+        depthwise convolutions in bfloat16 take twice as long backwards).
     clip: largest gradient norm, 0 = any.
     """
 
@@ -110,8 +112,9 @@ class ProductsNetwork(nn.Module):
     """
 
     def __init__(self, backbone: Backbone, model: ProductsTransformer, trained: str) -> None:
-        """trained: all (input: crops), late (input: the early part's output) or none (input:
-        maps).
+        """Cut the backbone where the training begins.
+
+        trained: all (input: crops), late (input: the early part's output) or none (input: maps).
         """
         super().__init__()
         self.backbone, self.model, self.trained = backbone, model, trained
@@ -126,13 +129,11 @@ class ProductsNetwork(nn.Module):
 
 
 def contrastive_loss(descriptors: Tensor, labels: Tensor, temperature: float) -> Tensor:
-    """-log of the share that images of the same identity have in the likeness of each image to all
-    others; mean.
+    """Mean of -log of the share of an image's own identity in its likeness to all others.
 
     descriptors: float [B, D], L2 = 1. labels: int64 [B]. Images without another of their identity
-        are left out.
-    The paper's code lets each image itself count with exp(0) among the others, a slip that is not
-    repeated here.
+    are left out. The paper's code lets each image itself count with exp(0) among the others, a slip
+    that is not repeated here.
     """
     likeness = descriptors @ descriptors.T / temperature
     itself = torch.eye(len(labels), dtype=torch.bool, device=labels.device)
@@ -266,8 +267,9 @@ def _loss(
 
 
 def parameter_groups(network: ProductsNetwork, options: ProductsOptions) -> list[dict[str, Any]]:
-    """Parameters that the mode trains, with their peak lr: the backbone's first, where it is
-    trained.
+    """Parameters that the mode trains, with their peak lr.
+
+    The backbone's come first, where it is trained.
     """
     model = network.model
     parts: list[nn.Module] = (

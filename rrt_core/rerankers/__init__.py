@@ -67,8 +67,9 @@ class Locals:
     scales: tuple[float, ...]
 
     def strongest(self, count: int) -> Locals:
-        """The `count` strongest locals, strongest first; equal strengths keep their stored
-        order.
+        """The `count` strongest locals, strongest first.
+
+        Equal strengths keep their stored order.
         """
         falling = bool(np.all(self.strength[:-1] >= self.strength[1:]))
         if falling and len(self.descriptors) <= count:
@@ -102,9 +103,10 @@ class QueryScores:
 class Reranker(ABC):
     """Scores pairs. What names its identity in a manifest are the four attributes.
 
-    name: key in the registry. revision: raised by hand when the same input gives other scores.
-    weights_sha256: of the weights file, "" where there are none. config: JSON, all that changes
-        scores.
+    name: key in the registry.
+    revision: raised by hand when the same input gives other scores.
+    weights_sha256: of the weights file, "" where there are none.
+    config: JSON, all that changes scores.
     """
 
     name: ClassVar[str]
@@ -123,8 +125,9 @@ class Reranker(ABC):
     def score_query(
         self, query: Locals, candidates: Sequence[Locals], lists: Sequence[np.ndarray] | None = None
     ) -> QueryScores:
-        """Scores of all candidates of a query, which a reranker may override to compare them with
-        each other.
+        """Scores of all candidates of a query.
+
+        A reranker may override it to compare the candidates with each other.
 
         Args:
             candidates: n of them, in global order.

@@ -1,6 +1,4 @@
-"""A cascade: a cheap reranker looks at all candidates of a query, a dear one at the best of
-them.
-"""
+"""A cascade: a cheap reranker looks at all candidates of a query, a dear one at the best."""
 
 from __future__ import annotations
 
@@ -46,11 +44,13 @@ class CascadeReranker(Reranker):
         first_options: dict[str, Any] | None = None,
         second_options: dict[str, Any] | None = None,
     ) -> None:
-        """Args:
-        keep: candidates of each list that `second` scores, at least 0.
-        first, second: as the name of any reranker.
-        first_options: of `first`; None: 64 tokens a side. second_options: of `second`; None: its
-            defaults.
+        """Make both rerankers.
+
+        Args:
+            keep: candidates of each list that `second` scores, at least 0.
+            first, second: as the name of any reranker.
+            first_options: of `first`; None: 64 tokens a side.
+            second_options: of `second`; None: its defaults.
         """
         if isinstance(keep, bool) or not isinstance(keep, int) or keep < 0:
             raise UserError(
@@ -105,9 +105,8 @@ def combine(first: np.ndarray, second: np.ndarray, kept: np.ndarray) -> np.ndarr
     """One list of logits from both, float32 [n].
 
     Kept ones: `second`, untouched. Others: one below the smallest kept, then falling by 1/1024 (by
-        more where
-    float32 does not hold that) from each logit of `first` to the next smaller; equal ones stay
-    equal, so that a replay orders them globally. Where none is kept: `first`, untouched.
+    more where float32 does not hold that) from each logit of `first` to the next smaller; equal
+    ones stay equal, so that a replay orders them globally. Where none is kept: `first`, untouched.
 
     Args:
         first, second: float32 [n]; `second` is read only where `kept`, bool [n].
@@ -144,8 +143,9 @@ def _identity(stage: Reranker) -> dict[str, Any]:
 
 
 def _notes(stages: Sequence[Reranker]) -> dict[str, Any]:
-    """What made the weights: of `second`, unless only those of `first` say which descriptors they
-    fit.
+    """What made the weights of `second`.
+
+    It is what made those of `first` where only they say which descriptors they fit.
 
     Raises UserError where they fit different descriptors.
     """

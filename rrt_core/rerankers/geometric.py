@@ -23,11 +23,11 @@ class GeometricReranker(Reranker):
     score).
 
     Source: tensorflow/models, research/delf, image_reranking.py, with the values of DELG's
-        perform_retrieval.py
-    (distance 1.0, residual 20 pixels, 1,000 trials). There scikit-image does the RANSAC, from a
-    seed; here OpenCV does, whose generator starts anew in each call, so that a pair has one score
-    wherever it is scored. It gives up before the last trial once it has found the best transform
-    with probability `confidence`; the transform is not refined, which would change no count.
+    perform_retrieval.py (distance 1.0, residual 20 pixels, 1,000 trials). There scikit-image does
+    the RANSAC, from a seed; here OpenCV does, whose generator starts anew in each call, so that a
+    pair has one score wherever it is scored. It gives up before the last trial once it has found
+    the best transform with probability `confidence`; the transform is not refined, which would
+    change no count.
     """
 
     name = "geometric"
@@ -42,13 +42,15 @@ class GeometricReranker(Reranker):
         trials: int = 1000,
         confidence: float = 0.999,
     ) -> None:
-        """Args:
-        query_tokens, gallery_tokens: strongest locals used of each image.
-        max_distance: 0..2, Euclidean, between descriptors of L2 = 1; couples as far apart or
-            farther are not used.
-        residual: pixels of the query's upright original, above 0.
-        trials: most samples that RANSAC tries, at least 1.
-        confidence: above 0, below 1.
+        """Check and keep the options.
+
+        Args:
+            query_tokens, gallery_tokens: strongest locals used of each image.
+            max_distance: 0..2, Euclidean, between descriptors of L2 = 1; couples as far apart or
+                farther are not used.
+            residual: pixels of the query's upright original, above 0.
+            trials: most samples that RANSAC tries, at least 1.
+            confidence: above 0, below 1.
         """
         self.query_tokens = check_tokens("query_tokens", query_tokens)
         self.gallery_tokens = check_tokens("gallery_tokens", gallery_tokens)
@@ -90,8 +92,9 @@ class GeometricReranker(Reranker):
 def couples(
     query: np.ndarray, gallery: np.ndarray, max_distance: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The putative matches: rows of the query whose nearest gallery row is near enough, and those
-    gallery rows.
+    """The putative matches: rows of the query, and their nearest gallery rows.
+
+    Rows of the query without a gallery row near enough are left out.
 
     Args:
         query, gallery: float32 [n, L] and [m, L], L2 = 1; n, m >= 0. Of equally near rows the first

@@ -1,6 +1,4 @@
-"""Mutual nearest neighbours: the reranker without weights, and the baseline a learned one must
-beat.
-"""
+"""Mutual nearest neighbours: the baseline, without weights, that a learned reranker must beat."""
 
 from __future__ import annotations
 
@@ -28,8 +26,11 @@ class MutualNNReranker(Reranker):
     def __init__(
         self, query_tokens: int = 500, gallery_tokens: int = 500, min_similarity: float = 0.5
     ) -> None:
-        """query_tokens, gallery_tokens: strongest locals used of each image. min_similarity: -1..1,
-        couples below are not counted.
+        """Check and keep the options.
+
+        Args:
+            query_tokens, gallery_tokens: strongest locals used of each image.
+            min_similarity: -1..1, couples below are not counted.
         """
         self.query_tokens = check_tokens("query_tokens", query_tokens)
         self.gallery_tokens = check_tokens("gallery_tokens", gallery_tokens)

@@ -1,6 +1,4 @@
-"""Where an instance stands in a picture: a plane turned in space, bent and warped, before a
-camera.
-"""
+"""Where an instance stands in a picture: a plane turned in space, bent and warped."""
 
 from __future__ import annotations
 
@@ -83,8 +81,9 @@ def place(
 def _project(
     half: NDArray[np.float64], level: Level, rng: np.random.Generator
 ) -> NDArray[np.float64]:
-    """Corners float64 [4, 2] of a rectangle of half sides `half`, turned in space, as a camera sees
-    it.
+    """Corners float64 [4, 2] of a rectangle turned in space, as a camera sees it.
+
+    `half` are its half sides.
     """
     roll = np.deg2rad(rng.uniform(-level.roll, level.roll))
     tilt = np.deg2rad(
@@ -104,8 +103,9 @@ def _project(
 def _position(
     corners: NDArray[np.float64], height: int, width: int, cut: float, rng: np.random.Generator
 ) -> NDArray[np.float64]:
-    """Shift (x, y) that puts the object into the picture, a share `cut` of its extent beyond one
-    border.
+    """Shift (x, y) that puts the object into the picture.
+
+    A share `cut` of its extent lies beyond one border.
     """
     low, high = corners.min(0), corners.max(0)
     extent, picture = high - low, np.array([width, height], np.float64)
@@ -144,8 +144,9 @@ def _bend(uv: NDArray[np.float64], level: Level, rng: np.random.Generator) -> ND
 def _displacement(
     uv: NDArray[np.float64], rms: float, rng: np.random.Generator
 ) -> NDArray[np.float64]:
-    """A smooth displacement [..., 2] of about `rms`, in the units of the plane: three waves an
-    axis.
+    """A smooth displacement [..., 2] of about `rms`, in the units of the plane.
+
+    It is the sum of three waves an axis.
     """
     frequency = rng.uniform(0.6, 3.0, (3, 2)) * rng.choice((-1.0, 1.0), (3, 2))
     phase = rng.uniform(0, 2 * np.pi, (2, 3))

@@ -1,5 +1,4 @@
-"""Synthetic views of instances: one flat region of a photograph, seen as a camera might see the
-thing again.
+"""Synthetic views: a flat region of a photograph, as a camera might see the thing again.
 
     region (instances.py) -> placed in space (placement.py) -> in front of another photograph, among
     clutter, cut by the picture's border, half hidden -> light -> blur -> noise -> JPEG
@@ -51,8 +50,9 @@ class RenderedView:
         return bytes(data.tobytes())
 
     def compressed(self) -> Pixels:
-        """The picture, uint8 [H, W, 3], RGB, as it comes out of its JPEG file: what to train a
-        model on.
+        """The picture, uint8 [H, W, 3], RGB, as it comes out of its JPEG file.
+
+        This is what to train a model on.
         """
         decoded = cv2.imdecode(np.frombuffer(self.jpeg(), np.uint8), cv2.IMREAD_COLOR)
         if decoded is None:
@@ -61,8 +61,9 @@ class RenderedView:
 
 
 def view_rng(seed: int, instance: int, view: int) -> np.random.Generator:
-    """The generator of view `view` of instance `instance` (all >= 0): independent of any other
-    view's.
+    """The generator of view `view` of instance `instance` (all >= 0).
+
+    It is independent of any other view's.
     """
     return np.random.default_rng((seed, instance, view))
 
@@ -155,8 +156,9 @@ def render_clutter(
     size: int = 360,
     clutter: Sequence[Pixels] = (),
 ) -> RenderedView:
-    """A picture of the same make without any instance: background and clutter only; box (0, 0, 0,
-    0).
+    """A picture of the same make without any instance: background and clutter only.
+
+    Its box is (0, 0, 0, 0).
     """
     if isinstance(level, str):
         level = LEVELS[level]
@@ -188,8 +190,9 @@ def _picture_shape(size: int, rng: np.random.Generator) -> tuple[int, int]:
 
 
 def _fit_resolution(region: Region, flow: Floats) -> Pixels:
-    """The region's pixels, of their own size, blurred where the view is smaller (against
-    aliasing).
+    """The region's pixels, blurred where the view is smaller (against aliasing).
+
+    They keep their own size.
     """
     coarse = flow[::4, ::4]
     inside = (
@@ -248,8 +251,9 @@ def _paste(
     side: float,
     rng: np.random.Generator,
 ) -> tuple[slice, slice, Pixels] | None:
-    """Puts a piece of `photo`, about `side` px wide, into the canvas; gives its place and mask if
-    inside.
+    """Puts a piece of `photo`, about `side` px wide, into the canvas.
+
+    Gives its place and mask if it lies inside.
     """
     aspect = float(np.exp(rng.uniform(-0.6, 0.6)))
     w, h = max(4, round(side * np.sqrt(aspect))), max(4, round(side / np.sqrt(aspect)))
@@ -276,8 +280,9 @@ def _hide(
     share: float,
     rng: np.random.Generator,
 ) -> None:
-    """Covers a share of the object's `whole` area with pieces of photographs; clears `shown`
-    there.
+    """Covers a share of the object's `whole` area with pieces of photographs.
+
+    Clears `shown` where they lie.
     """
     if share < 0.02:
         return
@@ -299,8 +304,9 @@ def _hide(
 
 
 def _relight(image: Pixels, level: Level, rng: np.random.Generator, strength: float) -> Pixels:
-    """Gain, gamma and colour cast by a table, then a shading gradient; `strength` scales them
-    all.
+    """Gain, gamma and colour cast by a table, then a shading gradient.
+
+    `strength` scales them all.
     """
     gain = float(np.exp(rng.uniform(np.log(level.gain[0]), np.log(level.gain[1])) * strength))
     gamma = float(np.exp(rng.uniform(np.log(level.gamma[0]), np.log(level.gamma[1])) * strength))
@@ -340,8 +346,9 @@ def _blur(image: Pixels, level: Level, rng: np.random.Generator) -> Pixels:
 
 
 def _add_noise(image: Pixels, sigma: float, rng: np.random.Generator) -> Pixels:
-    """Gaussian noise of `sigma` grey levels, the same in all channels, nearly as after
-    demosaicing.
+    """Gaussian noise of `sigma` grey levels, the same in all channels.
+
+    This is nearly as after demosaicing.
     """
     if sigma < 0.5:
         return image

@@ -22,7 +22,7 @@ HEAD = ("step", "name", "value")
 
 
 def append(path: Path, row: Mapping[str, float]) -> None:
-    """Add a step's values, durable before the checkpoint that tells of the step."""
+    """Add a step's values, durable before the checkpoint that holds the step."""
     new = not path.exists()
     with path.open("a", newline="") as file:
         writer = csv.writer(file)
@@ -47,8 +47,9 @@ def read(path: Path) -> dict[str, list[tuple[int, float]]]:
 
 
 def truncate(path: Path, step: int) -> None:
-    """Drop the lines of steps after `step`: a run that goes on from its checkpoint writes them
-    again.
+    """Drop the lines of steps after `step`.
+
+    A run that continues from its checkpoint writes them again.
     """
     if not path.exists():
         return
@@ -103,8 +104,10 @@ class Scalars:
     """TensorBoard's event files in a folder; does nothing where the package is not installed."""
 
     def __init__(self, folder: Path, first_step: int = 0) -> None:
-        """first_step: the step that is gone on from; TensorBoard hides what was written of later
-        ones.
+        """Open the writer where TensorBoard is installed.
+
+        first_step: the step that the run continues from; TensorBoard hides what was written of
+        later ones.
         """
         self._writer: Any = None
         if importlib.util.find_spec("tensorboard") is not None:

@@ -95,14 +95,17 @@ class PairBatch:
 
 @dataclass(frozen=True)
 class TrainingOptions:
-    """lr: peak learning rate. schedule: `cosine` goes from it to `final_lr` * lr at the last step,
-    `constant` stays (the paper); either is reached over `warmup` steps. clip: largest gradient
-    norm, 0 = any. Steps are optimiser steps.
+    """How a model is trained. Steps are optimiser steps.
+
+    lr: peak learning rate.
+    schedule: `cosine` goes from lr to `final_lr` * lr at the last step, `constant` stays (the
+        paper); either is reached over `warmup` steps.
+    clip: largest gradient norm, 0 = any.
     precision: float32, or bfloat16 or (CUDA only, with loss scaling) float16 by autocast: weights,
-        norms' sums and
-    loss stay in float32; bfloat16 makes two to four times the pairs a second on a CPU with AVX-512
-    BF16.
-    micro_batch: pairs in memory at once, 0 = all of a step; gradients are summed over them."""
+        norms' sums and loss stay in float32; bfloat16 makes two to four times the pairs a second on
+        a CPU with AVX-512 BF16.
+    micro_batch: pairs in memory at once, 0 = all of a step; gradients are summed over them.
+    """
 
     steps: int
     lr: float = 3e-4
@@ -314,8 +317,9 @@ def _backward(
     pairs: int,
     scaler: torch.amp.GradScaler | None,
 ) -> Tensor:
-    """Add a step's gradients to the parameters'; float64 [3]: loss summed over the pairs, hits,
-    pairs.
+    """Add a step's gradients to the parameters'.
+
+    Returns float64 [3]: loss summed over the pairs, hits, pairs.
     """
     own = len(batch.label)
     # DistributedDataParallel gives the mean over processes: times `world` it is the sum, which is
@@ -363,9 +367,11 @@ def _update(
 
 
 def _still_key_biases(model: RerankingTransformer) -> None:
-    """A key's bias adds the same to all likenesses of a query, which the softmax ignores: its
-    gradient is zero but for rounding. AdamW would make steps of full length of it, in another
-    direction on every machine.
+    """Set the gradients of the keys' biases to zero.
+
+    A key's bias adds the same to all likenesses of a query, which the softmax ignores: its gradient
+    is zero but for rounding. AdamW would make steps of full length of it, in another direction on
+    every machine.
     """
     width = model.config.d_model
     for layer in model.layers:

@@ -1,11 +1,10 @@
 """Mining of training pairs: nearest neighbours by global descriptor, anchors, triplets.
 
 Source: section 4 of the paper and its repository (RRT_GLD/tools/prepare_topk_gldv2.py,
-    utils/data/utils.py): of
-each record's 100 nearest by global descriptor those of its label are positives, the others
-negatives; it is an anchor if it has at least five positives. A triplet is an anchor, a random
-positive and a random negative. Every anchor comes once an epoch. Here a step's triplets depend on
-the seed and the step's number alone.
+utils/data/utils.py): of each record's 100 nearest by global descriptor those of its label are
+positives, the others negatives; it is an anchor if it has at least five positives. A triplet is an
+anchor, a random positive and a random negative. Every anchor comes once an epoch. Here a step's
+triplets depend on the seed and the step's number alone.
 """
 
 from __future__ import annotations
@@ -74,9 +73,9 @@ def _matrix(descriptors: np.ndarray, rows: np.ndarray, device: torch.device) -> 
 class Anchors:
     """Which records serve as anchors, and why the others do not.
 
-    rows: int64 [a], rising. too_few: records with fewer positives than asked for. without_negative:
-        with enough of
-    them, but all neighbours positive.
+    rows: int64 [a], rising.
+    too_few: records with fewer positives than required.
+    without_negative: with enough of them, but all neighbours positive.
     """
 
     rows: np.ndarray
@@ -108,7 +107,7 @@ def choose_anchors(
 def _same(
     neighbours: np.ndarray, labels: np.ndarray, rows: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """bool [m, k] each: the neighbour has the record's label; there is a neighbour."""
+    """Two masks, bool [m, k]: the neighbour has the record's label; the neighbour exists."""
     near = neighbours[rows]
     there = near != NONE
     return there & (labels[near] == labels[rows][:, None]), there
@@ -133,8 +132,9 @@ class TripletSampler:
         ] = {}  # epoch -> permutation of the anchors; the latest two
 
     def anchors_of(self, step: int, count: int) -> np.ndarray:
-        """int64 [count]: the step's anchors. Epoch after epoch in a new order, each anchor once an
-        epoch.
+        """The step's anchors, int64 [count].
+
+        They come epoch after epoch in a new order, each anchor once an epoch.
         """
         places = np.arange(step * count, (step + 1) * count)
         epochs = places // len(self.anchors)

@@ -1,5 +1,6 @@
-"""The file that a training run goes on from: weights, optimiser, step, figures. Written whole or
-not at all.
+"""The file that a training run continues from: weights, optimiser, step, figures.
+
+It is written whole or not at all.
 """
 
 from __future__ import annotations
@@ -24,8 +25,9 @@ STATE_NAME = "state.pt"
 class Progressed:
     """How far a run came.
 
-    step: optimiser steps done. seconds: spent on them, over all starts. figures: of the latest
-        evaluation.
+    step: optimiser steps done.
+    seconds: spent on them, over all starts.
+    figures: of the latest evaluation.
     best_step, best: the step that was chosen so far and its figures; 0 and {} where none was.
     """
 
@@ -37,8 +39,9 @@ class Progressed:
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Write beside, fsync, rename, fsync of the folder: after a kill or a power cut the old file or
-    the new one.
+    """Write beside, fsync, rename, fsync of the folder.
+
+    After a kill or a power cut the old file or the new one is there.
     """
     beside = path.with_name(f"{path.name}.tmp")
     with beside.open("wb") as file:

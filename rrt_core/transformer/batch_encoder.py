@@ -41,16 +41,18 @@ Arrays = tuple[np.ndarray, np.ndarray, np.ndarray]
 class Batch:
     """The tensors of a batch; I distinct (image, side)s of N locals, B pairs of P tokens in all.
 
-    global_descriptors: float32 [I, global_dim]. local: float32 [N, d_model].
-    scale_rows: int64 [N], + 7 for locals of gallery images. gallery: int64 [I], 1 for gallery
-        images.
+    global_descriptors: float32 [I, global_dim].
+    local: float32 [N, d_model].
+    scale_rows: int64 [N], + 7 for locals of gallery images.
+    gallery: int64 [I], 1 for gallery images.
     to_tokens: int64 [I + I + N], where the openings, globals and locals go among the images'
         tokens.
     rows: int64 [P], which of the images' tokens each token of the pairs is.
-    padded: int64 [B, L], which of the P tokens stands in each place; 0 at padding. visible: bool
-        [B, L].
-    unpadded: int64 [P], where in B * L each token stands. The last three are None where all pairs
-        are of one length.
+    padded: int64 [B, L], which of the P tokens stands in each place; 0 at padding.
+    visible: bool [B, L].
+    unpadded: int64 [P], where in B * L each token stands.
+
+    The last three are None where all pairs are of one length.
     """
 
     pairs: int
@@ -66,8 +68,9 @@ class Batch:
 
 
 def assemble(pairs: Sequence[tuple[Arrays, Arrays]], d_model: int, pin: bool) -> Batch:
-    """The tensors of some pairs on the CPU, in pinned memory if asked for. An image is known by its
-    tuple: the same object is the same image.
+    """The tensors of some pairs on the CPU, in pinned memory if `pin`.
+
+    An image is known by its tuple: the same object is the same image.
     """
     numbers: dict[tuple[int, int], int] = {}
     images: list[Arrays] = []

@@ -101,8 +101,12 @@ class FusedLinear:
     """
 
     def __init__(self, weight: Tensor, bias: Tensor, dtype: torch.dtype, rows: int) -> None:
-        """weight: [out, in]. bias: [out]. dtype: the precision, float32 or bfloat16. rows: how many
-        are multiplied at once in most calls, for which oneDNN lays out the weight."""
+        """Round the weights to the precision and lay them out.
+
+        weight: [out, in]. bias: [out].
+        dtype: the precision, float32 or bfloat16.
+        rows: how many are multiplied at once in most calls, for which oneDNN lays out the weight.
+        """
         self.dtype = dtype
         self.computed_in = dtype if fused_linear_works(dtype) else torch.float32
         self.fused = fused_linear_works(self.computed_in)

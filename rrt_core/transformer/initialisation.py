@@ -1,10 +1,8 @@
-"""Where the training of the Reranking Transformer starts: weights that already compare, beside the
-paper's random ones.
+"""Where the training of the Reranking Transformer starts: weights that already compare.
 
 `RerankingTransformer(config)` is Xavier's random start, as the paper's. The two here are for little
-data or little
-time: with a random start a model must first find out that likeness between the images is what
-    counts.
+data or little time: with a random start a model must first learn that likeness between the images
+is what counts.
 """
 
 from __future__ import annotations
@@ -27,8 +25,9 @@ THRESHOLDS = (
 
 
 def initialise_matching(model: RerankingTransformer, sharpness: float = MATCHING_SHARPNESS) -> None:
-    """Start from a model whose first layer already compares each local with the most similar one of
-    the other image.
+    """Start from a model whose first layer already compares each local with its best match.
+
+    The match is the most similar local of the other image.
 
     Not in the paper, which has a million photographs to learn it from. It is for locals in
     principal components, the widest first, whose last few dimensions are empty, as those of the
@@ -97,8 +96,9 @@ def initialise_matching(model: RerankingTransformer, sharpness: float = MATCHING
 def initialise_identity(
     model: RerankingTransformer, sharpness: float = IDENTITY_SHARPNESS, layers: int = 2
 ) -> None:
-    """Start from a model whose first layers attend by likeness: queries and keys are multiples of
-    the identity.
+    """Start from a model whose first layers attend by likeness.
+
+    Queries and keys are multiples of the identity.
 
     Not in the paper. For locals of any kind, centred ones the better. The multiples are such that a
     token and its equal have the attention logit `sharpness` in every head: locals come in with

@@ -1,14 +1,13 @@
 """The Reranking Transformer for landmarks: the pairwise model and its scale table.
 
 Source: Tan, Yuan, Ordonez, "Instance-level Image Retrieval using Reranking Transformers" (ICCV
-    2021),
-the landmark variant (uvavision/RerankingTransformer, RRT_GLD/models/matcher.py). Parameter names
-and shapes are those of the paper's repository, so that its published checkpoints load unchanged.
+2021), the landmark variant (uvavision/RerankingTransformer, RRT_GLD/models/matcher.py). Parameter
+names and shapes are those of the paper's repository, so that its published checkpoints load
+unchanged.
 
-One pair of images is one sequence of tokens of width `d_model`:
+One pair of images is one sequence of tokens of width `d_model`, at most 1 + 1 + 500 + 1 + 1 + 500:
 
-    [CLS | global q | local q ... | SEP | global g | local g ...]      at most 1 + 1 + 500 + 1 + 1 +
-    500
+    [CLS | global q | local q ... | SEP | global g | local g ...]
 
 CLS and SEP are nothing but their segment embedding; a global is mapped to `d_model` and then L2
 normalised; a local is L2 normalised and gets the embedding of its scale; all get the embedding of
@@ -102,8 +101,7 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, visible: Tensor | None) -
     """Attention of [B, heads, T, d] tensors; `visible` as in SelfAttention.forward.
 
     The fused kernel, except in bfloat16 training on a CPU: there its backward pass takes 2 to 4
-        times as long
-    as that of the plain formula (132 to 604 tokens).
+    times as long as that of the plain formula (132 to 604 tokens).
     """
     if query.dtype != torch.bfloat16 or query.device.type != "cpu" or not torch.is_grad_enabled():
         return F.scaled_dot_product_attention(query, key, value, attn_mask=visible)
@@ -152,7 +150,7 @@ class SelfAttention(nn.Module):
 
 
 class EncoderShape(Protocol):
-    """What a configuration tells the encoder, whichever variant it is of."""
+    """What a configuration gives the encoder, whichever variant it is of."""
 
     @property
     def d_model(self) -> int: ...
@@ -210,8 +208,9 @@ class Encoder(nn.Module):
         self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.layers))
 
     def first_token(self, tokens: Tensor, visible: Tensor | None) -> Tensor:
-        """[B, T, d] -> [B, d], the first token behind the last layer, of which nothing else is
-        computed.
+        """[B, T, d] -> [B, d], the first token behind the last layer.
+
+        Of that layer nothing else is computed.
         """
         *body, last = self.layers
         for layer in body:
@@ -253,9 +252,11 @@ class RerankingTransformer(nn.Module):
 
         Args:
             query_global, gallery_global: float [B, global_dim].
-            query_local [B, n, d_model], gallery_local [B, m, d_model]: float, strongest first; n, m
-            >= 0. query_scales [B, n], gallery_scales [B, m]: int64 rows of the scale embedding (see
-            bin_scales).
+            query_local [B, n, d_model], gallery_local [B, m, d_model]: float, strongest first;
+                n, m >= 0.
+            query_scales [B, n], gallery_scales [B, m]: int64 rows of the scale embedding (see
+                bin_scales).
+
         Returns:
             float [B, 4 + n + m, d_model].
         """

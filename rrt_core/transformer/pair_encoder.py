@@ -52,9 +52,10 @@ class Side:
     tokens: float32 [n, d_model], CLS or SEP, global, locals, as RerankingTransformer.embed makes
         them.
     query, key, value: [1, heads, n, d_model / heads] of the first layer, in the encoder's
-        precision; mixed, the
-    same shape: attention of these tokens among themselves; log_sum: float32 [1, heads, n], its
-        log-sum-exp.
+        precision.
+    mixed: the same shape, attention of these tokens among themselves.
+    log_sum: float32 [1, heads, n], its log-sum-exp.
+
     All but tokens are None where the model has one layer.
     """
 
@@ -82,8 +83,9 @@ class FusedLayer:
         self.norm1, self.norm2 = layer.norm1, layer.norm2
 
     def after_attention(self, mixed: Tensor, tokens: Tensor) -> Tensor:
-        """[T, d] of attention, float32 [T, d] of tokens -> float32 [T, d]: all of the layer that
-        goes row by row.
+        """All of the layer that goes row by row: [T, d] of attention -> float32 [T, d].
+
+        tokens: float32 [T, d].
         """
         rows = _filled(-(-len(tokens) // -(-len(tokens) // BLOCK_ROWS)))
         done = []
@@ -95,8 +97,9 @@ class FusedLayer:
 
 
 class ClsLayer:
-    """The last layer for the CLS row alone, and the classifier; float32 in any precision, since it
-    is so little.
+    """The last layer for the CLS row alone, and the classifier.
+
+    float32 in any precision, since it is so little.
     """
 
     def __init__(self, layer: EncoderLayer, classifier: nn.Linear) -> None:
@@ -130,12 +133,16 @@ class ClsLayer:
 
 
 class PairEncoder:
-    """Logits of single pairs by one model on the CPU. Weights are taken when it is made. Safe to
-    use from several threads at once. Call under torch.inference_mode.
+    """Logits of single pairs by one model on the CPU.
+
+    Weights are taken when it is made. Safe to use from several threads at once. Call under
+    torch.inference_mode.
     """
 
     def __init__(self, model: RerankingTransformer, dtype: torch.dtype = torch.float32) -> None:
-        """dtype: of the matrix products and attention of all layers but the last; norms, sums and
+        """Prepare the weights.
+
+        dtype: of the matrix products and attention of all layers but the last; norms, sums and
         softmax are float32.
         """
         self.model, self.heads = model, model.config.heads
@@ -186,9 +193,7 @@ class PairEncoder:
     def _project(
         self, layer: FusedLayer, tokens: Tensor, count: int
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values, [1, heads, count, d / heads] each, of the first `count` of [T,
-        d].
-        """
+        """Queries, keys and values, [1, heads, count, d / heads] each, of the first of [T, d]."""
         width = tokens.shape[-1]
         parts = (
             layer.project.plain(tokens)[:count]

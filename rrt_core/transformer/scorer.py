@@ -1,10 +1,8 @@
-"""PairScorer: the logits of many pairs by the plain model's arithmetic, faster and in bounded
-memory.
+"""PairScorer: the logits of many pairs, faster than the plain model and in bounded memory.
 
 What it saves against RerankingTransformer.forward on padded pairs: tokens that are only padding,
-    the
-last layer for all tokens but CLS, the [tokens, tokens] attention matrix, and what an image gives
-alike to all of its pairs. In float32 nothing is approximated. How: pair_encoder.py (CPU) and
+the last layer for all tokens but CLS, the [tokens, tokens] attention matrix, and what an image
+gives alike to all of its pairs. In float32 nothing is approximated. How: pair_encoder.py (CPU) and
 batch_encoder.py (GPU).
 """
 
@@ -52,11 +50,10 @@ class PairScorer:
     """Scores (query, gallery) pairs with one model, taken as it is when the scorer is made.
 
     On the CPU pairs are scored one by one: a pair fills the vector units already, and sums inside a
-        matrix product
-    run in another order when a batch has another size. A pair's logit then has the same bits
-    whatever company it is scored in, and with several workers whatever their number. On a GPU, or
-    where batch_tokens is given, pairs are sorted by length and scored in batches; a logit may then
-    differ by rounding (below 1e-5 in float32).
+    matrix product run in another order when a batch has another size. A pair's logit then has the
+    same bits whatever company it is scored in, and with several workers whatever their number. On a
+    GPU, or where batch_tokens is given, pairs are sorted by length and scored in batches; a logit
+    may then differ by rounding (below 1e-5 in float32).
 
     device: torch.device that was chosen.
     """
@@ -69,7 +66,9 @@ class PairScorer:
         precision: str = "float32",
         workers: int | None = None,
     ) -> None:
-        """Args:
+        """Copy the model to the device and prepare its weights.
+
+        Args:
             device: see choose_device.
             batch_tokens: most tokens in a batch, padding counted, which bounds the memory (about 10
                 kB a token in float32); at least one pair is taken. None: pair by pair on the CPU,
@@ -81,6 +80,7 @@ class PairScorer:
             workers: threads that score a pair each, on one core each, on the CPU; 1: no thread is
                 made, and the pair has the torch threads of the caller. None: as many as the caller
                 has torch threads (torch.get_num_threads). No setting of the caller's is changed.
+
         Raises:
             UserError: an option of another value.
         """
@@ -116,8 +116,9 @@ class PairScorer:
 
     @torch.inference_mode()
     def score(self, pairs: Sequence[tuple[TokenSet, TokenSet]]) -> np.ndarray:
-        """Logits, float32 [len(pairs)], in the order of `pairs`. An image's own work is done once
-        where the pairs of one TokenSet stand together.
+        """Logits, float32 [len(pairs)], in the order of `pairs`.
+
+        An image's own work is done once where the pairs of one TokenSet stand together.
 
         Raises:
             UserError: descriptors of another width than the model's.
@@ -227,8 +228,9 @@ class PairScorer:
             finish()
 
     def _batches(self, pairs: Sequence[tuple[TokenSet, TokenSet]]) -> Iterator[list[int]]:
-        """Positions of pairs in batches sorted by length, of at most batch_tokens tokens with their
-        padding.
+        """Positions of pairs in batches sorted by length.
+
+        A batch has at most batch_tokens tokens, with their padding.
         """
         lengths = [4 + len(query.local) + len(gallery.local) for query, gallery in pairs]
         batch: list[int] = []

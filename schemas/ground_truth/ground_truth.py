@@ -69,7 +69,7 @@ class GroundTruth:
     """Gallery names, and per query the positions that match.
 
     Attributes:
-        levels: whether easy and hard are told apart.
+        levels: whether easy and hard are distinguished.
     """
 
     name: str
@@ -78,8 +78,9 @@ class GroundTruth:
     levels: bool = True
 
     def gallery_positions(self, record_ids: Iterable[str]) -> dict[str, int]:
-        """The gallery position of each record id that the gallery lists; others, the distractors,
-        are absent.
+        """The gallery position of each record id that the gallery lists.
+
+        Others, the distractors, are absent.
 
         `schemas.name_matching` says what matches. `len(gallery) - len(result)` listed images have
         no record.
@@ -92,16 +93,19 @@ class GroundTruth:
         )
 
     def query_positions(self, record_ids: Iterable[str]) -> dict[str, int]:
-        """The position in `queries` of each record id that is one: by name, and box where both have
-        one.
+        """The position in `queries` of each record id that is one.
+
+        By name, and by box where both have one.
         """
         entries = [(query.name, query.box) for query in self.queries]
         return match_names(entries, record_ids, f"queries of {self.name}")
 
 
 def load_ground_truth(url: str) -> GroundTruth:
-    """Read and check a ground truth: `.json` of ours, `.pkl` or `.mat` of revisitop, or of a
-    form that an installed package registers.
+    """Read and check a ground truth.
+
+    It is `.json` of ours, `.pkl` or `.mat` of revisitop, or of a form that an installed package
+    registers.
 
     Args:
         url: any fsspec URL or path.
@@ -162,8 +166,9 @@ class _Reader:
         self.place = place
 
     def from_revisitop(self, content: Any) -> dict[str, Any]:
-        """A revisitop pickle in the words of our JSON: corners to x, y, w, h; `ok` to
-        `positive`.
+        """A revisitop pickle in the words of our JSON.
+
+        Corners become x, y, w, h, and `ok` becomes `positive`.
         """
         if not isinstance(content, dict):
             raise self.error("is not a dictionary")

@@ -1,8 +1,7 @@
 """Pickles of plain data, read without running anything that they name.
 
 A pickle is a program: it may name any importable function and have it called. Here each name that a
-    file
-asks for is looked up in a short table. Sets are built as they are; numpy's arrays, scalars and
+file asks for is looked up in a short table. Sets are built as they are; numpy's arrays, scalars and
 dtypes are built by the small stand-ins below, from their bytes, so that not even numpy's own
 unpickling runs on the file. Any other name is refused before anything is called.
 """
@@ -131,8 +130,9 @@ class _Unpickler(pickle.Unpickler):
 
 
 def load_plain(data: bytes, place: str) -> Any:
-    """The content of a pickle: dict, list, tuple, set, str, bytes, int, float, bool, None; arrays
-    as lists.
+    """The content of a pickle of plain data; arrays as lists.
+
+    Plain are dict, list, tuple, set, str, bytes, int, float, bool and None.
 
     Args:
         data: the pickle, of any protocol and of Python 2 or 3.

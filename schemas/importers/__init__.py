@@ -1,5 +1,4 @@
-"""Descriptors that other software wrote, read into the form of our stores: one module a family of
-files.
+"""Descriptors of other software in the form of our stores: one module a family of files.
 
     delg    a pair of protocol buffers an image: `.delg_global`, `.delg_local` (DELG, the paper's
             repository)
@@ -22,8 +21,9 @@ SCALE_TOLERANCE = 1e-3  # relative: float32 of sqrt(2) and its inverse, written 
 
 
 class Unusable(Exception):
-    """Why one image's descriptors cannot be taken: a sentence without the file's name, and a word
-    to count by.
+    """Why one image's descriptors cannot be taken.
+
+    A sentence without the file's name, and a word to count by.
     """
 
     def __init__(self, reason: str, error_class: str) -> None:
@@ -77,11 +77,10 @@ def checked_locals(
     dimension: int,
     most: int,
 ) -> ImportedLocals:
-    """The `most` strongest local descriptors in the form of our stores; equal strengths keep their
-    order.
+    """The `most` strongest local descriptors in the form of our stores.
 
-    Raises Unusable: another dimension than the others', a value that is not finite, or a descriptor
-        without length.
+    Equal strengths keep their order. Raises Unusable: another dimension than the others', a value
+    that is not finite, or a descriptor without length.
     """
     if descriptors.ndim != 2 or (len(descriptors) and descriptors.shape[1] != dimension):
         raise Unusable(
@@ -119,8 +118,9 @@ def checked_locals(
 
 
 def ordinals_of(values: np.ndarray, scales: tuple[float, ...]) -> np.ndarray:
-    """uint8 [n]: which of `scales` each image scale is. Raises Unusable for one that is none of
-    them (to 0.1 %).
+    """uint8 [n]: which of `scales` each image scale is.
+
+    Raises Unusable for one that is none of them (to 0.1 %).
     """
     given = np.asarray(values, np.float64)
     known = np.asarray(scales, np.float64)

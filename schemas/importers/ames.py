@@ -1,5 +1,6 @@
-"""AMES's HDF5 of local descriptors: all images of a set in one dataset `features`, read a block of
-images at a time.
+"""AMES's HDF5 of local descriptors: all images of a set in one dataset `features`.
+
+They are read a block of images at a time.
 
     float   [N, k, 5 + W]   x, y, scale, mask, weight, then the descriptor
     or      [N, k] of a structure {metadata: 5 numbers as above, descriptor: float [W] or uint8 [W /
@@ -32,7 +33,10 @@ CVNET_DIMENSION = 1024
 class AmesFile:
     """One file, open for reading.
 
-    rows: images, N. dimension: W. Raises UserError where it is no such file.
+    rows: images, N.
+    dimension: W.
+
+    Raises UserError where it is no such file.
     """
 
     def __init__(self, path: str) -> None:
@@ -84,9 +88,9 @@ class AmesFile:
         )
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        """The images start ..
+        """The images start .. stop as they stand in the file.
 
-        stop as they stand in the file. Raises UserError where a block cannot be read.
+        Raises UserError where a block cannot be read.
         """
         try:
             block: np.ndarray = self._features[start:stop]

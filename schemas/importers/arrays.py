@@ -1,10 +1,10 @@
-"""Matrices of global descriptors as others keep them, and flat arrays of local ones as `export`
-writes them.
+"""Matrices of global descriptors as others keep them, and our own flat arrays of local ones.
 
     .npy   [n, D] or [D, n], read by memory map
     .npz   one of its arrays
     .mat   [D, n], MATLAB's or revisitop's features (X: gallery, Q: queries); version 7.3 is HDF5
-    and read by rows .h5    [n, D] in a dataset `features` (AMES, ILIAS)
+           and read by rows
+    .h5    [n, D] in a dataset `features` (AMES, ILIAS)
     clip   clip-retrieval's folder: img_emb/img_emb_0.npy ..., metadata/metadata_0.parquet ...
 
 Object arrays are refused: reading one would run what the file says.
@@ -36,8 +36,10 @@ LOCAL_ARRAYS = ("descriptor", "xy", "scale", "strength", "offset")
 class Matrix:
     """Global descriptors, an image a row, whatever the file's layout.
 
-    rows: images, n. dimension: D. `pieces` follow each other; `columns`: an image is a column of
-        theirs.
+    rows: images, n.
+    dimension: D.
+
+    `pieces` follow each other; `columns`: an image is a column of theirs.
     """
 
     def __init__(self, path: str, pieces: Sequence[Any], columns: bool) -> None:
@@ -153,8 +155,9 @@ def _npz(path: str, variable: str) -> np.ndarray:
 
 
 def _check_header(member: IO[bytes], size: int) -> None:
-    """Raise ValueError where the header of an .npy of `size` bytes claims more: NumPy would take
-    the memory for it.
+    """Raise ValueError where the header of an .npy of `size` bytes claims more.
+
+    NumPy would take the memory for it.
     """
     version = np.lib.format.read_magic(member)
     readers = {
@@ -225,11 +228,10 @@ def _bounded(path: str, size: int) -> None:
 
 
 def clip_files(folder: str) -> tuple[list[str], list[str]]:
-    """Files of embeddings and of metadata of a clip-retrieval folder, in the order of their
-    numbers.
+    """Files of embeddings and of metadata of a clip-retrieval folder, by their numbers.
 
     Raises UserError where there are no embeddings, or metadata of other numbers: each N has its own
-        of both.
+    of both.
     """
 
     def numbered(below: str, pattern: str) -> dict[int, str]:
@@ -255,8 +257,7 @@ def clip_files(folder: str) -> tuple[list[str], list[str]]:
 
 
 def clip_names(folder: str) -> list[str] | None:
-    """The `image_path` of each row, without a leading slash; None where the metadata has no such
-    column.
+    """The `image_path` of each row, without a leading slash; None without such a column.
 
     Raises UserError where a file is no Parquet, has not as many rows as its embeddings, or a row
     without a path.
@@ -286,8 +287,10 @@ def clip_names(folder: str) -> list[str] | None:
 
 
 class FlatLocals:
-    """A folder of descriptor.npy [m, W], xy.npy [m, 2] (x, y), scale.npy [m] (ordinals),
-    strength.npy [m], offset.npy.
+    """A folder of flat arrays of local descriptors, as `export` writes them.
+
+    descriptor.npy [m, W], xy.npy [m, 2] (x, y), scale.npy [m] (ordinals), strength.npy [m],
+    offset.npy.
 
     offset is int64 [n + 1]: image i has the entries offset[i] .. offset[i + 1]. Raises UserError
     where they do not fit together.

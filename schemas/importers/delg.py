@@ -2,17 +2,16 @@
 
 Source: tensorflow/models, research/delf/delf/protos:
 
-    DatumShape    repeated int64 dim = 1, packed          DelfFeature   descriptor = 1, float x = 2,
-                  y = 3, scale = 4,
-    FloatList     repeated float value = 1, packed                      orientation = 5, strength =
-                  6
-    Uint32List    repeated uint32 value = 1, packed       DelfFeatures  repeated DelfFeature feature
-                  = 1
+    DatumShape    repeated int64 dim = 1, packed
+    FloatList     repeated float value = 1, packed
+    Uint32List    repeated uint32 value = 1, packed
     DatumProto    shape = 1, oneof {float_list = 2, uint32_list = 3}
+    DelfFeature   descriptor = 1, float x = 2, y = 3, scale = 4, orientation = 5, strength = 6
+    DelfFeatures  repeated DelfFeature feature = 1
 
 What writers make is regular: each feature has the same bytes but for its numbers. Such a file is
-    checked against that
-pattern and viewed as one array; every other valid encoding goes through protobuf's own parser.
+checked against that pattern and viewed as one array; every other valid encoding goes through
+protobuf's own parser.
 
 `scale` in the files is the feature's: 1 / image scale (ExtractKeypointDescriptor in DELF's
 feature_extractor.py), so that 4 is the smallest copy of the image. Some ports write the image scale
@@ -67,8 +66,9 @@ class DelgFeatures:
 
 
 def parse_global(data: bytes) -> np.ndarray:
-    """The array of a DatumProto in its own shape: float32, or uint32. Raises Unusable where the
-    bytes are none.
+    """The array of a DatumProto in its own shape: float32, or uint32.
+
+    Raises Unusable where the bytes are none.
     """
     head, values = _datum_head(len(data))
     if values and data.startswith(head):
@@ -77,8 +77,9 @@ def parse_global(data: bytes) -> np.ndarray:
 
 
 def parse_local(data: bytes) -> DelgFeatures:
-    """The features of a DelfFeatures in the file's order; none is allowed. Raises Unusable where
-    the bytes are none.
+    """The features of a DelfFeatures in the file's order; none is allowed.
+
+    Raises Unusable where the bytes are none.
     """
     regular = _regular(data)
     if regular is not None:
@@ -149,8 +150,9 @@ def _datum_start(values: int) -> bytes:
 
 @cache
 def _datum_head(size: int) -> tuple[bytes, int]:
-    """What a DatumProto of `size` bytes starts with where it is a vector, and its dimension; 0: it
-    can be none.
+    """What a DatumProto of `size` bytes starts with where it is a vector, and its dimension.
+
+    A dimension of 0: it can be none.
     """
     for values in range(size // 4, max(0, size // 4 - 8), -1):
         if len(_datum_start(values)) + 4 * values == size:
@@ -160,8 +162,9 @@ def _datum_head(size: int) -> tuple[bytes, int]:
 
 @cache
 def _pattern(record: int) -> tuple[np.dtype[Any], bytes] | None:
-    """The layout of a feature of `record` bytes with tag and length, and the bytes before its
-    numbers.
+    """The layout of a feature of `record` bytes with tag and length.
+
+    With it come the bytes before its numbers.
     """
     for values in range(record // 4, max(0, record // 4 - 16), -1):
         datum = _datum_start(values)
@@ -236,8 +239,9 @@ def _parsed(name: str, data: bytes) -> Any:
 
 @cache
 def messages() -> dict[str, Any]:
-    """Message classes by name, in a pool of their own: DELG's generated modules can be loaded
-    beside them.
+    """Message classes by name, in a pool of their own.
+
+    So DELG's generated modules can be loaded beside them.
     """
     from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 

@@ -1,5 +1,4 @@
-"""DELG (Cao, Araujo, Sim, ECCV 2020) in torch, step by step as tensorflow/models, research/delf,
-extracts it.
+"""DELG (Cao, Araujo, Sim, ECCV 2020) in torch, as tensorflow/models, research/delf, extracts it.
 
 The steps are those of delg/extract_features.py, examples/extractor.py, utils.py,
 feature_extractor.py and training/model/export_model_utils.py (ExtractLocalAndGlobalFeatures);
@@ -64,9 +63,8 @@ class Delg(Extractor):
     group           images of equal size that a GPU runs together
 
     On the CPU images are run one at a time: the same bytes alone and among others. On a GPU the
-        bits of an image may
-    change with the group it is run in (below 1e-5), so device and group are part of the
-    configuration there.
+    bits of an image may change with the group it is run in (below 1e-5), so device and group are
+    part of the configuration there.
     """
 
     name = "delg"
@@ -175,8 +173,9 @@ class Delg(Extractor):
     def _describe(
         self, pictures: list[npt.NDArray[np.uint8]], with_locals: bool
     ) -> list[tuple[npt.NDArray[np.float32], Locals]]:
-        """Global descriptor and locals of pictures of equal size; locals are empty where none are
-        asked for.
+        """Global descriptor and locals of pictures of equal size.
+
+        Locals are empty without `with_locals`.
         """
         pixels = torch.from_numpy(np.stack(pictures)).to(self._device).permute(0, 3, 1, 2)
         normalised = (pixels.to(torch.float32) - 128.0) / 128.0
@@ -229,8 +228,7 @@ def strongest(strength: npt.NDArray[np.float32], most: int) -> npt.NDArray[np.in
     """Places of the `most` greatest values, falling; of equal ones the first comes first.
 
     That is the order of tf.image.non_max_suppression, which suppresses nothing here: its threshold
-        is an overlap of
-    1.0, and even equal boxes do not exceed it.
+    is an overlap of 1.0, and even equal boxes do not exceed it.
     """
     return np.argsort(-strength, kind="stable")[:most]
 
@@ -252,8 +250,9 @@ def field_centres(
 
 
 def resize(pixels: npt.NDArray[np.uint8], longest: float) -> npt.NDArray[np.uint8]:
-    """utils.ResizeImage: shrunk by PIL, bilinear, where the longer side exceeds `longest`; never
-    enlarged.
+    """utils.ResizeImage: shrunk by PIL, bilinear, where the longer side exceeds `longest`.
+
+    Nothing is enlarged.
     """
     height, width = pixels.shape[:2]
     if max(width, height) <= longest:
@@ -268,8 +267,9 @@ def resize(pixels: npt.NDArray[np.uint8], longest: float) -> npt.NDArray[np.uint
 
 
 def scaled(images: Tensor, scale: float) -> Tensor:
-    """tf.image.resize (bilinear, half-pixel centres, no antialiasing) of [B, 3, H, W] to round(side
-    * scale).
+    """tf.image.resize of [B, 3, H, W] to round(side * scale).
+
+    Bilinear, with half-pixel centres, without antialiasing.
     """
     sides = np.round(np.array(images.shape[2:], np.float32) * np.float32(scale)).astype(int)
     size = (int(sides[0]), int(sides[1]))

@@ -1,5 +1,6 @@
-"""The network of DELG (Cao, Araujo, Sim, ECCV 2020) in torch: ResNet v1, attention, autoencoder,
-GeM and whitening.
+"""The network of DELG (Cao, Araujo, Sim, ECCV 2020) in torch.
+
+It has a ResNet v1, attention, an autoencoder, GeM and whitening.
 
 Two layouts of the ResNet are in use, and weights of one are of no use in the other:
 
@@ -97,9 +98,7 @@ class Architecture:
 
 
 class NormalisedConvolution(nn.Module):
-    """A convolution, TensorFlow's padding and a batch normalisation of fixed statistics: [B, C, H,
-    W] in and out.
-    """
+    """A convolution [B, C, H, W] with TensorFlow's padding and fixed batch normalisation."""
 
     def __init__(
         self, inputs: int, outputs: int, side: int, stride: int, epsilon: float, layout: str
@@ -129,8 +128,9 @@ class NormalisedConvolution(nn.Module):
 
 
 class Unit(nn.Module):
-    """A bottleneck: 1x1, 3x3, 1x1 and the shortcut, which has a convolution where the number of
-    channels changes.
+    """A bottleneck: 1x1, 3x3, 1x1 and the shortcut.
+
+    The shortcut has a convolution where the number of channels changes.
     """
 
     def __init__(self, inputs: int, width: int, stride: int, layout: str) -> None:
@@ -177,8 +177,9 @@ class DelgNetwork(nn.Module):
         self.requires_grad_(False)
 
     def trunk(self, x: Tensor) -> Tensor | None:
-        """Pixels float32 [B, 3, H, W], (value - 128) / 128, RGB -> the third stage [B, 16 width, h,
-        w], rectified.
+        """Pixels float32 [B, 3, H, W] -> the third stage [B, 16 width, h, w], rectified.
+
+        Pixels are RGB, (value - 128) / 128.
 
         None where the image is so small that the max-pool without padding leaves nothing (layout
         keras).
@@ -195,8 +196,9 @@ class DelgNetwork(nn.Module):
         return x
 
     def local_maps(self, block3: Tensor) -> tuple[Tensor, Tensor]:
-        """The third stage -> attention float32 [B, h, w], > 0, and descriptors [B, local_dim, h,
-        w], raw.
+        """The third stage -> attention and raw descriptors.
+
+        Attention is float32 [B, h, w], > 0; descriptors are [B, local_dim, h, w].
         """
         reduced = self.reduce(block3)
         seen = (
@@ -210,8 +212,9 @@ class DelgNetwork(nn.Module):
         return F.softplus(scores[:, 0]), reduced
 
     def global_descriptors(self, block3: Tensor) -> Tensor:
-        """The third stage -> fourth stage, GeM (p = 3), whitening: float32 [B, global_dim], not
-        normalised.
+        """The third stage -> global descriptors float32 [B, global_dim], not normalised.
+
+        They go through the fourth stage, GeM (p = 3) and whitening.
         """
         x = self.stage4(block3)
         pooled = x.clamp(min=GEM_FLOOR).pow(GEM_POWER).mean((2, 3)).pow(1.0 / GEM_POWER)

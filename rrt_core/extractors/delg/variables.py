@@ -232,8 +232,9 @@ def _map_keras(plain: Mapping[str, str], where: str, block3_strides: bool) -> Ma
 
 
 def _by_end(plain: Mapping[str, str], ends: set[str]) -> dict[str, str]:
-    """The variable of each path, whatever stands before it (`_model/`, nothing); the shortest name
-    of several.
+    """The variable of each path, whatever stands before it (`_model/`, nothing).
+
+    Of several it is the shortest name.
     """
     found: dict[str, str] = {}
     for name in sorted(plain, key=lambda name: (len(name), name)):

@@ -1,5 +1,4 @@
-"""The default extractor: one ImageNet EfficientNet-Lite0 for global and local descriptors, quick on
-a CPU.
+"""The default extractor: one EfficientNet-Lite0 for global and local descriptors, fast on a CPU.
 
 It has the shape of DELG (Cao, Araujo, Sim, ECCV 2020, section 3): a deep map pooled by GeM into the
 global descriptor, a shallower map of stride 16 at several image scales for the local ones, resizing
@@ -57,9 +56,8 @@ class EfficientNet(Extractor):
     whitening   a file of benchmarks/make_whitening.py; default: the one in the package
 
     Images are run one at a time: on a CPU a batch of equal sizes is no faster (4: none, 16: a third
-        slower), and
-    from 16 images on its bits differ. With one thread a core describes about 10 photographs a
-    second.
+    slower), and from 16 images on its bits differ. With one thread a core describes about 10
+    photographs a second.
 
     Tried on photographs of products (benchmarks/products_global_and_locals.py): the head map summed
     over sizes (mAP 0.285) against the 320-channel map (0.272), one size (0.286, 0.248, 0.233) and
@@ -144,8 +142,9 @@ class EfficientNet(Extractor):
         )
 
     def strongest(self, image: Image) -> Strongest:
-        """The description before whitening and normalising; call it under
-        torch.inference_mode().
+        """The description before whitening and normalising.
+
+        Call it under torch.inference_mode().
         """
         pooled = torch.zeros(self.global_dim)
         cells, norms, places, ordinals = [], [], [], []
@@ -183,8 +182,9 @@ class EfficientNet(Extractor):
 
 
 def gem(maps: Maps) -> Tensor:
-    """Generalised mean (p = 3) over the head map of one image, L2-normalised -> float32
-    [GLOBAL_DIM].
+    """Generalised mean (p = 3) over the head map of one image.
+
+    Returns float32 [GLOBAL_DIM], L2-normalised.
     """
     pooled = maps.head[0].clamp(min=_GEM_FLOOR).pow(_GEM_POWER).mean((1, 2)).pow(1.0 / _GEM_POWER)
     return torch.nn.functional.normalize(pooled, dim=0)

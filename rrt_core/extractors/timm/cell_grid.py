@@ -1,4 +1,4 @@
-"""Where the cells of a feature map look in the network's input, found by watching one forward pass.
+"""Where the cells of a feature map look in the network's input, seen in one forward pass.
 
 A cell's centre depends on how each layer that shrinks the map pads. A ResNet's stride-16 cells look
 at pixels 0, 16, 32 ...; ConvNeXt's, which cuts patches, at 8, 24, 40 ...: half a cell apart.
@@ -20,8 +20,9 @@ _WINDOWS = (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)
 
 @dataclass(frozen=True)
 class Shrinking:
-    """A layer that shrinks the map: its window and stride, rows it pads ahead; None: TensorFlow's
-    SAME.
+    """A layer that shrinks the map: its window and stride, and the rows that it pads ahead.
+
+    A padding of None is TensorFlow's SAME.
     """
 
     window: int
@@ -57,16 +58,18 @@ class CellGrid:
 
     @property
     def cuts(self) -> bool:
-        """Whether rows of the input that fill no whole cell are left out: some layer cuts patches,
-        without padding.
+        """Whether rows of the input that fill no whole cell are left out.
+
+        They are where some layer cuts patches, without padding.
         """
         return (not self.layers and self.stride > 1) or any(
             layer.padding == 0 and layer.window <= layer.stride > 1 for layer in self.layers
         )
 
     def centres(self, side: int, cells: int) -> npt.NDArray[np.float64]:
-        """Centres along one side of the input, float64 [cells], in 0..side, the first pixel
-        covering 0..1.
+        """Centres along one side of the input, float64 [cells], in 0..side.
+
+        The first pixel covers 0..1.
         """
         rows, offset, step = side, (0.0 if self.layers else (self.stride - 1) / 2), 1
         for layer in self.layers:

@@ -1,10 +1,8 @@
-"""Any backbone of the package timm as an extractor: `timm:resnet50`,
-`timm:vit_small_patch14_dinov2` ...
+"""Any backbone of the package timm as an extractor, such as `timm:resnet50`.
 
 The shape is that of the default extractor: a global descriptor summed over the image's copies,
-    locals from a map of
-stride 16 of all copies, the strongest by their norm. Weights are a local file, or timm's own
-download where asked for.
+locals from a map of stride 16 of all copies, the strongest by their norm. Weights are a local
+file, or timm's own download with the option pretrained.
 """
 
 from __future__ import annotations
@@ -155,8 +153,9 @@ class Timm(Extractor):
         return answers
 
     def strongest(self, images: Sequence[Image]) -> Iterator[Strongest]:
-        """The descriptions before projection and normalising; call it under
-        torch.inference_mode().
+        """The descriptions before projection and normalising.
+
+        Call it under torch.inference_mode().
         """
         for image, seen in zip(images, self._seen(images), strict=True):
             cells = torch.cat([cells.flatten(1).T for _, _, cells in seen])
@@ -197,9 +196,7 @@ class Timm(Extractor):
     def _seen(
         self, images: Sequence[Image]
     ) -> Iterator[list[tuple[tuple[int, ...], Tensor, Tensor]]]:
-        """Of each image and each of its copies: the copy's shape, pooled [D], cells [C, rows,
-        columns].
-        """
+        """Of each image and each of its copies: shape, pooled [D], cells [C, rows, columns]."""
         if not self._batched:
             for image in images:
                 yield [(copy.shape, *self._alone(copy)) for copy in self._copies(image)]

@@ -1,5 +1,6 @@
-"""A network of the package timm (R. Wightman, pytorch-image-models): images in, pooled features and
-a map of cells out.
+"""A network of the package timm (R. Wightman, pytorch-image-models).
+
+Images go in, pooled features and a map of cells come out.
 
 timm's own `forward_intermediates` gives both in one pass. What differs from model to model
 (strides, channels, class tokens, whether any size of input is taken) is seen in one pass over a
@@ -37,8 +38,9 @@ _FIRST_SIDE = 224
 
 
 class Seen(NamedTuple):
-    """What a pass gives: pooled float32 [N, D], L2 norm 1; cells float32 [N, C, rows, columns],
-    raw.
+    """What a pass gives: pooled float32 [N, D], cells float32 [N, C, rows, columns].
+
+    Pooled features have L2 norm 1, cells are raw.
     """
 
     pooled: Tensor
@@ -59,8 +61,7 @@ class TimmNetwork:
     weights_sha256   of its parameters and buffers by name
 
     Raises UserError: see create_network; and for a model that takes one size of picture only or has
-        no maps, a feature
-    that it does not have, a pooling that it cannot do.
+    no maps, a feature that it does not have, a pooling that it cannot do.
     """
 
     def __init__(
@@ -93,8 +94,9 @@ class TimmNetwork:
             )
 
     def __call__(self, pixels: Tensor) -> Seen:
-        """uint8 [N, h, w, 3], RGB, sides multiples of `multiple` -> what is seen, on the network's
-        device.
+        """uint8 [N, h, w, 3], RGB -> what is seen, on the network's device.
+
+        Sides are multiples of `multiple`.
         """
         x = pixels.to(self._device).permute(0, 3, 1, 2).to(torch.float32)
         last, maps = self._forward((x - self._mean) / self._deviation, [self.feature])
@@ -220,8 +222,9 @@ class TimmNetwork:
 
 
 def create_network(model: str, weights: str | None, pretrained: bool) -> Any:
-    """timm's model without its classifier, with the weights of a local file, of the hub, or random
-    ones.
+    """timm's model without its classifier.
+
+    Its weights come from a local file or the hub, or are random.
 
     Nothing is downloaded unless `pretrained`. Raises UserError where timm is absent or does not fit
     torch, the model is unknown, the weights are not to be had, unreadable or of another model.
@@ -308,8 +311,9 @@ def _created(timm: Any, model: str, pretrained: bool) -> Any:
 
 
 def _load(network: Any, path: str) -> None:
-    """Fill the network; classifiers in the file are left out, everything else must be the network's
-    own.
+    """Fill the network from a file.
+
+    Classifiers in the file are left out, everything else must be the network's own.
     """
     state = _read_state(path)
     wanted: dict[str, Tensor] = network.state_dict()
@@ -387,8 +391,9 @@ def _read_state(path: str) -> Mapping[str, Tensor]:
 
 
 def _sha256_of(network: nn.Module) -> str:
-    """Of the parameters and buffers, in the order of their names: the same in whatever file they
-    came.
+    """Of the parameters and buffers, in the order of their names.
+
+    It is the same in whatever file they came.
     """
     digest = hashlib.sha256()
     for name, value in sorted(network.state_dict().items()):
