@@ -33,11 +33,8 @@ PRODUCTS: Literal["products"] = "products"
 C = TypeVar("C")
 M = TypeVar("M", bound=nn.Module)
 _BACKBONE = "backbone."
-_OURS = (
-    "remap.",
-    "remap_local.",
-    "matcher.",
-)  # of a products model; all else in the paper's files is its ResNet
+# of a products model; all else in the paper's files is its ResNet
+_OURS = ("remap.", "remap_local.", "matcher.")
 
 
 @dataclass(frozen=True)
@@ -195,9 +192,8 @@ def _read_torch(path: str, data: bytes) -> _File:
             f"Reranker weights {path}: no state dict under the key 'state', as the paper's files "
             f"have it."
         )
-    if state and all(
-        key.startswith("module.") for key in state
-    ):  # written from inside DataParallel
+    # written from inside DataParallel
+    if state and all(key.startswith("module.") for key in state):
         state = {key.removeprefix("module."): value for key, value in state.items()}
     if any(key.startswith("matcher.") for key in state):
         # `classifier` is the metric-learning framework's classification layer, which no loss of the

@@ -25,12 +25,10 @@ import numpy.typing as npt
 from rrt_core.metrics.revisited import FloatArray, IntArray, positive_places, replay
 
 BoolArray = npt.NDArray[np.bool_]
-Candidates = tuple[
-    npt.ArrayLike, npt.ArrayLike
-]  # of a query, in the global order: global scores [n], raw logits [n]
-Metric = Callable[
-    [int, IntArray], FloatArray
-]  # query number, orders [g, n] of its candidates -> values [g]
+# of a query, in the global order: global scores [n], raw logits [n]
+Candidates = tuple[npt.ArrayLike, npt.ArrayLike]
+# query number, orders [g, n] of its candidates -> values [g]
+Metric = Callable[[int, IntArray], FloatArray]
 
 LAMBDAS = tuple(round(step * 0.05, 2) for step in range(21))
 GAMMAS = (0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 5.0, 7.0, 10.0)

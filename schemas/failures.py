@@ -17,9 +17,8 @@ FAILURES = pa.schema(
         pa.field("record_id", pa.string(), nullable=False),
         pa.field("stage", pa.string(), nullable=False),
         pa.field("reason", pa.string(), nullable=False),  # a sentence
-        pa.field(
-            "error_class", pa.string(), nullable=False
-        ),  # a short word: truncated, too_large, crashed ...
+        # a short word: truncated, too_large, crashed ...
+        pa.field("error_class", pa.string(), nullable=False),
     ],
     metadata={"schema": "rrt-failures/1"},
 )

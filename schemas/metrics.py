@@ -21,14 +21,12 @@ ENSEMBLE, ENSEMBLE_DEPLOY = "ensemble", "ensemble_deploy"
 PER_QUERY = pa.schema(
     [
         pa.field("query", pa.int32(), nullable=False),  # position in the ground truth
-        pa.field(
-            "query_id", pa.string(), nullable=False
-        ),  # record id; "" where it was not described
+        # record id; "" where it was not described
+        pa.field("query_id", pa.string(), nullable=False),
         pa.field("ranking", pa.string(), nullable=False),
         pa.field("protocol", pa.string(), nullable=False),
-        pa.field(
-            "average_precision", pa.float64(), nullable=False
-        ),  # NaN: the query has no positives
+        # NaN: the query has no positives
+        pa.field("average_precision", pa.float64(), nullable=False),
         pa.field("precision_at_1", pa.float64(), nullable=False),
         pa.field("precision_at_5", pa.float64(), nullable=False),
         pa.field("precision_at_10", pa.float64(), nullable=False),

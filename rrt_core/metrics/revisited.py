@@ -91,9 +91,8 @@ def average_precision(places: IntArray, positives: int) -> float:
         positives: number of positives of the ground truth, at least 1.
     """
     found = np.arange(len(places))
-    before = np.where(
-        places == 0, 1.0, found / np.maximum(places, 1)
-    )  # precision just above each positive
+    # precision just above each positive
+    before = np.where(places == 0, 1.0, found / np.maximum(places, 1))
     after = (found + 1) / (places + 1)  # and with it
     return float((before + after).sum() / (2 * positives))
 

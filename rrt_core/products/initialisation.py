@@ -25,12 +25,8 @@ from rrt_core.products.model import (
 from schemas.errors import UserError
 
 _NEGLIGIBLE = 1e-3  # of the largest singular value of the positions
-_QUANTILES = (
-    0.5,
-    0.3,
-    0.15,
-    0.05,
-)  # of the ruler's share in the query's cells, a degree of likeness each
+# of the ruler's share in the query's cells, a degree of likeness each
+_QUANTILES = (0.5, 0.3, 0.15, 0.05)
 _RANGE = 6.0  # what the first degree reaches at the last one's threshold
 
 

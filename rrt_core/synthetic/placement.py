@@ -40,9 +40,8 @@ def place(
     # the region's plane is u, v in -1..1; the inverse homography leads from the picture to it
     square = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]], np.float32)
     to_plane = cv2.getPerspectiveTransform(corners.astype(np.float32), square)
-    pad = GRID * (
-        max(height, width) // (2 * GRID)
-    )  # this margin holds nearly all of any object that is cut
+    # this margin holds nearly all of any object that is cut
+    pad = GRID * (max(height, width) // (2 * GRID))
     ys = np.arange(-pad, height + pad + GRID, GRID) + (GRID - 1) / 2
     xs = np.arange(-pad, width + pad + GRID, GRID) + (GRID - 1) / 2
     grid = np.stack([*np.meshgrid(xs, ys), np.ones((len(ys), len(xs)))], -1)
@@ -86,9 +85,8 @@ def _project(
     `half` are its half sides.
     """
     roll = np.deg2rad(rng.uniform(-level.roll, level.roll))
-    tilt = np.deg2rad(
-        level.tilt * np.sqrt(rng.uniform())
-    )  # the square root favours the level's far end
+    # the square root favours the level's far end
+    tilt = np.deg2rad(level.tilt * np.sqrt(rng.uniform()))
     towards = rng.uniform(0, 2 * np.pi)
     distance = rng.uniform(3.0, 7.0)  # in half sides: near cameras converge lines strongly
     points = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]]) * half

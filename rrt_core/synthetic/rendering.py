@@ -204,9 +204,8 @@ def _fit_resolution(region: Region, flow: Floats) -> Pixels:
     steps = np.diff(coarse, axis=1)[inside[:, 1:] & inside[:, :-1]]
     if not len(steps):
         return region.pixels
-    shrink = (
-        float(np.median(np.hypot(steps[:, 0], steps[:, 1]))) / 4
-    )  # region pixels a picture pixel
+    # region pixels a picture pixel
+    shrink = float(np.median(np.hypot(steps[:, 0], steps[:, 1]))) / 4
     if shrink <= 1.2:
         return region.pixels
     return np.asarray(

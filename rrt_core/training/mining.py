@@ -94,9 +94,8 @@ def choose_anchors(
         least: fewest positives of an anchor, at least 1 (the paper: 5 of 100).
     """
     enough, negative = np.zeros(len(rows), bool), np.zeros(len(rows), bool)
-    for first in range(
-        0, len(rows), 65_536
-    ):  # in blocks: the comparison takes as much memory as the neighbours
+    # in blocks: the comparison takes as much memory as the neighbours
+    for first in range(0, len(rows), 65_536):
         some = rows[first : first + 65_536]
         same, there = _same(neighbours, labels, some)
         enough[first : first + len(some)] = same.sum(axis=1) >= least
@@ -127,9 +126,8 @@ class TripletSampler:
         if not len(anchors):
             raise UserError("Mining: there is no anchor to make a triplet of.")
         self.neighbours, self.labels, self.anchors, self.seed = neighbours, labels, anchors, seed
-        self._orders: dict[
-            int, np.ndarray
-        ] = {}  # epoch -> permutation of the anchors; the latest two
+        # epoch -> permutation of the anchors; the latest two
+        self._orders: dict[int, np.ndarray] = {}
 
     def anchors_of(self, step: int, count: int) -> np.ndarray:
         """The step's anchors, int64 [count].

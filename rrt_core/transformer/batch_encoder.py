@@ -158,9 +158,8 @@ class BatchEncoder:
             }
         current.wait_stream(self._copies)
         for value in moved.values():
-            value.record_stream(
-                current
-            )  # or the copying stream's memory would be given out again too early
+            # or the copying stream's memory would be given out again too early
+            value.record_stream(current)
         return dataclasses.replace(batch, **moved)
 
     def logits(self, batch: Batch) -> Tensor:

@@ -16,12 +16,8 @@ from schemas.errors import UserError
 
 MATCHING_SHARPNESS = 25.0
 IDENTITY_SHARPNESS = 25.0
-THRESHOLDS = (
-    0.35,
-    0.45,
-    0.55,
-    0.65,
-)  # degrees of likeness that the first layer of `initialise_matching` tells apart
+# degrees of likeness that the first layer of `initialise_matching` tells apart
+THRESHOLDS = (0.35, 0.45, 0.55, 0.65)
 
 
 def initialise_matching(model: RerankingTransformer, sharpness: float = MATCHING_SHARPNESS) -> None:

@@ -44,9 +44,8 @@ class _Dtype(_StandIn):
         self.is_object = spec[0] == "O"
         self.dtype = np.dtype(spec)
 
-    def __setstate__(
-        self, state: Any
-    ) -> None:  # (version, byte order, ...): only the order matters here
+    # (version, byte order, ...): only the order matters here
+    def __setstate__(self, state: Any) -> None:
         self.dtype = self.dtype.newbyteorder(state[1])
 
     def values(self, raw: object, shape: Any, order: str) -> Any:

@@ -94,9 +94,8 @@ def open_matrix(
         array: Any = _npy(path) if kind == "npy" else _npz(path, variable)
     else:
         array = _mat(path, variable) if kind == "mat" else _hdf5(path, "features")
-    flipped = kind == "mat" and isinstance(
-        array, h5py.Dataset
-    )  # HDF5 has MATLAB's matrices transposed
+    # HDF5 has MATLAB's matrices transposed
+    flipped = kind == "mat" and isinstance(array, h5py.Dataset)
     if array.ndim != 2:
         raise UserError(
             f"{path}: it holds an array of the shape {list(array.shape)}; it must be a matrix"
@@ -263,9 +262,8 @@ def clip_names(folder: str) -> list[str] | None:
     without a path.
     """
     names: list[str] = []
-    for vectors, path in zip(
-        *clip_files(folder), strict=False
-    ):  # strict=False: there may be no metadata
+    # strict=False: there may be no metadata
+    for vectors, path in zip(*clip_files(folder), strict=False):
         try:
             file = pq.ParquetFile(path)
             if "image_path" not in file.schema_arrow.names:

@@ -32,24 +32,12 @@ import numpy as np
 from schemas.importers import ImportedLocals, Unusable, checked_locals, ordinals_of
 
 GLOBAL_SUFFIX, LOCAL_SUFFIX = ".delg_global", ".delg_local"
-SCALES = (
-    0.25,
-    0.35355338,
-    0.5,
-    0.70710677,
-    1.0,
-    1.4142135,
-    2.0,
-)  # image scales of DELG's published configurations
+# image scales of DELG's published configurations
+SCALES = (0.25, 0.35355338, 0.5, 0.70710677, 1.0, 1.4142135, 2.0)
 SCALE_FIELDS = ("feature", "image")
 MOST_BYTES = 256_000_000  # of a file: 1,000 features of 128 dimensions are 562 kB
-_NUMBERS = (
-    "x",
-    "y",
-    "scale",
-    "orientation",
-    "strength",
-)  # fields 2 .. 6, each a fixed 32-bit number
+# fields 2 .. 6, each a fixed 32-bit number
+_NUMBERS = ("x", "y", "scale", "orientation", "strength")
 _numbers_of = attrgetter(*_NUMBERS)
 
 
@@ -212,9 +200,8 @@ def _datum_array(datum: Any) -> np.ndarray:
     if kind is None:
         raise Unusable("it holds no descriptor", "empty")
     held = getattr(datum, kind)
-    if (
-        kind == "float_list"
-    ):  # written anew they are packed, at its end: five times as fast as one by one
+    # written anew they are packed, at its end: five times as fast as one by one
+    if kind == "float_list":
         data = held.SerializeToString()
         values = np.frombuffer(data, "<f4", len(held.value), len(data) - 4 * len(held.value))
     else:

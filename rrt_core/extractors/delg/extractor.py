@@ -44,9 +44,8 @@ class Locals(NamedTuple):
     """Cells of one image, of all scales, the strongest first."""
 
     descriptors: npt.NDArray[np.float32]  # [n, local_dim], L2 norm 1
-    yx: npt.NDArray[
-        np.float32
-    ]  # [n, 2], centres of the receptive fields, pixels of the resized image
+    # [n, 2], centres of the receptive fields, pixels of the resized image
+    yx: npt.NDArray[np.float32]
     scale: npt.NDArray[np.uint8]  # [n]
     strength: npt.NDArray[np.float32]  # [n]
 

@@ -169,9 +169,8 @@ class EfficientNet(Extractor):
         )
 
     def _maps(self, pixels: npt.NDArray[np.uint8]) -> Maps:
-        x = torch.from_numpy(pixels).permute(2, 0, 1)[
-            None
-        ]  # a view: channels last in memory already
+        # a view: channels last in memory already
+        x = torch.from_numpy(pixels).permute(2, 0, 1)[None]
         maps: Maps = self._network(x.to(torch.float32).sub_(INPUT_MEAN).mul_(1.0 / INPUT_DEVIATION))
         return maps
 

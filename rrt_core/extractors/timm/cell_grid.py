@@ -95,9 +95,8 @@ def watch(network: nn.Module, run: Callable[[], Any]) -> list[Shrinking]:
             and isinstance(output, Tensor)
             and output.shape[-2] < inputs[0].shape[-2]
         ):
-            same = type(module).__name__.endswith(
-                "Same"
-            )  # timm's names for layers that pad like TensorFlow
+            # timm's names for layers that pad like TensorFlow
+            same = type(module).__name__.endswith("Same")
             padding = None if same else _first(getattr(module, "padding", 0))
             window = (window - 1) * dilation + 1
             seen.append(Shrinking(window, stride, padding, inputs[0].shape[-2], output.shape[-2]))
@@ -139,8 +138,7 @@ def grid_of(seen: list[Shrinking], side: int, cells: int) -> CellGrid:
 
 
 def _first(value: Any) -> int:
-    if isinstance(
-        value, str
-    ):  # 'same' and 'valid' of torch, which allows 'same' without a stride alone
+    # 'same' and 'valid' of torch, which allows 'same' without a stride alone
+    if isinstance(value, str):
         return 0
     return int(value[0] if isinstance(value, (tuple, list)) else value)

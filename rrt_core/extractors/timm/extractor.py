@@ -122,9 +122,8 @@ class Timm(Extractor):
             "deviation": list(self.network.deviation),
             "projection": projection is not None,
         }
-        if (
-            self._batched
-        ):  # the last bits depend on them; the CPU, which runs one at a time, has neither
+        # the last bits depend on them; the CPU, which runs one at a time, has neither
+        if self._batched:
             self.config.update({"device": "gpu", "group": _BATCH_ON_CUDA})
 
     def describe(self, images: Sequence[Image]) -> list[Description | Failure]:
