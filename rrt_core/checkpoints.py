@@ -190,7 +190,7 @@ def _read_torch(path: str, data: bytes) -> _File:
     ):
         raise UserError(
             f"Reranker weights {path}: no state dict under the key 'state', as the paper's files "
-            f"have it."
+            "have it."
         )
     # written from inside DataParallel
     if state and all(key.startswith("module.") for key in state):
@@ -241,7 +241,7 @@ def _require_matrices(
         if key not in state or state[key].dim() < 2:
             raise UserError(
                 f"Reranker weights {path}: parameter {key} is missing; not a {variant} model of "
-                f"the paper."
+                "the paper."
             )
 
 
@@ -278,12 +278,12 @@ def _check_state(path: str, state: Mapping[str, Tensor], model: nn.Module) -> No
     surplus = [key for key in state if key not in wanted]
     if surplus:
         raise UserError(
-            f"Reranker weights {path}: {len(surplus)} parameters are not the model's, the first "
-            f"is {surplus[0]}."
+            f"Reranker weights {path}: {len(surplus)} parameters are not the model's, the first is "
+            f"{surplus[0]}."
         )
     for key, value in wanted.items():
         if state[key].shape != value.shape:
             raise UserError(
-                f"Reranker weights {path}: parameter {key} has the shape {tuple(state[key].shape)},"
-                f" the model needs {tuple(value.shape)}."
+                f"Reranker weights {path}: parameter {key} has the shape "
+                f"{tuple(state[key].shape)}, the model needs {tuple(value.shape)}."
             )

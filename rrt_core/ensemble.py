@@ -79,7 +79,7 @@ class Grid:
             if not values or any(a >= b for a, b in pairwise(values)):
                 raise ValueError(
                     f"the values of {name} are {list(values)}; each must be larger than the one "
-                    f"before"
+                    "before"
                 )
         for end in (0, -1):
             Ensemble(self.lambdas[end], self.gammas[end], self.ks[end])

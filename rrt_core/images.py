@@ -153,7 +153,7 @@ def decode(
         what = "the picture" if box is None else "the box"
         raise DecodeError(
             f"{what} is {right - left} x {bottom - top} pixels; at least {min_side} a side are "
-            f"needed",
+            "needed",
             "too_small",
         )
     if box is not None:
@@ -182,7 +182,7 @@ def _upright_rgb(
         if width * height > max_pixels:
             raise DecodeError(
                 f"the picture has {width} x {height} pixels, more than the {max_pixels:,} of "
-                f"max_pixels",
+                "max_pixels",
                 "too_large",
             )
         reduction = 1 if largest_side is None else _reduced(file, largest_side)
@@ -236,8 +236,8 @@ def _rgb(image: PillowImage.Image) -> PillowImage.Image:
         return _from_16_bits(np.asarray(image))
     if image.mode in ("I", "F"):
         raise DecodeError(
-            f"the picture has 32-bit pixels (mode {image.mode}), of no agreed range: convert it "
-            f"to 8 bits",
+            f"the picture has 32-bit pixels (mode {image.mode}), of no agreed range: convert it to "
+            "8 bits",
             "unsupported",
         )
     if image.has_transparency_data:
@@ -272,7 +272,7 @@ def _corners(box: Box, width: int, height: int) -> tuple[int, int, int, int]:
 def _refusal(error: Exception) -> DecodeError:
     if isinstance(error, PillowImage.DecompressionBombError):
         return DecodeError(
-            f"the picture has more pixels than Pillow allows "
+            "the picture has more pixels than Pillow allows "
             f"({2 * (PillowImage.MAX_IMAGE_PIXELS or 0):,})",
             "too_large",
         )

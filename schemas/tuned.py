@@ -55,7 +55,7 @@ class Tuned:
             if schema != TUNED_SCHEMA:
                 raise UserError(
                     f"{where}: its schema is {schema!r}, this software reads {TUNED_SCHEMA!r}; "
-                    f"tune again"
+                    "tune again"
                 )
             tuned = Tuned(**record)
             best = {"lambda": float(tuned.best["lambda"]), "gamma": float(tuned.best["gamma"])}

@@ -155,8 +155,8 @@ def create(name: str, **options: Any) -> Extractor:
     if ":" not in target or (family in _FAMILIES and not given):
         known = sorted(REGISTRY.names()) + [f"{family}:NAME" for family in sorted(_FAMILIES)]
         raise UserError(
-            f"There is no extractor {name!r}: choose {' or '.join(known)}, "
-            "or name a class of your own as package.module:Class."
+            f"There is no extractor {name!r}: choose {' or '.join(known)}, or name a class of your "
+            "own as package.module:Class."
         )
 
     made = REGISTRY.load_class(name, Extractor, target)

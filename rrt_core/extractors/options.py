@@ -32,14 +32,13 @@ def check_copies(sizes: object, max_locals: object, enlarge: object, min_size: o
     if not isinstance(sizes, (list, tuple)) or not 1 <= len(sizes) <= 255:
         raise UserError(
             "The extractor's option sizes must be a list of 1 to 255 longest sides in pixels, "
-            "such as [512, 256] or"
-            f" [518], not {sizes!r}."
+            f"such as [512, 256] or [518], not {sizes!r}."
         )
     for size in sizes:
         check_whole("sizes", size, 32, 4096)
     if list(sizes) != sorted(set(sizes), reverse=True):
         raise UserError(
-            f"The extractor's option sizes must fall, each size once, the largest first, not "
+            "The extractor's option sizes must fall, each size once, the largest first, not "
             f"{list(sizes)!r}."
         )
     check_whole("max_locals", max_locals, 1, 65535)

@@ -80,8 +80,7 @@ def read_projection(
     ):
         raise UserError(
             f"The projection in {where} is for {matrix.shape[0] if matrix.ndim else 0} channels; "
-            f"the feature map has "
-            f"{channels}: {mend} for this model and feature."
+            f"the feature map has {channels}: {mend} for this model and feature."
         )
     if not bool(torch.isfinite(mean).all() and torch.isfinite(matrix).all()):
         raise UserError(f"The projection in {where} holds values that are not finite: {mend}.")
@@ -121,7 +120,7 @@ class Whitening:
         if self.count < 2 * dimensions:
             raise UserError(
                 f"{self.count} cells are too few for {dimensions} dimensions: give more "
-                f"photographs."
+                "photographs."
             )
         mean = self._total / self.count
         covariance = (self._outer - self.count * np.outer(mean, mean)) / (self.count - 1)
@@ -131,7 +130,7 @@ class Whitening:
         if variances[-1] <= variances[0] * 1e-10:
             raise UserError(
                 f"The cells spread over fewer than {dimensions} dimensions: give more photographs "
-                f"or fewer dimensions."
+                "or fewer dimensions."
             )
         axes = axes * np.where(axes[np.abs(axes).argmax(0), np.arange(dimensions)] < 0, -1.0, 1.0)
         # In C order: safetensors writes an array's memory as it lies.

@@ -146,7 +146,7 @@ class TimmBackbone(Backbone):
         except ImportError as error:
             raise UserError(
                 f"The backbone {TIMM}{model_name} needs the package timm: install the extra of "
-                f"that name, 'timm'."
+                "that name, 'timm'."
             ) from error
         try:
             network: Any = timm.create_model(model_name, pretrained=False, num_classes=0)
@@ -175,8 +175,7 @@ class TimmBackbone(Backbone):
         if maps.dim() != 4 or maps.shape[1] != self.map_channels:
             raise UserError(
                 f"The backbone {self.name} gives features of shape {tuple(maps.shape)}, not a map "
-                f"of"
-                f" {self.map_channels} channels: choose a convolutional model."
+                f"of {self.map_channels} channels: choose a convolutional model."
             )
         return maps
 
@@ -197,7 +196,7 @@ def create_backbone(name: str, weights: str | None = None) -> Backbone:
         if weights is None:
             raise UserError(
                 f"The backbone {name} needs a local file of weights: --backbone-weights FILE (or "
-                f"'random')."
+                "'random')."
             )
         network = TimmBackbone(name.removeprefix(TIMM))
         if weights != RANDOM:
@@ -206,7 +205,7 @@ def create_backbone(name: str, weights: str | None = None) -> Backbone:
     if name not in ("efficientnet_lite0", "efficientnet_lite0+stride16"):
         raise UserError(
             f"The backbone {name!r} is unknown; choose efficientnet_lite0, "
-            f"efficientnet_lite0+stride16 or timm:MODEL."
+            "efficientnet_lite0+stride16 or timm:MODEL."
         )
     lite0 = Lite0Backbone(name.endswith("+stride16"))
     if weights == RANDOM:
@@ -243,8 +242,7 @@ def load_backbone_state(network: nn.Module, state: Mapping[str, Tensor], where: 
         if key in state and state[key].shape != value.shape:
             raise UserError(
                 f"The backbone's weights in {where}: {key} has the shape "
-                f"{tuple(state[key].shape)}, the network needs"
-                f" {tuple(value.shape)}."
+                f"{tuple(state[key].shape)}, the network needs {tuple(value.shape)}."
             )
     network.load_state_dict({key: state[key] for key in wanted if key in state}, strict=False)
 

@@ -48,7 +48,7 @@ class CropOptions:
         if not 32 <= self.crop <= self.resize <= 4096:
             raise UserError(
                 f"Crops: crop {self.crop} and resize {self.resize} must hold 32 <= crop <= resize "
-                f"<= 4096 pixels."
+                "<= 4096 pixels."
             )
         low, high = self.area
         if not 0 < low <= high <= 1:

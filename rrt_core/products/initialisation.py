@@ -42,7 +42,7 @@ def principal_components(cells: Tensor, count: int, power: float) -> tuple[Tenso
     if cells.shape[1] < count:
         raise UserError(
             f"A map of {cells.shape[1]} channels has no {count} principal components: use --start "
-            f"random."
+            "random."
         )
     mean = cells.mean(0)
     covariance = torch.cov((cells - mean).T.double())

@@ -121,8 +121,8 @@ def keep(
             kept[rows] = np.stack(values)
         if not np.isfinite(kept[rows]).all():
             raise UserError(
-                f"{file}: the network's values exceed what float16 holds (65,504): its weights "
-                f"are damaged."
+                f"{file}: the network's values exceed what float16 holds (65,504): its weights are "
+                "damaged."
             )
         if len(rows) + first == total or (first // _BATCH) % 16 == 15:
             kept.flush()

@@ -60,8 +60,7 @@ class ProductsConfig:
         if self.d_model % 4:
             raise UserError(
                 f"Reranker configuration: d_model {self.d_model} must be a multiple of 4, for "
-                f"sines and cosines of"
-                " two coordinates."
+                "sines and cosines of two coordinates."
             )
 
 

@@ -326,7 +326,7 @@ def _load(
     if other != identity:
         raise UserError(
             f"{path} is of a run on other data or with other options: name another folder, or "
-            f"delete it."
+            "delete it."
         )
     try:
         network.load_state_dict(saved["network"])

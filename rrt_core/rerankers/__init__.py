@@ -158,8 +158,8 @@ def create(name: str, **options: Any) -> Reranker:
 
     if ":" not in target:
         raise UserError(
-            f"There is no reranker {name!r}: choose {' or '.join(REGISTRY.names())}, "
-            "or name a class of your own as package.module:Class."
+            f"There is no reranker {name!r}: choose {' or '.join(REGISTRY.names())}, or name a "
+            "class of your own as package.module:Class."
         )
 
     made = REGISTRY.load_class(name, Reranker, target)
@@ -194,6 +194,6 @@ def check_same_width(query: np.ndarray, gallery: np.ndarray) -> None:
     """Raise UserError where descriptors [n, L] of the two sides, both with rows, differ in L."""
     if query.shape[1] != gallery.shape[1]:
         raise UserError(
-            f"Local descriptors of query and gallery have different dimensions,"
-            f" {query.shape[1]} and {gallery.shape[1]}: describe both with the same extractor."
+            f"Local descriptors of query and gallery have different dimensions, {query.shape[1]} "
+            f"and {gallery.shape[1]}: describe both with the same extractor."
         )

@@ -157,9 +157,8 @@ def _notes(stages: Sequence[Reranker]) -> dict[str, Any]:
         trained[0].get(key) != trained[1].get(key) for key in ("name", "weights_sha256")
     ):
         raise UserError(
-            f"The weights of the cascade's two rerankers were trained for descriptors of "
-            f"different extractors,"
-            f" {trained[1].get('name')} and {trained[0].get('name')}: give weights that fit the "
-            f"same descriptors."
+            "The weights of the cascade's two rerankers were trained for descriptors of different "
+            f"extractors, {trained[1].get('name')} and {trained[0].get('name')}: give weights that "
+            "fit the same descriptors."
         )
     return next((notes for notes in noted if notes.get("extractor")), noted[0] if noted else {})

@@ -272,8 +272,7 @@ def train(
         if not math.isfinite(loss):
             raise UserError(
                 f"Training: the loss is no number any more at step {done}; lower the learning "
-                f"rate, or use float32."
-                f" The checkpoint before it is in {folder}."
+                f"rate, or use float32. The checkpoint before it is in {folder}."
             )
         progressed.step, progressed.seconds = done, time.monotonic() - begun
         row = {

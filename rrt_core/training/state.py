@@ -100,7 +100,7 @@ def load_state(
     if saved.get("identity", identity) != identity:
         raise UserError(
             f"{path} is of a run on other data or with other options: name another folder, or "
-            f"delete it."
+            "delete it."
         )
     try:
         model.load_state_dict(saved["model"])

@@ -50,10 +50,9 @@ def initialise_matching(model: RerankingTransformer, sharpness: float = MATCHING
     width, head = config.d_model, config.d_model // config.heads
     if config.heads < 2 or head < 6 or config.feedforward < len(THRESHOLDS):
         raise UserError(
-            f"The initialisation 'matching' needs at least 2 heads of 6 dimensions and a "
-            f"feed-forward of "
-            f"{len(THRESHOLDS)}, not {config.heads} of {head} and {config.feedforward}; choose "
-            f"'identity' or 'random'."
+            "The initialisation 'matching' needs at least 2 heads of 6 dimensions and a "
+            f"feed-forward of {len(THRESHOLDS)}, not {config.heads} of {head} and "
+            f"{config.feedforward}; choose 'identity' or 'random'."
         )
     ruler, side, outputs = width - 1, width - 2, range(width - 3, width - 3 - len(THRESHOLDS), -1)
     steepness, strength, side_share = 15.0, 4.0, 0.4

@@ -64,8 +64,8 @@ class ModelConfig:
         check_shape(self)
         if self.scale_binning not in SCALE_TABLES:
             raise UserError(
-                f"Reranker configuration: scale_binning {self.scale_binning!r} is unknown;"
-                f" choose one of {', '.join(SCALE_TABLES)}."
+                f"Reranker configuration: scale_binning {self.scale_binning!r} is unknown; choose "
+                f"one of {', '.join(SCALE_TABLES)}."
             )
 
 

@@ -138,18 +138,14 @@ class PairScorer:
         if image.global_descriptor.shape[-1] != config.global_dim:
             raise UserError(
                 f"The reranker's weights are made for global descriptors of {config.global_dim} "
-                f"dimensions,"
-                f" but the store's have {image.global_descriptor.shape[-1]}: use weights that "
-                f"were trained on this"
-                " extractor's descriptors."
+                f"dimensions, but the store's have {image.global_descriptor.shape[-1]}: use "
+                "weights that were trained on this extractor's descriptors."
             )
         if len(image.local) and image.local.shape[-1] != config.d_model:
             raise UserError(
                 f"The reranker's weights are made for local descriptors of {config.d_model} "
-                f"dimensions,"
-                f" but the store's have {image.local.shape[-1]}: use weights that were trained on "
-                f"this"
-                " extractor's descriptors."
+                f"dimensions, but the store's have {image.local.shape[-1]}: use weights that were "
+                "trained on this extractor's descriptors."
             )
 
     def _score_pairs(

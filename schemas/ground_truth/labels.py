@@ -77,15 +77,15 @@ def _read_text(data: bytes, where: str) -> list[LabelRow]:
                     if not names:
                         raise UserError(
                             f"{where}, row {reader.line_num}: its head names no column record_id "
-                            f"or path"
+                            "or path"
                         )
                     name_at, label_at = fields.index(names[0]), fields.index("label")
                     continue
                 if width not in (2, 4):
                     raise UserError(
                         f"{where}, row {reader.line_num}: {width} columns and no head; give "
-                        f"`name,label`, or "
-                        "`path,label,width,height`, or a head line that names the columns"
+                        "`name,label`, or `path,label,width,height`, or a head line that names "
+                        "the columns"
                     )
             if len(fields) != width:
                 raise UserError(
@@ -108,8 +108,8 @@ def _read_parquet(data: bytes, where: str) -> list[LabelRow]:
     names = [name for name in NAME_COLUMNS if name in table.column_names]
     if not names or "label" not in table.column_names:
         raise UserError(
-            f"{where} has the columns {', '.join(table.column_names)}; it needs record_id or "
-            f"path, and label"
+            f"{where} has the columns {', '.join(table.column_names)}; it needs record_id or path, "
+            "and label"
         )
     pairs = zip(table.column(names[0]).to_pylist(), table.column("label").to_pylist(), strict=True)
     return [
@@ -177,7 +177,7 @@ def folder_labels(record_ids: Iterable[str]) -> Labels:
         if not folder:
             raise UserError(
                 f"{record_id} lies in no folder below its source, so that it has no label; give "
-                f"--labels FILE"
+                "--labels FILE"
             )
         found[record_id] = folder
     return Labels(found)

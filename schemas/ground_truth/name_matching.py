@@ -77,13 +77,12 @@ def match_names(
                 names = " and ".join(repr(entries[position][0]) for position in sorted(fitting)[:2])
                 raise UserError(
                     f"The record {record_id} matches both {names} in {what}; name it there by its "
-                    f"image id."
+                    "image id."
                 )
             if fitting and found.setdefault(fitting[0], record_id) != record_id:
                 raise UserError(
                     f"{entries[fitting[0]][0]!r} in {what} matches both {found[fitting[0]]} and "
-                    f"{record_id}; "
-                    "name the right one there by its image id."
+                    f"{record_id}; name the right one there by its image id."
                 )
         taken |= found
         matched |= {record_id: position for position, record_id in found.items()}

@@ -123,8 +123,7 @@ class _Unpickler(pickle.Unpickler):
         except KeyError:
             raise UserError(
                 f"{self._place} is a pickle that asks for {module}.{name}, which is not plain "
-                f"data: refused, "
-                "and nothing in it was run. Convert it to JSON where you trust it."
+                "data: refused, and nothing in it was run. Convert it to JSON where you trust it."
             ) from None
 
 

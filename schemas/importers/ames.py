@@ -71,8 +71,8 @@ class AmesFile:
         else:
             raise UserError(
                 f"{path}: {DATASET!r} is {features.dtype} {list(features.shape)}; it must be "
-                f"[images, descriptors, "
-                f"{LEADING} + dimension], or a structure of 'metadata' and 'descriptor'"
+                f"[images, descriptors, {LEADING} + dimension], or a structure of 'metadata' and "
+                "'descriptor'"
             )
 
     def default_scales(self) -> tuple[float, ...]:

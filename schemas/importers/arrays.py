@@ -48,7 +48,7 @@ class Matrix:
             if piece.ndim != 2 or piece.dtype.kind not in "fiu":
                 raise UserError(
                     f"{path}: it holds {piece.dtype} {list(piece.shape)}; it must be a matrix of "
-                    f"numbers"
+                    "numbers"
                 )
         sizes = {int(piece.shape[0 if columns else 1]) for piece in self._pieces}
         if len(sizes) != 1:
@@ -166,7 +166,7 @@ def _check_header(member: IO[bytes], size: int) -> None:
     if version not in readers:
         raise ValueError(
             f"version {version[0]}.{version[1]} of .npy is that of structures, not of a matrix of "
-            f"numbers"
+            "numbers"
         )
     shape, _, kind = readers[version](member)
     if math.prod(shape) * kind.itemsize > size:
@@ -222,7 +222,7 @@ def _bounded(path: str, size: int) -> None:
     if size > MOST_BYTES:
         raise UserError(
             f"{path}: its array takes {size:,} bytes in memory, more than {MOST_BYTES:,}; save it "
-            f"as .npy"
+            "as .npy"
         )
 
 
@@ -249,8 +249,7 @@ def clip_files(folder: str) -> tuple[list[str], list[str]]:
         first = f"; only one of the two is there for N = {alone[0]}" if vectors else ""
         raise UserError(
             f"{folder}: it holds {len(vectors)} files img_emb_N.npy and {len(metadata)} "
-            f"metadata_N.parquet{first}; "
-            "clip-retrieval makes one of each for each N"
+            f"metadata_N.parquet{first}; clip-retrieval makes one of each for each N"
         )
     return list(vectors.values()), list(metadata.values())
 

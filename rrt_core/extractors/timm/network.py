@@ -139,8 +139,8 @@ class TimmNetwork:
                 )
         except Exception as error:
             raise UserError(
-                f"timm's model {model!r} does not take pictures of any size "
-                f"({first_line(error)}): choose another."
+                f"timm's model {model!r} does not take pictures of any size ({first_line(error)}): "
+                "choose another."
             ) from error
         last, maps = found
         if (
@@ -237,8 +237,7 @@ def create_network(model: str, weights: str | None, pretrained: bool) -> Any:
     if not pretrained and weights is None:
         raise UserError(
             f"timm's model {model!r} needs weights: name a local file by the option weights, or "
-            f"give pretrained=true "
-            "to have timm download its own."
+            "give pretrained=true to have timm download its own."
         )
     hub = model.startswith(("hf-hub:", "hf_hub:"))
     if hub and not pretrained:
@@ -265,14 +264,12 @@ def _timm(model: str) -> Any:
     except ImportError as error:
         raise UserError(
             f"The extractor 'timm:{model}' needs the package timm ({error}): install the extra of "
-            f"that name, "
-            "RRT_EXTRAS=timm ./run_pipeline.sh ..."
+            "that name, RRT_EXTRAS=timm ./run_pipeline.sh ..."
         ) from error
     except RuntimeError as error:  # torchvision's compiled operators do not fit torch
         raise UserError(
             f"The package timm cannot be imported ({first_line(error)}): install torch and "
-            f"torchvision from the "
-            "same place, both with CUDA or both without."
+            "torchvision from the same place, both with CUDA or both without."
         ) from error
 
 
@@ -292,8 +289,8 @@ def _created(timm: Any, model: str, pretrained: bool) -> Any:
             if pretrained:
                 raise UserError(
                     f"The weights of timm's model {model!r} cannot be had "
-                    f"({type(error).__name__}): check the network, "
-                    "or name a local file by the option weights."
+                    f"({type(error).__name__}): check the network, or name a local file by the "
+                    "option weights."
                 ) from error
             raise UserError(
                 f"timm's model {model!r} cannot be made ({first_line(error)})."
@@ -374,8 +371,7 @@ def _read_state(path: str) -> Mapping[str, Tensor]:
     except Exception as error:
         raise UserError(
             f"The weights in {path} are no state dict ({type(error).__name__}): give a file of "
-            f"tensors by name, "
-            "nothing else."
+            "tensors by name, nothing else."
         ) from error
     for key in ("state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
@@ -385,7 +381,7 @@ def _read_state(path: str) -> Mapping[str, Tensor]:
     ):
         raise UserError(
             f"The weights in {path} are no state dict: give a .safetensors file, or a .pth of "
-            f"tensors alone."
+            "tensors alone."
         )
     return {name.removeprefix("module."): value for name, value in state.items()}
 
