@@ -133,27 +133,32 @@ def load_checkpoint(
         raise UserError(f"Reranker weights {path} cannot be read: {error}.") from None
     # A safetensors file is 8 bytes of length and a JSON object; a torch file is a zip or (old) a
     # pickle.
-    found = _read_safetensors(path, data) if data[8:9] == b"{" else _read_torch(path, data)
-    if found.variant != variant:
+    contents = _read_safetensors(path, data) if data[8:9] == b"{" else _read_torch(path, data)
+    if contents.variant != variant:
         raise UserError(
-            f"Reranker weights {path} are of the variant for {found.variant}; weights for "
+            f"Reranker weights {path} are of the variant for {contents.variant}; weights for "
             f"{variant} are needed here."
         )
     sha256 = hashlib.sha256(data).hexdigest()
     if variant == PRODUCTS:
         products = _filled(
-            path, ProductsTransformer, _config(path, ProductsConfig, found.config), found.state
+            path,
+            ProductsTransformer,
+            _config(path, ProductsConfig, contents.config),
+            contents.state,
         )
         backbone = {
             key.removeprefix(_BACKBONE): value
-            for key, value in found.state.items()
+            for key, value in contents.state.items()
             if key.startswith(_BACKBONE)
         }
-        return ProductsCheckpoint(products, backbone, sha256, found.notes)
-    config = _config(path, ModelConfig, found.config)
+        return ProductsCheckpoint(products, backbone, sha256, contents.notes)
+    config = _config(path, ModelConfig, contents.config)
     if scale_binning is not None:
         config = dataclasses.replace(config, scale_binning=scale_binning)
-    return Checkpoint(_filled(path, RerankingTransformer, config, found.state), sha256, found.notes)
+    return Checkpoint(
+        _filled(path, RerankingTransformer, config, contents.state), sha256, contents.notes
+    )
 
 
 def _config(path: str, kind: type[C], values: Mapping[str, Any]) -> C:

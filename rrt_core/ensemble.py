@@ -9,7 +9,7 @@ lambda = 0 is the reranker's own order, lambda = 1 the global one. Source: the f
 uses it too. RRT sorts by the logit alone.
 
 `search` tries a grid of (lambda, gamma, k) for any metric that is a mean over queries. It is meant
-for a validation set: weights that were chosen on the queries that they are then reported on say
+for a validation set: weights that were chosen on the queries that they are then reported on prove
 nothing.
 """
 
@@ -126,7 +126,7 @@ def ensemble(
 ) -> FloatArray:
     """lambda * global + (1 - lambda) * sigmoid(gamma * logit), float64 [n], from two arrays [n].
 
-    To sort by it, use `orders`: large logits all become 1 here, and their order would be lost.
+    To sort by it, use `orders`: large logits all become 1 here, and their order would vanish.
 
     Raises:
         ValueError: arrays of different shapes, lambda outside [0, 1], gamma not above 0.
@@ -162,10 +162,10 @@ def orders(
     )
     by_logit = np.argsort(-raw, kind="stable")
     finals = share * scores[by_logit] + (1.0 - share) * sigmoid(steepness * raw[by_logit])
-    found = by_logit[np.argsort(-finals, axis=1, kind="stable")]
-    found[share[:, 0] == 0] = by_logit  # rounding of exp aside
-    found[share[:, 0] == 1] = np.argsort(-scores, kind="stable")
-    return found.astype(np.int64)
+    ordered = by_logit[np.argsort(-finals, axis=1, kind="stable")]
+    ordered[share[:, 0] == 0] = by_logit  # rounding of exp aside
+    ordered[share[:, 0] == 1] = np.argsort(-scores, kind="stable")
+    return ordered.astype(np.int64)
 
 
 def replay_ensemble(
@@ -227,8 +227,10 @@ def search(candidates: Sequence[Candidates], metric: Metric, grid: Grid) -> Floa
             behind = np.broadcast_to(
                 np.arange(min(k, len(raw)), len(raw)), (len(share), max(0, len(raw) - k))
             )
-            found = np.concatenate([orders(scores[:k], raw[:k], share, steepness), behind], axis=1)
-            values[number, row] = metric(number, found).reshape(grid.shape[1:])
+            ordered = np.concatenate(
+                [orders(scores[:k], raw[:k], share, steepness), behind], axis=1
+            )
+            values[number, row] = metric(number, ordered).reshape(grid.shape[1:])
     counted = ~np.isnan(values).any(axis=(1, 2, 3))
     return np.asarray(
         values[counted].mean(axis=0) if counted.any() else np.full(grid.shape, np.nan),
@@ -261,7 +263,7 @@ class Judged:
             as if it were absent.
         behind: int64 [m], places of the positives that come after all candidates, from
             `metrics.positive_places`.
-        positives: of the ground truth, whether found or not.
+        positives: of the ground truth, whether in the ranking or not.
     """
 
     relevant: BoolArray
@@ -269,7 +271,7 @@ class Judged:
     behind: IntArray
     positives: int
 
-    def average_precisions(self, found: IntArray) -> FloatArray:
+    def average_precisions(self, ordered: IntArray) -> FloatArray:
         """Average precision float64 [g] of orders [g, n] of the candidates.
 
         NaN where the query has no positive.
@@ -277,9 +279,9 @@ class Judged:
         Equal to `metrics.average_precision` of the whole ranking, but for rounding.
         """
         if not self.positives:
-            return np.full(len(found), np.nan)
-        hits = self.relevant[found]
-        places = np.arange(found.shape[1]) - np.cumsum(self.ignored[found], axis=1)
+            return np.full(len(ordered), np.nan)
+        hits = self.relevant[ordered]
+        places = np.arange(ordered.shape[1]) - np.cumsum(self.ignored[ordered], axis=1)
         count = np.cumsum(hits, axis=1)
         steps = np.where(hits, _trapezoids(places, count), 0.0).sum(axis=1)
         rest = _trapezoids(

@@ -282,9 +282,9 @@ def _refusal(error: Exception) -> DecodeError:
         )
     if isinstance(error, MemoryError):
         return DecodeError("there is not enough memory to decode the picture", "too_large")
-    said = str(error).split("\n")[0][:200]
-    if isinstance(error, EOFError) or "truncated" in said.lower():
-        return DecodeError(f"the file is truncated: {said or 'it ends too early'}", "truncated")
+    message = str(error).split("\n")[0][:200]
+    if isinstance(error, EOFError) or "truncated" in message.lower():
+        return DecodeError(f"the file is truncated: {message or 'it ends too early'}", "truncated")
     return DecodeError(
-        f"the picture cannot be decoded: {type(error).__name__}: {said}", "unreadable"
+        f"the picture cannot be decoded: {type(error).__name__}: {message}", "unreadable"
     )

@@ -158,7 +158,7 @@ def _per_query(truth: Truth, results: dict[str, dict[str, Evaluation]]) -> pa.Ta
                 "protocol": [protocol] * len(queries),
                 "average_precision": evaluation.average_precision,
                 "positives": evaluation.positives.astype(np.int32),
-                "found": evaluation.found.astype(np.int32),
+                "found": evaluation.retrieved.astype(np.int32),
             }
             for column, kappa in enumerate(KAPPAS):
                 columns[f"precision_at_{kappa}"] = evaluation.precision[:, column]

@@ -49,7 +49,7 @@ _FAMILIES = {"timm": "rrt_core.extractors.timm.extractor:Timm"}
 
 @dataclass
 class Description:
-    """What an extractor says of one image. n may be 0: described, nothing found.
+    """What an extractor gives of one image. n may be 0: described, without any local.
 
     global_descriptor  float32 [D], L2 norm 1
     descriptors        float32 [n, L], L2 norm 1, the strongest first

@@ -1,4 +1,4 @@
-"""Copies of an image at the sizes that an extractor looks at, and where what is found in them lies.
+"""Copies of an image at the sizes that an extractor looks at, and their places in the original.
 
 Sizes and places count in pixels of the original, whatever the reduction at which a JPEG was
 decoded.
@@ -46,16 +46,16 @@ def places(
 
     The first pixel covers 0..1.
     """
-    found = (
+    in_original = (
         image.origin[axis] + value * (image.span[axis] / shape[1 - axis])
         for axis, value in enumerate((x, y))
     )
     if image.reduction == 1:
-        across, down = found
+        across, down = in_original
         return across, down
     across, down = (
         np.clip(value, 0, side)
-        for value, side in zip(found, (image.width, image.height), strict=True)
+        for value, side in zip(in_original, (image.width, image.height), strict=True)
     )
     return across, down
 

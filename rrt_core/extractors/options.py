@@ -28,7 +28,7 @@ def check_whole(option: str, value: object, least: int, most: int) -> None:
 
 
 def check_copies(sizes: object, max_locals: object, enlarge: object, min_size: object) -> None:
-    """Raise UserError unless the options that say what is looked at lie within their ranges."""
+    """Raise UserError unless the options of an image's copies lie within their ranges."""
     if not isinstance(sizes, (list, tuple)) or not 1 <= len(sizes) <= 255:
         raise UserError(
             "The extractor's option sizes must be a list of 1 to 255 longest sides in pixels, "

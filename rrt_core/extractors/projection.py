@@ -66,12 +66,12 @@ def read_projection(
     data: bytes, channels: int, where: str, maker: str = "make_projection.py"
 ) -> Projection:
     """The projection in a file's bytes. Raises UserError for another content, or other channels."""
-    mend = f"make one with benchmarks/{maker}"
+    fix = f"make one with benchmarks/{maker}"
     try:
         arrays = load_safetensors(data)
         mean, matrix = torch.from_numpy(arrays["mean"]), torch.from_numpy(arrays["projection"])
     except (SafetensorError, KeyError, ValueError, TypeError) as error:
-        raise UserError(f"{where} is no projection ({type(error).__name__}): {mend}.") from error
+        raise UserError(f"{where} is no projection ({type(error).__name__}): {fix}.") from error
     if (
         mean.shape != (channels,)
         or matrix.ndim != 2
@@ -80,10 +80,10 @@ def read_projection(
     ):
         raise UserError(
             f"The projection in {where} is for {matrix.shape[0] if matrix.ndim else 0} channels; "
-            f"the feature map has {channels}: {mend} for this model and feature."
+            f"the feature map has {channels}: {fix} for this model and feature."
         )
     if not bool(torch.isfinite(mean).all() and torch.isfinite(matrix).all()):
-        raise UserError(f"The projection in {where} holds values that are not finite: {mend}.")
+        raise UserError(f"The projection in {where} holds values that are not finite: {fix}.")
     return Projection(mean.float(), matrix.float())
 
 

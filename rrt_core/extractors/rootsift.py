@@ -80,12 +80,12 @@ class RootSift(Extractor):
         )
         if len(keypoints) == 0:
             histograms = np.zeros((0, self.local_dim), np.float32)
-        found = np.array(
+        table = np.array(
             [(*k.pt, k.response, k.size, k.angle, k.octave) for k in keypoints], np.float64
         ).reshape(-1, 6)
-        x, y, response, size, angle, octave = found.T
-        # OpenCV keeps every keypoint of the last response it admits, so more than asked, in no
-        # promised order.
+        x, y, response, size, angle, octave = table.T
+        # OpenCV keeps every keypoint of the last response it admits, so more than
+        # `nfeatures`, in no promised order.
         order = np.lexsort((angle, size, y, x, -response))[: self._max_locals]
         # OpenCV counts from the centre of the first pixel; ours from its corner.
         across, down = places(image, pixels.shape, x[order] + 0.5, y[order] + 0.5)

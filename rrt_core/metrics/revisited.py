@@ -48,9 +48,9 @@ class Evaluation:
         means: "mAP", "mP@1", "mP@5", "mP@10" (one a kappa), in [0, 1]; NaN where no query counts.
         average_precision: float64 [queries].
         precision: float64 [queries, kappas]; precision at min(kappa, place of the last positive
-            found).
+            in the ranking).
         positives: int64 [queries], positives of the ground truth.
-        found: int64 [queries], how many of them are in the ranking.
+        retrieved: int64 [queries], how many of them are in the ranking.
         counted: queries in the means.
     """
 
@@ -59,7 +59,7 @@ class Evaluation:
     average_precision: FloatArray
     precision: FloatArray
     positives: IntArray
-    found: IntArray
+    retrieved: IntArray
     counted: int
 
 
@@ -87,13 +87,13 @@ def average_precision(places: IntArray, positives: int) -> float:
     """Area under the precision-recall curve by trapezoids, in [0, 1].
 
     Args:
-        places: of the positives found, from `positive_places`.
+        places: of the positives in the ranking, from `positive_places`.
         positives: number of positives of the ground truth, at least 1.
     """
-    found = np.arange(len(places))
+    earlier = np.arange(len(places))
     # precision just above each positive
-    before = np.where(places == 0, 1.0, found / np.maximum(places, 1))
-    after = (found + 1) / (places + 1)  # and with it
+    before = np.where(places == 0, 1.0, earlier / np.maximum(places, 1))
+    after = (earlier + 1) / (places + 1)  # and with it
     return float((before + after).sum() / (2 * positives))
 
 
@@ -130,11 +130,11 @@ def evaluate(
     aps = np.full(len(queries), np.nan)
     precision = np.full((len(queries), len(kappas)), np.nan)
     positives = np.zeros(len(queries), dtype=np.int64)
-    found = np.zeros(len(queries), dtype=np.int64)
+    retrieved = np.zeros(len(queries), dtype=np.int64)
     for row, (ranking, query) in enumerate(zip(rankings, queries, strict=True)):
         positive = positions_of(query, rule.positive)
         places = positive_places(ranking, positive, positions_of(query, rule.junk))
-        positives[row], found[row] = len(positive), len(places)
+        positives[row], retrieved[row] = len(positive), len(places)
         if len(positive):
             aps[row] = average_precision(places, len(positive))
             precision[row] = precision_at(places, kappas)
@@ -147,7 +147,7 @@ def evaluate(
         name: float(np.mean(values[counts])) if counted else np.nan
         for name, values in columns.items()
     }
-    return Evaluation(protocol, means, aps, precision, positives, found, counted)
+    return Evaluation(protocol, means, aps, precision, positives, retrieved, counted)
 
 
 def shortlist_positions(ranking: npt.ArrayLike, junk: npt.ArrayLike, size: int) -> IntArray:

@@ -148,8 +148,8 @@ class CropReader:
             if self._pool
             else map(self._crops, wanted.items())
         )
-        found = {row: iter(crops) for row, crops in zip(wanted, each, strict=True)}
-        return np.stack([next(found[row]) for row in rows.tolist()]).transpose(0, 3, 1, 2)
+        crops_of = {row: iter(crops) for row, crops in zip(wanted, each, strict=True)}
+        return np.stack([next(crops_of[row]) for row in rows.tolist()]).transpose(0, 3, 1, 2)
 
     def _crops(self, which: tuple[int, list[int]]) -> list[Pixels]:
         row, copies = which

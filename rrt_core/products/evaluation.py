@@ -49,8 +49,7 @@ def rank(queries: Floats, gallery: Floats, own: Ints | None = None) -> Ints:
     similarity = queries @ gallery.T
     if own is not None:
         similarity[np.arange(len(own)), own] = -np.inf
-    order: Ints = np.argsort(-similarity, axis=1, kind="stable")
-    return order
+    return np.argsort(-similarity, axis=1, kind="stable")
 
 
 def score(
@@ -123,9 +122,9 @@ def figures(
         hits &= order != own[:, None]
     precision = average_precisions(hits)
     counted = ~np.isnan(precision)
-    found = {"map": float(precision[counted].mean()) if counted.any() else float("nan")}
+    values = {"map": float(precision[counted].mean()) if counted.any() else float("nan")}
     for k in at:
-        found[f"recall_{k}"] = (
+        values[f"recall_{k}"] = (
             float(hits[counted, :k].any(axis=1).mean()) if counted.any() else float("nan")
         )
-    return found
+    return values

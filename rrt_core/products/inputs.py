@@ -31,7 +31,7 @@ _BATCH = 16
 class Inputs(Protocol):
     """Input tensors of images.
 
-    copies: augmented copies there are (besides copy 0, the plain crop).
+    copies: number of augmented copies (besides copy 0, the plain crop).
     """
 
     @property
@@ -88,7 +88,7 @@ def keep(
     Args:
         run: what is kept of a batch of inputs, float [B, ...], a function of each row alone (up to
             rounding).
-        file: float16 .npy; a `.json` beside it says how far it is. A rerun goes on from there.
+        file: float16 .npy; a `.json` beside it records how far it is. A rerun continues there.
         identity: names what makes the bytes; a file of another identity is made again.
         progress: called with (images done, images in all).
     Raises:
@@ -98,8 +98,8 @@ def keep(
     note = file.with_suffix(".json")
     done = 0
     if file.exists() and note.exists():
-        found = json.loads(note.read_text())
-        done = found["done"] if found["identity"] == identity else 0
+        recorded = json.loads(note.read_text())
+        done = recorded["done"] if recorded["identity"] == identity else 0
     kept = np.load(file, mmap_mode="r+") if done else None
     total = len(inputs)
     which = np.arange(1 + copies)
@@ -112,10 +112,10 @@ def keep(
                 for row in rows
             ]
         if kept is None:
-            beside = file.with_name(file.name + ".tmp")
+            temporary = file.with_name(file.name + ".tmp")
             shape = (total, len(which), *values[0].shape[1:])
-            np.lib.format.open_memmap(beside, "w+", np.float16, shape).flush()
-            os.replace(beside, file)
+            np.lib.format.open_memmap(temporary, "w+", np.float16, shape).flush()
+            os.replace(temporary, file)
             kept = np.load(file, mmap_mode="r+")
         with np.errstate(over="ignore"):
             kept[rows] = np.stack(values)

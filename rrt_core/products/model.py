@@ -11,7 +11,7 @@ normalised, is the global one. A pair is one sequence:
 
     [CLS | cells of q | SEP | cells of g]      1 + 49 + 1 + 49 = 100 tokens for maps of 7 x 7
 
-(The repository speaks of 102: it counts two global tokens that its final model does without.) All
+(The repository counts 102: with two global tokens that its final model does without.) All
 tokens get the embedding of their segment, the cells a sine embedding of their place. Cells are not
 normalised, there is no padding, and the model is not symmetric in (query, gallery).
 """
@@ -67,7 +67,7 @@ class ProductsConfig:
 def sine_positions(rows: int, columns: int, width: int) -> Tensor:
     """Embedding of the places of a map, float32 [rows * columns, width], row by row.
 
-    The first half of `width` tells the row, the second the column: sines and cosines in turn of
+    The first half of `width` encodes the row, the second the column: sines and cosines in turn of
     2 * (i + 1) / side divided by powers of 10,000. width: a multiple of 4.
     Source: PositionEmbeddingSine(width / 2, normalize=True, scale=2.0) of the paper's repository.
     """
@@ -131,10 +131,7 @@ class MapMatcher(nn.Module):
 
         Returns float [B], logits (raw, unbounded; positive = the same product).
         """
-        logits: Tensor = self.classifier(
-            self.encoder.first_token(self.embed(query, gallery), None)
-        )[:, 0]
-        return logits
+        return self.classifier(self.encoder.first_token(self.embed(query, gallery), None))[:, 0]
 
 
 class ProductsTransformer(nn.Module):
@@ -159,12 +156,8 @@ class ProductsTransformer(nn.Module):
 
         This is what the matcher takes.
         """
-        local: Tensor = self.remap_local(maps)
-        return local
+        return self.remap_local(maps)
 
     def forward(self, query_maps: Tensor, gallery_maps: Tensor) -> Tensor:
         """float [B, map_channels, h, w] of either side -> float [B], logits."""
-        logits: Tensor = self.matcher(
-            self.describe_local(query_maps), self.describe_local(gallery_maps)
-        )
-        return logits
+        return self.matcher(self.describe_local(query_maps), self.describe_local(gallery_maps))

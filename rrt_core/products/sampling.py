@@ -32,15 +32,15 @@ def neighbours(descriptors: npt.NDArray[np.float32], k: int, block: int = 2048) 
     descriptors: float32 [n, D]. Ties go to the earlier image.
     """
     count = len(descriptors)
-    found = np.empty((count, min(k, count - 1)), np.int64)
+    nearest = np.empty((count, min(k, count - 1)), np.int64)
     for first in range(0, count, block):
         similarity = descriptors[first : first + block] @ descriptors.T
         own = np.arange(len(similarity))
         similarity[own, first + own] = -np.inf
-        found[first : first + block] = np.argsort(-similarity, axis=1, kind="stable")[
-            :, : found.shape[1]
+        nearest[first : first + block] = np.argsort(-similarity, axis=1, kind="stable")[
+            :, : nearest.shape[1]
         ]
-    return found
+    return nearest
 
 
 class Sampler:
@@ -48,7 +48,7 @@ class Sampler:
 
     labels: int64 [n], >= 0; an image whose label no other has is an instance of its own, and is its
         own positive in another augmented copy.
-    copies: augmented copies there are; 0: plain crops only.
+    copies: number of augmented copies; 0: plain crops only.
     lone_share: share of the anchors, or of the identities of a batch, that are such instances
         (where there are both kinds).
     """

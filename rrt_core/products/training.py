@@ -108,7 +108,7 @@ class ProductsOptions:
 class ProductsNetwork(nn.Module):
     """A backbone and the model behind it.
 
-    Its input is whatever `trained` says the kept part ends with.
+    Its input is the output of the kept part, by `trained`.
     """
 
     def __init__(self, backbone: Backbone, model: ProductsTransformer, trained: str) -> None:
@@ -124,8 +124,7 @@ class ProductsNetwork(nn.Module):
         """Inputs -> maps, float [B, map_channels, h, w]."""
         if self.trained == "none":
             return x
-        maps: Tensor = self.backbone.late(x) if self.trained == "late" else self.backbone(x)
-        return maps
+        return self.backbone.late(x) if self.trained == "late" else self.backbone(x)
 
 
 def contrastive_loss(descriptors: Tensor, labels: Tensor, temperature: float) -> Tensor:
@@ -193,7 +192,7 @@ def train(
             joint.
         evaluate: figures of held-out identities, logged every `evaluate_every` steps and at the
             end.
-        folder: holds `state.pt`, from which a rerun goes on to the same weights (on a CPU bit by
+        folder: holds `state.pt`, from which a rerun continues to the same weights (on a CPU bit by
             bit), and `log.csv`.
         report: called with each row of the log.
         identity: names data and options; the state of another run is refused.
@@ -321,7 +320,7 @@ def _load(
         step, seconds, other = int(saved["step"]), float(saved["seconds"]), saved["identity"]
     except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError, ValueError):
         raise UserError(
-            f"{path} is damaged, so that the run cannot go on from it: delete it to start again."
+            f"{path} is damaged, so that the run cannot continue from it: delete it to start again."
         ) from None
     if other != identity:
         raise UserError(

@@ -164,8 +164,7 @@ def create(name: str, **options: Any) -> Reranker:
 
     made = REGISTRY.load_class(name, Reranker, target)
     REGISTRY.check_options(name, made, options)
-    reranker: Reranker = made(**options)
-    return reranker
+    return made(**options)
 
 
 def check_tokens(option: str, value: int) -> int:

@@ -4,7 +4,7 @@ They are distinct and textured.
 
 An instance stands for a thing that retrieval has to find again (a facade, a poster, a carton). Any
 sharp, corner-rich piece of a photograph will do; a flat one (sky, wall) will not, since no two
-views of it could be told from views of another flat piece.
+views of it could be distinguished from views of another flat piece.
 """
 
 from __future__ import annotations

@@ -115,11 +115,6 @@ class Scalars:
 
             self._writer = SummaryWriter(str(folder), purge_step=first_step + 1)
 
-    @property
-    def there(self) -> bool:
-        """Whether TensorBoard is installed."""
-        return self._writer is not None
-
     def add(self, row: Mapping[str, float]) -> None:
         """A row of the log."""
         if self._writer is not None:

@@ -1,7 +1,7 @@
 """Training of the Reranking Transformer: the loop, its options, one step.
 
 The loop follows the paper (section 4; RRT_GLD/experiment.py): binary cross-entropy on positive and
-negative pairs, AdamW, dropout 0. What differs is said where it stands. Data is the caller's:
+negative pairs, AdamW, dropout 0. What differs is noted where it stands. Data is the caller's:
 `train` asks a function for the pairs of a step, so that a step depends on its number and the seed
 alone and a resumed run sees the same pairs as an unbroken one.
 """
@@ -217,7 +217,7 @@ def train(
             processes each is given its own share.
         evaluate: figures of the held-out split, logged every `evaluate_every` steps and at the end.
             Every process calls it.
-        folder: holds `state.pt` (a rerun goes on from it) and `log.csv` (step, name, value:
+        folder: holds `state.pt` (a rerun continues from it) and `log.csv` (step, name, value:
             seconds, lr, loss and accuracy since the lines before, figures of `evaluate`).
         report: called by the first process with each row of the log.
         processes: the processes that train together; None: this one alone.
@@ -302,10 +302,7 @@ def train(
 def _wrap(model: RerankingTransformer, processes: Processes) -> nn.Module:
     if processes.world == 1:
         return _Pairs(model)
-    parallel: nn.Module = nn.parallel.DistributedDataParallel(
-        _Pairs(model), broadcast_buffers=False
-    )
-    return parallel
+    return nn.parallel.DistributedDataParallel(_Pairs(model), broadcast_buffers=False)
 
 
 def _backward(
@@ -355,7 +352,7 @@ def _update(
     """Clip the gradients and take an optimiser step."""
     if scaler is not None:
         scaler.unscale_(optimiser)
-    _still_key_biases(model)
+    _zero_key_bias_gradients(model)
     if options.clip:
         torch.nn.utils.clip_grad_norm_(model.parameters(), options.clip)
     if scaler is None:
@@ -365,7 +362,7 @@ def _update(
         scaler.update()
 
 
-def _still_key_biases(model: RerankingTransformer) -> None:
+def _zero_key_bias_gradients(model: RerankingTransformer) -> None:
     """Set the gradients of the keys' biases to zero.
 
     A key's bias adds the same to all likenesses of a query, which the softmax ignores: its gradient

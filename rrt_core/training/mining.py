@@ -48,21 +48,21 @@ def nearest(
     best = torch.zeros(len(queries), 0, dtype=torch.int64, device=device)
     for first in range(0, len(pool), block):
         rows = np.asarray(pool[first : first + block], np.int64)
-        there = torch.from_numpy(rows).to(device)
+        candidates = torch.from_numpy(rows).to(device)
         # + 0.0 makes -0.0 to 0.0. The bits of a float32, negative ones turned round, rise as the
         # number does; with the row behind them no two keys are equal, so that the order is one on
         # every device.
         bits = (left @ _matrix(descriptors, rows, device).T + 0.0).view(torch.int32)
         rising = torch.where(bits >= 0, bits, bits ^ 0x7FFFFFFF).to(torch.int64)
-        keys = (rising << 32) | (_LOW - there)
-        keys[own[:, None] == there] = torch.iinfo(torch.int64).min
+        keys = (rising << 32) | (_LOW - candidates)
+        keys[own[:, None] == candidates] = torch.iinfo(torch.int64).min
         best = torch.cat([best, keys], dim=1)
         best = best.topk(min(count, best.shape[1]), dim=1).values
-    found = np.full((len(queries), count), NONE, np.int32)
-    keys_found = best.cpu().numpy()
-    there_found = np.where(keys_found == np.iinfo(np.int64).min, NONE, _LOW - (keys_found & _LOW))
-    found[:, : there_found.shape[1]] = there_found
-    return found
+    neighbours = np.full((len(queries), count), NONE, np.int32)
+    best_keys = best.cpu().numpy()
+    best_rows = np.where(best_keys == np.iinfo(np.int64).min, NONE, _LOW - (best_keys & _LOW))
+    neighbours[:, : best_rows.shape[1]] = best_rows
+    return neighbours
 
 
 def _matrix(descriptors: np.ndarray, rows: np.ndarray, device: torch.device) -> torch.Tensor:
@@ -97,9 +97,9 @@ def choose_anchors(
     # in blocks: the comparison takes as much memory as the neighbours
     for first in range(0, len(rows), 65_536):
         some = rows[first : first + 65_536]
-        same, there = _same(neighbours, labels, some)
+        same, exists = _same(neighbours, labels, some)
         enough[first : first + len(some)] = same.sum(axis=1) >= least
-        negative[first : first + len(some)] = (there & ~same).any(axis=1)
+        negative[first : first + len(some)] = (exists & ~same).any(axis=1)
     return Anchors(rows[enough & negative], int((~enough).sum()), int((enough & ~negative).sum()))
 
 
@@ -108,8 +108,8 @@ def _same(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Two masks, bool [m, k]: the neighbour has the record's label; the neighbour exists."""
     near = neighbours[rows]
-    there = near != NONE
-    return there & (labels[near] == labels[rows][:, None]), there
+    exists = near != NONE
+    return exists & (labels[near] == labels[rows][:, None]), exists
 
 
 class TripletSampler:
@@ -145,14 +145,14 @@ class TripletSampler:
     def triplets(self, step: int, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Anchors, positives, negatives: int64 [count] rows each."""
         rows = self.anchors_of(step, count)
-        same, there = _same(self.neighbours, self.labels, rows)
+        same, exists = _same(self.neighbours, self.labels, rows)
         rng = np.random.default_rng((self.seed, 1, step))
 
         def draw(fitting: np.ndarray) -> np.ndarray:
             places = np.where(fitting, rng.random(fitting.shape), -1.0).argmax(axis=1)
             return self.neighbours[rows, places].astype(np.int64)
 
-        return rows, draw(same), draw(there & ~same)
+        return rows, draw(same), draw(exists & ~same)
 
     def _order(self, epoch: int) -> np.ndarray:
         if epoch not in self._orders:

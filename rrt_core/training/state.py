@@ -39,16 +39,16 @@ class Progressed:
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Write beside, fsync, rename, fsync of the folder.
+    """Write temporary, fsync, rename, fsync of the folder.
 
     After a kill or a power cut the old file or the new one is there.
     """
-    beside = path.with_name(f"{path.name}.tmp")
-    with beside.open("wb") as file:
+    temporary = path.with_name(f"{path.name}.tmp")
+    with temporary.open("wb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-    os.replace(beside, path)
+    os.replace(temporary, path)
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)
@@ -95,7 +95,7 @@ def load_state(
         step = int(saved["step"])
     except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError, ValueError):
         raise UserError(
-            f"{path} is damaged, so that the run cannot go on from it: delete it to start again."
+            f"{path} is damaged, so that the run cannot continue from it: delete it to start again."
         ) from None
     if saved.get("identity", identity) != identity:
         raise UserError(

@@ -210,5 +210,4 @@ class BatchEncoder:
         out, first, second = layer.self_attn.out_proj, layer.linear1, layer.linear2
         kept: Tensor = layer.norm1(tokens + self._linear(mixed, out.weight, out.bias))
         hidden = self._linear(kept, first.weight, first.bias).relu_()
-        after: Tensor = layer.norm2(kept + self._linear(hidden, second.weight, second.bias))
-        return after
+        return layer.norm2(kept + self._linear(hidden, second.weight, second.bias))

@@ -78,18 +78,15 @@ def _try_attention(dtype: torch.dtype) -> bool:
 
 def _pack(weight: Tensor, rows: int) -> Tensor:
     """[out, in] in oneDNN's own layout for products of about so many rows."""
-    packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, rows)
-    return packed
+    return torch.ops.mkldnn._reorder_linear_weight(weight, rows)
 
 
 def _fused(x: Tensor, packed: Tensor, bias: Tensor, then: str) -> Tensor:
-    output: Tensor = torch.ops.mkldnn._linear_pointwise(x, packed, bias, then, [], "")
-    return output
+    return torch.ops.mkldnn._linear_pointwise(x, packed, bias, then, [], "")
 
 
 def _fused_add(x: Tensor, residual: Tensor, packed: Tensor, bias: Tensor) -> Tensor:
-    output: Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, residual, packed, bias, "add")
-    return output
+    return torch.ops.mkldnn._linear_pointwise.binary(x, residual, packed, bias, "add")
 
 
 class FusedLinear:

@@ -16,7 +16,7 @@ from schemas.errors import UserError
 
 MATCHING_SHARPNESS = 25.0
 IDENTITY_SHARPNESS = 25.0
-# degrees of likeness that the first layer of `initialise_matching` tells apart
+# degrees of likeness that the first layer of `initialise_matching` distinguishes
 THRESHOLDS = (0.35, 0.45, 0.55, 0.65)
 
 
@@ -28,7 +28,7 @@ def initialise_matching(model: RerankingTransformer, sharpness: float = MATCHING
     Not in the paper, which has a million photographs to learn it from. It is for locals in
     principal components, the widest first, whose last few dimensions are empty, as those of the
     extractor `efficientnet` (112 of 128 are used). Two of the empty dimensions are given a meaning:
-    `side` tells the two images' locals apart (+1, -1), `ruler` is 1 for every local.
+    `side` distinguishes the two images' locals (+1, -1), `ruler` is 1 for every local.
 
     - Attention: half of the heads compare the first components, half the next ones; an opposite
       `side` counts for, so that a local attends to its likeness in the other image and not to

@@ -93,8 +93,7 @@ def bin_scales(scales: Sequence[float], binning: str) -> np.ndarray:
     distance = np.abs(
         np.log(np.asarray(scales, np.float64))[:, None] - np.log(np.asarray(DELG_SCALES))[None]
     )
-    rows: np.ndarray = np.asarray(SCALE_TABLES[binning], np.int64)[distance.argmin(axis=1)]
-    return rows
+    return np.asarray(SCALE_TABLES[binning], np.int64)[distance.argmin(axis=1)]
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, visible: Tensor | None) -> Tensor:
@@ -145,8 +144,7 @@ class SelfAttention(nn.Module):
             return x.view(batch, -1, self.heads, width // self.heads).transpose(1, 2)
 
         mixed = _attend(split(query), split(key), split(value), visible)
-        output: Tensor = self.out_proj(mixed.transpose(1, 2).reshape(batch, -1, width))
-        return output
+        return self.out_proj(mixed.transpose(1, 2).reshape(batch, -1, width))
 
 
 class EncoderShape(Protocol):
@@ -196,8 +194,7 @@ class EncoderLayer(nn.Module):
         """Shapes as in SelfAttention.forward."""
         kept = tokens[:, :1] if first_only else tokens
         kept = self.norm1(kept + self.self_attn(tokens, visible, first_only))
-        output: Tensor = self.norm2(kept + self.linear2(F.relu(self.linear1(kept))))
-        return output
+        return self.norm2(kept + self.linear2(F.relu(self.linear1(kept))))
 
 
 class Encoder(nn.Module):
@@ -215,8 +212,7 @@ class Encoder(nn.Module):
         *body, last = self.layers
         for layer in body:
             tokens = layer(tokens, visible)
-        kept: Tensor = last(tokens, visible, first_only=True)[:, 0]
-        return kept
+        return last(tokens, visible, first_only=True)[:, 0]
 
 
 class RerankingTransformer(nn.Module):
@@ -305,8 +301,7 @@ class RerankingTransformer(nn.Module):
         visible = torch.cat([always, ~query_mask, always, ~gallery_mask], dim=1)[:, None, None]
         for layer in self.layers:
             tokens = layer(tokens, visible)
-        logits: Tensor = self.classifier(tokens[:, 0])[:, 0]
-        return logits
+        return self.classifier(tokens[:, 0])[:, 0]
 
     def classify(self, tokens: Tensor, visible: Tensor | None = None) -> Tensor:
         """The same logits with less work: of the last layer only the CLS row is computed.
@@ -319,5 +314,4 @@ class RerankingTransformer(nn.Module):
         first = self.encoder.first_token(
             tokens, None if visible is None else visible[:, None, None]
         )
-        logits: Tensor = self.classifier(first)[:, 0]
-        return logits
+        return self.classifier(first)[:, 0]

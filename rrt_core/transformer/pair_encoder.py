@@ -120,16 +120,15 @@ class ClsLayer:
         batch = len(tokens)
         first = tokens[:, 0]
         query = F.linear(first, self.w_query, self.b_query).view(batch, self.heads, -1)
-        asked = torch.einsum("bhe,hed->bhd", query, self.w_key)
-        scores = asked @ tokens.transpose(1, 2)
+        projected = torch.einsum("bhe,hed->bhd", query, self.w_key)
+        scores = projected @ tokens.transpose(1, 2)
         if visible is not None:
             scores = scores.masked_fill(~visible[:, None], float("-inf"))
         mean = scores.softmax(-1) @ tokens
         mixed = torch.einsum("bhd,hed->bhe", mean, self.w_value).reshape(batch, -1) + self.b_value
         kept = self.layer.norm1(first + self.layer.self_attn.out_proj(mixed))
         kept = self.layer.norm2(kept + self.layer.linear2(F.relu(self.layer.linear1(kept))))
-        logits: Tensor = self.classifier(kept)[:, 0]
-        return logits
+        return self.classifier(kept)[:, 0]
 
 
 class PairEncoder:
@@ -214,11 +213,11 @@ def _fill(x: Tensor) -> Tensor:
     return F.pad(x, (0, 0, 0, missing)) if missing else x
 
 
-def _attend_across(asking: Side, other: Side) -> Tensor:
-    """First layer: [1, n, heads, d / heads], the tokens of `asking` attending to both images."""
-    assert asking.query is not None and other.key is not None and other.value is not None
-    assert asking.mixed is not None and asking.log_sum is not None
-    across, log_sum = attend(asking.query, other.key, other.value)
+def _attend_across(own: Side, other: Side) -> Tensor:
+    """First layer: [1, n, heads, d / heads], the tokens of `own` attending to both images."""
+    assert own.query is not None and other.key is not None and other.value is not None
+    assert own.mixed is not None and own.log_sum is not None
+    across, log_sum = attend(own.query, other.key, other.value)
     # softmax over both = the two softmaxes weighted by their shares of the sum of exponentials
-    share = torch.sigmoid(log_sum - asking.log_sum)[..., None].to(across.dtype)
-    return torch.lerp(asking.mixed, across, share).transpose(1, 2)
+    share = torch.sigmoid(log_sum - own.log_sum)[..., None].to(across.dtype)
+    return torch.lerp(own.mixed, across, share).transpose(1, 2)

@@ -156,7 +156,7 @@ class PairScorer:
         waiting = deque(range(len(pairs)))
 
         def work() -> None:
-            # What is kept is the worker's own: no locks, and pairs of one query are dealt one after
+            # What is kept is the worker's own: no locks, and pairs of one query are taken one after
             # another.
             kept: OrderedDict[tuple[int, bool], Side] = OrderedDict()
 
@@ -202,11 +202,11 @@ class PairScorer:
         self, encoder: BatchEncoder, pairs: Sequence[tuple[TokenSet, TokenSet]], logits: np.ndarray
     ) -> None:
         on_cuda = self.device.type == "cuda"
-        under_way: deque[tuple[list[int], torch.Tensor]] = deque()
+        pending: deque[tuple[list[int], torch.Tensor]] = deque()
 
         def finish() -> None:
-            batch, found = under_way.popleft()
-            logits[batch] = found.cpu().numpy()
+            batch, scores = pending.popleft()
+            logits[batch] = scores.cpu().numpy()
 
         images = {id(image): image for pair in pairs for image in pair}
         arrays = {
@@ -216,11 +216,11 @@ class PairScorer:
         for batch in self._batches(pairs):
             chosen = [(arrays[id(pairs[i][0])], arrays[id(pairs[i][1])]) for i in batch]
             assembled = assemble(chosen, self.config.d_model, pin=on_cuda)
-            under_way.append((batch, encoder.logits(encoder.to_device(assembled))))
+            pending.append((batch, encoder.logits(encoder.to_device(assembled))))
             # The host assembles and copies ahead of the GPU, but not so far that memory would grow.
-            if len(under_way) >= (BATCHES_AHEAD if on_cuda else 1):
+            if len(pending) >= (BATCHES_AHEAD if on_cuda else 1):
                 finish()
-        while under_way:
+        while pending:
             finish()
 
     def _batches(self, pairs: Sequence[tuple[TokenSet, TokenSet]]) -> Iterator[list[int]]:

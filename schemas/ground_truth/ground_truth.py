@@ -135,8 +135,7 @@ def load_ground_truth(url: str) -> GroundTruth:
 
 def read_json(data: bytes, where: str) -> dict[str, Any]:
     """The content of our JSON. Raises UserError."""
-    content: dict[str, Any] = _parse_json(data, where)
-    return content
+    return _parse_json(data, where)
 
 
 def read_revisitop_pickle(data: bytes, where: str) -> dict[str, Any]:

@@ -131,20 +131,20 @@ def match_labels(rows: Iterable[LabelRow], record_ids: Sequence[str], where: str
         below.setdefault(path, []).append(record_id)
         if box is not None:
             below.setdefault(f"{source}/{path}", []).append(record_id)
-    found: dict[str, tuple[str, int]] = {}
+    labelled: dict[str, tuple[str, int]] = {}
     unknown: list[LabelRow] = []
     for entry in rows:
         record = _record_of(entry, known, below, where)
         if record is None:
             unknown.append(entry)
             continue
-        label, row = found.setdefault(record, (entry.label, entry.row))
+        label, row = labelled.setdefault(record, (entry.label, entry.row))
         if label != entry.label:
             raise UserError(
                 f"{where}, row {entry.row}: {entry.name!r} has the label {entry.label!r}, but "
                 f"{label!r} in row {row}"
             )
-    return Labels({record_id: label for record_id, (label, _) in found.items()}, tuple(unknown))
+    return Labels({record_id: label for record_id, (label, _) in labelled.items()}, tuple(unknown))
 
 
 def _record_of(
@@ -171,7 +171,7 @@ def folder_labels(record_ids: Iterable[str]) -> Labels:
     Raises:
         UserError: an image that lies in no folder below its source.
     """
-    found = {}
+    of_record = {}
     for record_id in record_ids:
         folder = PurePosixPath(split_record_id(record_id)[1]).parent.name
         if not folder:
@@ -179,5 +179,5 @@ def folder_labels(record_ids: Iterable[str]) -> Labels:
                 f"{record_id} lies in no folder below its source, so that it has no label; give "
                 "--labels FILE"
             )
-        found[record_id] = folder
-    return Labels(found)
+        of_record[record_id] = folder
+    return Labels(of_record)

@@ -35,8 +35,8 @@ def load_matlab(data: bytes, place: str) -> Any:
         }
     except NotImplementedError:
         raise UserError(
-            f"The ground truth {place} is a MATLAB file of version 7.3; save it there with '-v7', "
-            "or take the .pkl"
+            f"The ground truth {place} is a MATLAB file of version 7.3; save it in MATLAB "
+            "with '-v7', or take the .pkl"
         ) from None
     except Exception as error:  # a damaged file fails with almost any exception
         reason = str(error) or type(error).__name__

@@ -64,7 +64,7 @@ def match_names(
     matched: dict[str, int] = {}
     taken: dict[int, str] = {}
     for step in (1, 2, 3, 4):
-        found: dict[int, str] = {}
+        matches: dict[int, str] = {}
         for record_id, (source, path, box) in records.items():
             if record_id in matched:
                 continue
@@ -79,13 +79,13 @@ def match_names(
                     f"The record {record_id} matches both {names} in {what}; name it there by its "
                     "image id."
                 )
-            if fitting and found.setdefault(fitting[0], record_id) != record_id:
+            if fitting and matches.setdefault(fitting[0], record_id) != record_id:
                 raise UserError(
-                    f"{entries[fitting[0]][0]!r} in {what} matches both {found[fitting[0]]} and "
+                    f"{entries[fitting[0]][0]!r} in {what} matches both {matches[fitting[0]]} and "
                     f"{record_id}; name the right one there by its image id."
                 )
-        taken |= found
-        matched |= {record_id: position for position, record_id in found.items()}
+        taken |= matches
+        matched |= {record_id: position for position, record_id in matches.items()}
     return matched
 
 

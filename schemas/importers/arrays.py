@@ -7,7 +7,7 @@
     .h5    [n, D] in a dataset `features` (AMES, ILIAS)
     clip   clip-retrieval's folder: img_emb/img_emb_0.npy ..., metadata/metadata_0.parquet ...
 
-Object arrays are refused: reading one would run what the file says.
+Object arrays are refused: reading one would run code of the file.
 """
 
 from __future__ import annotations
@@ -170,9 +170,7 @@ def _check_header(member: IO[bytes], size: int) -> None:
         )
     shape, _, kind = readers[version](member)
     if math.prod(shape) * kind.itemsize > size:
-        raise ValueError(
-            f"its header tells of {kind} {list(shape)}, but its data are {size:,} bytes"
-        )
+        raise ValueError(f"its header claims {kind} {list(shape)}, but its data are {size:,} bytes")
 
 
 def _mat(path: str, variable: str) -> Any:
@@ -202,10 +200,9 @@ def _hdf5(path: str, variable: str) -> Any:
         raise UserError(f"{path}: there is no such file") from None
     except OSError as error:
         raise UserError(f"{path}: it cannot be read as HDF5: {error}") from None
-    found = file[
+    return file[
         _choose(path, variable, [name for name in file if isinstance(file[name], h5py.Dataset)])
     ]
-    return found
 
 
 def _choose(path: str, variable: str, names: Sequence[str]) -> str:
@@ -238,8 +235,8 @@ def clip_files(folder: str) -> tuple[list[str], list[str]]:
         where = where if os.path.isdir(where) else folder
         if not os.path.isdir(where):
             raise UserError(f"{folder}: there is no such folder")
-        found = {name: re.fullmatch(pattern, name) for name in os.listdir(where)}
-        chosen = sorted((int(match[1]), name) for name, match in found.items() if match)
+        matches = {name: re.fullmatch(pattern, name) for name in os.listdir(where)}
+        chosen = sorted((int(match[1]), name) for name, match in matches.items() if match)
         return {number: os.path.join(where, name) for number, name in chosen}
 
     vectors = numbered("img_emb", r"img_emb_(\d+)\.npy")
@@ -267,19 +264,19 @@ def clip_names(folder: str) -> list[str] | None:
             file = pq.ParquetFile(path)
             if "image_path" not in file.schema_arrow.names:
                 return None
-            told = file.read(columns=["image_path"]).column("image_path").to_pylist()
+            paths = file.read(columns=["image_path"]).column("image_path").to_pylist()
         except (OSError, ValueError, pa.ArrowException) as error:
             raise UserError(f"{path}: it cannot be read as Parquet: {error}") from None
         rows = _npy(vectors).shape[:1]
-        if rows != (len(told),):
+        if rows != (len(paths),):
             raise UserError(
-                f"{path}: it has {len(told):,} rows, but {vectors} has {rows[0] if rows else 0:,}"
+                f"{path}: it has {len(paths):,} rows, but {vectors} has {rows[0] if rows else 0:,}"
             )
-        if None in told:
+        if None in paths:
             raise UserError(
-                f"{path}: row {told.index(None)} has no image_path; give the names with --list"
+                f"{path}: row {paths.index(None)} has no image_path; give the names with --list"
             )
-        names += told
+        names += paths
     return [str(name).lstrip("/") for name in names] or None
 
 

@@ -56,7 +56,7 @@ class Delg(Extractor):
     weights         file or fsspec URL, made by `convert-delg`
     max_locals      at most this many locals, the strongest of all scales together; published: 1000,
                     of which the Reranking Transformer takes the first 500
-    threshold       least attention of a local; None: what the weights file says
+    threshold       least attention of a local; None: that of the weights file
     max_image_size  a longer side is shrunk to it (times the image's resize_factor), never enlarged
     device          auto | cpu | cuda | cuda:N
     group           images of equal size that a GPU runs together
@@ -150,16 +150,16 @@ class Delg(Extractor):
                 chosen = places[start : start + self.batch]
                 with torch.inference_mode(), _exact_convolutions():
                     described = self._describe([resized[place] for place in chosen], with_locals)
-                for place, (pooled, found) in zip(chosen, described, strict=True):
+                for place, (pooled, local) in zip(chosen, described, strict=True):
                     image = images[place]
                     shrunk = np.array(resized[place].shape[:2]) / np.array(image.span[::-1])
                     answers[place] = Description(
                         global_descriptor=pooled,
-                        descriptors=found.descriptors,
-                        xy=(found.yx / shrunk.astype(np.float32))[:, ::-1]
+                        descriptors=local.descriptors,
+                        xy=(local.yx / shrunk.astype(np.float32))[:, ::-1]
                         + np.array(image.origin, np.float32),
-                        scale=found.scale,
-                        strength=found.strength,
+                        scale=local.scale,
+                        strength=local.strength,
                     )
         ordered = [answers[place] for place in range(len(images))]
         return (
@@ -189,10 +189,10 @@ class Delg(Extractor):
                 pooled.append(normalise(self._network.global_descriptors(block3)))
             if with_locals:
                 attention, descriptors = self._network.local_maps(block3)
-                for found, scores, raw in zip(cells, attention, descriptors, strict=True):
-                    found.append(self._strong(scores, raw, ordinal))
+                for of_image, scores, raw in zip(cells, attention, descriptors, strict=True):
+                    of_image.append(self._strong(scores, raw, ordinal))
         globals_ = normalise(torch.stack(pooled).sum(0)).cpu().numpy()
-        return [(own, self._strongest(found)) for own, found in zip(globals_, cells, strict=True)]
+        return [(own, self._strongest(pieces)) for own, pieces in zip(globals_, cells, strict=True)]
 
     def _strong(self, scores: Tensor, raw: Tensor, ordinal: int) -> Locals:
         """Cells of one map [h, w] whose attention reaches the threshold, row by row."""
@@ -208,8 +208,8 @@ class Delg(Extractor):
             strength=strength[kept],
         )
 
-    def _strongest(self, found: list[Locals]) -> Locals:
-        if not found:
+    def _strongest(self, pieces: list[Locals]) -> Locals:
+        if not pieces:
             empty = np.zeros(0, np.float32)
             return Locals(
                 np.zeros((0, self.local_dim), np.float32),
@@ -217,7 +217,7 @@ class Delg(Extractor):
                 np.zeros(0, np.uint8),
                 empty,
             )
-        joined = [np.concatenate(column) for column in zip(*found, strict=True)]
+        joined = [np.concatenate(column) for column in zip(*pieces, strict=True)]
         best = strongest(joined[3], self._max_locals)
         return Locals(*(column[best] for column in joined))
 

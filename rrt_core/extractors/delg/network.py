@@ -47,7 +47,7 @@ GEM_POWER, GEM_FLOOR = 3.0, 1e-6
 
 @dataclass(frozen=True)
 class Architecture:
-    """What of a DELG network its tensors do not tell; the sizes are of the published ones.
+    """What of a DELG network its tensors do not show; the sizes are of the published ones.
 
     units            residual units in each of the four stages
     layout           keras | slim, see the module
@@ -284,7 +284,7 @@ def weights_file(
 
 @dataclass(frozen=True)
 class LoadedNetwork:
-    """A network ready to run, on the CPU, and what its file says of it."""
+    """A network ready to run, on the CPU, and what its file adds."""
 
     network: DelgNetwork
     threshold: float
@@ -297,18 +297,18 @@ def load_network(data: bytes, where: str) -> LoadedNetwork:
     Raises UserError: another format, another configuration, tensors missing, too many, of another
         shape or not finite.
     """
-    mend = "make it with convert-delg."
+    fix = "make it with convert-delg."
     try:
         size = int.from_bytes(data[:8], "little")
         metadata: Mapping[str, Any] = json.loads(data[8 : 8 + size]).get("__metadata__", {})
         state = load_safetensors(data)
     except (SafetensorError, ValueError, AttributeError) as error:
         raise UserError(
-            f"{where} is no safetensors file ({type(error).__name__}): {mend}"
+            f"{where} is no safetensors file ({type(error).__name__}): {fix}"
         ) from error
     if metadata.get("format") != FORMAT:
         raise UserError(
-            f"{where} holds no DELG weights (its format is {metadata.get('format')!r}): {mend}"
+            f"{where} holds no DELG weights (its format is {metadata.get('format')!r}): {fix}"
         )
     try:
         config = json.loads(metadata["config"])
@@ -319,18 +319,17 @@ def load_network(data: bytes, where: str) -> LoadedNetwork:
         )
         architecture = Architecture(**config)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"The configuration in {where} cannot be read ({error}): {mend}") from error
+        raise UserError(f"The configuration in {where} cannot be read ({error}): {fix}") from error
     if depth != architecture.depth:
         raise UserError(
-            f"{where} says that its depth is {depth}, but its units make {architecture.depth}: "
-            f"{mend}"
+            f"{where} gives its depth as {depth}, but its units make {architecture.depth}: {fix}"
         )
     check_tensors(
         {name: tuple(tensor.shape) for name, tensor in state.items()}, architecture, where
     )
     for name, tensor in state.items():
         if not bool(torch.isfinite(tensor.float()).all()):
-            raise UserError(f"The tensor {name} in {where} has values that are not finite: {mend}")
+            raise UserError(f"The tensor {name} in {where} has values that are not finite: {fix}")
     network = DelgNetwork(architecture)
     network.load_state_dict({name: tensor.float() for name, tensor in state.items()})
     for module in network.modules():
@@ -341,11 +340,11 @@ def load_network(data: bytes, where: str) -> LoadedNetwork:
 
 
 def check_tensors(
-    found: Mapping[str, tuple[int, ...]], architecture: Architecture, where: str
+    shapes: Mapping[str, tuple[int, ...]], architecture: Architecture, where: str
 ) -> None:
     """Raise UserError unless these are the names and shapes of the architecture."""
     wanted = tensor_shapes(architecture)
-    missing, other = sorted(set(wanted) - set(found)), sorted(set(found) - set(wanted))
+    missing, other = sorted(set(wanted) - set(shapes)), sorted(set(shapes) - set(wanted))
     if missing or other:
         raise UserError(
             f"{where} is no DELG network of depth {architecture.depth}: "
@@ -357,7 +356,7 @@ def check_tensors(
             + "."
         )
     for name, shape in wanted.items():
-        if found[name] != shape:
+        if shapes[name] != shape:
             raise UserError(
-                f"The tensor {name} in {where} has the shape {found[name]}, not {shape}."
+                f"The tensor {name} in {where} has the shape {shapes[name]}, not {shape}."
             )

@@ -53,7 +53,7 @@ _KERAS_NORM = {
 class Mapped:
     """How an export's variables make our tensors.
 
-    architecture  as far as names and shapes tell it: not where attention looks; block3_strides from
+    architecture  as far as names and shapes show it: not where attention looks; block3_strides from
                   an object graph
     variables     tensor name -> name of the variable, or None where TensorFlow has none (a bias of
                   0, a factor of 1)
@@ -76,15 +76,15 @@ def object_paths(
     models = [
         node for node, named in enumerate(children) if {"backbone", "attention"} <= set(named)
     ]
-    found: dict[str, str | None] = {}
-    under_way = [("", node, 0) for node in models[:1]]
-    while under_way:
-        path, node, depth = under_way.pop()
+    by_path: dict[str, str | None] = {}
+    pending = [("", node, 0) for node in models[:1]]
+    while pending:
+        path, node, depth = pending.pop()
         for name, child in children[node].items():
-            found[path + name] = keys[child]
+            by_path[path + name] = keys[child]
             if depth < _DEEPEST:
-                under_way.append((f"{path}{name}/", child, depth + 1))
-    return found
+                pending.append((f"{path}{name}/", child, depth + 1))
+    return by_path
 
 
 def map_variables(
@@ -184,11 +184,11 @@ def _sized(mapped: Mapped, shapes: Mapping[str, Shape], where: str) -> Architect
 
 
 def _map_keras(plain: Mapping[str, str], where: str, block3_strides: bool) -> Mapped:
-    found: dict[int, set[str]] = {stage: set() for stage in range(2, 6)}
+    letters: dict[int, set[str]] = {stage: set() for stage in range(2, 6)}
     for name in plain:
         if match := _KERAS_UNIT.search(name):
-            found[int(match[1])].add(match[2])
-    units = _counted([len(found[stage]) for stage in range(2, 6)], where)
+            letters[int(match[1])].add(match[2])
+    units = _counted([len(letters[stage]) for stage in range(2, 6)], where)
 
     ends: dict[str, str | None] = {}
 
@@ -234,14 +234,14 @@ def _by_end(plain: Mapping[str, str], ends: set[str]) -> dict[str, str]:
 
     Of several it is the shortest name.
     """
-    found: dict[str, str] = {}
+    variables: dict[str, str] = {}
     for name in sorted(plain, key=lambda name: (len(name), name)):
         pieces = name.split("/")
         for start in range(len(pieces) - 2):
             end = "/".join(pieces[start:])
             if end in ends:
-                found.setdefault(end, plain[name])
-    return found
+                variables.setdefault(end, plain[name])
+    return variables
 
 
 def _hint(missing: str) -> str:
@@ -310,7 +310,7 @@ def _map_slim(plain: Mapping[str, str], shapes: Mapping[str, Shape], where: str)
 
 
 def _slim_heads(paths: Mapping[str, Shape], block3: int, block4: int, where: str) -> dict[str, str]:
-    """The layers beside the ResNet, told from one another by what they turn into what."""
+    """The layers beside the ResNet, distinguished by what they turn into what."""
 
     def find(what: str, fits: Callable[[int, int], bool]) -> str:
         flat = {
@@ -318,13 +318,13 @@ def _slim_heads(paths: Mapping[str, Shape], block3: int, block4: int, where: str
             for path, shape in paths.items()
             if len(shape) >= 2 and set(shape[:-2]) <= {1}
         }
-        found = sorted(path for path, shape in flat.items() if fits(shape[-2], shape[-1]))
-        if len(found) != 1:
+        fitting = sorted(path for path, shape in flat.items() if fits(shape[-2], shape[-1]))
+        if len(fitting) != 1:
             raise UserError(
                 f"{where}: {what} must be one variable of that shape beside the ResNet, but there "
-                f"are {len(found)}{': ' + ', '.join(found) if found else ''}."
+                f"are {len(fitting)}{': ' + ', '.join(fitting) if fitting else ''}."
             )
-        return found[0]
+        return fitting[0]
 
     score = find("the attention's score (channels -> 1)", lambda i, o: o == 1)
     hidden = paths[score][-2]

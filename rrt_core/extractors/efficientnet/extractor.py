@@ -132,13 +132,13 @@ class EfficientNet(Extractor):
         return global_only(torch.nn.functional.normalize(pooled, dim=0).numpy(), self.local_dim)
 
     def _describe(self, image: Image) -> Description:
-        found = self.strongest(image)
+        strongest = self.strongest(image)
         return Description(
-            global_descriptor=torch.nn.functional.normalize(found.pooled, dim=0).numpy(),
-            descriptors=self.whitening(found.cells).numpy(),
-            xy=found.xy,
-            scale=found.scale,
-            strength=found.strength,
+            global_descriptor=torch.nn.functional.normalize(strongest.pooled, dim=0).numpy(),
+            descriptors=self.whitening(strongest.cells).numpy(),
+            xy=strongest.xy,
+            scale=strongest.scale,
+            strength=strongest.strength,
         )
 
     def strongest(self, image: Image) -> Strongest:
@@ -171,8 +171,7 @@ class EfficientNet(Extractor):
     def _maps(self, pixels: npt.NDArray[np.uint8]) -> Maps:
         # a view: channels last in memory already
         x = torch.from_numpy(pixels).permute(2, 0, 1)[None]
-        maps: Maps = self._network(x.to(torch.float32).sub_(INPUT_MEAN).mul_(1.0 / INPUT_DEVIATION))
-        return maps
+        return self._network(x.to(torch.float32).sub_(INPUT_MEAN).mul_(1.0 / INPUT_DEVIATION))
 
     def _copies(self, image: Image) -> list[npt.NDArray[np.uint8]]:
         """The image at every size, largest first."""

@@ -76,10 +76,10 @@ class CellGrid:
             offset += step * ((layer.window - 1) / 2 - layer.ahead(rows))
             step *= layer.stride
             rows = layer.after(rows)
-        found = np.arange(cells, dtype=np.float64) * (step if self.layers else self.stride) + (
+        centres = np.arange(cells, dtype=np.float64) * (step if self.layers else self.stride) + (
             offset + 0.5
         )
-        return np.clip(found, 0.0, float(side))
+        return np.clip(centres, 0.0, float(side))
 
 
 def watch(network: nn.Module, run: Callable[[], Any]) -> list[Shrinking]:

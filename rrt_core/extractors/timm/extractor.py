@@ -132,7 +132,7 @@ class Timm(Extractor):
         A Failure where the network gives values that are not finite.
         """
         with torch.inference_mode():
-            return [self._description(found) for found in self.strongest(images)]
+            return [self._description(strongest) for strongest in self.strongest(images)]
 
     def describe_globals(self, images: Sequence[Image]) -> list[Description | Failure]:
         """See `Extractor.describe_globals`.
@@ -178,19 +178,21 @@ class Timm(Extractor):
                 strength=strength[kept],
             )
 
-    def _description(self, found: Strongest) -> Description | Failure:
-        whole = F.normalize(found.pooled, dim=0).cpu().numpy()
+    def _description(self, strongest: Strongest) -> Description | Failure:
+        whole = F.normalize(strongest.pooled, dim=0).cpu().numpy()
         descriptors = (
-            self._projection(found.cells) if self._projection else F.normalize(found.cells, dim=1)
+            self._projection(strongest.cells)
+            if self._projection
+            else F.normalize(strongest.cells, dim=1)
         )
         local = descriptors.cpu().numpy()
         if not (
             np.isfinite(whole).all()
             and np.isfinite(local).all()
-            and np.isfinite(found.strength).all()
+            and np.isfinite(strongest.strength).all()
         ):
             return _not_finite()
-        return Description(whole, local, found.xy, found.scale, found.strength)
+        return Description(whole, local, strongest.xy, strongest.scale, strongest.strength)
 
     def _seen(
         self, images: Sequence[Image]
@@ -205,15 +207,17 @@ class Timm(Extractor):
         for number, one in enumerate(copies):
             for ordinal, copy in enumerate(one):
                 alike.setdefault(copy.shape, []).append((number, ordinal))
-        found: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+        results: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
         for members in alike.values():
             for start in range(0, len(members), _BATCH_ON_CUDA):
                 some = members[start : start + _BATCH_ON_CUDA]
                 stacked = np.stack([copies[number][ordinal] for number, ordinal in some])
                 pooled, cells = self.network(torch.from_numpy(stacked))
-                found.update((member, (pooled[row], cells[row])) for row, member in enumerate(some))
+                results.update(
+                    (member, (pooled[row], cells[row])) for row, member in enumerate(some)
+                )
         for number, one in enumerate(copies):
-            yield [(copy.shape, *found[number, ordinal]) for ordinal, copy in enumerate(one)]
+            yield [(copy.shape, *results[number, ordinal]) for ordinal, copy in enumerate(one)]
 
     def _alone(self, copy: npt.NDArray[np.uint8]) -> tuple[Tensor, Tensor]:
         pooled, cells = self.network(torch.from_numpy(copy)[None])

@@ -112,8 +112,7 @@ class TimmNetwork:
 
     def _pooled(self, last: Tensor) -> Tensor:
         if self.pooling == "model":
-            whole: Tensor = self._network.forward_head(last, pre_logits=True)
-            return whole
+            return self._network.forward_head(last, pre_logits=True)
         if self.pooling == "cls":
             return last[:, 0]
         if self._tokens:
@@ -128,21 +127,23 @@ class TimmNetwork:
         unit = math.lcm(int(patch[0] if isinstance(patch, (tuple, list)) else patch), _UNIT)
         height = unit * math.ceil(_FIRST_SIDE / unit)
         self._first = (height, height + unit, 3)
-        found: list[Any] = []
+        outputs: list[Any] = []
         if not hasattr(self._network, "forward_intermediates"):
             raise UserError(f"timm's model {model!r} does not show its inner maps: choose another.")
         try:
             with torch.inference_mode():
                 seen = watch(
                     self._network,
-                    lambda: found.extend(self._forward(torch.zeros(1, 3, *self._first[:2]), None)),
+                    lambda: outputs.extend(
+                        self._forward(torch.zeros(1, 3, *self._first[:2]), None)
+                    ),
                 )
         except Exception as error:
             raise UserError(
                 f"timm's model {model!r} does not take pictures of any size ({first_line(error)}): "
                 "choose another."
             ) from error
-        last, maps = found
+        last, maps = outputs
         if (
             not isinstance(last, Tensor)
             or last.dim() not in (3, 4)
@@ -274,7 +275,7 @@ def _timm(model: str) -> Any:
 
 
 def _created(timm: Any, model: str, pretrained: bool) -> Any:
-    # Vision transformers take other sizes than their own only when asked to; most other models do
+    # Vision transformers take other sizes than their own only with an option; most other models do
     # not know the option.
     for options in ({"dynamic_img_size": True}, {}):
         try:

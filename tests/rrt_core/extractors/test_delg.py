@@ -458,7 +458,7 @@ def test_a_file_whose_depth_is_not_its_units_is_refused() -> None:
     header = json.loads(data[8 : 8 + size])
     config = json.loads(header["__metadata__"]["config"])
     for key, value, told in (
-        ("depth", 50, "its depth is 50"),
+        ("depth", 50, "its depth as 50"),
         ("layout", "torch", "layout is keras or slim"),
         ("units", [1, 2], "four of them"),
         ("other", 1, "cannot be read"),
