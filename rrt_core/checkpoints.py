@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from rrt_core.products.model import ProductsConfig, ProductsTransformer
 from rrt_core.transformer.model import ModelConfig, RerankingTransformer
-from rrt_core.weight_files import sorted_header
+from rrt_core.weight_files import misfit, read_weights, shapes_of, sorted_header
 from schemas.errors import UserError
 
 FORMAT = "rrt-weights/1"
@@ -124,13 +124,8 @@ def load_checkpoint(
         UserError: no such file, neither format, the other variant, parameters missing, too many or
             of another shape.
     """
-    try:
-        with fsspec.open(path, "rb") as file:
-            data: bytes = file.read()
-    except FileNotFoundError:
-        raise UserError(f"Reranker weights {path}: no such file.") from None
-    except OSError as error:
-        raise UserError(f"Reranker weights {path} cannot be read: {error}.") from None
+    data = read_weights(path, "Reranker weights")
+
     # A safetensors file is 8 bytes of length and a JSON object; a torch file is a zip or (old) a
     # pickle.
     contents = _read_safetensors(path, data) if data[8:9] == b"{" else _read_torch(path, data)
@@ -175,7 +170,8 @@ def _filled(path: str, kind: Callable[[C], M], config: C, state: Mapping[str, Te
     with torch.random.fork_rng(devices=[]):
         model = kind(config)
     own = {key: value for key, value in state.items() if not key.startswith(_BACKBONE)}
-    _check_state(path, own, model)
+    if reason := misfit(shapes_of(own), shapes_of(model.state_dict())):
+        raise UserError(f"Reranker weights {path} do not fit the model: {reason}.")
     model.load_state_dict({key: value.float() for key, value in own.items()})
     return model.eval()
 
@@ -270,25 +266,3 @@ def _read_safetensors(path: str, data: bytes) -> _File:
             f"Reranker weights {path}: the configuration in the metadata is not ours: {error}."
         ) from None
     return _File(state, metadata.get("variant", LANDMARKS), config, notes)
-
-
-def _check_state(path: str, state: Mapping[str, Tensor], model: nn.Module) -> None:
-    wanted = model.state_dict()
-    missing = [key for key in wanted if key not in state]
-    if missing:
-        raise UserError(
-            f"Reranker weights {path}: {len(missing)} parameters are missing, the first is "
-            f"{missing[0]}."
-        )
-    surplus = [key for key in state if key not in wanted]
-    if surplus:
-        raise UserError(
-            f"Reranker weights {path}: {len(surplus)} parameters are not the model's, the first is "
-            f"{surplus[0]}."
-        )
-    for key, value in wanted.items():
-        if state[key].shape != value.shape:
-            raise UserError(
-                f"Reranker weights {path}: parameter {key} has the shape "
-                f"{tuple(state[key].shape)}, the model needs {tuple(value.shape)}."
-            )

@@ -8,25 +8,23 @@ so do we.
 
 from __future__ import annotations
 
-import io
 from abc import abstractmethod
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load as load_safetensors
 from torch import Tensor, nn
 
-from rrt_core.extractors.efficientnet.extractor import _packaged_weights
+from rrt_core.extractors.efficientnet.extractor import packaged_weights
 from rrt_core.extractors.efficientnet.network import INPUT_DEVIATION, INPUT_MEAN, EfficientNetLite0
+from rrt_core.weight_files import misfit, read_tensors, shapes_of
 from schemas.errors import UserError
 
 RANDOM = "random"
 TRAINED = ("all", "late", "none")
 TIMM = "timm:"
+WEIGHTS = "The backbone's weights"
 
 
 class Backbone(nn.Module):
@@ -200,7 +198,7 @@ def create_backbone(name: str, weights: str | None = None) -> Backbone:
             )
         network = TimmBackbone(name.removeprefix(TIMM))
         if weights != RANDOM:
-            load_backbone_state(network.network, _read_state(weights), weights)
+            load_backbone_state(network.network, read_tensors(weights, WEIGHTS), weights)
         return network.eval()
     if name not in ("efficientnet_lite0", "efficientnet_lite0+stride16"):
         raise UserError(
@@ -214,9 +212,9 @@ def create_backbone(name: str, weights: str | None = None) -> Backbone:
                 parameter
             )
     else:
-        file = weights or str(_packaged_weights())
+        file = weights or str(packaged_weights())
         try:
-            lite0.network.load_weights(_read_state(file))
+            lite0.network.load_weights(read_tensors(file, WEIGHTS))
         except (KeyError, RuntimeError) as error:
             raise UserError(
                 f"The weights in {file} are no state dict of EfficientNet-Lite0: {error}."
@@ -230,46 +228,7 @@ def load_backbone_state(network: nn.Module, state: Mapping[str, Tensor], where: 
     Raises UserError where others differ.
     """
     wanted = network.state_dict()
-    missing = [
-        key for key in wanted if key not in state and not key.endswith("num_batches_tracked")
-    ]
-    if missing:
-        raise UserError(
-            f"The backbone's weights in {where} lack {len(missing)} parameters, the first is "
-            f"{missing[0]}."
-        )
-    for key, value in wanted.items():
-        if key in state and state[key].shape != value.shape:
-            raise UserError(
-                f"The backbone's weights in {where}: {key} has the shape "
-                f"{tuple(state[key].shape)}, the network needs {tuple(value.shape)}."
-            )
-    network.load_state_dict({key: state[key] for key in wanted if key in state}, strict=False)
-
-
-def _read_state(path: str) -> dict[str, Tensor]:
-    try:
-        data = Path(path).read_bytes()
-    except OSError as error:
-        raise UserError(
-            f"The backbone's weights {path} cannot be read ({error.strerror})."
-        ) from error
-    try:
-        if path.endswith(".safetensors"):
-            return load_safetensors(data)
-        # weights_only: a state dict from elsewhere must not be able to run code.
-        state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except (SafetensorError, RuntimeError, EOFError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"The backbone's weights {path} are no state dict: {reason}") from error
-    except Exception as error:
-        raise UserError(
-            f"The backbone's weights {path} are no state dict ({type(error).__name__})."
-        ) from error
-    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
-        state = state["state_dict"]
-    if not isinstance(state, dict) or not all(
-        isinstance(value, Tensor) for value in state.values()
-    ):
-        raise UserError(f"The backbone's weights {path} are no state dict.")
-    return state
+    own = {key: value for key, value in state.items() if key in wanted}
+    if reason := misfit(shapes_of(own), shapes_of(wanted)):
+        raise UserError(f"{WEIGHTS} in {where} do not fit the network: {reason}.")
+    network.load_state_dict(own, strict=False)

@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rrt_core.transformer.model import Encoder, EncoderLayer, check_shape, check_size
+from rrt_core.transformer.model import Encoder, TokenScorer, check_shape, check_size
 from schemas.errors import UserError
 
 # Rows of the segment embedding.
@@ -85,7 +85,7 @@ def sine_positions(rows: int, columns: int, width: int) -> Tensor:
     return torch.cat([row, column], dim=2).reshape(rows * columns, width)
 
 
-class MapMatcher(nn.Module):
+class MapMatcher(TokenScorer):
     """Scores pairs of local maps: the repository's MatchERT for products."""
 
     def __init__(self, config: ProductsConfig) -> None:
@@ -93,14 +93,7 @@ class MapMatcher(nn.Module):
         self.encoder = Encoder(config)
         self.seg_encoder = nn.Embedding(4, config.d_model)
         self.classifier = nn.Linear(config.d_model, 1)
-        for parameter in self.parameters():
-            if parameter.dim() > 1:
-                nn.init.xavier_uniform_(parameter)
-
-    @property
-    def layers(self) -> list[EncoderLayer]:
-        """The encoder's layers, first to last."""
-        return [layer for layer in self.encoder.layers if isinstance(layer, EncoderLayer)]
+        self.initialise()
 
     def embed(self, query: Tensor, gallery: Tensor) -> Tensor:
         """Tokens of each pair, before the encoder.
@@ -131,7 +124,7 @@ class MapMatcher(nn.Module):
 
         Returns float [B], logits (raw, unbounded; positive = the same product).
         """
-        return self.classifier(self.encoder.first_token(self.embed(query, gallery), None))[:, 0]
+        return self.classify(self.embed(query, gallery))
 
 
 class ProductsTransformer(nn.Module):

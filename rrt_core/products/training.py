@@ -17,7 +17,6 @@ two drops.
 from __future__ import annotations
 
 import io
-import pickle
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -36,7 +35,7 @@ from rrt_core.products.model import ProductsTransformer
 from rrt_core.products.sampling import Batch, Ints, Sampler
 from rrt_core.training import log as training_log
 from rrt_core.training.loop import TrainingOptions, learning_rate
-from rrt_core.training.state import STATE_NAME, write_whole
+from rrt_core.training.state import STATE_NAME, Progressed, load_state, write_whole
 from schemas.errors import UserError
 
 MODES = ("global", "frozen", "joint")
@@ -206,11 +205,15 @@ def train(
     optimiser = make_optimiser(groups, options)
     schedule = TrainingOptions(steps=options.steps, lr=1.0, warmup=options.warmup, final_lr=0.03)
     state = folder / STATE_NAME
-    step, seconds = _load(state, network, optimiser, identity) if state.exists() else (0, 0.0)
-    training_log.truncate(folder / training_log.LOG_NAME, step)
+    begun = (
+        load_state(state, network, optimiser, None, identity, "network")
+        if state.exists()
+        else Progressed()
+    )
+    training_log.truncate(folder / training_log.LOG_NAME, begun.step)
     device = next(network.model.parameters()).device
-    started, losses, hits = time.monotonic() - seconds, [], []
-    for number in range(step, options.steps):
+    started, losses, hits = time.monotonic() - begun.seconds, [], []
+    for number in range(begun.step, options.steps):
         network.train()
         for group, own in zip(optimiser.param_groups, groups, strict=True):
             group["lr"] = own["lr"] * learning_rate(schedule, number)
@@ -309,27 +312,3 @@ def _save(
     state = {"network": network.state_dict(), "optimiser": optimiser.state_dict()}
     torch.save({**state, "step": step, "seconds": seconds, "identity": identity}, buffer)
     write_whole(path, buffer.getvalue())
-
-
-def _load(
-    path: Path, network: ProductsNetwork, optimiser: torch.optim.Optimizer, identity: str
-) -> tuple[int, float]:
-    """(steps done, seconds spent). Raises UserError for a damaged state or one of another run."""
-    try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)
-        step, seconds, other = int(saved["step"]), float(saved["seconds"]), saved["identity"]
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError, ValueError):
-        raise UserError(
-            f"{path} is damaged, so that the run cannot continue from it: delete it to start again."
-        ) from None
-    if other != identity:
-        raise UserError(
-            f"{path} is of a run on other data or with other options: name another folder, or "
-            "delete it."
-        )
-    try:
-        network.load_state_dict(saved["network"])
-    except RuntimeError:
-        raise UserError(f"{path} is of another model: name another folder, or delete it.") from None
-    optimiser.load_state_dict(saved["optimiser"])
-    return step, seconds

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from rrt_core.rerankers import Locals, QueryScores, Reranker, create
+from rrt_core.rerankers import Locals, QueryScores, Reranker, create, identity_of
 from schemas.errors import UserError
 
 FEW_TOKENS = {"query_tokens": 64, "gallery_tokens": 64}
@@ -67,8 +67,8 @@ class CascadeReranker(Reranker):
             # How many locals must be read.
             "query_tokens": max(int(stage.config.get("query_tokens", 500)) for stage in stages),
             "gallery_tokens": max(int(stage.config.get("gallery_tokens", 500)) for stage in stages),
-            "first": _identity(self.first),
-            "second": _identity(self.second),
+            "first": identity_of(self.first),
+            "second": identity_of(self.second),
         }
 
     def score(self, pairs: Sequence[tuple[Locals, Locals]]) -> np.ndarray:
@@ -131,15 +131,6 @@ def _stage(option: str, name: str, options: Any) -> Reranker:
     if isinstance(stage, CascadeReranker):
         raise UserError(f"Reranker option {option} must not be a cascade itself.")
     return stage
-
-
-def _identity(stage: Reranker) -> dict[str, Any]:
-    return {
-        "name": stage.name,
-        "revision": stage.revision,
-        "weights_sha256": stage.weights_sha256,
-        "config": stage.config,
-    }
 
 
 def _notes(stages: Sequence[Reranker]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -26,25 +27,41 @@ from rrt_core.training.state import STATE_NAME, Progressed, load_state, save_sta
 from rrt_core.transformer.model import RerankingTransformer
 from schemas.errors import UserError
 
-__all__ = [
-    "PairBatch",
-    "Side",
-    "TrainingOptions",
-    "check_precision",
-    "learning_rate",
-    "logits_of",
-    "train",
-]
-
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 SCHEDULES = ("constant", "cosine")
 
 
+class _Tensors:
+    """What is done alike to all tensors of a dataclass."""
+
+    def take(self, rows: slice) -> Self:
+        """Some of the batch."""
+        return self._each(lambda tensor: tensor[rows])
+
+    def to(self, device: torch.device) -> Self:
+        """The batch on a device; from pinned memory the copy overlaps with work."""
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pinned(self) -> Self:
+        """The batch in pinned memory."""
+        return self._each(lambda tensor: tensor.pin_memory())
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Self:
+        changed = {
+            name: value._each(change) if isinstance(value, _Tensors) else change(value)
+            for name, value in vars(self).items()
+            if value is not None
+        }
+        return type(self)(**changed)
+
+
 @dataclass(frozen=True)
-class Side:
+class Side(_Tensors):
     """One side of a batch of pairs.
 
-    descriptor: float32 [B, global_dim]. local: float32 [B, n, d_model]. scale_rows: int64 [B, n].
+    descriptor: float32 [B, global_dim].
+    local: float32 [B, n, d_model].
+    scale_rows: int64 [B, n].
     mask: bool [B, n], True at padding; None if no image has fewer than n locals.
     """
 
@@ -53,44 +70,14 @@ class Side:
     scale_rows: Tensor
     mask: Tensor | None = None
 
-    def take(self, rows: slice) -> Side:
-        """Some of the batch."""
-        return self._each(lambda tensor: tensor[rows])
-
-    def to(self, device: torch.device) -> Side:
-        """The batch on a device; from pinned memory the copy overlaps with work."""
-        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
-
-    def pinned(self) -> Side:
-        """The batch in pinned memory."""
-        return self._each(lambda tensor: tensor.pin_memory())
-
-    def _each(self, change: Callable[[Tensor], Tensor]) -> Side:
-        mask = None if self.mask is None else change(self.mask)
-        return Side(change(self.descriptor), change(self.local), change(self.scale_rows), mask)
-
 
 @dataclass(frozen=True)
-class PairBatch:
-    """label: float32 [B], 1 = the same instance."""
+class PairBatch(_Tensors):
+    """Pairs of images; label: float32 [B], 1 = the same instance."""
 
     query: Side
     gallery: Side
     label: Tensor
-
-    def take(self, rows: slice) -> PairBatch:
-        """Some of the pairs."""
-        return PairBatch(self.query.take(rows), self.gallery.take(rows), self.label[rows])
-
-    def to(self, device: torch.device) -> PairBatch:
-        """The pairs on a device."""
-        return PairBatch(
-            self.query.to(device), self.gallery.to(device), self.label.to(device, non_blocking=True)
-        )
-
-    def pinned(self) -> PairBatch:
-        """The pairs in pinned memory."""
-        return PairBatch(self.query.pinned(), self.gallery.pinned(), self.label.pin_memory())
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from rrt_core.transformer.model import RerankingTransformer
 from schemas.errors import UserError
@@ -80,12 +81,15 @@ def save_state(
 
 def load_state(
     path: Path,
-    model: RerankingTransformer,
+    model: nn.Module,
     optimiser: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler | None,
     identity: str,
+    key: str = "model",
 ) -> Progressed:
     """Fill model, optimiser and scaler from the file; nothing in it is run.
+
+    key: what the file has the model under.
 
     Raises:
         UserError: damaged, of another model, or of a run with another identity.
@@ -103,7 +107,7 @@ def load_state(
             "delete it."
         )
     try:
-        model.load_state_dict(saved["model"])
+        model.load_state_dict(saved[key])
     except RuntimeError:
         raise UserError(f"{path} is of another model: name another folder, or delete it.") from None
     optimiser.load_state_dict(saved["optimiser"])

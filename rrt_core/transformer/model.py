@@ -215,7 +215,38 @@ class Encoder(nn.Module):
         return last(tokens, visible, first_only=True)[:, 0]
 
 
-class RerankingTransformer(nn.Module):
+class TokenScorer(nn.Module):
+    """What both variants are: an encoder, and a classifier of its first token."""
+
+    encoder: Encoder
+    classifier: nn.Linear
+
+    @property
+    def layers(self) -> list[EncoderLayer]:
+        """The encoder's layers, first to last."""
+        return [layer for layer in self.encoder.layers if isinstance(layer, EncoderLayer)]
+
+    def initialise(self) -> None:
+        """Fill all matrices after Xavier, as the paper's repository does."""
+        for parameter in self.parameters():
+            if parameter.dim() > 1:
+                nn.init.xavier_uniform_(parameter)
+
+    def classify(self, tokens: Tensor, visible: Tensor | None = None) -> Tensor:
+        """Logits with less work: of the last layer only the first row, CLS, is computed.
+
+        Args:
+            tokens: float [B, T, d_model] from `embed`.
+            visible: bool [B, T], False at padding; None if no pair is padded.
+        Returns: float [B], raw, unbounded.
+        """
+        first = self.encoder.first_token(
+            tokens, None if visible is None else visible[:, None, None]
+        )
+        return self.classifier(first)[:, 0]
+
+
+class RerankingTransformer(TokenScorer):
     """Scores pairs of images from their global and local descriptors (paper, section 3)."""
 
     def __init__(self, config: ModelConfig) -> None:
@@ -226,14 +257,7 @@ class RerankingTransformer(nn.Module):
         self.scale_encoder = nn.Embedding(len(DELG_SCALES), config.d_model)
         self.seg_encoder = nn.Embedding(6, config.d_model)
         self.classifier = nn.Linear(config.d_model, 1)
-        for parameter in self.parameters():
-            if parameter.dim() > 1:
-                nn.init.xavier_uniform_(parameter)
-
-    @property
-    def layers(self) -> list[EncoderLayer]:
-        """The encoder's layers, first to last."""
-        return [layer for layer in self.encoder.layers if isinstance(layer, EncoderLayer)]
+        self.initialise()
 
     def embed(
         self,
@@ -302,16 +326,3 @@ class RerankingTransformer(nn.Module):
         for layer in self.layers:
             tokens = layer(tokens, visible)
         return self.classifier(tokens[:, 0])[:, 0]
-
-    def classify(self, tokens: Tensor, visible: Tensor | None = None) -> Tensor:
-        """The same logits with less work: of the last layer only the CLS row is computed.
-
-        Args:
-            tokens: float [B, T, d_model] from `embed`.
-            visible: bool [B, T], False at padding; None if no pair is padded.
-        Returns: float [B].
-        """
-        first = self.encoder.first_token(
-            tokens, None if visible is None else visible[:, None, None]
-        )
-        return self.classifier(first)[:, 0]

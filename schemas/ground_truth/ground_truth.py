@@ -135,7 +135,13 @@ def load_ground_truth(url: str) -> GroundTruth:
 
 def read_json(data: bytes, where: str) -> dict[str, Any]:
     """The content of our JSON. Raises UserError."""
-    return _parse_json(data, where)
+    try:
+        content = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"The ground truth {where} is not JSON: {error}.") from error
+    if not isinstance(content, dict) or content.get("schema") != SCHEMA:
+        raise UserError(f'The ground truth {where} has no "schema": "{SCHEMA}" at its top.')
+    return content
 
 
 def read_revisitop_pickle(data: bytes, where: str) -> dict[str, Any]:
@@ -146,16 +152,6 @@ def read_revisitop_pickle(data: bytes, where: str) -> dict[str, Any]:
 def read_revisitop_matlab(data: bytes, where: str) -> dict[str, Any]:
     """revisitop's ``gnd_*.mat`` in the words of our JSON. Raises UserError."""
     return _Reader(where).from_revisitop(load_matlab(data, where))
-
-
-def _parse_json(data: bytes, url: str) -> Any:
-    try:
-        content = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"The ground truth {url} is not JSON: {error}.") from error
-    if not isinstance(content, dict) or content.get("schema") != SCHEMA:
-        raise UserError(f'The ground truth {url} has no "schema": "{SCHEMA}" at its top.')
-    return content
 
 
 class _Reader:

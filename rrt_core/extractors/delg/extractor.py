@@ -12,7 +12,6 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import fsspec
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -24,6 +23,7 @@ from rrt_core.devices import choose_device
 from rrt_core.extractors import Description, Extractor, Failure, without_locals
 from rrt_core.extractors.delg.network import load_network
 from rrt_core.images import Image
+from rrt_core.weight_files import read_weights
 from schemas.errors import UserError
 
 IMAGE_SCALES = (0.25, 0.35355338, 0.5, 0.70710677, 1.0, 1.4142135, 2.0)
@@ -96,7 +96,7 @@ class Delg(Extractor):
             raise UserError(
                 f"The extractor's option threshold must be a number, not {threshold!r}."
             )
-        data = _read(weights)
+        data = read_weights(weights, "DELG weights", "; make it with convert-delg")
         loaded = load_network(data, f"the DELG weights {weights}")
         self._device = choose_device(device)
         self._network = loaded.network.to(self._device)
@@ -288,13 +288,3 @@ def _exact_convolutions() -> Any:
     return torch.backends.cudnn.flags(
         enabled=True, benchmark=False, deterministic=True, allow_tf32=False
     )
-
-
-def _read(path: str) -> bytes:
-    try:
-        with fsspec.open(path, "rb") as file:
-            return bytes(file.read())
-    except FileNotFoundError:
-        raise UserError(f"DELG weights {path}: no such file; make it with convert-delg.") from None
-    except (OSError, ValueError, ImportError) as error:
-        raise UserError(f"DELG weights {path} cannot be read: {error}.") from None

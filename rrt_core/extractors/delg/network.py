@@ -34,7 +34,7 @@ from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 
-from rrt_core.weight_files import sorted_header
+from rrt_core.weight_files import misfit, shapes_of, sorted_header
 from schemas.errors import UserError
 
 KERAS, SLIM = "keras", "slim"
@@ -254,8 +254,7 @@ def _strides(a: Architecture, number: int) -> list[int]:
 def tensor_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
     """Name and shape of every tensor that a weights file of this architecture holds."""
     with torch.device("meta"):
-        state = DelgNetwork(architecture).state_dict()
-    return {name: tuple(tensor.shape) for name, tensor in state.items()}
+        return shapes_of(DelgNetwork(architecture).state_dict())
 
 
 def weights_file(
@@ -324,9 +323,8 @@ def load_network(data: bytes, where: str) -> LoadedNetwork:
         raise UserError(
             f"{where} gives its depth as {depth}, but its units make {architecture.depth}: {fix}"
         )
-    check_tensors(
-        {name: tuple(tensor.shape) for name, tensor in state.items()}, architecture, where
-    )
+    if reason := misfit(shapes_of(state), tensor_shapes(architecture)):
+        raise UserError(f"{where} is no DELG network of depth {architecture.depth}: {reason}.")
     for name, tensor in state.items():
         if not bool(torch.isfinite(tensor.float()).all()):
             raise UserError(f"The tensor {name} in {where} has values that are not finite: {fix}")
@@ -337,26 +335,3 @@ def load_network(data: bytes, where: str) -> LoadedNetwork:
             module.fold()
     network.to(memory_format=torch.channels_last)
     return LoadedNetwork(network.eval(), threshold, source)
-
-
-def check_tensors(
-    shapes: Mapping[str, tuple[int, ...]], architecture: Architecture, where: str
-) -> None:
-    """Raise UserError unless these are the names and shapes of the architecture."""
-    wanted = tensor_shapes(architecture)
-    missing, other = sorted(set(wanted) - set(shapes)), sorted(set(shapes) - set(wanted))
-    if missing or other:
-        raise UserError(
-            f"{where} is no DELG network of depth {architecture.depth}: "
-            + "; ".join(
-                f"{len(names)} tensors are {word}, such as {names[0]}"
-                for names, word in ((missing, "missing"), (other, "unknown"))
-                if names
-            )
-            + "."
-        )
-    for name, shape in wanted.items():
-        if shapes[name] != shape:
-            raise UserError(
-                f"The tensor {name} in {where} has the shape {shapes[name]}, not {shape}."
-            )

