@@ -15,8 +15,8 @@ import numpy.typing as npt
 from rrt_core.extractors import Description, Extractor, Failure, without_locals
 from rrt_core.extractors.copies import copy_of, largest_copy, places
 from rrt_core.extractors.efficientnet.extractor import EfficientNet
-from rrt_core.extractors.options import check_whole
 from rrt_core.images import Image
+from rrt_core.options import check_whole
 
 _OCTAVES = 10  # SIFT halves an image of 2 x 4096 pixels ten times until nothing is left to look at
 
@@ -45,11 +45,8 @@ class RootSift(Extractor):
         weights: str | None = None,
         whitening: str | None = None,
     ) -> None:
-        for option, value, least, most in (
-            ("size", size, 32, 4096),
-            ("max_locals", max_locals, 1, 65535),
-        ):
-            check_whole(option, value, least, most)
+        check_whole("The extractor's option size", size, 32, 4096)
+        check_whole("The extractor's option max_locals", max_locals, 1, 65535)
         self._size, self._max_locals = size, max_locals
         self._globals = EfficientNet(max_locals=1, weights=weights, whitening=whitening)
         self._sift = cv2.SIFT.create(nfeatures=max_locals)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from rrt_core.extractors.efficientnet.extractor import packaged_weights
 from rrt_core.extractors.efficientnet.network import INPUT_DEVIATION, INPUT_MEAN, EfficientNetLite0
+from rrt_core.options import check_choice
 from rrt_core.weight_files import misfit, read_tensors, shapes_of
 from schemas.errors import UserError
 
@@ -58,8 +59,7 @@ class Backbone(nn.Module):
 
         Raises UserError for `late` where the network has no cut.
         """
-        if trained not in TRAINED:
-            raise UserError(f"trained is {trained!r}; it must be one of {', '.join(TRAINED)}.")
+        check_choice("trained", trained, TRAINED)
         if trained == "late" and not self.parted:
             raise UserError(f"The backbone {self.name} is not parted: train all of it, or none.")
         for parameter in self.parameters():
@@ -110,7 +110,6 @@ class Lite0Backbone(Backbone):
         return x
 
     def late(self, x: Tensor) -> Tensor:
-        """See Backbone.late."""
         cells = x
         for block in self.network.blocks[self.cut :]:
             x = block(x)
@@ -123,7 +122,6 @@ class Lite0Backbone(Backbone):
         )
 
     def late_parameters(self) -> list[nn.Parameter]:
-        """See Backbone.late_parameters."""
         parts = [*self.network.blocks[self.cut :], self.network.head]
         return [parameter for part in parts for parameter in part.parameters()]
 

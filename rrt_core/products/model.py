@@ -24,7 +24,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rrt_core.transformer.model import Encoder, TokenScorer, check_shape, check_size
+from rrt_core.options import check_whole
+from rrt_core.transformer.model import CONFIGURATION, Encoder, TokenScorer, check_shape
 from schemas.errors import UserError
 
 # Rows of the segment embedding.
@@ -54,8 +55,8 @@ class ProductsConfig:
     backbone: str = ""
 
     def __post_init__(self) -> None:
-        check_size("map_channels", self.map_channels)
-        check_size("global_dim", self.global_dim)
+        check_whole(f"{CONFIGURATION} map_channels", self.map_channels, 1)
+        check_whole(f"{CONFIGURATION} global_dim", self.global_dim, 1)
         check_shape(self)
         if self.d_model % 4:
             raise UserError(

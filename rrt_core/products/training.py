@@ -28,6 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rrt_core.options import check_choice
 from rrt_core.products.backbone import Backbone
 from rrt_core.products.evaluation import Described
 from rrt_core.products.inputs import Inputs
@@ -83,11 +84,9 @@ class ProductsOptions:
             ("mode", MODES),
             ("optimiser", OPTIMISERS),
             ("trained", ("all", "late")),
+            ("precision", ("float32", "bfloat16")),
         ):
-            if getattr(self, name) not in known:
-                raise UserError(
-                    f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(known)}."
-                )
+            check_choice(name, getattr(self, name), known)
         for name, least in (
             ("steps", 1),
             ("batch", 4 if self.mode == "global" else 3),
@@ -95,8 +94,6 @@ class ProductsOptions:
         ):
             if getattr(self, name) < least:
                 raise UserError(f"{name} must be at least {least}, not {getattr(self, name)}.")
-        if self.precision not in ("float32", "bfloat16"):
-            raise UserError(f"precision is {self.precision!r}; it must be float32 or bfloat16.")
 
     @property
     def of_backbone(self) -> str:

@@ -167,28 +167,6 @@ def create(name: str, **options: Any) -> Reranker:
     return made(**options)
 
 
-def check_tokens(option: str, value: int) -> int:
-    """A token budget of at least 1, or a UserError that names the option."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise UserError(
-            f"Reranker option {option} must be a whole number of at least 1, not {value!r}."
-        )
-    return value
-
-
-def check_number(option: str, value: float, lowest: float, highest: float) -> float:
-    """A number within lowest..highest, or a UserError that names the option."""
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, (int, float))
-        or not lowest <= value <= highest
-    ):
-        raise UserError(
-            f"Reranker option {option} must lie between {lowest:g} and {highest:g}, not {value!r}."
-        )
-    return float(value)
-
-
 def check_same_width(query: np.ndarray, gallery: np.ndarray) -> None:
     """Raise UserError where descriptors [n, L] of the two sides, both with rows, differ in L."""
     if query.shape[1] != gallery.shape[1]:

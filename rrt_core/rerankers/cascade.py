@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from rrt_core.options import check_whole
 from rrt_core.rerankers import Locals, QueryScores, Reranker, create, identity_of
 from schemas.errors import UserError
 
@@ -52,10 +53,7 @@ class CascadeReranker(Reranker):
             first_options: of `first`; None: 64 tokens a side.
             second_options: of `second`; None: its defaults.
         """
-        if isinstance(keep, bool) or not isinstance(keep, int) or keep < 0:
-            raise UserError(
-                f"Reranker option keep must be a whole number of at least 0, not {keep!r}."
-            )
+        check_whole("Reranker option keep", keep, 0)
         self.keep = keep
         self.first = _stage("first", first, FEW_TOKENS if first_options is None else first_options)
         self.second = _stage("second", second, second_options or {})

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-from rrt_core.rerankers import Locals, Reranker, check_number, check_same_width, check_tokens
+from rrt_core.options import check_number, check_whole
+from rrt_core.rerankers import Locals, Reranker, check_same_width
 
 _SAMPLE = 3  # couples that fix an affine transform; DELG asks for more than that
 
@@ -52,12 +53,14 @@ class GeometricReranker(Reranker):
             trials: most samples that RANSAC tries, at least 1.
             confidence: above 0, below 1.
         """
-        self.query_tokens = check_tokens("query_tokens", query_tokens)
-        self.gallery_tokens = check_tokens("gallery_tokens", gallery_tokens)
-        self.max_distance = check_number("max_distance", max_distance, 0.0, 2.0)
-        self.residual = check_number("residual", residual, 1e-3, 1e6)
-        self.trials = check_tokens("trials", trials)
-        self.confidence = check_number("confidence", confidence, 1e-6, 1 - 1e-6)
+        check_whole("Reranker option query_tokens", query_tokens, 1)
+        check_whole("Reranker option gallery_tokens", gallery_tokens, 1)
+        self.query_tokens, self.gallery_tokens = query_tokens, gallery_tokens
+        self.max_distance = check_number("Reranker option max_distance", max_distance, 0.0, 2.0)
+        self.residual = check_number("Reranker option residual", residual, 1e-3, 1e6)
+        check_whole("Reranker option trials", trials, 1)
+        self.trials = trials
+        self.confidence = check_number("Reranker option confidence", confidence, 1e-6, 1 - 1e-6)
         self.weights_sha256 = ""
         self.config = {
             "query_tokens": query_tokens,

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from rrt_core.rerankers import Locals, Reranker, check_number, check_same_width, check_tokens
+from rrt_core.options import check_number, check_whole
+from rrt_core.rerankers import Locals, Reranker, check_same_width
 
 
 class MutualNNReranker(Reranker):
@@ -32,9 +33,12 @@ class MutualNNReranker(Reranker):
             query_tokens, gallery_tokens: strongest locals used of each image.
             min_similarity: -1..1, couples below are not counted.
         """
-        self.query_tokens = check_tokens("query_tokens", query_tokens)
-        self.gallery_tokens = check_tokens("gallery_tokens", gallery_tokens)
-        self.min_similarity = check_number("min_similarity", min_similarity, -1.0, 1.0)
+        check_whole("Reranker option query_tokens", query_tokens, 1)
+        check_whole("Reranker option gallery_tokens", gallery_tokens, 1)
+        self.query_tokens, self.gallery_tokens = query_tokens, gallery_tokens
+        self.min_similarity = check_number(
+            "Reranker option min_similarity", min_similarity, -1.0, 1.0
+        )
         self.weights_sha256 = ""
         self.config = {
             "query_tokens": query_tokens,

@@ -9,7 +9,8 @@ from importlib.resources import files
 import numpy as np
 
 from rrt_core.checkpoints import load_checkpoint
-from rrt_core.rerankers import Locals, Reranker, check_tokens
+from rrt_core.options import check_whole
+from rrt_core.rerankers import Locals, Reranker
 from rrt_core.transformer.model import bin_scales
 from rrt_core.transformer.scorer import PairScorer, TokenSet
 
@@ -52,8 +53,9 @@ class RRTReranker(Reranker):
             UserError: weights that cannot be read (see load_checkpoint), another precision or
                 device.
         """
-        self.query_tokens = check_tokens("query_tokens", query_tokens)
-        self.gallery_tokens = check_tokens("gallery_tokens", gallery_tokens)
+        check_whole("Reranker option query_tokens", query_tokens, 1)
+        check_whole("Reranker option gallery_tokens", gallery_tokens, 1)
+        self.query_tokens, self.gallery_tokens = query_tokens, gallery_tokens
         checkpoint = load_checkpoint(weights or EMBEDDED_WEIGHTS, scale_binning)
         self.weights_sha256 = checkpoint.sha256
         self.notes = checkpoint.notes

@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rrt_core.options import check_choice
 from rrt_core.training import log as training_log
 from rrt_core.training.log import LOG_NAME
 from rrt_core.training.processes import Processes
@@ -118,12 +119,8 @@ class TrainingOptions:
                 )
         if not self.lr > 0:
             raise UserError(f"Training: lr must be above 0, not {self.lr}.")
-        for name, known in (("precision", tuple(PRECISIONS)), ("schedule", SCHEDULES)):
-            if getattr(self, name) not in known:
-                value = getattr(self, name)
-                raise UserError(
-                    f"Training: {name} {value!r} is unknown; choose one of {', '.join(known)}."
-                )
+        check_choice("Training: precision", self.precision, PRECISIONS)
+        check_choice("Training: schedule", self.schedule, SCHEDULES)
 
 
 def check_precision(precision: str, device: torch.device) -> None:
@@ -234,7 +231,9 @@ def train(
     processes.wait()  # none writes before all have read
     if processes.first:
         training_log.truncate(log, progressed.step)
-    module = _wrap(model, processes)
+    module: nn.Module = _Pairs(model)
+    if processes.world > 1:
+        module = nn.parallel.DistributedDataParallel(module, broadcast_buffers=False)
     nothing = torch.zeros(3, dtype=torch.float64, device=processes.device)
     sums = nothing  # loss, hits and pairs since the last row
     begun = time.monotonic() - progressed.seconds
@@ -284,12 +283,6 @@ def train(
     processes.wait()
     model.eval()
     return progressed
-
-
-def _wrap(model: RerankingTransformer, processes: Processes) -> nn.Module:
-    if processes.world == 1:
-        return _Pairs(model)
-    return nn.parallel.DistributedDataParallel(_Pairs(model), broadcast_buffers=False)
 
 
 def _backward(

@@ -26,7 +26,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rrt_core.options import check_choice, check_whole
 from schemas.errors import UserError
+
+CONFIGURATION = "Reranker configuration:"
 
 # Image scales of DELG (its published configurations), smallest image first.
 DELG_SCALES = (0.25, 0.35355338, 0.5, 0.70710677, 1.0, 1.4142135, 2.0)
@@ -60,13 +63,9 @@ class ModelConfig:
     scale_binning: str = "rrt_legacy"
 
     def __post_init__(self) -> None:
-        check_size("global_dim", self.global_dim)
+        check_whole(f"{CONFIGURATION} global_dim", self.global_dim, 1)
         check_shape(self)
-        if self.scale_binning not in SCALE_TABLES:
-            raise UserError(
-                f"Reranker configuration: scale_binning {self.scale_binning!r} is unknown; choose "
-                f"one of {', '.join(SCALE_TABLES)}."
-            )
+        check_choice(f"{CONFIGURATION} scale_binning", self.scale_binning, SCALE_TABLES)
 
 
 def bin_scales(scales: Sequence[float], binning: str) -> np.ndarray:
@@ -81,10 +80,7 @@ def bin_scales(scales: Sequence[float], binning: str) -> np.ndarray:
     Raises:
         UserError: unknown table, or a scale that is not a positive finite number.
     """
-    if binning not in SCALE_TABLES:
-        raise UserError(
-            f"scale_binning {binning!r} is unknown; choose one of {', '.join(SCALE_TABLES)}."
-        )
+    check_choice("scale_binning", binning, SCALE_TABLES)
     for scale in scales:
         if not (math.isfinite(scale) and scale > 0):
             raise UserError(
@@ -163,19 +159,11 @@ class EncoderShape(Protocol):
 def check_shape(shape: EncoderShape) -> None:
     """Raise UserError unless the numbers are whole, at least 1, and the heads divide d_model."""
     for name in ("d_model", "heads", "feedforward", "layers"):
-        check_size(name, getattr(shape, name))
+        check_whole(f"{CONFIGURATION} {name}", getattr(shape, name), 1)
     if shape.d_model % shape.heads:
         raise UserError(
             f"Reranker configuration: d_model {shape.d_model} cannot be shared out among "
             f"{shape.heads} heads."
-        )
-
-
-def check_size(name: str, value: object) -> None:
-    """Raise UserError unless a configuration's number is whole and at least 1."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise UserError(
-            f"Reranker configuration: {name} must be a whole number of at least 1, not {value!r}."
         )
 
 

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from rrt_core.devices import choose_device
+from rrt_core.options import check_choice
 from rrt_core.transformer.batch_encoder import BatchEncoder, assemble
 from rrt_core.transformer.model import RerankingTransformer
 from rrt_core.transformer.pair_encoder import PairEncoder, Side
@@ -88,10 +89,7 @@ class PairScorer:
             raise UserError(f"batch_tokens must be at least 1, not {batch_tokens}.")
         if workers is not None and workers < 1:
             raise UserError(f"workers must be at least 1, not {workers}.")
-        if precision not in PRECISIONS:
-            raise UserError(
-                f"precision {precision!r} is unknown; choose one of {', '.join(PRECISIONS)}."
-            )
+        check_choice("precision", precision, PRECISIONS)
         self.device = choose_device(device)
         if precision == "float16" and self.device.type == "cpu":
             raise UserError(
@@ -99,15 +97,10 @@ class PairScorer:
                 "float32."
             )
         self.config, self.precision, self.workers = model.config, precision, workers
-        self.batch_tokens = batch_tokens
+        self.batch_tokens = batch_tokens or 131_072
         own = copy.deepcopy(model).to(self.device).eval().requires_grad_(False)
-        self._pairwise: PairEncoder | None = None
-        self._batched: BatchEncoder | None = None
-        if self.device.type == "cpu" and batch_tokens is None:
-            self._pairwise = PairEncoder(own, PRECISIONS[precision])
-        else:
-            self.batch_tokens = batch_tokens or 131_072
-            self._batched = BatchEncoder(own, PRECISIONS[precision])
+        pairwise = self.device.type == "cpu" and batch_tokens is None
+        self._encoder = (PairEncoder if pairwise else BatchEncoder)(own, PRECISIONS[precision])
 
     def __str__(self) -> str:
         """The device and precision in words."""
@@ -127,26 +120,23 @@ class PairScorer:
             self._check(query)
             self._check(gallery)
         logits = np.empty(len(pairs), np.float32)
-        if self._batched is not None:
-            self._score_batches(self._batched, pairs, logits)
-        elif self._pairwise is not None:
-            self._score_pairs(self._pairwise, pairs, logits)
+        if isinstance(self._encoder, BatchEncoder):
+            self._score_batches(self._encoder, pairs, logits)
+        else:
+            self._score_pairs(self._encoder, pairs, logits)
         return logits
 
     def _check(self, image: TokenSet) -> None:
-        config = self.config
-        if image.global_descriptor.shape[-1] != config.global_dim:
-            raise UserError(
-                f"The reranker's weights are made for global descriptors of {config.global_dim} "
-                f"dimensions, but the store's have {image.global_descriptor.shape[-1]}: use "
-                "weights that were trained on this extractor's descriptors."
-            )
-        if len(image.local) and image.local.shape[-1] != config.d_model:
-            raise UserError(
-                f"The reranker's weights are made for local descriptors of {config.d_model} "
-                f"dimensions, but the store's have {image.local.shape[-1]}: use weights that were "
-                "trained on this extractor's descriptors."
-            )
+        for kind, width, wanted in (
+            ("global", image.global_descriptor.shape[-1], self.config.global_dim),
+            ("local", image.local.shape[-1], self.config.d_model),
+        ):
+            if width != wanted and (kind == "global" or len(image.local)):
+                raise UserError(
+                    f"The reranker's weights are made for {kind} descriptors of {wanted} "
+                    f"dimensions, but the store's have {width}: use weights that were trained on "
+                    "this extractor's descriptors."
+                )
 
     def _score_pairs(
         self, encoder: PairEncoder, pairs: Sequence[tuple[TokenSet, TokenSet]], logits: np.ndarray
@@ -231,7 +221,7 @@ class PairScorer:
         lengths = [4 + len(query.local) + len(gallery.local) for query, gallery in pairs]
         batch: list[int] = []
         for i in sorted(range(len(pairs)), key=lengths.__getitem__):
-            if batch and (len(batch) + 1) * lengths[i] > (self.batch_tokens or 1):
+            if batch and (len(batch) + 1) * lengths[i] > self.batch_tokens:
                 yield batch
                 batch = []
             batch.append(i)

@@ -23,6 +23,7 @@ from rrt_core.devices import choose_device
 from rrt_core.extractors import Description, Extractor, Failure, without_locals
 from rrt_core.extractors.delg.network import load_network
 from rrt_core.images import Image
+from rrt_core.options import check_whole
 from rrt_core.weight_files import read_weights
 from schemas.errors import UserError
 
@@ -87,10 +88,7 @@ class Delg(Extractor):
             ("max_image_size", max_image_size),
             ("group", group),
         ):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise UserError(
-                    f"The extractor's option {option} must be a whole number from 1, not {value!r}."
-                )
+            check_whole(f"The extractor's option {option}", value, 1)
         number = isinstance(threshold, (int, float)) and not isinstance(threshold, bool)
         if threshold is not None and not (number and math.isfinite(threshold)):
             raise UserError(
@@ -178,7 +176,7 @@ class Delg(Extractor):
         pixels = torch.from_numpy(np.stack(pictures)).to(self._device).permute(0, 3, 1, 2)
         normalised = (pixels.to(torch.float32) - 128.0) / 128.0
         pooled: list[Tensor] = []
-        cells: list[list[Locals]] = [[] for _ in pictures]
+        cells = [[self._no_locals()] for _ in pictures]
         for ordinal, scale in enumerate(IMAGE_SCALES):
             if not with_locals and ordinal not in GLOBAL_SCALES:
                 continue
@@ -208,15 +206,15 @@ class Delg(Extractor):
             strength=strength[kept],
         )
 
+    def _no_locals(self) -> Locals:
+        return Locals(
+            np.zeros((0, self.local_dim), np.float32),
+            np.zeros((0, 2), np.float32),
+            np.zeros(0, np.uint8),
+            np.zeros(0, np.float32),
+        )
+
     def _strongest(self, pieces: list[Locals]) -> Locals:
-        if not pieces:
-            empty = np.zeros(0, np.float32)
-            return Locals(
-                np.zeros((0, self.local_dim), np.float32),
-                np.zeros((0, 2), np.float32),
-                np.zeros(0, np.uint8),
-                empty,
-            )
         joined = [np.concatenate(column) for column in zip(*pieces, strict=True)]
         best = strongest(joined[3], self._max_locals)
         return Locals(*(column[best] for column in joined))

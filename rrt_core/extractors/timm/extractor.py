@@ -28,6 +28,7 @@ from rrt_core.images import Image
 from schemas.errors import UserError
 
 _BATCH_ON_CUDA = 32
+_NOT_FINITE = Failure("the network gives values that are not finite for this picture", "not_finite")
 
 
 class Timm(Extractor):
@@ -145,9 +146,7 @@ class Timm(Extractor):
                 pooled = torch.stack([pooled for _, pooled, _ in seen]).sum(0)
                 whole = F.normalize(pooled, dim=0).cpu().numpy()
                 answers.append(
-                    global_only(whole, self.local_dim)
-                    if np.isfinite(whole).all()
-                    else _not_finite()
+                    global_only(whole, self.local_dim) if np.isfinite(whole).all() else _NOT_FINITE
                 )
         return answers
 
@@ -191,7 +190,7 @@ class Timm(Extractor):
             and np.isfinite(local).all()
             and np.isfinite(strongest.strength).all()
         ):
-            return _not_finite()
+            return _NOT_FINITE
         return Description(whole, local, strongest.xy, strongest.scale, strongest.strength)
 
     def _seen(
@@ -237,7 +236,3 @@ class Timm(Extractor):
         return cell_places(
             image, shape, grid.centres(shape[1], columns), grid.centres(shape[0], rows)
         )
-
-
-def _not_finite() -> Failure:
-    return Failure("the network gives values that are not finite for this picture", "not_finite")

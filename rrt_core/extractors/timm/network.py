@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rrt_core.extractors.timm.cell_grid import CellGrid, grid_of, watch
+from rrt_core.options import check_choice
 from rrt_core.weight_files import misfit, read_tensors, shapes_of
 from schemas.errors import UserError
 
@@ -206,11 +207,7 @@ class TimmNetwork:
         )
         if pooling is None:
             return "cls" if has_token else "gem"
-        if pooling not in POOLINGS:
-            raise UserError(
-                f"The extractor's option pooling is {pooling!r}; it must be one of "
-                f"{', '.join(POOLINGS)}."
-            )
+        check_choice("The extractor's option pooling", pooling, POOLINGS)
         if pooling == "cls" and not has_token:
             raise UserError(
                 f"timm's model {model!r} has no class token: give pooling=gem or pooling=model."
