@@ -230,9 +230,8 @@ def _orientation(image: PillowImage.Image) -> int:
 
 
 def _rgb(image: PillowImage.Image) -> PillowImage.Image:
-    if image.mode.startswith("I;16"):
-        return _from_16_bits(np.asarray(image))
-    if image.mode == "I" and image.format in ("PPM", "PNG"):  # their decoders fill 0..65535
+    # the decoders of PPM and PNG fill mode I with 0..65535
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PPM", "PNG")):
         return _from_16_bits(np.asarray(image))
     if image.mode in ("I", "F"):
         raise DecodeError(

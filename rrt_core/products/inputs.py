@@ -145,7 +145,6 @@ def frozen_part(
 
     def run(x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
-            values: Tensor = part(x)
-        return values
+            return part(x)
 
     return run

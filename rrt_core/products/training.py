@@ -16,7 +16,6 @@ two drops.
 
 from __future__ import annotations
 
-import io
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -36,7 +35,7 @@ from rrt_core.products.model import ProductsTransformer
 from rrt_core.products.sampling import Batch, Ints, Sampler
 from rrt_core.training import log as training_log
 from rrt_core.training.loop import TrainingOptions, learning_rate
-from rrt_core.training.state import STATE_NAME, Progressed, load_state, write_whole
+from rrt_core.training.state import STATE_NAME, Progressed, load_state, write_state
 from schemas.errors import UserError
 
 MODES = ("global", "frozen", "joint")
@@ -235,7 +234,9 @@ def train(
             if done % options.evaluate_every == 0 or last:
                 row |= evaluate()
             training_log.append(folder / training_log.LOG_NAME, row)
-            _save(state, network, optimiser, done, time.monotonic() - started, identity)
+            saved = {"network": network.state_dict(), "optimiser": optimiser.state_dict()}
+            progress = {"step": done, "seconds": time.monotonic() - started}
+            write_state(state, {**saved, **progress, "identity": identity})
             report(row)
     network.eval()
 
@@ -295,17 +296,3 @@ def make_optimiser(groups: list[dict[str, Any]], options: ProductsOptions) -> to
         nesterov=True,
         weight_decay=options.weight_decay,
     )
-
-
-def _save(
-    path: Path,
-    network: ProductsNetwork,
-    optimiser: torch.optim.Optimizer,
-    step: int,
-    seconds: float,
-    identity: str,
-) -> None:
-    buffer = io.BytesIO()
-    state = {"network": network.state_dict(), "optimiser": optimiser.state_dict()}
-    torch.save({**state, "step": step, "seconds": seconds, "identity": identity}, buffer)
-    write_whole(path, buffer.getvalue())

@@ -44,9 +44,7 @@ class RenderedView:
     def jpeg(self) -> bytes:
         """The picture as a JPEG file of the view's quality; the same bytes on every call."""
         options = [cv2.IMWRITE_JPEG_QUALITY, self.quality]
-        done, data = cv2.imencode(".jpg", cv2.cvtColor(self.pixels, cv2.COLOR_RGB2BGR), options)
-        if not done:
-            raise RuntimeError("OpenCV could not encode the view as JPEG")
+        _, data = cv2.imencode(".jpg", cv2.cvtColor(self.pixels, cv2.COLOR_RGB2BGR), options)
         return bytes(data.tobytes())
 
     def compressed(self) -> Pixels:
@@ -55,8 +53,6 @@ class RenderedView:
         This is what to train a model on.
         """
         decoded = cv2.imdecode(np.frombuffer(self.jpeg(), np.uint8), cv2.IMREAD_COLOR)
-        if decoded is None:
-            raise RuntimeError("OpenCV could not decode the JPEG that it made")
         return np.asarray(cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB), np.uint8)
 
 
@@ -92,10 +88,7 @@ def render_view(
     Raises:
         ValueError: the level is unknown.
     """
-    if isinstance(level, str):
-        if level not in LEVELS:
-            raise ValueError(f"level is one of {sorted(LEVELS)} or a Level, not {level!r}")
-        level = LEVELS[level]
+    level = _level(level)
     height, width = _picture_shape(size, rng)
     sources = list(clutter) or [background]
     canvas = _backdrop(background, height, width, rng)
@@ -160,8 +153,7 @@ def render_clutter(
 
     Its box is (0, 0, 0, 0).
     """
-    if isinstance(level, str):
-        level = LEVELS[level]
+    level = _level(level)
     height, width = _picture_shape(size, rng)
     canvas = _backdrop(background, height, width, rng)
     for _ in range(int(rng.integers(1, level.clutter[1] + 3))):
@@ -181,6 +173,12 @@ def render_clutter(
     return RenderedView(
         canvas, (0, 0, 0, 0), 0.0, 0.0, int(rng.integers(level.quality[0], level.quality[1] + 1))
     )
+
+
+def _level(level: str | Level) -> Level:
+    if isinstance(level, str) and level not in LEVELS:
+        raise ValueError(f"level is one of {sorted(LEVELS)} or a Level, not {level!r}")
+    return LEVELS[level] if isinstance(level, str) else level
 
 
 def _picture_shape(size: int, rng: np.random.Generator) -> tuple[int, int]:

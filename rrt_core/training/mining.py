@@ -10,6 +10,7 @@ triplets depend on the seed and the step's number alone.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -126,8 +127,7 @@ class TripletSampler:
         if not len(anchors):
             raise UserError("Mining: there is no anchor to make a triplet of.")
         self.neighbours, self.labels, self.anchors, self.seed = neighbours, labels, anchors, seed
-        # epoch -> permutation of the anchors; the latest two
-        self._orders: dict[int, np.ndarray] = {}
+        self._order = lru_cache(2)(self._new_order)  # a step may span two epochs
 
     def anchors_of(self, step: int, count: int) -> np.ndarray:
         """The step's anchors, int64 [count].
@@ -154,11 +154,6 @@ class TripletSampler:
 
         return rows, draw(same), draw(exists & ~same)
 
-    def _order(self, epoch: int) -> np.ndarray:
-        if epoch not in self._orders:
-            self._orders[epoch] = np.random.default_rng((self.seed, 0, epoch)).permutation(
-                len(self.anchors)
-            )
-            if len(self._orders) > 2:
-                del self._orders[min(self._orders)]
-        return self._orders[epoch]
+    def _new_order(self, epoch: int) -> np.ndarray:
+        """A permutation of the anchors."""
+        return np.random.default_rng((self.seed, 0, epoch)).permutation(len(self.anchors))

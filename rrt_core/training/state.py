@@ -57,6 +57,13 @@ def write_whole(path: Path, data: bytes) -> None:
         os.close(folder)
 
 
+def write_state(path: Path, state: Mapping[str, Any]) -> None:
+    """Write tensors, texts and numbers by name, whole or not at all."""
+    buffer = io.BytesIO()
+    torch.save(dict(state), buffer)
+    write_whole(path, buffer.getvalue())
+
+
 def save_state(
     path: Path,
     model: RerankingTransformer,
@@ -74,9 +81,7 @@ def save_state(
     }
     if scaler is not None:
         state["scaler"] = scaler.state_dict()
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    write_whole(path, buffer.getvalue())
+    write_state(path, state)
 
 
 def load_state(

@@ -11,9 +11,13 @@ None of them runs code that a file brings: no pickles, no object arrays.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
+
+from schemas.errors import UserError
 
 # A length this near to 1 is rounding (float16 stays well within): such a descriptor keeps its bits.
 UNIT_TOLERANCE = 1e-3
@@ -29,6 +33,20 @@ class Unusable(Exception):
     def __init__(self, reason: str, error_class: str) -> None:
         super().__init__(reason)
         self.reason, self.error_class = reason, error_class
+
+
+@contextmanager
+def reading(path: str, form: str, *damaged: type[Exception]) -> Iterator[None]:
+    """Raise UserError for a file that is absent or no `form`: for OSError and what is `damaged`."""
+    expected: tuple[type[Exception], ...] = (OSError, *damaged)
+    try:
+        yield
+    except FileNotFoundError:
+        raise UserError(f"{path}: there is no such file") from None
+    except expected as error:
+        # NumPy advises to allow pickles, which run code
+        reason = "it holds Python objects, or is none" if "pickle" in str(error) else str(error)
+        raise UserError(f"{path}: it cannot be read as {form}: {reason}") from None
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ import h5py
 import numpy as np
 
 from schemas.errors import UserError
-from schemas.importers import ImportedLocals, Unusable, checked_locals
+from schemas.importers import ImportedLocals, Unusable, checked_locals, reading
 
 DATASET = "features"
 LEADING = 5
@@ -40,15 +40,9 @@ class AmesFile:
     """
 
     def __init__(self, path: str) -> None:
-        try:
+        with reading(path, f"HDF5 with a dataset {DATASET!r}", KeyError):
             self._file = h5py.File(path, "r", locking=False)
             features = self._file[DATASET]
-        except FileNotFoundError:
-            raise UserError(f"{path}: there is no such file") from None
-        except (OSError, KeyError) as error:
-            raise UserError(
-                f"{path}: it cannot be read as HDF5 with a dataset {DATASET!r}: {error}"
-            ) from None
         if not isinstance(features, h5py.Dataset):
             raise UserError(f"{path}: {DATASET!r} is no dataset")
         self.path, self._features = path, features
@@ -93,12 +87,11 @@ class AmesFile:
         Raises UserError where a block cannot be read.
         """
         try:
-            block: np.ndarray = self._features[start:stop]
+            return self._features[start:stop]
         except OSError as error:
             raise UserError(
                 f"{self.path}: images {start} to {stop - 1} cannot be read: {error}"
             ) from None
-        return block
 
     def locals_of(self, image: np.ndarray, most: int, scales: tuple[float, ...]) -> ImportedLocals:
         """One image of `read` as our stores have it. Raises Unusable (schemas.importers)."""

@@ -26,7 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from schemas.errors import UserError
-from schemas.importers import ImportedLocals, Unusable, checked_locals
+from schemas.importers import ImportedLocals, Unusable, checked_locals, reading
 
 MOST_BYTES = 4_000_000_000  # of a matrix that cannot be mapped
 LAYOUTS = ("auto", "rows", "columns")
@@ -113,23 +113,17 @@ def open_matrix(
 
 
 def _npy(path: str) -> np.ndarray:
-    try:
-        with np.errstate(over="ignore"):  # of a header that claims too much
-            array: Any = np.load(path, mmap_mode="r", allow_pickle=False)
-    except FileNotFoundError:
-        raise UserError(f"{path}: there is no such file") from None
-    except (OSError, ValueError, EOFError, OverflowError) as error:
-        reason = (
-            "it is no such file, or holds Python objects" if "pickle" in str(error) else str(error)
-        )
-        raise UserError(f"{path}: it cannot be read as .npy: {reason}") from None
+    # of a header that claims too much
+    with reading(path, ".npy", ValueError, EOFError, OverflowError), np.errstate(over="ignore"):
+        array: Any = np.load(path, mmap_mode="r", allow_pickle=False)
     if not isinstance(array, np.ndarray):
         raise UserError(f"{path}: it is no single array; is it .npz?")
     return array
 
 
 def _npz(path: str, variable: str) -> np.ndarray:
-    try:
+    damaged = (ValueError, EOFError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error)
+    with reading(path, ".npz", *damaged):
         with zipfile.ZipFile(path) as archive:
             members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
             name = _choose(path, variable, list(members))
@@ -137,20 +131,7 @@ def _npz(path: str, variable: str) -> np.ndarray:
             with archive.open(members[name]) as member:
                 _check_header(member, members[name].file_size)
         with np.load(path, allow_pickle=False) as arrays:
-            array: np.ndarray = arrays[name]
-    except FileNotFoundError:
-        raise UserError(f"{path}: there is no such file") from None
-    except (
-        OSError,
-        ValueError,
-        EOFError,
-        KeyError,
-        RuntimeError,
-        zipfile.BadZipFile,
-        zlib.error,
-    ) as error:
-        raise UserError(f"{path}: it cannot be read as .npz: {error}") from None
-    return array
+            return arrays[name]
 
 
 def _check_header(member: IO[bytes], size: int) -> None:
@@ -177,29 +158,19 @@ def _mat(path: str, variable: str) -> Any:
     from scipy.io import loadmat, whosmat
     from scipy.io.matlab import MatReadError
 
-    try:
-        listed = {name: shape for name, shape, _ in whosmat(path)}
-    except NotImplementedError:  # version 7.3
-        return _hdf5(path, variable)
-    except FileNotFoundError:
-        raise UserError(f"{path}: there is no such file") from None
-    except (OSError, ValueError, TypeError, MatReadError) as error:
-        raise UserError(f"{path}: it cannot be read as a MATLAB file: {error}") from None
-    name = _choose(path, variable, list(listed))
-    _bounded(path, 8 * int(np.prod([float(size) for size in listed[name]])))
-    try:
+    with reading(path, "a MATLAB file", ValueError, TypeError, KeyError, MatReadError):
+        try:
+            listed = {name: shape for name, shape, _ in whosmat(path)}
+        except NotImplementedError:  # version 7.3
+            return _hdf5(path, variable)
+        name = _choose(path, variable, list(listed))
+        _bounded(path, 8 * int(np.prod([float(size) for size in listed[name]])))
         return loadmat(path, variable_names=[name], appendmat=False)[name]
-    except (OSError, ValueError, TypeError, KeyError, MatReadError) as error:
-        raise UserError(f"{path}: {name!r} cannot be read: {error}") from None
 
 
 def _hdf5(path: str, variable: str) -> Any:
-    try:
+    with reading(path, "HDF5"):
         file = h5py.File(path, "r", locking=False)
-    except FileNotFoundError:
-        raise UserError(f"{path}: there is no such file") from None
-    except OSError as error:
-        raise UserError(f"{path}: it cannot be read as HDF5: {error}") from None
     return file[
         _choose(path, variable, [name for name in file if isinstance(file[name], h5py.Dataset)])
     ]
@@ -260,13 +231,11 @@ def clip_names(folder: str) -> list[str] | None:
     names: list[str] = []
     # strict=False: there may be no metadata
     for vectors, path in zip(*clip_files(folder), strict=False):
-        try:
+        with reading(path, "Parquet", ValueError, pa.ArrowException):
             file = pq.ParquetFile(path)
             if "image_path" not in file.schema_arrow.names:
                 return None
             paths = file.read(columns=["image_path"]).column("image_path").to_pylist()
-        except (OSError, ValueError, pa.ArrowException) as error:
-            raise UserError(f"{path}: it cannot be read as Parquet: {error}") from None
         rows = _npy(vectors).shape[:1]
         if rows != (len(paths),):
             raise UserError(

@@ -244,9 +244,8 @@ def messages() -> dict[str, Any]:
                 added.type, added.type_name = kinds.TYPE_MESSAGE, f".delg.{kind}"
             else:
                 added.type = kind
-                added.options.packed = repeated
-            if not repeated and not isinstance(kind, str):
-                added.ClearField("options")
+                if repeated:
+                    added.options.packed = True
         return made
 
     message("DatumShape", ("dim", 1, kinds.TYPE_INT64, True))
