@@ -6,11 +6,46 @@ decoded.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import cv2
 import numpy as np
 import numpy.typing as npt
 
+from rrt_core.extractors import Extractor
+from rrt_core.extractors.options import check_copies
 from rrt_core.images import Image
+
+
+class CopiesExtractor(Extractor):
+    """An extractor of copies at several sizes, as `EfficientNet` describes the options.
+
+    Sides of copies are multiples of `multiple`.
+    """
+
+    multiple = 1
+
+    def _take_copies(
+        self, sizes: Sequence[int], max_locals: int, enlarge: float, min_size: int
+    ) -> None:
+        """Check and keep the options. Raises UserError."""
+        check_copies(sizes, max_locals, enlarge, min_size)
+        self._sizes, self._max_locals = tuple(sizes), max_locals
+        self._enlarge, self._min_size = float(enlarge), min_size
+        self.scales = tuple(size / sizes[0] for size in sizes)
+        self.largest_side = sizes[0]
+        self.config: dict[str, Any] = {
+            "sizes": list(sizes),
+            "max_locals": max_locals,
+            "enlarge": self._enlarge,
+            "min_size": min_size,
+        }
+
+    def _copies(self, image: Image) -> list[npt.NDArray[np.uint8]]:
+        """The image at every size, largest first."""
+        first = largest_copy(image, self._sizes[0], self._enlarge, self._min_size)
+        return [copy_of(image, first * scale, self.multiple) for scale in self.scales]
 
 
 def largest_copy(image: Image, size: int, enlarge: float, min_size: int) -> float:

@@ -14,15 +14,14 @@ import io
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from rrt_core.extractors import Description, Extractor, Failure, global_only
-from rrt_core.extractors.copies import cell_places, copy_of, largest_copy
+from rrt_core.extractors import Description, Failure, global_only
+from rrt_core.extractors.copies import CopiesExtractor, cell_places
 from rrt_core.extractors.efficientnet.network import (
     INPUT_DEVIATION,
     INPUT_MEAN,
@@ -30,7 +29,7 @@ from rrt_core.extractors.efficientnet.network import (
     Maps,
     cell_centres,
 )
-from rrt_core.extractors.options import check_copies, read_option
+from rrt_core.extractors.options import read_option
 from rrt_core.extractors.projection import Strongest, read_projection
 from rrt_core.images import Image
 from schemas.errors import UserError
@@ -42,7 +41,7 @@ GLOBAL_DIM = 1280
 LOCAL_CHANNELS = 112
 
 
-class EfficientNet(Extractor):
+class EfficientNet(CopiesExtractor):
     """See the module. Options:
 
     sizes       longest sides of the image's copies, pixels, falling; locals come from all of them,
@@ -80,13 +79,7 @@ class EfficientNet(Extractor):
         weights: str | None = None,
         whitening: str | None = None,
     ) -> None:
-        check_copies(sizes, max_locals, enlarge, min_size)
-        self._sizes = tuple(int(size) for size in sizes)
-        self._max_locals, self._enlarge, self._min_size = (
-            int(max_locals),
-            float(enlarge),
-            int(min_size),
-        )
+        self._take_copies(sizes, max_locals, enlarge, min_size)
         network_bytes = read_option(
             Path(weights) if weights is not None else packaged_weights(), "weights"
         )
@@ -101,16 +94,8 @@ class EfficientNet(Extractor):
             whitening_bytes, LOCAL_CHANNELS, where, "make_whitening.py"
         )
         self.weights_sha256 = hashlib.sha256(network_bytes + whitening_bytes).hexdigest()
-        self.scales = tuple(size / self._sizes[0] for size in self._sizes)
-        self.largest_side = self._sizes[0]
         self.global_dim = GLOBAL_DIM
         self.local_dim = self.whitening.dimension
-        self.config: dict[str, Any] = {
-            "sizes": list(self._sizes),
-            "max_locals": self._max_locals,
-            "enlarge": self._enlarge,
-            "min_size": self._min_size,
-        }
 
     def describe(self, images: Sequence[Image]) -> list[Description | Failure]:
         """See `Extractor.describe`. Never a Failure: any decoded image can be described."""
@@ -172,11 +157,6 @@ class EfficientNet(Extractor):
         # a view: channels last in memory already
         x = torch.from_numpy(pixels).permute(2, 0, 1)[None]
         return self._network(x.to(torch.float32).sub_(INPUT_MEAN).mul_(1.0 / INPUT_DEVIATION))
-
-    def _copies(self, image: Image) -> list[npt.NDArray[np.uint8]]:
-        """The image at every size, largest first."""
-        first = largest_copy(image, self._sizes[0], self._enlarge, self._min_size)
-        return [copy_of(image, first * scale) for scale in self.scales]
 
 
 def gem(maps: Maps) -> Tensor:

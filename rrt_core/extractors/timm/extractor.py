@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,8 +19,8 @@ from torch import Tensor
 
 from rrt_core.devices import choose_device
 from rrt_core.extractors import Description, Extractor, Failure, global_only
-from rrt_core.extractors.copies import cell_places, copy_of, largest_copy
-from rrt_core.extractors.options import check_copies, read_option
+from rrt_core.extractors.copies import CopiesExtractor, cell_places
+from rrt_core.extractors.options import read_option
 from rrt_core.extractors.projection import Projection, Strongest, read_projection
 from rrt_core.extractors.timm.network import TimmNetwork
 from rrt_core.images import Image
@@ -31,7 +30,7 @@ _BATCH_ON_CUDA = 32
 _NOT_FINITE = Failure("the network gives values that are not finite for this picture", "not_finite")
 
 
-class Timm(Extractor):
+class Timm(CopiesExtractor):
     """See the module. Options:
 
     model       timm's name of it, part of the extractor's name: timm:NAME
@@ -76,18 +75,12 @@ class Timm(Extractor):
         min_size: int = 256,
         device: str = "auto",
     ) -> None:
-        check_copies(sizes, max_locals, enlarge, min_size)
+        self._take_copies(sizes, max_locals, enlarge, min_size)
         if not isinstance(pretrained, bool):
             raise UserError(
                 f"The extractor's option pretrained must be true or false, not {pretrained!r}."
             )
         self.name = f"timm:{model}"
-        self._sizes = tuple(int(size) for size in sizes)
-        self._max_locals, self._enlarge, self._min_size = (
-            int(max_locals),
-            float(enlarge),
-            int(min_size),
-        )
         chosen = choose_device(device)
         self.network = TimmNetwork(
             model,
@@ -109,14 +102,8 @@ class Timm(Extractor):
             self.local_dim = self._projection.dimension
         self._batched = chosen.type == "cuda"
         self.batch = _BATCH_ON_CUDA if self._batched else Extractor.batch
-        self.global_dim = self.network.global_dim
-        self.scales = tuple(size / self._sizes[0] for size in self._sizes)
-        self.largest_side = self._sizes[0]
-        self.config: dict[str, Any] = {
-            "sizes": list(self._sizes),
-            "max_locals": self._max_locals,
-            "enlarge": self._enlarge,
-            "min_size": self._min_size,
+        self.global_dim, self.multiple = self.network.global_dim, self.network.multiple
+        self.config |= {
             "pooling": self.network.pooling,
             "feature": self.network.feature,
             "mean": list(self.network.mean),
@@ -221,11 +208,6 @@ class Timm(Extractor):
     def _alone(self, copy: npt.NDArray[np.uint8]) -> tuple[Tensor, Tensor]:
         pooled, cells = self.network(torch.from_numpy(copy)[None])
         return pooled[0], cells[0]
-
-    def _copies(self, image: Image) -> list[npt.NDArray[np.uint8]]:
-        """The image at every size, largest first."""
-        first = largest_copy(image, self._sizes[0], self._enlarge, self._min_size)
-        return [copy_of(image, first * scale, self.network.multiple) for scale in self.scales]
 
     def _places(
         self, image: Image, shape: tuple[int, ...], cells: Tensor
