@@ -161,7 +161,7 @@ report_progress() {
     done
 }
 
-mend_for_failure() {
+advice_for_failure() {
     local text
     text=$(tail -n 60 -- "$log")
     case $text in
@@ -175,7 +175,7 @@ mend_for_failure() {
     *'certificate'*)
         echo "the package index's certificate is not trusted: point SSL_CERT_FILE to your authority's certificates" ;;
     *)
-        echo "its end says why; start again when that is mended" ;;
+        echo "its end says why; start again when that is fixed" ;;
     esac
 }
 
@@ -231,7 +231,7 @@ create_environment() {
         "$uv" venv --no-project --python "$python" "$environment" >>"$log" 2>&1
     else
         "$python" -m venv "$environment" >>"$log" 2>&1
-    fi || die "no virtual environment could be made at $environment (log: $log): $(mend_for_failure)"
+    fi || die "no virtual environment could be made at $environment (log: $log): $(advice_for_failure)"
     find_uv
 }
 
@@ -296,7 +296,7 @@ make_environment() {
             install_with_any "$chosen" $wanted && imports_faiss
         else
             false
-        fi || die "the installation failed (log: $log): $(mend_for_failure)"
+        fi || die "the installation failed (log: $log): $(advice_for_failure)"
     fi
     site=$("$environment/bin/python" -Ic 'import sysconfig; print(sysconfig.get_path("purelib"))')
     printf '%s\n' "$root" >"$site/rrt-pipelines.pth"

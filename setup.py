@@ -77,14 +77,6 @@ EXTRAS_REQUIRE = {
 
 ROOT = Path(__file__).parent
 readme = ROOT / "README.md"
-# share/rrt-pipelines/configs/..., folder by folder.
-configs: dict[str, list[str]] = {}
-for path in sorted(ROOT.glob("configs/**/*.yaml")):
-    relative = path.relative_to(ROOT)
-    configs.setdefault(f"share/rrt-pipelines/{relative.parent.as_posix()}", []).append(
-        relative.as_posix()
-    )
-
 setup(
     name="rrt-pipelines",
     version="0.1.0",
@@ -108,12 +100,11 @@ setup(
     package_dir={"": "."},
     packages=find_packages(include=[f"{name}{below}" for name in PACKAGES for below in ("", ".*")]),
     package_data={
-        "pipelines": ["py.typed"],
+        "pipelines": ["py.typed", "configs/*.yaml", "configs/*/*.yaml"],
         "pipelines.report": ["templates/*"],
         "rrt_core": ["weights/*", "py.typed"],
         "schemas": ["py.typed"],
     },
-    data_files=sorted(configs.items()),
     install_requires=INSTALL_REQUIRES,
     extras_require=EXTRAS_REQUIRE,
     entry_points={"console_scripts": ["rrt-pipelines = pipelines.__main__:main"]},

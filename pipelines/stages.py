@@ -65,6 +65,7 @@ COMMANDS = {
         run="pipelines.demo.stage:run",
         summarise="pipelines.demo.stage:summarise",
         estimate_text="the demo takes a few minutes and about 0.5 GB",
+        workers={"demo/pictures": "pipelines.demo.units:RenderPictures"},
         uses=(*JOBS, "dry_run", "json"),
         ignored=("on",),
     ),
@@ -114,8 +115,12 @@ COMMANDS = {
         workers={"import/part": "pipelines.exchange.import_store:ImportPart"},
     ),
     "export": Command(
-        "a store as plain NumPy arrays, with the record ids",
-        ("export store/ --out arrays/", "export store/ --out arrays/ --locals"),
+        "a store as plain NumPy arrays, with the record ids; a run's ranking as a TREC run file",
+        (
+            "export store/ --out arrays/",
+            "export store/ --out arrays/ --locals",
+            "export run/ --format trec --out run.txt --protocol medium",
+        ),
         options="pipelines.exchange.export_options:Options",
         run="pipelines.exchange.export:run",
         summarise="pipelines.exchange.export:summarise",

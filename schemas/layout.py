@@ -34,6 +34,27 @@ LISTED = pa.schema(
 
 LAYERS = "layers"  # folder of a store's further layers of local descriptors
 
+PLAN_FILES = (
+    PLAN_NAME,
+    JOB_NAME,
+    ENTRIES,
+    ROTATION_NAME,
+    IMAGES_NAME,
+    SOURCE_NAME,
+    ARCHIVES_NAME,
+    LISTED_NAME,
+)
+
+# Folders of what is under way; nothing in them outlives the command's end.
+TRANSIENT = ("scratch", "attempts", "errors", "repair")
+
+NEXT = "next"  # the output that takes the place of an old one, until it is whole
+BESIDE_NAME = "overwrite.json"  # in NEXT, first: the folder is ours
+SWAP_NAME = "swap.json"  # in NEXT, once it is whole: which files go and which ones come
+
+EXPORT_NAME = "export.json"  # of `export`, last
+ABOUT_NAME = "about.json"  # of the demo's pictures: what they were made from
+
 
 def retry_number(name: str) -> int:
     """The number of the retry whose table of images has this name; 0 of any other name."""

@@ -190,6 +190,12 @@ class RankingPart(_Kind, frozen=True):
             check_inside(name)
 
 
+class GalleryPictures(_Kind, frozen=True):
+    """A run of the pictures of the demo's gallery."""
+
+    gallery: int  # the first one's place in the gallery
+
+
 class Unit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A piece of work: its name (also of its marker), what must be done, how many inputs."""
 
@@ -289,6 +295,7 @@ _KINDS: dict[str, type[Work]] = {
     "protocol": RankingPart,
     "shortlist": Pairs,
     "rows": ShortlistBlock,
+    "gallery": GalleryPictures,
 }
 _AGAIN: dict[type[Work], type[Work]] = {
     ArchivedImages: ArchivedImagesAgain,

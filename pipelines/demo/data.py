@@ -1,34 +1,31 @@
-"""Makes the demo's image folder: queries, gallery and ground truth, out of photographs that
-packages ship.
+"""The demo's image folder: queries, gallery, ground truth, out of photographs in packages.
 
-    FOLDER/ about.json          parameters, package versions, levels; written first: what the folder
-            is
-            images/gallery/0000.jpg ...   in an order that tells nothing      images/queries/000.jpg
-                                          ...
+    FOLDER/ images/gallery/0000.jpg ...   in an order that gives nothing away
+            images/queries/000.jpg ...
             ground_truth.json   names below images/, boxes of the queries, easy, hard, junk
-            README.txt   done   written last
+            about.json          parameters, package versions, levels, places of the instances
+            README.txt
 
-Each picture depends on the seed and its own number only, and is written under a temporary name,
-then renamed: a killed run goes on where it ended and gives the same bytes.
+A job like any other, with its plan, markers and manifest: a killed run goes on where it ended. Each
+picture depends on the seed and its own number only.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import signal
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 
-from pipelines.demo.photographs import Material, load_material, package_versions
-from pipelines.engines.processes import die_with_parent
+from pipelines.demo.photographs import Material, package_versions
+from pipelines.engines.driver import run_job
+from pipelines.engines.settings import RunSettings
+from pipelines.jobs.existing_output import readable_manifest, say_made
+from pipelines.jobs.manifests import is_whole
+from pipelines.storage.place import Place, open_place
 from rrt_core.synthetic.rendering import (
     LEVELS,
     Level,
@@ -38,10 +35,16 @@ from rrt_core.synthetic.rendering import (
     view_rng,
 )
 from schemas.errors import UserError
-from schemas.ground_truth.ground_truth import GroundTruth, QueryTruth, save_ground_truth
+from schemas.ground_truth.ground_truth import GroundTruth, QueryTruth
+from schemas.layout import ABOUT_NAME
+from schemas.plan import GalleryPictures, Job, Unit, WholeJob
 
+STAGE = "images"
+QUERIES = (
+    "queries"  # the unit of the queries and the files about them; the others are runs of CHUNK
+)
 DEMO_REVISION = 1  # raised by hand when other bytes come out of the same parameters
-CHUNK = 16  # pictures handed to a process at once
+CHUNK = 16  # gallery pictures a unit
 
 MILD, MEDIUM, HARD = LEVELS["mild"], LEVELS["medium"], LEVELS["hard"]
 DEMO_LEVELS: dict[str, tuple[Level, ...]] = {
@@ -108,59 +111,80 @@ class Picture:
 
 
 def make_demo(
-    folder: str | os.PathLike[str],
+    folder: str,
+    settings: RunSettings,
     seed: int = 0,
     *,
     counts: Counts | None = None,
     size: int = 360,
-    processes: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
 ) -> Path:
-    """Makes, completes or recognises the demo's folder and returns its path.
+    """Make, complete or recognise the demo's folder; gives its path.
 
     Args:
         seed: >= 0; the same seed, counts and size give the same bytes.
         counts: how many instances, views and distractors; by default 64 queries and 1,560 gallery
             images.
         size: longest side of the pictures, px, at least 64.
-        processes: how many render at once; by default one a core. Callers that are scripts need the
-            usual ``if __name__ == "__main__"``, as worker processes are spawned.
-        progress: called with (pictures done, all pictures), in the calling thread.
 
-    Raises:
-        UserError: the folder holds something else, or a demo of other parameters; a package with
-            photographs is missing; a parameter is out of range.
+    Raises UserError where the folder holds something else, or a demo of other parameters, where a
+    package with photographs is missing, or a parameter is out of range.
     """
     counts = counts or Counts()
     if seed < 0 or size < 64 or counts.instances < 1 or min(asdict(counts).values()) < 0:
         raise UserError(
             "The demo needs a seed >= 0, a size >= 64, one instance or more, no negative counts."
         )
-    root = Path(folder)
-    about = {"demo": DEMO_REVISION, "seed": seed, "size": size, "counts": asdict(counts)}
-    if _is_finished(root, about):
-        return root
-    about["levels"] = {
-        kind: [asdict(level) for level in levels] for kind, levels in DEMO_LEVELS.items()
-    }
-    about["photographs"] = package_versions()
-    material = load_material(counts.instances, seed)
-    about["instances"] = list(material.names)
-    _begin(root, about)
+    place = open_place(folder)
+    parameters = {"demo": DEMO_REVISION, "seed": seed, "size": size, "counts": asdict(counts)}
+    if not _is_made(place, parameters, settings.overwrite):
+        run_job(_job(folder, parameters, counts), settings)
+    return Path(place.root)
 
-    pictures = plan_pictures(counts, seed)
-    boxes = _render_all(
-        root, pictures, material, seed, size, processes or os.cpu_count() or 1, progress
+
+def _is_made(place: Place, parameters: Mapping[str, Any], overwrite: bool) -> bool:
+    """Whether the folder is whole already, be it by other versions of the packages.
+
+    Raises UserError for a demo of other parameters in the form of older versions, which had no
+    plan.
+    """
+    if Path(place.root, "done").is_file():
+        try:
+            about = json.loads(place.read(ABOUT_NAME))
+            made = {key: about[key] for key in parameters}
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
+        for key, value in parameters.items():
+            if made[key] != value:
+                text = f"{key} = {made[key]}, not {value}"
+                raise UserError(f"{place.url} holds a demo made with {text}; name another folder.")
+        say_made(f"{STAGE:<9}", place)
+        return True
+
+    manifest = None if overwrite else readable_manifest(place)
+    if manifest is None or any(manifest.recipe.get(key) != parameters[key] for key in parameters):
+        return False
+    if is_whole(place, manifest):
+        say_made(f"{STAGE:<9}", place, manifest)
+        return True
+    return False
+
+
+def _job(folder: str, parameters: Mapping[str, Any], counts: Counts) -> Job:
+    levels = {kind: [asdict(level) for level in levels] for kind, levels in DEMO_LEVELS.items()}
+    gallery = [
+        Unit(f"gallery-{first:05}", GalleryPictures(first), min(CHUNK, counts.gallery - first))
+        for first in range(0, counts.gallery, CHUNK)
+    ]
+    return Job(
+        stage=STAGE,
+        output=folder,
+        worker="demo/pictures",
+        recipe={**parameters, "levels": levels, "photographs": package_versions()},
+        inputs={},
+        units=(Unit(QUERIES, WholeJob(), counts.instances), *gallery),
+        facts={"kind": "demo"},
+        noun="images",
     )
-    truth = _ground_truth(pictures, counts, boxes)
-    temporary = root / "ground_truth.json.tmp"
-    save_ground_truth(truth, str(temporary))
-    os.replace(temporary, root / "ground_truth.json")
-    for left_over in (root / "images").rglob(".*.tmp"):  # of a run that was killed
-        left_over.unlink(missing_ok=True)
-    _write(root / "README.txt", _readme(about, counts).encode())
-    _write(root / "done", b"")
-    return root
 
 
 def plan_pictures(counts: Counts, seed: int) -> list[Picture]:
@@ -223,138 +247,10 @@ def _keeps_promise(kind: str, view: RenderedView) -> bool:
     return 0 < view.visible < 0.3 or 0 < view.cover < 0.015
 
 
-# ------------------------------------------------------------------------------- rendering the plan
-
-_WORK: dict[str, Any] = {}  # what a worker process was started with
-
-
-def _start_worker(parent: int, material: Material, root: str, seed: int, size: int) -> None:
-    die_with_parent(parent)
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # Ctrl-C reaches the whole group; the parent ends us quietly
-    cv2.setNumThreads(1)
-    _WORK.update(material=material, root=Path(root), seed=seed, size=size)
-
-
-def _work(pictures: list[Picture]) -> list[tuple[str, tuple[int, int, int, int]]]:
-    return [_make(picture, **_WORK) for picture in pictures]
-
-
-def _make(
-    picture: Picture, material: Material, root: Path, seed: int, size: int
-) -> tuple[str, tuple[int, int, int, int]]:
-    """Renders and writes one picture; returns its name and the object's box."""
-    view = render_picture(picture, material, seed, size)
-    _write(root / "images" / picture.name, view.jpeg())
-    return picture.name, view.box
-
-
-def _render_all(
-    root: Path,
-    pictures: list[Picture],
-    material: Material,
-    seed: int,
-    size: int,
-    processes: int,
-    progress: Callable[[int, int], None] | None,
-) -> dict[str, tuple[int, int, int, int]]:
-    """Writes what is not there yet; returns the boxes of the queries by name."""
-    # queries are rendered in any case: their boxes are not on the disk before the end
-    missing = [p for p in pictures if p.kind == "query" or not _is_whole(root / "images" / p.name)]
-    boxes: dict[str, tuple[int, int, int, int]] = {}
-    done = len(pictures) - len(missing)
-    if progress:
-        progress(done, len(pictures))
-    for finished in _results(missing, material, root, seed, size, min(processes, len(missing))):
-        boxes.update(finished)
-        done += len(finished)
-        if progress:
-            progress(done, len(pictures))
-    return boxes
-
-
-def _results(
-    pictures: list[Picture], material: Material, root: Path, seed: int, size: int, processes: int
-) -> Iterator[list[tuple[str, tuple[int, int, int, int]]]]:
-    """What `_work` gives, chunk by chunk, in any order."""
-    chunks = [pictures[first : first + CHUNK] for first in range(0, len(pictures), CHUNK)]
-    if processes == 1 or len(chunks) == 1:
-        for chunk in chunks:
-            yield [_make(picture, material, root, seed, size) for picture in chunk]
-        return
-    start = (os.getpid(), material, str(root), seed, size)
-    pool = ProcessPoolExecutor(processes, get_context("spawn"), _start_worker, start)
-    try:
-        for future in as_completed([pool.submit(_work, chunk) for chunk in chunks]):
-            yield future.result()
-    finally:
-        pool.shutdown(
-            wait=True, cancel_futures=True
-        )  # at most the chunks in hand: a fraction of a second
-
-
-# --------------------------------------------------------------------------------------- the folder
-
-
-def _is_finished(root: Path, about: dict[str, Any]) -> bool:
-    """Whether the folder is done with these parameters.
-
-    Raises UserError where it is something else.
-    """
-    if not root.exists() or (root.is_dir() and not any(root.iterdir())):
-        return False
-    try:
-        found = json.loads((root / "about.json").read_text(encoding="utf-8"))
-        given = {key: found[key] for key in about}
-    except (OSError, ValueError, KeyError, TypeError):
-        raise UserError(
-            f"{root} is not empty and holds no demo; name an empty or a new folder."
-        ) from None
-    for key, value in about.items():
-        if given[key] != value:
-            made = f"{key} = {given[key]}, not {value}"
-            raise UserError(f"{root} holds a demo made with {made}; name another folder.")
-    return (root / "done").exists()
-
-
-def _begin(root: Path, about: dict[str, Any]) -> None:
-    """Writes about.json, or checks that a folder that was begun was begun with the very same."""
-    content = json.dumps(about, indent=1) + "\n"
-    place = root / "about.json"
-    if place.exists():
-        if place.read_text(encoding="utf-8") != content:
-            raise UserError(
-                f"{root} was begun with other versions of packages; delete it and start again."
-            )
-        return
-    for name in ("gallery", "queries"):
-        (root / "images" / name).mkdir(parents=True, exist_ok=True)
-    _write(place, content.encode())
-
-
-def _write(place: Path, data: bytes) -> None:
-    """A whole file or none: written beside its name and renamed."""
-    temporary = place.with_name(f".{place.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(data)
-    os.replace(temporary, place)
-
-
-def _is_whole(place: Path) -> bool:
-    """Whether the JPEG is there and ends as a JPEG does (a power cut may leave a renamed file
-    empty).
-    """
-    try:
-        with place.open("rb") as file:
-            file.seek(-2, os.SEEK_END)
-            return file.read() == b"\xff\xd9"
-    except OSError:
-        return False
-
-
-def _ground_truth(
-    pictures: list[Picture], counts: Counts, boxes: dict[str, tuple[int, int, int, int]]
+def ground_truth_of(
+    pictures: list[Picture], counts: Counts, boxes: Mapping[str, tuple[int, int, int, int]]
 ) -> GroundTruth:
+    """The truth of a plan's pictures. boxes: of the queries, by name: x, y, w, h in pixels."""
     gallery = [picture for picture in pictures if picture.kind != "query"]
     lists: dict[tuple[int, str], list[int]] = {}
     for position, picture in enumerate(gallery):
@@ -370,7 +266,8 @@ def _ground_truth(
     return GroundTruth("rrt-demo", tuple(picture.name for picture in gallery), tuple(queries))
 
 
-def _readme(about: dict[str, Any], counts: Counts) -> str:
+def readme_of(about: Mapping[str, Any], counts: Counts) -> str:
+    """What the folder says of itself to a person."""
     packages = ", ".join(f"{name} {version}" for name, version in about["photographs"].items())
     title = f"{counts.instances} queries, {counts.gallery} gallery images, seed {about['seed']}"
     return f"""RRT Pipelines demo: {title}.

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from pipelines.options import Checked, option
-
-CONFIG = Path(__file__).resolve().parent.parent.parent / "configs" / "demo.yaml"
 
 
 @dataclass(frozen=True)
@@ -17,7 +14,7 @@ class Options(Checked, command="demo"):
 
     out: str = option("folder of the demo: its images, stores and results", "rrt-demo")
     seed: int = option("seed of the rendered pictures", 0)
-    config: str = option("YAML configuration of the stages", str(CONFIG))
+    config: str = option("YAML configuration of the stages", "configs/demo.yaml")
     set: dict[str, Any] = option(
         "a value in place of the configuration's, such as rerank.shortlist=50", {}
     )

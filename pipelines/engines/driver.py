@@ -16,8 +16,10 @@ from pipelines.engines import signals as stopping
 from pipelines.engines.loop import Loop
 from pipelines.engines.outputs import sweep
 from pipelines.engines.settings import Planned, RunSettings
-from pipelines.jobs.manifests import is_whole, read_manifest, write_manifest
-from pipelines.jobs.plan import is_ours, read_plan, refuse_other_recipe, refuse_to_empty, write_plan
+from pipelines.jobs.existing_output import made_before, readable_manifest, say_made
+from pipelines.jobs.manifests import write_manifest
+from pipelines.jobs.plan import write_plan
+from pipelines.jobs.replacing import at, begin_beside, finish_swap, place_for, swap_in
 from pipelines.storage.local import full_disk
 from pipelines.storage.place import open_place
 from pipelines.storage.protocol import Place, is_http
@@ -61,33 +63,36 @@ def _run_job(
     job: Job, place: Place, settings: RunSettings, plan_files: Mapping[str, bytes], again: bool
 ) -> Manifest:
     title = f"{job.stage:<9}"
-    loop = Loop(
-        job, place, settings, title
-    )  # refuses what is wrong with the settings before anything is emptied
-    try:
-        manifest = read_manifest(place)
-    except UserError:
-        manifest = None  # damaged: it is made again from the markers
-    if settings.overwrite:
-        refuse_to_empty(place, manifest)
-        place.empty()
-    elif manifest is not None:
-        refuse_other_recipe(place, job, manifest.recipe)
-        if again:
-            pass
-        elif is_whole(place, manifest):
-            # Listed anew by another path it is the same, but its files may have moved; a lost plan
-            # is written again.
-            if plan_files or not (place.exists(PLAN_NAME) and place.exists(JOB_NAME)):
-                write_plan(place, job, plan_files)
-            made = manifest.made_at.replace("T", " ").replace("+00:00", " UTC")
-            print(f"{title}  already made ({made}): {place.url}", file=sys.stderr)
-            return manifest
-        else:
-            print(
-                f"{title}  files are missing or damaged, they are made again: {place.url}",
-                file=sys.stderr,
-            )
+    finish_swap(place)
+    new = place_for(place, settings.overwrite)
+    beside = new.url != place.url
+    inner = at(job, new) if beside else job
+    loop = Loop(inner, new, settings, title)  # refuses wrong settings before anything is written
+    if beside:
+        begin_beside(new, job)
+        manifest = _make(loop, inner, new, settings, plan_files)
+        swap_in(place, job)
+        return manifest
+
+    made = made_before(place, job)
+    if made is not None and not again:
+        # Listed anew by another path it is the same, but its files may have moved; a lost plan is
+        # written again.
+        if plan_files or not (place.exists(PLAN_NAME) and place.exists(JOB_NAME)):
+            write_plan(place, job, plan_files)
+        say_made(title, place, made)
+        return made
+
+    if not again and readable_manifest(place) is not None:
+        text = "files are missing or damaged, they are made again"
+        print(f"{title}  {text}: {place.url}", file=sys.stderr)
+    return _make(loop, job, place, settings, plan_files)
+
+
+def _make(
+    loop: Loop, job: Job, place: Place, settings: RunSettings, plan_files: Mapping[str, bytes]
+) -> Manifest:
+    """Do what is missing of a job, and write the manifest. Raises Planned where that is all."""
     started = time.monotonic()
     stopping.during(loop.stop)
     stopping.pass_or_wait()
@@ -100,17 +105,3 @@ def _run_job(
         return write_manifest(place, job, markers, time.monotonic() - started)
     finally:
         stopping.during(None)
-
-
-def refuse_other(place: Place, job: Job, settings: RunSettings) -> None:
-    """Raise UserError where the run would: another recipe's output is there."""
-    if settings.overwrite:
-        return
-    manifest = read_manifest(place)
-    planned = read_plan(place) if manifest is None else None
-    if manifest is not None or planned is not None:
-        refuse_other_recipe(
-            place, job, manifest.recipe if manifest else planned.recipe if planned else None
-        )
-    elif place.has_files(besides="plan") and not is_ours(place):
-        raise UserError(f"{place.url} holds files of something else; give an empty or a new folder")

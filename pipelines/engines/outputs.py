@@ -7,14 +7,16 @@ from dataclasses import replace
 from typing import TypeVar
 
 from pipelines.engines.settings import Planned, RunSettings
+from pipelines.jobs.existing_output import is_beside
 from pipelines.jobs.manifests import read_manifest, write_manifest
 from pipelines.jobs.markers import read_marker
 from pipelines.jobs.plan import planned_units
+from pipelines.jobs.replacing import back, swap_in
 from pipelines.storage.local import is_temporary
 from pipelines.storage.place import open_place
 from pipelines.storage.protocol import Place
 from schemas.errors import JobFailed, UserError
-from schemas.layout import JOB_NAME, PIECES
+from schemas.layout import JOB_NAME, NEXT, PIECES
 from schemas.manifest import Manifest
 from schemas.plan import Job
 
@@ -49,6 +51,9 @@ def finish(url: str, wall_seconds: float = 0.0) -> Manifest:
         try:
             header = Job.from_json(place.read(JOB_NAME).decode())
         except FileNotFoundError:
+            swapped = read_manifest(open_place(url.removesuffix(f"/{NEXT}")))
+            if swapped is not None and url.endswith(f"/{NEXT}"):
+                return swapped
             raise UserError(f"{place.url}: no job was planned there") from None
         except ValueError as error:
             raise UserError(f"{place.url}/{JOB_NAME} is damaged ({error})") from error
@@ -68,7 +73,11 @@ def finish(url: str, wall_seconds: float = 0.0) -> Manifest:
             return manifest  # a runner may call this more than once
 
         sweep(place)
-        return write_manifest(place, job, valid, wall_seconds)
+        manifest = write_manifest(place, job, valid, wall_seconds)
+        if is_beside(place):
+            above, final = back(replace(job, output=place.url))
+            swap_in(above, final)
+        return manifest
 
 
 def sweep(place: Place) -> None:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pipelines.options import Checked, option
-from schemas.errors import JobFailed as JobFailed
 
 if TYPE_CHECKING:
     from schemas.plan import Job
@@ -25,7 +24,11 @@ class RunSettings(Checked):
     threads_per_worker: int = option(
         "threads that torch, faiss and OpenCV get in a worker", 1, least=1
     )
-    overwrite: bool = option("make outputs again that another recipe made", False)
+    overwrite: bool = option(
+        "make outputs again that another recipe made; old and new are on the disk until the new "
+        "one is whole",
+        False,
+    )
     stall_minutes: float = option(
         "a local worker that computes nothing for so long is killed and replaced", 10.0, above=0
     )

@@ -1,5 +1,4 @@
-"""evaluate: rankings + ground truth -> metrics.json and per_query.parquet (ROxford / RParis
-protocols).
+"""evaluate: rankings + ground truth -> metrics.json and per_query.parquet, as revisitop does.
 
 The evaluation of an ensemble is a folder of its own beside the plain one; its rankings are replayed
 from the scores.
@@ -15,8 +14,8 @@ from typing import Any
 from pipelines.engines.driver import run_job
 from pipelines.engines.settings import RunSettings
 from pipelines.evaluate.ensembles import (
-    Asked,
-    read_asked,
+    Requested,
+    read_ensemble,
     refuse_other_truth,
     refuse_where_tuned,
     require_scores,
@@ -40,7 +39,7 @@ def run(options: Options, settings: RunSettings = RunSettings()) -> Manifest:
 
     Raises UserError and JobFailed.
     """
-    asked = read_asked(options.ensemble) if options.ensemble else None
+    requested = read_ensemble(options.ensemble) if options.ensemble else None
     shortlist = require_manifest(f"{options.out}/shortlist", "shortlist", "search")
     ranking = require_manifest(f"{options.out}/ranking", "rankings", "rerank")
     truth = load_ground_truth(options.ground_truth)
@@ -63,12 +62,12 @@ def run(options: Options, settings: RunSettings = RunSettings()) -> Manifest:
         },
         noun="queries",
     )
-    ensembled = _with_ensemble(plain, asked, options.out, shortlist) if asked else None
+    ensembled = _with_ensemble(plain, requested, options.out, shortlist) if requested else None
     manifest = run_job(plain, settings)
     return run_job(ensembled, settings) if ensembled else manifest
 
 
-def _with_ensemble(plain: Job, asked: Asked, url: str, shortlist: Manifest) -> Job:
+def _with_ensemble(plain: Job, requested: Requested, url: str, shortlist: Manifest) -> Job:
     """The job that evaluates an ensemble beside the other rankings.
 
     Raises UserError where it must not be.
@@ -77,41 +76,37 @@ def _with_ensemble(plain: Job, asked: Asked, url: str, shortlist: Manifest) -> J
     depth = int(scores.recipe["shortlist"])
     if plain.settings["protocols"] != [DEPLOY]:
         refuse_other_truth(url, scores, plain.inputs["ground_truth"])
-    refuse_where_tuned(asked, url, shortlist, scores, plain.inputs["ground_truth"])
-    chosen = asked.at(depth, url)
+    refuse_where_tuned(requested, url, shortlist, scores, plain.inputs["ground_truth"])
+    chosen = requested.at(depth, url)
     values = {"lambda": chosen.lambda_, "gamma": chosen.gamma, "k": chosen.k}
     inputs = {**plain.inputs, "scores": as_input(f"{url}/scores", scores)}
     return replace(
         plain,
-        output=f"{url}/{asked.folder(depth, url)}",
+        output=f"{url}/{requested.folder(depth, url)}",
         recipe={**plain.recipe, "ensemble": values},
-        inputs={**inputs, "tuned": asked.input} if asked.input else inputs,
+        inputs={**inputs, "tuned": requested.input} if requested.input else inputs,
         settings={**plain.settings, "ensemble": {**values, "shortlist": depth}},
         facts={
             **plain.facts,
-            "ensemble": {**values, "tuned": asked.tuned.inputs if asked.tuned else None},
+            "ensemble": {**values, "tuned": requested.tuned.inputs if requested.tuned else None},
         },
     )
 
 
 def evaluation_place(url: str, ensemble: Sequence[str]) -> str:
-    """Where a run's evaluation lies: the plain one's folder, or that of an ensemble. Raises
-    UserError.
-    """
+    """Where a run's evaluation lies: the plain one, or that of an ensemble. Raises UserError."""
     if not ensemble:
         return f"{url}/evaluation"
+
     scores = require_manifest(f"{url}/scores", "scores", "rerank")
-    return f"{url}/{read_asked(ensemble).folder(int(scores.recipe['shortlist']), url)}"
+    return f"{url}/{read_ensemble(ensemble).folder(int(scores.recipe['shortlist']), url)}"
 
 
 def read_metrics(url: str, ensemble: Sequence[str] = ()) -> dict[str, Any]:
-    """The metrics of a run; with `ensemble` (the option's pieces) those that hold that ensemble's
-    rows too.
-    """
-    record: dict[str, Any] = json.loads(
-        open_place(evaluation_place(url, ensemble)).read("metrics.json")
-    )
-    return record
+    """The metrics of a run; with the pieces of `--ensemble` those that hold its rows too."""
+    data = open_place(evaluation_place(url, ensemble)).read("metrics.json")
+    metrics: dict[str, Any] = json.loads(data)
+    return metrics
 
 
 def summarise(options: Options, _: Manifest) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from schemas.metrics import ENSEMBLE, ENSEMBLE_DEPLOY, GLOBAL, RERANKED
@@ -17,19 +18,30 @@ TITLES = {
 
 
 def metrics_table(metrics: dict[str, Any]) -> str:
-    """The mAP table for a terminal, in percent."""
-    protocols = list(next(iter(metrics["rankings"].values())))
-    head = f"{'mAP':<30}" + "".join(f"{protocol.capitalize():>9}" for protocol in protocols)
-    lines = [head, "-" * len(head)]
-    for ranking, by_protocol in metrics["rankings"].items():
-        cells = [by_protocol[protocol]["mAP"] for protocol in protocols]
-        lines.append(
-            f"{TITLES[ranking]:<30}"
-            + "".join(f"{'-' if c is None else f'{100 * c:.2f}':>9}" for c in cells)
-        )
+    """The mAP table of a run's metrics for a terminal."""
+    rows = {
+        TITLES[ranking]: {protocol: each["mAP"] for protocol, each in by_protocol.items()}
+        for ranking, by_protocol in metrics["rankings"].items()
+    }
+    table = map_table(rows, width=30)
     if "ensemble" in metrics:
-        values = metrics["ensemble"]
-        lines.append(
-            f"ensemble: lambda {values['lambda']:g}, gamma {values['gamma']:g}, k {values['k']}"
+        table += f"\nensemble: {weights(metrics['ensemble'])}"
+    return table
+
+
+def map_table(rows: Mapping[str, Mapping[str, float | None]], width: int) -> str:
+    """Title -> protocol -> mAP in [0, 1], as a table in percent; a dash for None."""
+    columns = list(next(iter(rows.values())))
+    head = f"{'mAP':<{width}}" + "".join(f"{name.capitalize():>9}" for name in columns)
+    lines = [head, "-" * len(head)]
+    for title, values in rows.items():
+        cells = (
+            "-" if (value := values[name]) is None else f"{100 * value:.2f}" for name in columns
         )
+        lines.append(f"{title:<{width}}" + "".join(f"{cell:>9}" for cell in cells))
     return "\n".join(lines)
+
+
+def weights(values: Mapping[str, float]) -> str:
+    """An ensemble's weights in words."""
+    return f"lambda {values['lambda']:g}, gamma {values['gamma']:g}, k {values['k']}"

@@ -8,7 +8,6 @@ last; `evaluate --ensemble` reads it, and refuses it on the set that it was tune
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,15 +15,17 @@ import numpy as np
 
 from pipelines.engines.settings import RunSettings
 from pipelines.evaluate.ensembles import (
-    ScoredList,
     extractor_of,
     read_scored,
     refuse_other_truth,
     require_scores,
 )
+from pipelines.evaluate.table import map_table, weights
 from pipelines.evaluate.tune_options import Options as Options
+from pipelines.jobs.existing_output import say_made
 from pipelines.jobs.manifests import as_input, require_manifest
 from pipelines.jobs.plan import refuse_other_recipe
+from pipelines.results.scores import ScoredList
 from pipelines.results.truth import Truth, truth_input
 from pipelines.storage.place import open_place
 from pipelines.storage.protocol import Place
@@ -113,7 +114,7 @@ def _made(place: Place, job: Job, settings: RunSettings) -> Tuned | None:
     if settings.overwrite:
         return None
     refuse_other_recipe(place, job, tuned.recipe)
-    print(f"{STAGE:<9}  already made: {place.url}", file=sys.stderr)
+    say_made(f"{STAGE:<9}", place)
     return tuned
 
 
@@ -221,14 +222,13 @@ def summarise(options: Options, tuned: Tuned) -> None:
     chosen = tuned.best
     protocols = [name for name in tuned.values["best"] if name != "mean"]
     columns = [*protocols, "mean"] if len(protocols) > 1 else protocols
-    head = f"{'mAP':<40}" + "".join(f"{name.capitalize():>9}" for name in columns)
-    setting = f"lambda {chosen['lambda']:g}, gamma {chosen['gamma']:g}, k {chosen['k']}"
+    setting = weights(chosen)
     titles = {"global": "global (lambda 1)", "reranked": "reranked (lambda 0)", "best": setting}
-    print(f"\n{head}\n{'-' * len(head)}")
-    for row, title in titles.items():
-        print(
-            f"{title:<40}" + "".join(f"{100 * tuned.values[row][name]:>9.2f}" for name in columns)
-        )
+    rows = {
+        title: {name: tuned.values[row][name] for name in columns} for row, title in titles.items()
+    }
+    print(f"\n{map_table(rows, width=40)}")
+
     tried = int(np.prod([len(tuned.grid[axis]) for axis in AXES]))
     mean = {row: 100 * values["mean"] for row, values in tuned.values.items()}
     print(

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from pipelines.evaluate.ensembles import read_scored
+from pipelines.evaluate.ensembles import read_scored, replayed
 from pipelines.jobs.attempt import Attempt
 from pipelines.jobs.unit_worker import UnitWorker
 from pipelines.results.scores import read_ranking
-from pipelines.results.shortlists import read_shortlist_part, shortlist_files
-from pipelines.results.truth import Truth
+from pipelines.results.shortlists import read_shortlist
+from pipelines.results.truth import Truth, truth_of
 from rrt_core.ensemble import Ensemble
 from rrt_core.metrics.revisited import KAPPAS, Evaluation, evaluate, protocols_of
 from schemas.manifest import Counts
@@ -24,6 +24,7 @@ from schemas.plan import Unit
 from schemas.ranking import DEPLOY
 
 Ranked = dict[str, list[str]]  # query id -> record ids, the best first
+Results = dict[str, dict[str, Evaluation]]  # ranking -> protocol -> metrics
 
 
 class Evaluate(UnitWorker):
@@ -32,137 +33,107 @@ class Evaluate(UnitWorker):
     def do(self, unit: Unit, attempt: Attempt) -> Counts:
         """Write metrics.json and per_query.parquet."""
         options = self.job.settings
-        rankings = self._rankings(options["out"], options["protocols"])
-        first: Ranked = rankings[GLOBAL][""]
-        truth = Truth(
-            options["ground_truth"],
-            first,
-            sorted({name for names in first.values() for name in names}),
-        )
-        if options["ensemble"]:
-            rankings |= self._ensembles(options["out"], options["protocols"], truth)
-        results: dict[str, dict[str, Evaluation]] = {}
-        for ranking, by_protocol in rankings.items():
+        shortlists = list(read_shortlist(options["out"]))
+        truth = truth_of(options["ground_truth"], shortlists)
+        assert truth is not None  # a required option
+        queries, described = truth.truth.queries, truth.by_query()
+        results: Results = {}
+        for ranking, by_protocol in self._rankings(shortlists, truth).items():
             results[ranking] = {}
             for protocol in protocols_of(truth.truth):
                 ranked = by_protocol.get(protocol) or by_protocol.get("") or by_protocol["medium"]
-                lists = self._positions(truth, ranked)
-                results[ranking][protocol] = evaluate(lists, truth.truth.queries, protocol, KAPPAS)
-        self._write_metrics(attempt, truth, results)
-        path = attempt.path("per_query.parquet")
-        pq.write_table(_per_query(truth, results), path, compression="zstd")
-        attempt.add(path, "per_query.parquet", len(truth.truth.queries), plain_name=True)
-        described = len(truth.by_query())
-        return Counts(unit.inputs, described, unit.inputs - described)
+                lists = [  # empty for a query that was not described
+                    truth.positions(ranked[described[number]] if number in described else [])
+                    for number in range(len(queries))
+                ]
+                results[ranking][protocol] = evaluate(lists, queries, protocol, KAPPAS)
 
-    @staticmethod
-    def _rankings(url: str, protocols: Sequence[str]) -> dict[str, dict[str, Ranked]]:
-        """ranking -> protocol ("" for any) -> query -> records."""
-        parts = [read_shortlist_part(url, entry.name) for entry in shortlist_files(url)]
-        found: dict[str, dict[str, Ranked]] = {
-            GLOBAL: {"": _ranked([item for part in parts for item in part])}
-        }
-        labelled = [name for name in protocols if name != DEPLOY]
-        if labelled:
-            found[RERANKED] = {name: _ranked(read_ranking(url, name)) for name in labelled}
-        found[DEPLOY] = {"": _ranked(read_ranking(url, DEPLOY))}
-        return found
+        path = attempt.path("metrics.json")
+        Path(path).write_text(json.dumps(self._metrics(truth, results), indent=1) + "\n")
+        attempt.add(path, "metrics.json", len(queries), plain_name=True)
 
-    def _ensembles(
-        self, url: str, protocols: Sequence[str], truth: Truth
+        table = _per_query(truth, results)
+        attempt.add_table(table, "per_query.parquet", len(queries), plain_name=True)
+        return Counts(unit.inputs, len(described), unit.inputs - len(described))
+
+    def _rankings(
+        self, shortlists: Iterable[tuple[str, pa.Table]], truth: Truth
     ) -> dict[str, dict[str, Ranked]]:
-        """The ensemble's rankings as `_rankings` gives the others, replayed from the scores without
-        a model.
-        """
-        values = self.job.settings["ensemble"]
-        chosen, shortlist = (
-            Ensemble(values["lambda"], values["gamma"], values["k"]),
-            values["shortlist"],
-        )
-        lists = read_scored(url)
-        found: dict[str, dict[str, Ranked]] = {}
-        labelled = [name for name in protocols if name != DEPLOY]
-        if labelled:
-            found[ENSEMBLE] = {
-                name: {
-                    item.query_id: item.replayed(name, truth, shortlist, chosen) for item in lists
-                }
-                for name in labelled
-            }
-        deployed = {item.query_id: item.replayed(DEPLOY, None, shortlist, chosen) for item in lists}
-        found[ENSEMBLE_DEPLOY] = {"": deployed}
-        return found
-
-    @staticmethod
-    def _positions(truth: Truth, ranked: Ranked) -> list[np.ndarray]:
-        """Gallery positions a query of the ground truth; empty for one that was not described."""
-        names = truth.by_query()
-        return [
-            truth.positions(ranked[names[number]]) if number in names else np.zeros(0, np.int64)
-            for number in range(len(truth.truth.queries))
-        ]
-
-    def _write_metrics(
-        self, attempt: Attempt, truth: Truth, results: dict[str, dict[str, Evaluation]]
-    ) -> None:
-        facts = {
-            "queries_not_described": len(truth.truth.queries) - len(truth.by_query()),
-            "gallery_images_not_described": truth.missing_from_gallery,
-            "truncated": self.job.facts["truncated"],
-            "k": self.job.facts["k"],
+        """ranking -> protocol ("" for any) -> query -> records."""
+        options = self.job.settings
+        url, labelled = options["out"], [name for name in options["protocols"] if name != DEPLOY]
+        rankings = {
+            GLOBAL: {"": _ranked(shortlists)},
+            RERANKED: {name: _ranked(read_ranking(url, name)) for name in labelled},
+            DEPLOY: {"": _ranked(read_ranking(url, DEPLOY))},
         }
-        ensemble = self.job.settings["ensemble"]
-        record = {
+
+        if options["ensemble"]:
+            values, lists = options["ensemble"], read_scored(url)
+            chosen = Ensemble(values["lambda"], values["gamma"], values["k"])
+            depth = values["shortlist"]
+
+            def of(protocol: str, truth: Truth | None) -> Ranked:
+                return {
+                    one.query_id: replayed(one, protocol, truth, depth, chosen) for one in lists
+                }
+
+            rankings[ENSEMBLE] = {name: of(name, truth) for name in labelled}
+            rankings[ENSEMBLE_DEPLOY] = {"": of(DEPLOY, None)}
+        return {name: by_protocol for name, by_protocol in rankings.items() if by_protocol}
+
+    def _metrics(self, truth: Truth, results: Results) -> dict[str, Any]:
+        """What metrics.json says. NaN is no JSON: null, where no query counted."""
+        queries, ensemble = len(truth.truth.queries), self.job.settings["ensemble"]
+        chosen = {key: ensemble[key] for key in ("lambda", "gamma", "k")} if ensemble else None
+        rankings = {
+            ranking: {
+                protocol: {
+                    **{
+                        name: None if np.isnan(mean) else mean
+                        for name, mean in evaluation.means.items()
+                    },
+                    "counted": evaluation.counted,
+                }
+                for protocol, evaluation in by_protocol.items()
+            }
+            for ranking, by_protocol in results.items()
+        }
+        return {
             "schema": METRICS_SCHEMA,
             "ground_truth": truth.truth.name,
-            "queries": len(truth.truth.queries),
-            "facts": facts,
-            **(
-                {"ensemble": {key: ensemble[key] for key in ("lambda", "gamma", "k")}}
-                if ensemble
-                else {}
-            ),
-            "rankings": {
-                ranking: {
-                    protocol: {**_finite(evaluation.means), "counted": evaluation.counted}
-                    for protocol, evaluation in by_protocol.items()
-                }
-                for ranking, by_protocol in results.items()
+            "queries": queries,
+            "facts": {
+                "queries_not_described": queries - len(truth.by_query()),
+                "gallery_images_not_described": truth.missing_from_gallery,
+                "truncated": self.job.facts["truncated"],
+                "k": self.job.facts["k"],
             },
+            **({"ensemble": chosen} if chosen else {}),
+            "rankings": rankings,
         }
-        path = attempt.path("metrics.json")
-        with open(path, "w") as file:
-            file.write(json.dumps(record, indent=1) + "\n")
-        attempt.add(path, "metrics.json", len(truth.truth.queries), plain_name=True)
 
 
-def _ranked(split: Sequence[tuple[str, pa.Table]]) -> Ranked:
-    return {name: rows.column("record_id").to_pylist() for name, rows in split}
+def _ranked(lists: Iterable[tuple[str, pa.Table]]) -> Ranked:
+    return {name: rows.column("record_id").to_pylist() for name, rows in lists}
 
 
-def _finite(means: dict[str, float]) -> dict[str, float | None]:
-    """NaN is no JSON: no query counted."""
-    return {name: None if np.isnan(value) else value for name, value in means.items()}
-
-
-def _per_query(truth: Truth, results: dict[str, dict[str, Evaluation]]) -> pa.Table:
-    names = truth.by_query()
-    queries = range(len(truth.truth.queries))
+def _per_query(truth: Truth, results: Results) -> pa.Table:
+    """A row a ranking, protocol and query (schemas/metrics.py)."""
+    names, count = truth.by_query(), len(truth.truth.queries)
     tables = []
     for ranking, by_protocol in results.items():
         for protocol, evaluation in by_protocol.items():
             columns: dict[str, Any] = {
-                "query": np.array(queries, np.int32),
-                "query_id": [names.get(number, "") for number in queries],
-                "ranking": [ranking] * len(queries),
-                "protocol": [protocol] * len(queries),
+                "query": np.arange(count, dtype=np.int32),
+                "query_id": [names.get(number, "") for number in range(count)],
+                "ranking": [ranking] * count,
+                "protocol": [protocol] * count,
                 "average_precision": evaluation.average_precision,
                 "positives": evaluation.positives.astype(np.int32),
                 "found": evaluation.retrieved.astype(np.int32),
             }
             for column, kappa in enumerate(KAPPAS):
                 columns[f"precision_at_{kappa}"] = evaluation.precision[:, column]
-            tables.append(
-                pa.table({field.name: columns[field.name] for field in PER_QUERY}, schema=PER_QUERY)
-            )
+            tables.append(pa.table(columns, schema=PER_QUERY))
     return pa.concat_tables(tables)

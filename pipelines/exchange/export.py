@@ -1,5 +1,4 @@
-"""export: a store -> NumPy arrays and the record ids of their rows (schemas/exporters/arrays.py
-tells the files).
+"""export: a store -> NumPy arrays and the record ids of their rows (schemas/exporters/arrays.py).
 
 Failed images are left out and counted. A part's globals and 256 images' locals are in memory at a
 time. `export.json` is written last: a folder without it is not whole, and a second command with the
@@ -8,10 +7,8 @@ same store finds it and does nothing.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +16,12 @@ from typing import Any
 import numpy as np
 
 from pipelines.engines.settings import RunSettings
+from pipelines.exchange.export_options import ARRAYS, DEPLOY
 from pipelines.exchange.export_options import Options as Options
+from pipelines.exchange.export_ranking import export_ranking
+from pipelines.jobs.existing_output import say_made
+from pipelines.jobs.plan import refuse_other_recipe, write_plan
+from pipelines.jobs.replacing import begin_beside, finish_swap, place_for, swap_in
 from pipelines.storage.local import full_disk
 from pipelines.storage.place import open_place
 from pipelines.storage.protocol import Place
@@ -27,71 +29,76 @@ from pipelines.stores.locals import LocalsFile
 from pipelines.stores.store import PartFiles, Store
 from schemas.errors import UserError
 from schemas.exporters.arrays import GrowingArray
+from schemas.layout import EXPORT_NAME
+from schemas.plan import Job
 
-NAME, SCHEMA = "export.json", "rrt-export/1"
+STAGE, SCHEMA = "export", "rrt-export/1"
 IMAGES_READ = 256  # whose local descriptors are in memory
 LOCAL_ARRAYS = ("descriptor", "xy", "scale", "strength", "offset")
 
 
 def run(options: Options, settings: RunSettings = RunSettings()) -> dict[str, Any]:
     """Write (or skip) the arrays; gives what `export.json` says. Raises UserError."""
+    if options.format != ARRAYS:
+        return export_ranking(options, settings.overwrite)
+    if options.protocol != DEPLOY:
+        raise UserError("export: --protocol goes with a ranking's format, such as --format trec")
     store = Store(options.store)
     place = open_place(options.out)
     if not place.local:
         raise UserError(f"{options.out}: arrays are written to a local disk; copy them from there")
-    asked = {"schema": SCHEMA, "content": store.manifest.content, "locals": options.locals}
-    made = _made(place)
-    if made is not None and not settings.overwrite:
-        if all(made.get(key) == value for key, value in asked.items()):
-            print(f"export     already made: {place.url}", file=sys.stderr)
-            return made
-        raise UserError(
-            f"{place.url} holds an export of another store or of other files; give --overwrite"
-        )
-    if made is None and not place.exists(NAME) and place.has_files() and not _ours(place):
-        raise UserError(f"{place.url} holds files of something else; give an empty or a new folder")
+    recipe = {"schema": SCHEMA, "content": store.manifest.content, "locals": options.locals}
+    job = Job(STAGE, options.out, "", recipe, {}, ())
     with place.alone():
+        finish_swap(place)
+        new = place_for(place, settings.overwrite)
+        beside = new.url != place.url
+        if not beside:
+            made = _read(place)
+            if made:
+                kept = {key: made.get(key) for key in recipe}
+                refuse_other_recipe(place, job, {**job.identity, **kept})
+                if all(place.exists(name) for name in _files(options.locals)):
+                    say_made(f"{STAGE:<9}", place)
+                    return made
         try:
-            return _export(store, place, options, asked)
+            if beside:
+                begin_beside(new, job)
+            written = _export(store, new, options, job)
         except OSError as error:
             refused = full_disk(error, error.filename or place.url)
             if refused is None:
                 raise
             raise refused from error
+        if beside:
+            own = [f"{name}{end}" for name in _files(locals=True) for end in ("", ".tmp")]
+            swap_in(place, job, own, EXPORT_NAME)
+        return written
 
 
-def _made(place: Place) -> dict[str, Any] | None:
+def _files(locals: bool) -> list[str]:
+    arrays = [f"locals/{name}.npy" for name in LOCAL_ARRAYS] if locals else []
+    return ["globals.npy", "record_ids.txt", *arrays]
+
+
+def _read(place: Place) -> dict[str, Any]:
+    """What `export.json` says; nothing where it is absent or damaged."""
     try:
-        told = json.loads(place.read(NAME))
+        written = json.loads(place.read(EXPORT_NAME))
     except (FileNotFoundError, NotADirectoryError, ValueError):
-        return None
-    return told if isinstance(told, dict) and told.get("schema") == SCHEMA else None
+        return {}
+    return written if isinstance(written, dict) and written.get("schema") == SCHEMA else {}
 
 
-def _ours(place: Place) -> bool:
-    """Whether nothing but what a killed export leaves is there."""
-    names = {
-        name.removesuffix(".tmp") for name in os.listdir(place.root) if not name.startswith(".")
-    }
-    names = {name for name in names if not name.startswith(f"{NAME}.")}  # its temporary name
-    return names <= {"globals.npy", "record_ids.txt", "locals"}
-
-
-def _export(store: Store, place: Place, options: Options, asked: dict[str, Any]) -> dict[str, Any]:
+def _export(store: Store, place: Place, options: Options, job: Job) -> dict[str, Any]:
     if options.locals:
         _require_locals(store)
-    place.remove(NAME)
+    write_plan(place, job, {})
+    place.remove(EXPORT_NAME)
     root = Path(place.root)
     rows = store.manifest.counts.succeeded
     globals_ = GrowingArray(root / "globals.npy", (rows, store.dimension), "<f4")
     ids = root / "record_ids.txt"
-    for (
-        name
-    ) in LOCAL_ARRAYS:  # those of an export that is made again must not stand beside other globals
-        (root / "locals" / f"{name}.npy").unlink(missing_ok=True)
-    if not options.locals:
-        with contextlib.suppress(OSError):  # it is not there, or holds files of something else
-            (root / "locals").rmdir()
     flat = _open_locals(store, root / "locals") if options.locals else {}
     end = 0
     with open(f"{ids}.tmp", "w", encoding="utf-8", newline="\n") as names:
@@ -111,16 +118,17 @@ def _export(store: Store, place: Place, options: Options, asked: dict[str, Any])
     os.replace(f"{ids}.tmp", ids)
     for grown in (globals_, *flat.values()):
         grown.finish()
-    told = {
-        **asked,
+
+    written = {
+        **job.recipe,
         "rows": rows,
         "failed": store.manifest.counts.failed,
         "dimension": store.dimension,
         "extractor": store.extractor,
         **({"local_descriptors": end} if flat else {}),
     }
-    place.write(NAME, (json.dumps(told, indent=1, sort_keys=True) + "\n").encode())
-    return told
+    place.write(EXPORT_NAME, (json.dumps(written, indent=1, sort_keys=True) + "\n").encode())
+    return written
 
 
 def _require_locals(store: Store) -> None:
@@ -174,6 +182,9 @@ def _local_pieces(store: Store, part: PartFiles, ok: np.ndarray) -> Iterator[dic
 
 def summarise(options: Options, result: dict[str, Any]) -> None:
     """Print what was written."""
+    if options.format != ARRAYS:
+        print(f"{result['queries']:,} queries, {options.protocol}: {options.out}")
+        return
     print(
         f"{result['rows']:,} images of {result['dimension']} dimensions; {result['failed']:,} "
         f"failed ones left out"

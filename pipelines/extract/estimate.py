@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
-from pipelines.engines.driver import refuse_other
 from pipelines.engines.settings import LOCAL, RunSettings
 from pipelines.estimate.disk import bookkeeping, store_sizes, written, written_plan
 from pipelines.estimate.model import Estimate
@@ -26,6 +25,7 @@ from pipelines.extract import retry_failed as retry
 from pipelines.extract import stage as extract
 from pipelines.extract.image_sources import check_seconds, images_url
 from pipelines.extract.sample import Counted, Sample, count_images
+from pipelines.jobs.existing_output import refuse_other
 from pipelines.jobs.manifests import read_manifest
 from pipelines.jobs.plan import refuse_other_recipe
 from pipelines.sources.archive_images import ArchiveImages, Listed
@@ -113,7 +113,7 @@ def estimate(
         return _of_retry(job, settings, before)
 
     place = open_place(options.out)
-    refuse_other(place, job, settings)
+    refuse_other(place, job, settings.overwrite)
     if not settings.overwrite:  # what is planned already is not listed again
         own = {name: place.read(name) for name in PLAN_FILES if place.exists(name)}
         files = {**own, **files}

@@ -1,12 +1,10 @@
-"""What `index` would take: a small training, some parts added by the stage's own workers; bytes by
-the key's codes.
-"""
+"""What `index` would take: a small training, some parts added; bytes by the key's codes."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from itertools import count, cycle, islice
 from pathlib import Path
 from statistics import mean
@@ -24,10 +22,8 @@ from pipelines.index import plan as index_plan
 from pipelines.index import stage as index
 from pipelines.jobs.manifests import as_input, read_manifest
 from pipelines.storage.place import open_place
-from pipelines.stores import gallery as stores_gallery
 from pipelines.stores.store import Store
 from rrt_core.indexes import faiss_index as indexes
-from schemas.errors import UserError
 from schemas.manifest import MANIFEST_NAME, PARTS_NAME
 from schemas.plan import IndexFilling, IndexTraining, Job, Unit
 
@@ -35,11 +31,6 @@ LEAST_TRAINED = 4_096  # rows of the small training; an index of many lists need
 MOST_ADDED = 20_000  # rows that a unit of the probe adds
 PQ_ROWS = 65_536  # faiss learns the codes of PQ from no more
 REWRITES = 2.0  # an index that grows is copied: at most so many times its size is in memory
-
-
-def key_of(options: index.Options, rows: int, dimension: int) -> str:
-    """The faiss key of a gallery of so many rows."""
-    return indexes.choose_key(rows, dimension) if options.key == "auto" else options.key
 
 
 def sizes_of(key: str, dimension: int) -> Sizes:
@@ -55,16 +46,9 @@ def estimate(folder: Path, options: index.Options, settings: RunSettings, begun:
     """The estimate of an index, whose making began at `begun` by time.monotonic(). Raises
     UserError.
     """
-    stores = stores_gallery._open(options.stores)
-    dimension, rows = stores[0].dimension, sum(store.manifest.counts.succeeded for store in stores)
-    if not rows:
-        raise UserError(
-            f"{', '.join(options.stores)}: no image was described, so that there is nothing to "
-            f"index"
-        )
-    key = key_of(options, rows, dimension)
-    shards = index_plan._groups(stores, options.rows_per_shard)
-    files = index_plan._files(shards, rows, options.max_memory, key, dimension)
+    planned = index_plan.plan(options, settings)
+    job, stores, rows, shards = planned.job, planned.stores, planned.rows, planned.shards
+    key, dimension = planned.key, stores[0].dimension
     made = Estimate.begin("index", options.out, "images", rows)
     before = time.monotonic() - begun
     manifest = None if settings.overwrite else read_manifest(open_place(f"{options.out}/search"))
@@ -72,26 +56,10 @@ def estimate(folder: Path, options: index.Options, settings: RunSettings, begun:
         size = manifest.parts["bytes"]
         return made.nothing_left(settings, before, "an index is in place already", size)
 
-    described = [{**store.as_input, "base": store.base} for store in stores]
-    recipe = {
-        "key": key,
-        "seed": options.seed,
-        "dimension": dimension,
-        "threads": settings.threads_per_worker,
-    }
-    job = Job(
-        stage="index",
-        output=str(folder),
-        worker="index/fill",
-        recipe=recipe,
-        inputs={f"store-{number}": store.as_input for number, store in enumerate(stores)},
-        units=(),
-        settings={**asdict(options), "stores": described, "dimension": dimension, "key": key},
-        noun="images",
-    )
-    wanted = min(rows, options.training_rows or indexes.training_rows(key, dimension))
+    job = replace(job, output=str(folder), worker="index/fill")
+    wanted = min(rows, planned.to_train)
     trained, training, peaks = 0, 0.0, Peaks()
-    if indexes.needs_training(key, dimension):
+    if wanted:
         job, trained, training, peaks = _train(job, settings, folder, wanted, stores)
 
     parts = [item for group, _ in shards for item in group]
@@ -101,7 +69,7 @@ def estimate(folder: Path, options: index.Options, settings: RunSettings, begun:
     row = sizes_of(key, dimension).row
     of_files = Sizes(max(0.0, mean(one.bytes - row * one.rows for one in entries)), row)
     several = len(shards) > 1
-    sizes = [of_files.total(1, number) for _, number in files]
+    sizes = [of_files.total(1, number) for _, number in planned.files]
     made.disk = {"search files": sum(sizes)}
     if several:
         made.disk["shards"] = of_files.total(len(shards), rows)
@@ -116,7 +84,9 @@ def estimate(folder: Path, options: index.Options, settings: RunSettings, begun:
         growth = max(growth, 2.0 * 4 * dimension * max(0, wanted - LEAST_TRAINED))
         made.notes = [f"{training:,.0f} s of it are training, estimated from a small one"]
     filled = replace(filled, peaks=filled.peaks | peaks)
-    added = [filled.seconds_an_input * number for _, number in (shards if several else files)]
+    added = [
+        filled.seconds_an_input * number for _, number in (shards if several else planned.files)
+    ]
     made.rests_on(filled, settings, before + training, added, growth)
     if several:
         a_byte = _merge_seconds(filled)

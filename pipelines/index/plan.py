@@ -1,29 +1,101 @@
-"""Which parts go into which shard, and which shards into which search file."""
+"""What is indexed: the stores, and which parts go into which shard and search file."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
+from pipelines.engines.settings import RunSettings
+from pipelines.index.options import Options
+from pipelines.stores.gallery import open_gallery
 from pipelines.stores.store import Store
 from rrt_core.indexes import faiss_index as indexes
+from schemas.errors import UserError
+from schemas.plan import Job
 
+STAGE = "index"
 Group = list[tuple[int, int]]  # (number of the store, number of the part)
 
 
-def _groups(stores: Sequence[Store], rows_per_shard: int) -> list[tuple[Group, int]]:
+@dataclass(frozen=True)
+class Plan:
+    """What is indexed, and how.
+
+    key       the kind of index, as faiss names it
+    job       what the three jobs share; without output, worker and units
+    rows      that were described
+    to_train  rows that the index is trained on; 0 where its kind needs none
+    shards    the parts of each, and their rows
+    files     the shards of each search file, and their rows
+    """
+
+    key: str
+    job: Job
+    stores: list[Store]
+    rows: int
+    to_train: int
+    shards: list[tuple[Group, int]]
+    files: list[tuple[list[int], int]]
+
+
+def plan(options: Options, settings: RunSettings) -> Plan:
+    """Open the stores and choose the kind of index. Raises UserError."""
+    stores = open_gallery(options.stores)
+    dimension, rows = stores[0].dimension, sum(store.manifest.counts.succeeded for store in stores)
+    if not rows:
+        raise UserError(
+            f"{', '.join(options.stores)}: no image was described, so that there is nothing to "
+            f"index"
+        )
+
+    key = key_of(options, rows, dimension)
+    described = [{**store.as_input, "base": store.base} for store in stores]
+    chosen: dict[str, Any] = {"key": key, "dimension": dimension}
+    job = Job(
+        stage=STAGE,
+        output="",
+        worker="",
+        recipe={
+            "key": key,
+            "seed": options.seed,
+            "dimension": dimension,
+            "threads": settings.threads_per_worker,
+        },
+        inputs={f"store-{number}": store.as_input for number, store in enumerate(stores)},
+        units=(),
+        settings={**asdict(options), "stores": described, **chosen},
+        facts={**chosen, "rows": rows, "stores": described},
+        noun="images",
+    )
+    to_train = 0
+    if indexes.needs_training(key, dimension):
+        to_train = options.training_rows or indexes.training_rows(key, dimension)
+
+    shards = _shards(stores, options.rows_per_shard)
+    files = _files(shards, options.max_memory, key, dimension)
+    return Plan(key, job, stores, rows, to_train, shards, files)
+
+
+def key_of(options: Options, rows: int, dimension: int) -> str:
+    """The kind of index for a gallery of so many rows, as faiss names it."""
+    return indexes.choose_key(rows, dimension) if options.key == "auto" else options.key
+
+
+def _shards(stores: Sequence[Store], rows_per_shard: int) -> list[tuple[Group, int]]:
     """Runs of parts of about `rows_per_shard` rows, with their rows."""
-    groups: list[tuple[Group, int]] = []
+    shards: list[tuple[Group, int]] = []
     for number, store in enumerate(stores):
         for part in store.parts:
-            if not groups or groups[-1][1] + part.globals.rows > rows_per_shard:
-                groups.append(([], 0))
-            group, count = groups[-1]
-            groups[-1] = ([*group, (number, part.number)], count + part.globals.rows)
-    return groups
+            if not shards or shards[-1][1] + part.globals.rows > rows_per_shard:
+                shards.append(([], 0))
+            group, count = shards[-1]
+            shards[-1] = ([*group, (number, part.number)], count + part.globals.rows)
+    return shards
 
 
 def _files(
-    shards: Sequence[tuple[Group, int]], rows: int, max_memory: int, key: str, dimension: int
+    shards: Sequence[tuple[Group, int]], max_memory: int, key: str, dimension: int
 ) -> list[tuple[list[int], int]]:
     """Shards put together into as few search files as memory allows."""
     code = indexes.code_bytes(indexes.empty_index(key, dimension))
@@ -33,7 +105,3 @@ def _files(
             files.append(([], 0))
         files[-1] = ([*files[-1][0], number], files[-1][1] + count)
     return files
-
-
-def _parts_of(shards: Sequence[tuple[Group, int]], members: Sequence[int]) -> Group:
-    return [item for member in members for item in shards[member][0]]

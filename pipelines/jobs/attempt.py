@@ -20,6 +20,9 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from pipelines.jobs.markers import marker_name, read_marker, software_versions
 from pipelines.storage.local import sha256_file
 from pipelines.storage.protocol import Place
@@ -78,6 +81,17 @@ class Attempt:
         It is named ``stem.<hash12>.suffix`` (or exactly `stem`) when the unit commits.
         """
         self.finished.append((local_file, stem, rows, layout, plain_name))
+
+    def add_table(
+        self, table: pa.Table, stem: str, rows: int | None = None, *, plain_name: bool = False
+    ) -> None:
+        """Write a table as a Parquet file and hand it over, as `add` does.
+
+        rows  its own by default
+        """
+        path = self.path(f"{len(self.finished)}.parquet")
+        pq.write_table(table, path, compression="zstd")
+        self.add(path, stem, len(table) if rows is None else rows, plain_name=plain_name)
 
     def _place_files(self) -> Iterator[FileEntry]:
         """Hash the finished files and bring them to their names."""

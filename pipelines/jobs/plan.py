@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -11,8 +10,8 @@ from typing import Any
 from pipelines.stages import worker_class
 from pipelines.storage.protocol import Place
 from schemas.errors import UserError
-from schemas.layout import JOB_NAME, PLAN_FOLDER, PLAN_NAME
-from schemas.manifest import MANIFEST_NAME, Manifest, Marker, canonical_json
+from schemas.layout import JOB_NAME, PLAN_NAME
+from schemas.manifest import canonical_json
 from schemas.plan import Job, Plan, Unit
 
 
@@ -20,17 +19,12 @@ def write_plan(place: Place, job: Job, files: Mapping[str, bytes]) -> None:
     """Write the job's plan, and first the `files` that belong to it, unless it stands there
     already.
 
-    A plan that only grew, by units that do failed inputs again, is written anew.
-    Raises UserError where the folder holds something else: another recipe's output, or files that
-        are not ours.
+    A plan that only grew, by units that do failed inputs again, is written anew. Raises UserError
+    where the folder holds another recipe's output.
     """
     data = Plan(job.identity, job.recipe_hash, job.units).to_bytes()
     planned = read_plan(place)
     if planned is None:
-        if place.has_files(besides=PLAN_FOLDER) and not is_ours(place):
-            raise UserError(
-                f"{place.url} holds files of something else; give an empty or a new folder"
-            )
         _write_files(place, files)
         place.write(JOB_NAME, job.to_json().encode())
         if place.create(PLAN_NAME, data):
@@ -102,33 +96,6 @@ def refuse_other_recipe(place: Place, job: Job, made_by: Any) -> None:
             f"make it again, "
             "or another place"
         )
-
-
-def refuse_to_empty(place: Place, manifest: Manifest | None) -> None:
-    """Raise UserError where --overwrite would remove what is no output of this software.
-
-    An output is known by a manifest or a plan that can be read: a folder of that name may be
-        anybody's.
-    """
-    if manifest is None and place.has_files() and not is_ours(place):
-        raise UserError(
-            f"{place.url} is no output of this software, so that --overwrite does not empty it; "
-            f"give another place"
-        )
-
-
-def is_ours(place: Place) -> bool:
-    """Whether a folder is an output of this software: it has a plan, a manifest or a marker that
-    can be read.
-
-    Names alone prove nothing: anybody may have a folder "plan".
-    """
-    for name in (PLAN_NAME, JOB_NAME, MANIFEST_NAME):
-        with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
-            if isinstance(json.loads(place.read(name))["recipe"], dict):
-                return True
-    markers = (name for name in place.names("done") if name.endswith(".json"))
-    return any(Marker.from_bytes(place.read(f"done/{name}")) is not None for name in markers)
 
 
 def differences(old: Any, new: Any, name: str = "") -> Iterable[str]:

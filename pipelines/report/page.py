@@ -1,5 +1,4 @@
-"""The report as one HTML page: a pure function from prepared data to text, without files, clocks or
-network.
+"""The report as one HTML page: a pure function from prepared data to text.
 
 The page holds all it shows (images as data, style, script), opens from disk, and forbids itself any
 request by its content policy. `templates/report.*` are its form; this file is what it may show, and
@@ -12,10 +11,10 @@ import base64
 import hashlib
 import io
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import jinja2
 import PIL.Image
@@ -121,48 +120,23 @@ class ReportData:
     lists_note: str = ""
 
 
-@dataclass(frozen=True)
-class _Bar:
-    """A bar of the chart in its coordinates: x in queries, y in percent of the height from the
-    top.
-    """
-
-    query: int
-    x: int
-    y: float
-    height: float
-    kind: str  # "gain", "loss" or "same"
-
-
-@dataclass(frozen=True)
-class _Chart:
-    protocol: str
-    bars: list[_Bar]
-    ticks: list[tuple[float, float]]  # (value, y)
-    better: int
-    worse: int
-    same: int
-    undefined: int
-
-
 def _change(result: QueryResult, protocol: str) -> float:
     """Average precision gained, NaN where it is undefined."""
     return result.ap_after.get(protocol, math.nan) - result.ap_before.get(protocol, math.nan)
 
 
-def _chart(queries: Sequence[QueryResult], protocol: str) -> _Chart:
-    """Bars of the change of each query, the greatest loss first; changes below half a thousandth
-    are none.
+def _chart(queries: Sequence[QueryResult], protocol: str) -> dict[str, Any]:
+    """Bars of the change of each query, the greatest loss first; below 0.0005 it is none.
+
+    A bar's x is in queries; y and heights are percent of the chart's height, from the top.
     """
     changes = [(_change(result, protocol), row) for row, result in enumerate(queries)]
     defined = sorted(pair for pair in changes if not math.isnan(pair[0]))
-    reach = [0.0, *(change for change, _ in defined)]
-    span = max(reach) - min(reach)
-    step = next(
-        step for step in (0.02, 0.05, 0.1, 0.2, 0.25, 0.5) if span / step <= 5 or step == 0.5
-    )
-    low = math.floor(min(reach) / step + 1e-9) * step
-    high = max(math.ceil(max(reach) / step - 1e-9) * step, low + step)
+    least, most = (edge([0.0, *(change for change, _ in defined)]) for edge in (min, max))
+    steps = (0.02, 0.05, 0.1, 0.2, 0.25, 0.5)
+    step = next((step for step in steps if (most - least) / step <= 5), steps[-1])
+    low = math.floor(least / step + 1e-9) * step
+    high = max(math.ceil(most / step - 1e-9) * step, low + step)
 
     def y_of(value: float) -> float:
         return round((high - value) / (high - low) * 100, 3)
@@ -171,49 +145,47 @@ def _chart(queries: Sequence[QueryResult], protocol: str) -> _Chart:
     for x, (change, row) in enumerate(defined):
         kind = "same" if abs(change) < 0.0005 else "gain" if change > 0 else "loss"
         top, bottom = y_of(max(change, 0.0)), y_of(min(change, 0.0))
-        bars.append(
-            _Bar(row, x, top, round(max(bottom - top, 0.5), 3), kind)
-        )  # no change is a thin line
+        height = round(max(bottom - top, 0.5), 3)  # no change is a thin line
+        bars.append({"query": row, "x": x, "y": top, "height": height, "kind": kind})
+
     values = [low + step * tick for tick in range(round((high - low) / step) + 1)]
-    kinds = [bar.kind for bar in bars]
-    return _Chart(
-        protocol,
-        bars,
-        [(value, y_of(value)) for value in values],
-        better=kinds.count("gain"),
-        worse=kinds.count("loss"),
-        same=kinds.count("same"),
-        undefined=len(queries) - len(bars),
-    )
+    kinds = Counter(bar["kind"] for bar in bars)
+    return {
+        "protocol": protocol,
+        "bars": bars,
+        "ticks": [(value, y_of(value)) for value in values],
+        "better": kinds["gain"],
+        "worse": kinds["loss"],
+        "same": kinds["same"],
+        "undefined": len(queries) - len(bars),
+    }
 
 
 class _Thumbnails:
-    """Hands each distinct thumbnail to the page once; a repetition is told the first one's element
-    id.
-    """
+    """Hands each distinct thumbnail to the page once; a repetition names the first one's id."""
 
     def __init__(self) -> None:
         self._known: dict[bytes, str] = {}
 
     def place(self, image: ReportImage) -> dict[str, object]:
-        """Element id and data of a first occurrence, or `same`; pixel size; box in percent of the
-        size.
-        """
+        """Pixel size, box in percent of it, and id and data; of a repetition `same` alone."""
         with PIL.Image.open(io.BytesIO(image.thumbnail_jpeg)) as opened:
             width, height = opened.size
-        placed: dict[str, object] = {"width": width, "height": height, "box": None}
+
+        box = None
         if image.box_in_thumbnail is not None:
             x, y, w, h = image.box_in_thumbnail
             edges = x / width, y / height, w / width, h / height
-            placed["box"] = tuple(round(100 * edge, 2) for edge in edges)
+            box = tuple(round(100 * edge, 2) for edge in edges)
+
+        size = {"width": width, "height": height, "box": box}
         digest = hashlib.sha256(image.thumbnail_jpeg).digest()
         if digest in self._known:
-            return placed | {"same": self._known[digest]}
+            return {**size, "same": self._known[digest]}
+
         self._known[digest] = f"image-{len(self._known)}"
-        return placed | {
-            "id": self._known[digest],
-            "data": base64.b64encode(image.thumbnail_jpeg).decode(),
-        }
+        data = base64.b64encode(image.thumbnail_jpeg).decode()
+        return {**size, "id": self._known[digest], "data": data}
 
 
 def _percent(value: float | None, digits: int = 1) -> str:
@@ -232,9 +204,7 @@ def _signed(value: float, digits: int = 1) -> str:
 
 
 def _short_name(record_id: str) -> str:
-    """The file name of a record id, without its box; ids are percent-encoded, so `#` starts a
-    box.
-    """
+    """The file name of a record id without its box; ids are percent-encoded: `#` starts a box."""
     return record_id.rsplit("#", 1)[0].rsplit("/", 1)[-1] or record_id
 
 
@@ -250,7 +220,7 @@ def render_report(data: ReportData) -> str:
         PIL.UnidentifiedImageError: a thumbnail is not an image.
     """
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).with_name("templates")),
+        loader=jinja2.PackageLoader("pipelines.report", "templates"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
@@ -266,7 +236,7 @@ def render_report(data: ReportData) -> str:
         data=data,
         protocols=protocols,
         metric_names=_in_order([values for row in data.metrics for values in row.values.values()]),
-        charts=[chart for chart in charts if chart.bars],
+        charts=[chart for chart in charts if chart["bars"]],
         labels=labels,
         change=_change,
         place=_Thumbnails().place,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 from collections.abc import Mapping
 
@@ -28,13 +29,10 @@ class Pictures:
         return self._made[record_id]
 
     def _make(self, record_id: str) -> ReportImage:
-        reference = self.references.get(record_id)
-        try:
-            if reference is None:
-                raise FileNotFoundError(record_id)
-            return self._thumbnail(record_id, read_location(reference.location), reference.box)
-        except (OSError, DecodeError, UserError):  # UserError: a place that does not answer
-            return self._thumbnail(record_id, b"", None)
+        reference, data = self.references.get(record_id), b""
+        with contextlib.suppress(OSError, UserError):  # UserError: a place that does not answer
+            data = read_location(reference.location) if reference else b""
+        return self._thumbnail(record_id, data, reference.box if reference else None)
 
     def add(self, record_id: str, data: bytes) -> None:
         """Make the thumbnail of a record from its file's bytes."""

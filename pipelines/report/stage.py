@@ -18,18 +18,6 @@ from schemas.manifest import Manifest
 from schemas.plan import Job, Unit, WholeJob
 
 STAGE = "report"
-SHOWN = 10  # of each list
-MEASURES = ("mAP", "mP@1", "mP@5", "mP@10")
-LABELS_OF = "medium"  # the protocol whose labels frame the lists
-LISTS_NOTE = (
-    "Before: the order of the global descriptors. After: reranked as a user without labels would "
-    "see it, so that junk "
-    "stands where it falls. Frames by the Medium protocol: easy and hard images are right, junk "
-    "counts neither way."
-)
-LISTS_NOTE_WITHOUT_TRUTH = (
-    "Before: the order of the global descriptors. After: reranked. There is no ground truth."
-)
 
 
 def run(options: Options, settings: RunSettings = RunSettings()) -> Manifest:
@@ -42,39 +30,38 @@ def run(options: Options, settings: RunSettings = RunSettings()) -> Manifest:
     }
     if options.ground_truth:
         place = evaluation_place(options.out, options.ensemble)
-        command = (
-            f"evaluate --ensemble {','.join(options.ensemble)}" if options.ensemble else "evaluate"
-        )
+        command = "evaluate"
+        if options.ensemble:
+            command = f"evaluate --ensemble {','.join(options.ensemble)}"
         inputs["evaluation"] = as_input(place, require_manifest(place, "evaluation", command))
         inputs["ground_truth"] = truth_input(options.ground_truth)
     elif options.ensemble:
         raise UserError("report: --ensemble shows rows of an evaluation; give --ground-truth too")
-    recipe = {
-        "thumbnail": options.thumbnail,
-        "max_queries": options.max_queries,
-        "title": options.title,
-        "page": 1,
-    }
-    return run_job(
-        Job(
-            stage=STAGE,
-            output=report_place(options.out, options.ensemble),
-            worker="report/page",
-            recipe=recipe,
-            inputs=inputs,
-            units=(Unit("report", WholeJob(), shortlist.counts.succeeded),),
-            settings={**asdict(options), "queries": shortlist.inputs["queries"]["url"]},
-            facts={"kind": "report"},
-            noun="queries",
-        ),
-        settings,
+
+    job = Job(
+        stage=STAGE,
+        output=report_place(options.out, options.ensemble),
+        worker="report/page",
+        recipe={
+            "thumbnail": options.thumbnail,
+            "max_queries": options.max_queries,
+            "title": options.title,
+            "page": 1,
+        },
+        inputs=inputs,
+        units=(Unit("report", WholeJob(), shortlist.counts.succeeded),),
+        settings={**asdict(options), "queries": shortlist.inputs["queries"]["url"]},
+        facts={"kind": "report"},
+        noun="queries",
     )
+    return run_job(job, settings)
 
 
 def report_place(url: str, ensemble: Sequence[str]) -> str:
     """Where a run's page lies, that of an ensemble beside the plain one. Raises UserError."""
     if not ensemble:
         return f"{url}/report"
+
     return f"{url}/ensemble-report/{posixpath.basename(evaluation_place(url, ensemble))}"
 
 

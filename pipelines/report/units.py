@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import io
+import math
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipelines.evaluate.stage import evaluation_place, read_metrics
 from pipelines.evaluate.table import TITLES
@@ -26,10 +25,9 @@ from pipelines.report.page import (
 )
 from pipelines.report.pictures import Pictures
 from pipelines.report.provenance import fact_groups
-from pipelines.report.stage import LABELS_OF, LISTS_NOTE, LISTS_NOTE_WITHOUT_TRUTH, MEASURES, SHOWN
 from pipelines.results.scores import read_ranking
-from pipelines.results.shortlists import read_shortlist_part, shortlist_files
-from pipelines.results.truth import Truth
+from pipelines.results.shortlists import read_shortlist, read_table
+from pipelines.results.truth import Truth, truth_of
 from pipelines.storage.place import open_place
 from pipelines.stores.gallery import open_stores
 from pipelines.stores.store import Store
@@ -39,7 +37,20 @@ from schemas.metrics import ENSEMBLE, ENSEMBLE_DEPLOY, GLOBAL, RERANKED
 from schemas.plan import Unit
 from schemas.ranking import DEPLOY
 
+SHOWN = 10  # of each list
+MEASURES = ("mAP", "mP@1", "mP@5", "mP@10")
+LABELS_OF = "medium"  # the protocol whose labels frame the lists
+LISTS_NOTE = (
+    "Before: the order of the global descriptors. After: reranked as a user without labels would "
+    "see it, so that junk stands where it falls. Frames by the Medium protocol: easy and hard "
+    "images are right, junk counts neither way."
+)
+LISTS_NOTE_WITHOUT_TRUTH = (
+    "Before: the order of the global descriptors. After: reranked. There is no ground truth."
+)
+
 Lists = dict[str, pa.Table]  # query id -> its ranking
+Precisions = dict[str, dict[str, float]]  # ranking -> protocol -> average precision; NaN: undefined
 
 
 class MakeReport(UnitWorker):
@@ -48,86 +59,47 @@ class MakeReport(UnitWorker):
     def do(self, unit: Unit, attempt: Attempt) -> Counts:
         """Write report.html."""
         options = self.job.settings
-        url = options["out"]
-        before = dict(
-            item for entry in shortlist_files(url) for item in read_shortlist_part(url, entry.name)
-        )
-        after = dict(read_ranking(url, DEPLOY))
-        precisions = self._precisions(url)
-        shown = self._shown(list(before), precisions)
+        url, ensemble = options["out"], options["ensemble"]
         manifest = require_manifest(f"{url}/shortlist", "shortlist", "search")
-        truth = self._truth(before) if options["ground_truth"] else None
+        before, after = dict(read_shortlist(url)), dict(read_ranking(url, DEPLOY))
+        evaluation = evaluation_place(url, ensemble)
+        truth, precisions, metrics = None, dict[str, Precisions](), dict[str, Any]()
+        if options["ground_truth"]:
+            truth = truth_of(options["ground_truth"], list(before.items()))
+            precisions, metrics = _precisions(evaluation), read_metrics(url, ensemble)
+
+        shown = _shown(list(before), precisions, options["max_queries"])
         pictures = self._pictures(shown, before, after, manifest)
         queries = []
         for number, name in enumerate(shown):
-            queries.append(
-                self._query(name, before[name], after[name], precisions, truth, pictures)
-            )
+            lists, known = (before[name], after[name]), precisions.get(name, {})
+            queries.append(_query(name, *lists, known, truth, pictures))
             attempt.tell(number + 1)
+
+        rankings = metrics.get("rankings", {})
         data = ReportData(
             title=options["title"],
-            summary=self._summary(len(before), manifest, len(shown)),
-            metrics=self._metrics(url),
+            summary=_summary(len(before), manifest, len(shown)),
+            metrics=_rows(rankings, metrics.get("ensemble")),
             queries=queries,
-            made_by=fact_groups(url, self._evaluation(url)),
-            counted=self._counted(url),
+            made_by=fact_groups(url, manifest, evaluation),
+            counted={
+                protocol: (measures["counted"], metrics["queries"])
+                for protocol, measures in rankings.get(GLOBAL, {}).items()
+            },
             lists_note=LISTS_NOTE if truth else LISTS_NOTE_WITHOUT_TRUTH,
         )
         path = attempt.path("report.html")
-        with open(path, "w", encoding="utf-8", errors="replace") as file:
-            file.write(render_report(data))
+        Path(path).write_text(render_report(data), encoding="utf-8", errors="replace")
         attempt.add(path, "report.html", len(shown), plain_name=True)
         return Counts(unit.inputs, unit.inputs)
-
-    def _truth(self, before: Lists) -> Truth:
-        gallery = {
-            name for rows in before.values() for name in rows.column("record_id").to_pylist()
-        }
-        return Truth(self.job.settings["ground_truth"], before, sorted(gallery))
-
-    def _evaluation(self, url: str) -> str:
-        return evaluation_place(url, self.job.settings["ensemble"])
-
-    def _precisions(self, url: str) -> dict[str, dict[str, dict[str, float]]]:
-        """query id -> ranking -> protocol -> average precision (NaN where there are no
-        positives).
-        """
-        found: dict[str, dict[str, dict[str, float]]] = {}
-        if self.job.settings["ground_truth"]:
-            table = pq.read_table(
-                io.BytesIO(open_place(self._evaluation(url)).read("per_query.parquet"))
-            )
-            for row in table.to_pylist():
-                by_ranking = found.setdefault(row["query_id"], {})
-                by_ranking.setdefault(row["ranking"], {})[row["protocol"]] = row[
-                    "average_precision"
-                ]
-        return found
-
-    def _shown(
-        self, names: Sequence[str], precisions: dict[str, dict[str, dict[str, float]]]
-    ) -> list[str]:
-        """The queries that the page shows, in the order of the run."""
-        most = self.job.settings["max_queries"]
-        if len(names) <= most:
-            return list(names)
-
-        def change(name: str) -> float:
-            rankings = precisions.get(name, {})
-            old, new = rankings.get(GLOBAL, {}), rankings.get(RERANKED, {})
-            differences = [
-                abs(new[protocol] - old[protocol]) for protocol in new if protocol in old
-            ]
-            return float(np.nansum(differences))
-
-        chosen = set(sorted(names, key=lambda name: -change(name))[:most])
-        return [name for name in names if name in chosen]
 
     def _pictures(
         self, shown: Sequence[str], before: Lists, after: Lists, manifest: Manifest
     ) -> Pictures:
-        """The pictures of the queries shown and of the first images of their lists; archived ones
-        are made at once.
+        """The pictures of the queries and of the first images of their lists.
+
+        Those in archives are made at once.
         """
         first = {
             name
@@ -135,102 +107,107 @@ class MakeReport(UnitWorker):
             for rows in (before[query], after[query])
             for name in rows.column("record_id").slice(0, SHOWN).to_pylist()
         }
-        queries = Store(self.job.settings["queries"])
-        stores = open_stores(manifest.facts["stores"])
-        found = queries.references(shown)
-        for store in stores:
-            found.update(store.references(first))
-        pictures = Pictures(self.job.settings["thumbnail"], found)
-        for store, names in ((queries, set(shown)), *((store, first) for store in stores)):
-            for record_id, data in archived_pictures(store, names - found.keys()):
+        stores = [(store, first) for store in open_stores(manifest.facts["stores"])]
+        stores.insert(0, (Store(self.job.settings["queries"]), set(shown)))
+
+        listed = {}
+        for store, names in stores:
+            listed.update(store.references(names))
+
+        pictures = Pictures(self.job.settings["thumbnail"], listed)
+        for store, names in stores:
+            for record_id, data in archived_pictures(store, names - listed.keys()):
                 pictures.add(record_id, data)
         return pictures
 
-    def _query(
-        self,
-        name: str,
-        before: pa.Table,
-        after: pa.Table,
-        precisions: Mapping[str, Mapping[str, Mapping[str, float]]],
-        truth: Truth | None,
-        pictures: Pictures,
-    ) -> QueryResult:
-        old, new = before.column("record_id").to_pylist(), after.column("record_id").to_pylist()
-        places = (
-            {record: rank for rank, record in enumerate(old)},
-            {record: rank for rank, record in enumerate(new)},
-        )
-        first = {*old[:SHOWN], *new[:SHOWN]}
-        logits = dict(zip(new, after.column("logit").to_pylist(), strict=True))
-        scores = dict(zip(old, before.column("score").to_pylist(), strict=True))
-        labels = label_of(truth, name, sorted(first))
-        ranked = {
-            record: RankedImage(
-                pictures.picture(record),
-                labels[record],
-                places[0].get(record),
-                places[1].get(record),
-                None if np.isnan(logits[record]) else logits[record],
-                scores[record],
-            )
-            for record in first
-        }
+
+def _precisions(evaluation: str) -> dict[str, Precisions]:
+    """query id -> its average precisions."""
+    precisions: dict[str, Precisions] = {}
+    for row in read_table(open_place(evaluation), "per_query.parquet").to_pylist():
+        by_protocol = precisions.setdefault(row["query_id"], {}).setdefault(row["ranking"], {})
+        by_protocol[row["protocol"]] = row["average_precision"]
+    return precisions
+
+
+def _shown(names: Sequence[str], precisions: Mapping[str, Precisions], most: int) -> list[str]:
+    """The queries that the page shows, in the order of the run: those that changed most."""
+
+    def change(name: str) -> float:
         rankings = precisions.get(name, {})
-        return QueryResult(
-            pictures.picture(name),
-            rankings.get(GLOBAL, {}),
-            rankings.get(RERANKED, rankings.get(DEPLOY, {})),
-            [ranked[record] for record in old[:SHOWN]],
-            [ranked[record] for record in new[:SHOWN]],
-        )
+        old, new = rankings.get(GLOBAL, {}), rankings.get(RERANKED, {})
+        changes = (abs(new[protocol] - old[protocol]) for protocol in new if protocol in old)
+        return sum(value for value in changes if not math.isnan(value))
 
-    def _metrics(self, url: str) -> list[MetricsRow]:
-        if not self.job.settings["ground_truth"]:
-            return []
-        metrics = read_metrics(url, self.job.settings["ensemble"])
-        rankings, values = metrics["rankings"], metrics.get("ensemble")
-        named = (
+    chosen = set(sorted(names, key=change, reverse=True)[:most])
+    return [name for name in names if name in chosen]
+
+
+def _query(
+    name: str,
+    before: pa.Table,
+    after: pa.Table,
+    precisions: Precisions,
+    truth: Truth | None,
+    pictures: Pictures,
+) -> QueryResult:
+    """A query with its first images before and after."""
+    old, new = before.column("record_id").to_pylist(), after.column("record_id").to_pylist()
+    old_ranks, new_ranks = (
+        {record: rank for rank, record in enumerate(records)} for records in (old, new)
+    )
+    logits, scores = after.column("logit").to_pylist(), before.column("score").to_pylist()
+    first = {*old[:SHOWN], *new[:SHOWN]}
+    ranked = {
+        record: RankedImage(
+            pictures.picture(record),
+            label,
+            old_ranks[record],
+            new_ranks[record],
+            None if math.isnan(logits[new_ranks[record]]) else logits[new_ranks[record]],
+            scores[old_ranks[record]],
+        )
+        for record, label in label_of(truth, name, sorted(first)).items()
+    }
+    return QueryResult(
+        pictures.picture(name),
+        precisions.get(GLOBAL, {}),
+        precisions.get(RERANKED, precisions.get(DEPLOY, {})),
+        [ranked[record] for record in old[:SHOWN]],
+        [ranked[record] for record in new[:SHOWN]],
+    )
+
+
+def _rows(rankings: dict[str, Any], ensemble: dict[str, Any] | None) -> list[MetricsRow]:
+    """The lines of the table; those of the ensemble name its weights."""
+    titles = {name: TITLES[name].capitalize() for name in rankings}
+    for name in titles.keys() & {ENSEMBLE, ENSEMBLE_DEPLOY}:
+        values = ensemble or {}
+        titles[name] += (
             f" (λ\u00a0{values['lambda']:g}, γ\u00a0{values['gamma']:g}, k\u00a0{values['k']})"
-            if values
-            else ""
         )
-        return [
-            MetricsRow(
-                TITLES[ranking].capitalize()
-                + (named if ranking in (ENSEMBLE, ENSEMBLE_DEPLOY) else ""),
-                {
-                    protocol: {
-                        key: float("nan") if measures[key] is None else measures[key]
-                        for key in MEASURES
-                    }
-                    for protocol, measures in by_protocol.items()
-                },
-            )
-            for ranking, by_protocol in rankings.items()
-        ]
-
-    def _counted(self, url: str) -> dict[str, tuple[int, int]]:
-        if not self.job.settings["ground_truth"]:
-            return {}
-        metrics = read_metrics(url, self.job.settings["ensemble"])
-        rows: dict[str, Any] = metrics["rankings"][GLOBAL]
-        return {
-            protocol: (measures["counted"], metrics["queries"])
-            for protocol, measures in rows.items()
-        }
-
-    def _summary(self, queries: int, manifest: Manifest, shown: int) -> str:
-        text = (
-            f"{queries:,} queries against {int(manifest.facts['gallery_rows']):,} gallery images."
+    return [
+        MetricsRow(
+            titles[name],
+            {
+                protocol: {
+                    key: math.nan if measures[key] is None else measures[key] for key in MEASURES
+                }
+                for protocol, measures in by_protocol.items()
+            },
         )
-        if manifest.facts["truncated"]:
-            text += (
-                f" Rankings end after {int(manifest.facts['k']):,} images: positives beyond add "
-                f"nothing."
-            )
-        if shown < queries:
-            text += f" Shown are the {shown:,} queries whose average precision changed most."
-        return text
+        for name, by_protocol in rankings.items()
+    ]
+
+
+def _summary(queries: int, manifest: Manifest, shown: int) -> str:
+    text = f"{queries:,} queries against {int(manifest.facts['gallery_rows']):,} gallery images."
+    if manifest.facts["truncated"]:
+        kept = int(manifest.facts["k"])
+        text += f" Rankings end after {kept:,} images: positives beyond add nothing."
+    if shown < queries:
+        text += f" Shown are the {shown:,} queries whose average precision changed most."
+    return text
 
 
 def label_of(truth: Truth | None, query: str, records: Iterable[str]) -> dict[str, Label]:
@@ -239,11 +216,8 @@ def label_of(truth: Truth | None, query: str, records: Iterable[str]) -> dict[st
     known = truth.query(query) if truth else None
     if truth is None or known is None:
         return dict.fromkeys(names, "unjudged")
-    rule = PROTOCOLS[LABELS_OF]
-    positive, junk = (
-        set(positions_of(known, kinds).tolist()) for kinds in (rule.positive, rule.junk)
-    )
-    return {
-        name: "positive" if place in positive else "junk" if place in junk else "negative"
-        for name, place in zip(names, truth.positions(names).tolist(), strict=True)
-    }
+
+    rule, places = PROTOCOLS[LABELS_OF], truth.positions(names).tolist()
+    labels: dict[int, Label] = dict.fromkeys(positions_of(known, rule.junk).tolist(), "junk")
+    labels |= dict.fromkeys(positions_of(known, rule.positive).tolist(), "positive")
+    return {name: labels.get(place, "negative") for name, place in zip(names, places, strict=True)}

@@ -10,21 +10,21 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from pipelines.engines.driver import refuse_other
 from pipelines.engines.pool import LARGE
 from pipelines.engines.settings import RunSettings
 from pipelines.estimate.disk import bookkeeping, parquet_bytes, parquet_sizes, written, written_plan
 from pipelines.estimate.model import Estimate
 from pipelines.estimate.probe import SEED, Round, probe, sized, unfinished
 from pipelines.estimate.schedule import wall_seconds
+from pipelines.jobs.existing_output import refuse_other
 from pipelines.rerank import stage as rerank
-from pipelines.rerank.units import Replay
-from pipelines.results.scores import StoredScores
+from pipelines.rerank.units import rank
+from pipelines.results.scores import StoredScores, scored_lists
 from pipelines.results.shortlists import read_shortlist_part, shortlist_files
 from pipelines.results.truth import reranked_rows, truth_of
 from pipelines.storage.place import open_place
 from pipelines.stores.store import Store
-from schemas.plan import Job, Pairs, Unit
+from schemas.plan import Pairs, Unit
 from schemas.ranking import DEPLOY
 
 MOST_ROWS = 300_000  # of the rankings that are made in memory
@@ -36,7 +36,7 @@ def estimate(
     """The estimate of a reranking, which began at `begun` by time.monotonic(). Raises UserError."""
     job = rerank.plan_scores(options, settings)
     before = time.monotonic() - begun
-    refuse_other(open_place(job.output), job, settings)
+    refuse_other(open_place(job.output), job, settings.overwrite)
 
     queries = _row_ids(options)
     known = f"counted, {sum(map(len, queries.values())):,} queries"
@@ -75,7 +75,7 @@ def estimate(
     an_image = tokens * (4 * int(extractor["local_dim"]) + 13)
     made.rests_on(scored, settings, before, lengths, max(0, held - seen) * an_image)
 
-    ranking_bytes, ranking_seconds = _rankings(job, options)
+    ranking_bytes, ranking_seconds = _rankings(options)
     replays = len(queries) * len(rerank.rankings_of(options))
     # the pool ends large workers between the jobs
     start = scored.start_seconds if scored.peaks.worker > LARGE else 0.0
@@ -120,7 +120,7 @@ def _images(queries: dict[str, list[np.ndarray]], unit: Unit) -> int:
     return len(np.unique(np.concatenate(_of(queries, unit))))
 
 
-def _rankings(job: Job, options: rerank.Options) -> tuple[float, float]:
+def _rankings(options: rerank.Options) -> tuple[float, float]:
     """(bytes, seconds of one worker) of all rankings, by some of the first part, in memory, with
     logits by chance: no coding makes these smaller.
     """
@@ -129,13 +129,14 @@ def _rankings(job: Job, options: rerank.Options) -> tuple[float, float]:
     ends = np.cumsum([len(rows) for _, rows in shortlists])
     shortlists = shortlists[: int(np.searchsorted(ends, MOST_ROWS)) + 1]
 
-    begun, worker, tables = time.monotonic(), Replay(job), []
+    begun, scores = time.monotonic(), dict[str, StoredScores]()
     for name, rows in shortlists:
         logits = chance.standard_normal(len(rows)).tolist()
-        scores = dict(zip(rows.column("record_id").to_pylist(), logits, strict=True))
-        tables.append(worker._rank(name, rows, StoredScores(scores, {}, 0), None, DEPLOY))
+        records = rows.column("record_id").to_pylist()
+        scores[name] = StoredScores(dict(zip(records, logits, strict=True)), {}, 0)
+    lists = scored_lists(shortlists, scores)
+    table = pa.concat_tables(rank(one, DEPLOY, None, options.shortlist) for one in lists)
 
-    table = pa.concat_tables(tables)
     size = parquet_bytes(table, compression="zstd")
     times = sum(entry.rows for entry in files) * len(rerank.rankings_of(options)) / len(table)
     return size * times, (time.monotonic() - begun) * times

@@ -6,9 +6,8 @@ from the scores without the model.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
 from typing import Any
 
 from pipelines.engines.driver import run_job
@@ -28,32 +27,24 @@ from schemas.ranking import DEPLOY
 
 STAGE = "rerank"
 UNIT_BYTES = 256_000_000  # locals of one unit's candidates in memory
-BLOCKS_WISHED = 16
+BLOCKS_WANTED = 16
 
 
 def run(options: Options, settings: RunSettings = RunSettings()) -> Manifest:
     """Make (or finish, or skip) scores and rankings. Raises UserError and JobFailed."""
     job = plan_scores(options, settings)
-    scores = run_job(job, settings)
-    names = rankings_of(options)
-    files = {
-        entry.name.split(".")[0]: entry.name for entry in read_entries(f"{options.out}/scores")
-    }
-    replays = _replay_units(job.units, names, files)
-    return run_job(
-        Job(
-            stage=STAGE,
-            output=f"{options.out}/ranking",
-            worker="rerank/replay",
-            recipe={"shortlist": options.shortlist, "protocols": names},
-            inputs={**job.inputs, "scores": as_input(f"{options.out}/scores", scores)},
-            units=tuple(replays),
-            settings=job.settings,
-            facts={"kind": "ranking", "protocols": names},
-            noun="query rankings",
-        ),
-        settings,
+    scores, protocols = run_job(job, settings), rankings_of(options)
+    ranking = replace(
+        job,
+        output=f"{options.out}/ranking",
+        worker="rerank/replay",
+        recipe={"shortlist": options.shortlist, "protocols": protocols},
+        inputs={**job.inputs, "scores": as_input(job.output, scores)},
+        units=tuple(_replay_units(job, protocols)),
+        facts={"kind": "ranking", "protocols": protocols},
+        noun="query rankings",
     )
+    return run_job(ranking, settings)
 
 
 def plan_scores(options: Options, settings: RunSettings) -> Job:
@@ -92,66 +83,51 @@ def plan_scores(options: Options, settings: RunSettings) -> Job:
 
 
 def rankings_of(options: Options) -> list[str]:
-    """The protocols whose rankings are made."""
-    return [DEPLOY, *(name for name in _protocols(options) if name != "easy")]
+    """The protocols whose rankings are made; easy is evaluated on medium's."""
+    if not options.ground_truth:
+        return [DEPLOY]
+    known = protocols_of(load_ground_truth(options.ground_truth))
+    return [DEPLOY, *(name for name in known if name != "easy")]
 
 
 def _refuse_other_descriptors(notes: dict[str, Any], store: Store) -> None:
-    """Raise UserError where the weights say that they were trained for other descriptors than the
-    store's.
-    """
+    """Raise UserError where the weights were trained for other descriptors than the store's."""
     trained, stored = notes.get("extractor"), store.extractor
     if trained and any(trained[key] != stored[key] for key in ("name", "weights_sha256")):
         raise UserError(
             f"the reranker's weights were trained for descriptors of {trained['name']} (weights "
             f"{trained['weights_sha256'][:12]}), but {store.place.url} holds those of "
-            f"{stored['name']} (weights "
-            f"{stored['weights_sha256'][:12]}); give weights trained for these, or another reranker"
+            f"{stored['name']} (weights {stored['weights_sha256'][:12]}); give weights trained for "
+            f"these, or another reranker"
         )
 
 
-def _protocols(options: Options) -> Sequence[str]:
-    return protocols_of(load_ground_truth(options.ground_truth)) if options.ground_truth else ()
-
-
 def _units(options: Options, queries: Store, tokens: int) -> list[Unit]:
-    """Runs of queries within a part of the shortlist, so few that their candidates' locals fit in
-    memory.
-    """
-    counts = [
-        (entry.name, queries_in(options.out, entry.name)) for entry in shortlist_files(options.out)
-    ]
+    """Runs of queries of a part of the shortlist, so few that their candidates fit in memory."""
+    counts = {
+        entry.name: queries_in(options.out, entry.name) for entry in shortlist_files(options.out)
+    }
     size = options.queries_per_unit
     if not size:
         a_query = 1.5 * options.shortlist * tokens * (int(queries.extractor["local_dim"]) * 4 + 13)
-        total = sum(count for _, count in counts)
-        size = max(1, min(int(UNIT_BYTES // a_query), -(-total // BLOCKS_WISHED)))
+        size = max(1, min(int(UNIT_BYTES // a_query), -(-sum(counts.values()) // BLOCKS_WANTED)))
+
     slices = [
-        (name, first, min(size, count - first))
-        for name, count in counts
+        (Pairs(name, first), min(size, count - first))
+        for name, count in counts.items()
         for first in range(0, count, size)
     ]
-    return [
-        Unit(f"part-{number:05}", Pairs(name, first), count)
-        for number, (name, first, count) in enumerate(slices)
-    ]
+    return [Unit(f"part-{number:05}", work, count) for number, (work, count) in enumerate(slices)]
 
 
-def _replay_units(
-    scored: Sequence[Unit], protocols: Sequence[str], scores: dict[str, str]
-) -> list[Unit]:
-    """A unit a protocol and part of the shortlist; it names the files of scores that hold the
-    part's queries.
-    """
-    needed: dict[str, list[str]] = {}
-    queries: Counter[str] = Counter()
-    for unit in scored:
-        shortlist = unit.of(Pairs).shortlist
-        needed.setdefault(shortlist, []).append(scores[unit.name])
-        queries[shortlist] += unit.inputs
-    units = []
+def _replay_units(job: Job, protocols: Sequence[str]) -> Iterator[Unit]:
+    """A unit a protocol and part of the shortlist, with the files of its queries' scores."""
+    files = {entry.name.split(".")[0]: entry.name for entry in read_entries(job.output)}
+    parts: dict[str, list[Unit]] = {}
+    for unit in job.units:
+        parts.setdefault(unit.of(Pairs).shortlist, []).append(unit)
+
     for protocol in protocols:
-        for number, (name, files) in enumerate(needed.items()):
-            work = RankingPart(protocol, number, name, tuple(files))
-            units.append(Unit(f"{protocol}-{number:05}", work, queries[name]))
-    return units
+        for number, (name, scored) in enumerate(parts.items()):
+            work = RankingPart(protocol, number, name, tuple(files[unit.name] for unit in scored))
+            yield Unit(f"{protocol}-{number:05}", work, sum(unit.inputs for unit in scored))

@@ -1,27 +1,23 @@
-"""The unit workers of `rerank`: score pairs once, then replay each protocol's ranking from the
-logits.
-"""
+"""The unit workers of `rerank`: score pairs once, then replay each protocol's ranking."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipelines.jobs.attempt import Attempt
 from pipelines.jobs.manifests import require_manifest
 from pipelines.jobs.unit_worker import UnitWorker
-from pipelines.results.scores import NO_SCORES, StoredScores, read_scores
+from pipelines.results.scores import ScoredList, read_scores, scored_lists
 from pipelines.results.shortlists import read_shortlist_part
 from pipelines.results.truth import Truth, reranked_rows, truth_of
 from pipelines.stores.gallery import Gallery, open_stores
 from pipelines.stores.locals import LocalsReader
 from pipelines.stores.store import Store
-from rrt_core.metrics.revisited import PROTOCOLS, positions_of, replay, shortlist_positions
-from rrt_core.rerankers import Locals, create
+from rrt_core.metrics.revisited import replay
+from rrt_core.rerankers import Locals, QueryScores, create
 from schemas.manifest import Counts
 from schemas.plan import Job, Pairs, RankingPart, Unit
 from schemas.ranking import DEPLOY, RANKING
@@ -44,40 +40,27 @@ class ScorePairs(UnitWorker):
 
     def do(self, unit: Unit, attempt: Attempt) -> Counts:
         """Read the locals of the unit's pairs once, score, write."""
-        work, url = unit.of(Pairs), self.job.settings["out"]
-        shortlists = read_shortlist_part(url, work.shortlist)
+        options, work = self.job.settings, unit.of(Pairs)
+        shortlists = read_shortlist_part(options["out"], work.shortlist)
         shortlists = shortlists[work.first : work.first + unit.inputs]
-        truth = truth_of(self.job.settings["ground_truth"], shortlists)
-        size = int(self.job.settings["shortlist"])
+        truth, size = truth_of(options["ground_truth"], shortlists), int(options["shortlist"])
         chosen = [(name, *reranked_rows(name, rows, truth, size)) for name, rows in shortlists]
-        gallery_ids = np.unique(
-            np.concatenate([rows.column("row_id").to_numpy() for _, rows, _ in chosen])
-        )
+
+        row_ids = [rows.column("row_id").to_numpy() for _, rows, _ in chosen]
+        gallery_ids = np.unique(np.concatenate(row_ids))
         gallery = self._read(self.locals, gallery_ids, self.gallery_tokens)
         queries = self._read_queries([name for name, _, _ in chosen])
+
         tables = []
         for number, (name, rows, lists) in enumerate(chosen):
-            row_ids = rows.column("row_id").to_numpy()
-            candidates = [gallery[i] for i in np.searchsorted(gallery_ids, row_ids)]
+            places = np.searchsorted(gallery_ids, row_ids[number])
+            candidates = [gallery[place] for place in places]
             scores = self.reranker.score_query(queries[number], candidates, lists)
-            columns = {
-                "query_id": [name] * len(rows),
-                "record_id": rows.column("record_id"),
-                "global_score": rows.column("score"),
-                "logit": scores.logit,
-            }
-            schema = SCORES
-            if scores.first is not None:
-                columns["first_logit"] = scores.first
-                schema = CASCADE_SCORES.with_metadata(
-                    {**CASCADE_SCORES.metadata, KEEP_KEY: str(scores.keep)}
-                )
-            tables.append(pa.table(columns, schema=schema))
+            tables.append(_scores_table(name, rows, scores))
             attempt.tell(number + 1)
+
         table = pa.concat_tables(tables)
-        path = attempt.path("scores.parquet")
-        pq.write_table(table, path, compression="zstd")
-        attempt.add(path, f"{unit.name}.parquet", len(table))
+        attempt.add_table(table, f"{unit.name}.parquet")
         attempt.summary = {"pairs": len(table)}
         return Counts(unit.inputs, unit.inputs)
 
@@ -86,15 +69,31 @@ class ScorePairs(UnitWorker):
         return reader.read(row_ids, descriptors, tokens)
 
     def _read_queries(self, names: Sequence[str]) -> list[Locals]:
-        store = self.queries.gallery.stores[0]
-        where: dict[str, int] = {}
+        store, row_ids = self.queries.gallery.stores[0], dict[str, int]()
         for part in store.parts:
-            read = store.read_global(part)
-            for row in np.flatnonzero(read.ok):
-                where[read.record_ids[row]] = int(store.row_ids(part, np.array([row]))[0])
-        return self._read(
-            self.queries, np.array([where[name] for name in names], np.int64), self.query_tokens
-        )
+            read = store.read_ids(part)
+            rows = np.flatnonzero(read.ok)
+            named = (read.record_ids[row] for row in rows)
+            row_ids.update(zip(named, store.row_ids(part, rows).tolist(), strict=True))
+
+        wanted = np.array([row_ids[name] for name in names], np.int64)
+        return self._read(self.queries, wanted, self.query_tokens)
+
+
+def _scores_table(query: str, rows: pa.Table, scores: QueryScores) -> pa.Table:
+    """What a query's pairs scored (schemas/scores.py)."""
+    columns = {
+        "query_id": [query] * len(rows),
+        "record_id": rows.column("record_id"),
+        "global_score": rows.column("score"),
+        "logit": scores.logit,
+    }
+    if scores.first is None:
+        return pa.table(columns, schema=SCORES)
+
+    metadata = {**CASCADE_SCORES.metadata, KEEP_KEY: str(scores.keep)}
+    columns["first_logit"] = scores.first
+    return pa.table(columns, schema=CASCADE_SCORES.with_metadata(metadata))
 
 
 class Replay(UnitWorker):
@@ -105,42 +104,28 @@ class Replay(UnitWorker):
         options, work = self.job.settings, unit.of(RankingPart)
         protocol = work.protocol
         shortlists = read_shortlist_part(options["out"], work.shortlist)
-        scores = read_scores(options["out"], work.scores)
+        lists = scored_lists(shortlists, read_scores(options["out"], work.scores))
         truth = truth_of(options["ground_truth"], shortlists) if protocol != DEPLOY else None
-        tables = [
-            self._rank(name, rows, scores.get(name, NO_SCORES), truth, protocol)
-            for name, rows in shortlists
-        ]
-        table = pa.concat_tables(tables)
-        path = attempt.path("ranking.parquet")
-        pq.write_table(table, path, compression="zstd")
-        attempt.add(path, f"protocol={protocol}/part-{work.number:05}.parquet", len(table))
+
+        table = pa.concat_tables(
+            rank(scored, protocol, truth, options["shortlist"]) for scored in lists
+        )
+        attempt.add_table(table, f"protocol={protocol}/part-{work.number:05}.parquet")
         return Counts(unit.inputs, unit.inputs)
 
-    def _rank(
-        self, name: str, rows: pa.Table, scores: StoredScores, truth: Truth | None, protocol: str
-    ) -> pa.Table:
-        size = self.job.settings["shortlist"]
-        record_ids = rows.column("record_id").to_pylist()
-        ranking = truth.positions(record_ids) if truth else np.full(len(rows), -1)
-        query = truth.query(name) if truth else None
-        junk: Any = (
-            positions_of(query, PROTOCOLS[protocol].junk) if query else np.zeros(0, np.int64)
-        )
-        shortlist = shortlist_positions(ranking, junk, size)
-        scored = np.full(len(rows), np.nan)
-        scored[shortlist] = scores.logits_of([record_ids[place] for place in shortlist])
-        order = replay(ranking, junk, size, scored)
-        reranked = np.zeros(len(rows), bool)
-        reranked[shortlist] = True
-        return pa.table(
-            {
-                "query_id": [name] * len(rows),
-                "rank": np.arange(len(rows), dtype=np.int32),
-                "record_id": [record_ids[i] for i in order],
-                "global_score": rows.column("score").to_numpy()[order],
-                "logit": scored.astype(np.float32)[order],
-                "reranked": reranked[order],
-            },
-            schema=RANKING,
-        )
+
+def rank(scored: ScoredList, protocol: str, truth: Truth | None, shortlist: int) -> pa.Table:
+    """The ranking of a query's list under a protocol (schemas/ranking.py)."""
+    seen, records = scored.under(protocol, truth, shortlist), scored.record_ids
+    order = replay(seen.ranking, seen.junk, shortlist, seen.logits)
+    return pa.table(
+        {
+            "query_id": [scored.query_id] * len(records),
+            "rank": np.arange(len(records), dtype=np.int32),
+            "record_id": [records[place] for place in order],
+            "global_score": scored.global_scores[order].astype(np.float32),
+            "logit": seen.logits[order].astype(np.float32),
+            "reranked": np.isin(order, seen.places),
+        },
+        schema=RANKING,
+    )

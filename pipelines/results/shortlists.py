@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -10,7 +12,13 @@ import pyarrow.parquet as pq
 
 from pipelines.jobs.manifests import read_entries, require_manifest
 from pipelines.storage.place import open_place
+from pipelines.storage.protocol import Place
 from schemas.manifest import FileEntry
+
+
+def read_table(place: Place, name: str, columns: Sequence[str] | None = None) -> pa.Table:
+    """A Parquet file of an output, or some of its columns."""
+    return pq.read_table(io.BytesIO(place.read(name)), columns=columns)
 
 
 def shortlist_files(url: str) -> list[FileEntry]:
@@ -21,25 +29,27 @@ def shortlist_files(url: str) -> list[FileEntry]:
 
 def queries_in(url: str, name: str) -> int:
     """How many queries a part of the shortlist holds."""
-    ids = pq.read_table(io.BytesIO(open_place(f"{url}/shortlist").read(name)), columns=["query_id"])
+    ids = read_table(open_place(f"{url}/shortlist"), name, ["query_id"])
     return len(ids.column("query_id").unique())
 
 
 def read_shortlist_part(url: str, name: str) -> list[tuple[str, pa.Table]]:
     """(query id, its candidates) of a part of the shortlist."""
-    return split_by_query(pq.read_table(io.BytesIO(open_place(f"{url}/shortlist").read(name))))
+    return split_by_query(read_table(open_place(f"{url}/shortlist"), name))
+
+
+def read_shortlist(url: str) -> Iterator[tuple[str, pa.Table]]:
+    """(query id, its candidates) of the whole shortlist; a part is read at a time."""
+    for entry in shortlist_files(url):
+        yield from read_shortlist_part(url, entry.name)
 
 
 def split_by_query(table: pa.Table) -> list[tuple[str, pa.Table]]:
     """(query id, its rows) of a table whose rows stand query by query."""
     ids = table.column("query_id").to_numpy(zero_copy_only=False)
-    starts = (
-        np.flatnonzero(np.concatenate([[True], ids[1:] != ids[:-1]]))
-        if len(ids)
-        else np.zeros(0, int)
-    )
-    stops = [*starts[1:], len(ids)]
+    edges = [0, *(np.flatnonzero(ids[1:] != ids[:-1]) + 1).tolist(), len(ids)]
     return [
         (ids[start], table.slice(start, stop - start))
-        for start, stop in zip(starts, stops, strict=True)
+        for start, stop in pairwise(edges)
+        if stop > start  # an empty table has no query
     ]

@@ -1,6 +1,4 @@
-"""A ground truth beside a run: which query is which, and where ranked records stand in its
-gallery.
-"""
+"""A ground truth beside a run: its queries, and where ranked records stand in its gallery."""
 
 from __future__ import annotations
 
@@ -18,18 +16,18 @@ from schemas.manifest import sha256_text
 def reranked_rows(
     name: str, rows: pa.Table, truth: Truth | None, size: int
 ) -> tuple[pa.Table, list[np.ndarray]]:
-    """The rows of a query's shortlist that any protocol reranks, in global order; which of them
-    each protocol does.
+    """The rows of a query's shortlist that any protocol reranks, and which of them each does.
+
+    Both are in the global order.
     """
     places = [np.arange(min(size, len(rows)))]
-    query = truth.query(name) if truth else None
-    if truth and query:
+    if truth and truth.query(name):
         ranking = truth.positions(rows.column("record_id").to_pylist())
-        for protocol in ("medium", "hard"):
-            junk = positions_of(query, PROTOCOLS[protocol].junk)
-            places.append(shortlist_positions(ranking, junk, size))
-    wanted = np.unique(np.concatenate(places))
-    return rows.take(wanted), [np.searchsorted(wanted, each) for each in places]
+        junk = (truth.junk(name, protocol) for protocol in ("medium", "hard"))
+        places += [shortlist_positions(ranking, each, size) for each in junk]
+
+    union = np.unique(np.concatenate(places))
+    return rows.take(union), [np.searchsorted(union, each) for each in places]
 
 
 def truth_of(url: str, shortlists: Sequence[tuple[str, pa.Table]]) -> Truth | None:
@@ -57,6 +55,11 @@ class Truth:
         """The query of a record id; None where the ground truth does not know it."""
         position = self._queries.get(record_id)
         return None if position is None else self.truth.queries[position]
+
+    def junk(self, record_id: str, protocol: str) -> np.ndarray:
+        """Gallery positions int64 [m] of a query's junk; none of an unknown query."""
+        query = self.query(record_id)
+        return positions_of(query, PROTOCOLS[protocol].junk) if query else np.zeros(0, np.int64)
 
     def positions(self, record_ids: Sequence[str]) -> np.ndarray:
         """Gallery positions int64 [n] of ranked records; -1 for distractors."""

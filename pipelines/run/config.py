@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
-
+from pipelines.configurations import read_configuration
 from pipelines.evaluate import options as evaluate
-from pipelines.evaluate.ensembles import read_asked
+from pipelines.evaluate.ensembles import read_ensemble
 from pipelines.extract import options as extract
 from pipelines.index import options as index
 from pipelines.options import Checked, build
@@ -18,7 +17,6 @@ from pipelines.report import options as report
 from pipelines.rerank import options as rerank
 from pipelines.search import options as search
 from pipelines.stages import STAGES_OF_RUN
-from pipelines.storage.place import open_place
 from schemas.errors import UserError
 
 Kind = TypeVar("Kind", bound=Checked)
@@ -30,15 +28,7 @@ def read_config(path: str, changes: dict[str, Any]) -> dict[str, Any]:
 
     Relative paths in it are relative to the working directory. Raises UserError.
     """
-    try:
-        config = yaml.safe_load(open_place(path).read("").decode()) or {}
-    except FileNotFoundError:
-        raise UserError(f"{path}: there is no such configuration") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: it is no valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(config, dict):
-        raise UserError(f"{path}: it must be a mapping of stages to their options")
-
+    config = read_configuration(path)
     for key, value in changes.items():
         target = config
         *folders, last = key.split(".")
@@ -98,7 +88,7 @@ def stages_of(config: dict[str, Any], where: str) -> Stages:
     run = {"out": posixpath.join(str(out), "run"), "ground_truth": truth}
     evaluated = stage(evaluate.Options, run) if truth else None
     if evaluated and evaluated.ensemble:
-        read_asked(evaluated.ensemble)  # a mistake in it is reported before hours of work
+        read_ensemble(evaluated.ensemble)  # a mistake in it is reported before hours of work
 
     listed = {"images": images or "", "list": config.get("list") or ""}
     if sources:

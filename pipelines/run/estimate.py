@@ -16,6 +16,7 @@ from pipelines.estimate.probe import local
 from pipelines.extract import estimate as estimate_extract
 from pipelines.index import estimate as estimate_index
 from pipelines.index import stage as index
+from pipelines.index.plan import key_of
 from pipelines.rerank import estimate as estimate_rerank
 from pipelines.run import config as run_config
 from pipelines.run import stage as run
@@ -55,7 +56,7 @@ def estimate(
 
 def _index(stages: run_config.Stages, rows: int) -> Estimate:
     dimension = create(stages.gallery.extractor, **stages.gallery.extractor_option).global_dim
-    key = estimate_index.key_of(stages.index, rows, dimension)
+    key = key_of(stages.index, rows, dimension)
     sizes = estimate_index.sizes_of(key, dimension)
 
     made = Estimate("index", stages.index.out, "images", rows, f"as above, key {key}")

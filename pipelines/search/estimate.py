@@ -50,7 +50,7 @@ def estimate(
         blocks = [tuple(islice(queries, size)) for _ in range(workers)]
         return [Unit(f"part-{next(numbers):05}", ShortlistBlock(rows), size) for rows in blocks]
 
-    job = search.shortlist_job(planned, str(folder), None)
+    job = search.shortlist_job(planned, str(folder))
     searched = probe(
         job, settings, folder, workers, (units(FEW), {}), lambda _: (units(FEW) + units(MANY), {})
     )
@@ -64,12 +64,12 @@ def estimate(
 
     load = max(0.0, mean(one.marker.seconds for one in searched.first) - few)
     lengths = [fixed + each * size for size in sizes]
-    files = len(planned.shared["files"])
+    files = len(planned.files)
     lengths += (files - 1) * [load + lengths[0], *lengths[1:]]
     searched = replace(searched, seconds_an_input=each, spread=0.0)
     made.rests_on(searched, settings, before, lengths)
 
-    kept = int(planned.shared["k"])
+    kept = int(planned.job.recipe["k"])
     of_a_file = sizes[0] * kept
     table = written(searched).slice(0, min(of_a_file, DICTIONARY))
     coded = parquet_sizes(table, compression="zstd")

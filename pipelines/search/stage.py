@@ -1,5 +1,4 @@
-"""search: query globals + index -> for each query its shortlist, rescored exactly from the stored
-globals.
+"""search: query globals + index -> each query's shortlist, rescored exactly from the globals.
 
 Units are query blocks. Where the index has several search files, a first job gathers candidates
 (search file x query block) and the second merges them; with one file a block does both.
@@ -7,8 +6,7 @@ Units are query blocks. Where the index has several search files, a first job ga
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
@@ -25,109 +23,104 @@ from schemas.manifest import Manifest
 from schemas.plan import Candidates, Job, ShortlistBlock, Unit
 
 STAGE = "search"
-KEEP_ALL_UP_TO = (
-    10_000  # a gallery of this size is ranked whole, so that no metric is of a truncated list
-)
+KEEP_ALL_UP_TO = 10_000  # a gallery of this size is ranked whole: no metric is of a truncated list
 KEPT = 1_000
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is searched: the recipe and inputs of both jobs, settings of their workers, and blocks
-    of queries.
+    """What is searched: what both jobs share, and the blocks of queries.
+
+    job     without units
+    blocks  (part, row) pairs of described queries, in the order of the store
     """
 
-    recipe: dict[str, Any]
-    inputs: dict[str, dict[str, str]]
-    shared: dict[str, Any]
+    job: Job
     blocks: list[tuple[tuple[int, int], ...]]
     index: Manifest
+    files: list[str]
+
+
+def run(options: Options, settings: RunSettings = RunSettings()) -> Manifest:
+    """Make (or finish, or skip) the shortlist. Raises UserError and JobFailed."""
+    planned = plan(options, settings)
+    job = shortlist_job(planned, options.out)
+    if len(planned.files) > 1:
+        candidates = candidates_job(planned, options.out)
+        made = as_input(candidates.output, run_job(candidates, settings))
+        job = replace(job, inputs={**job.inputs, "candidates": made})
+    return run_job(job, settings)
 
 
 def plan(options: Options, settings: RunSettings) -> Plan:
     """Open queries and index, choose how many candidates are kept. Raises UserError."""
     queries = Store(options.queries)
     index, files = open_search(options.index)
-    if queries.extractor != index_extractor(index):
+    if queries.extractor != Store(index.facts["stores"][0]["url"]).extractor:
         raise UserError(
             f"{queries.place.url} was described with other settings or weights than the gallery "
-            f"of {options.index}; "
-            "describe both alike"
+            f"of {options.index}; describe both alike"
         )
-    k = choose_k(options, index)
+
+    k, rows = choose_k(options, index), int(index.facts["rows"])
     approximate = index.facts["key"] != "Flat"
-    fetched = min(
-        round(k * options.oversample) if approximate else k + 16, int(index.facts["rows"])
+    fetched = min(round(k * options.oversample) if approximate else k + 16, rows)
+    job = Job(
+        stage=STAGE,
+        output="",
+        worker="",
+        recipe={
+            "k": k,
+            "fetched": fetched,
+            "nprobe": options.nprobe if approximate else None,
+            "threads": settings.threads_per_worker,
+        },
+        inputs={"queries": queries.as_input, "index": as_input(f"{options.index}/search", index)},
+        units=(),
+        settings={**asdict(options), "k": k, "fetched": fetched, "files": files},
     )
-    recipe = {"k": k, "fetched": fetched, "nprobe": options.nprobe if approximate else None}
-    recipe["threads"] = settings.threads_per_worker
-    inputs = {"queries": queries.as_input, "index": as_input(f"{options.index}/search", index)}
-    shared: dict[str, Any] = {**asdict(options), "k": k, "fetched": fetched, "files": files}
-    return Plan(recipe, inputs, shared, query_blocks(queries, options.queries_per_block), index)
+    return Plan(job, query_blocks(queries, options.queries_per_block), index, files)
 
 
 def candidates_job(planned: Plan, out: str) -> Job:
     """The job that gathers candidates, where the index has several search files."""
-    units = [
+    units = (
         Unit(f"candidates-{f:03}-{b:05}", Candidates(rows, name), len(rows))
-        for f, name in enumerate(planned.shared["files"])
+        for f, name in enumerate(planned.files)
         for b, rows in enumerate(planned.blocks)
-    ]
-    return Job(
-        stage=STAGE,
+    )
+    return replace(
+        planned.job,
         output=f"{out}/candidates",
         worker="search/candidates",
-        recipe=planned.recipe,
-        inputs=planned.inputs,
         units=tuple(units),
-        settings=planned.shared,
         noun="query blocks",
     )
 
 
-def shortlist_job(planned: Plan, out: str, candidates: Manifest | None) -> Job:
-    """The job that makes the shortlist."""
-    inputs, facts = planned.inputs, planned.index.facts
-    if candidates is not None:
-        inputs = {**inputs, "candidates": as_input(f"{out}/candidates", candidates)}
-    k = planned.shared["k"]
-    units = [
+def shortlist_job(planned: Plan, out: str) -> Job:
+    """The job that makes the shortlist, of an index with one search file."""
+    recipe, indexed = planned.job.recipe, planned.index.facts
+    units = (
         Unit(f"part-{number:05}", ShortlistBlock(rows), len(rows))
         for number, rows in enumerate(planned.blocks)
-    ]
-    return Job(
-        stage=STAGE,
+    )
+    return replace(
+        planned.job,
         output=f"{out}/shortlist",
         worker="search/shortlist",
-        recipe=planned.recipe,
-        inputs=inputs,
         units=tuple(units),
-        settings=planned.shared,
         facts={
             "kind": "shortlist",
-            "k": k,
-            "gallery_rows": facts["rows"],
-            "truncated": k < int(facts["rows"]),
-            "stores": facts["stores"],
-            "index_key": facts["key"],
-            "nprobe": planned.recipe["nprobe"],
+            "k": recipe["k"],
+            "gallery_rows": indexed["rows"],
+            "truncated": recipe["k"] < int(indexed["rows"]),
+            "stores": indexed["stores"],
+            "index_key": indexed["key"],
+            "nprobe": recipe["nprobe"],
         },
         noun="queries",
     )
-
-
-def run(options: Options, settings: RunSettings = RunSettings()) -> Manifest:
-    """Make (or finish, or skip) the shortlist. Raises UserError and JobFailed."""
-    planned = plan(options, settings)
-    several = len(planned.shared["files"]) > 1
-    candidates = run_job(candidates_job(planned, options.out), settings) if several else None
-    return run_job(shortlist_job(planned, options.out, candidates), settings)
-
-
-def index_extractor(index: Manifest) -> dict[str, Any]:
-    """The extractor of an index's gallery."""
-    extractor: dict[str, Any] = Store(index.facts["stores"][0]["url"]).extractor
-    return extractor
 
 
 def choose_k(options: Options, index: Manifest) -> int:
@@ -136,18 +129,14 @@ def choose_k(options: Options, index: Manifest) -> int:
     Raises UserError where a given k is less than the protocols need.
     """
     rows = int(index.facts["rows"])
-    needed = options.shortlist
+    needed, why = options.shortlist, "the shortlist is as long"
     if options.ground_truth:
         needed = required_depth(load_ground_truth(options.ground_truth), options.shortlist)
+        why = f"the shortlist of {options.shortlist} plus the most easy + junk images of a query"
+
     if not options.k:
         return rows if rows <= KEEP_ALL_UP_TO else min(rows, max(KEPT, needed))
     if options.k < min(needed, rows):
-        why = "the shortlist is as long"
-        if options.ground_truth:
-            why = (
-                f"the shortlist of {options.shortlist} plus the largest number of easy + junk of "
-                f"a query"
-            )
         raise UserError(f"search: --k is {options.k}, but at least {needed} must be kept ({why})")
     return min(options.k, rows)
 

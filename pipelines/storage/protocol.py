@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager
 from typing import ClassVar, NamedTuple
 from urllib.parse import urlsplit
 
-from schemas.layout import PLAN_FOLDER
+from schemas.layout import BESIDE_NAME, PLAN_FOLDER, SWAP_NAME
 from schemas.manifest import MANIFEST_NAME
 
 
@@ -136,9 +136,10 @@ class Place(ABC):
         """Remove all that is in the folder; the folder stays.
 
         The manifest goes first, so that nobody takes what is left for whole where this is killed,
-        and plan/plan.json last: by it the next command knows that the rest is its own to remove.
+        and plan/plan.json, or what says that it is made beside another output, last: by it the
+        next command knows that the rest is its own to remove.
         """
-        order = {MANIFEST_NAME: 0, PLAN_FOLDER: 2}
+        order = {MANIFEST_NAME: 0, PLAN_FOLDER: 2, BESIDE_NAME: 3, SWAP_NAME: 4}
         names = [entry.name for entry in self.entries("")]
         for name in sorted(names, key=lambda name: (order.get(name, 1), name)):
             for planned in self.names(name) if name == PLAN_FOLDER else ():

@@ -228,8 +228,27 @@ class RemotePlace(Place):
             if stored != size:
                 raise ShortRead(f"{stored:,} bytes are stored of {size:,}")
 
-        self._do(bring, "written", path, final=())
+        try:
+            self._do(bring, "written", path, final=())
+        except (Unreachable, UserError):
+            self._give_up_uploads(path)
+            raise
+
         os.remove(local_file)
+
+    def _give_up_uploads(self, path: str) -> None:
+        """Abort what failed tries left of an upload in parts: it is not visible, but is paid for.
+
+        Whoever else writes this object writes the same bytes, and tries again.
+        """
+        if not hasattr(self.fs, "list_multipart_uploads"):  # S3 alone knows them
+            return
+
+        bucket, key, _ = self.fs.split_path(path)
+        with contextlib.suppress(OSError, ValueError):
+            for upload in self.fs.list_multipart_uploads(bucket):
+                if upload["Key"] == key:
+                    self.fs.abort_mpu(bucket, key, upload["UploadId"])
 
     def move(self, name: str, to: str) -> None:
         source, target = self.path(name), self.path(to)

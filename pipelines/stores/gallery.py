@@ -12,7 +12,7 @@ from schemas.errors import UserError
 from schemas.layout import ROWS_A_PART
 
 
-def _open(urls: Sequence[str]) -> list[Store]:
+def open_gallery(urls: Sequence[str]) -> list[Store]:
     """The stores with their bases, one after the other.
 
     Raises UserError where they do not fit together.

@@ -11,8 +11,7 @@ import numpy as np
 
 from pipelines.engines.progress import Progress
 from pipelines.train.neighbours import exact_neighbours, shortlist_neighbours
-from pipelines.train.options import Options
-from pipelines.train.output import TITLE
+from pipelines.train.options import STAGE, Options
 from pipelines.train.records import Records, copy_globals
 from rrt_core.training.mining import Anchors, choose_anchors
 from rrt_core.training.processes import Processes
@@ -47,7 +46,7 @@ def _mine(options: Options, records: Records, cache: Path, processes: Processes)
     path = cache / f"globals-{sha256_text(canonical_json(names))[:12]}.npy"
     if processes.first:
         for sentence in records.dropped:
-            print(f"{TITLE}  {sentence}", file=sys.stderr)
+            print(f"{STAGE:<9}  {sentence}", file=sys.stderr)
         copy_globals(records, path)
     processes.wait()
     descriptors = np.load(path, mmap_mode="r")

@@ -105,16 +105,9 @@ def complete(values: dict[str, Any]) -> dict[str, Any]:
     path = str(values.get("config") or "")
     if not path:
         return values
-    import yaml
+    from pipelines.configurations import read_configuration
 
-    from pipelines.storage.place import open_place
-
-    try:
-        config = yaml.safe_load(open_place(path).read("").decode()) or {}
-    except (FileNotFoundError, IsADirectoryError):
-        raise UserError(f"{path}: there is no such configuration") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: it is no valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(config, dict) or not isinstance(config.get(STAGE, {}), dict):
+    config = read_configuration(path)
+    if not isinstance(config.get(STAGE, {}), dict):
         raise UserError(f"{path}: it must be a mapping of options, or hold one under '{STAGE}'")
     return {**config.get(STAGE, config), **values}

@@ -8,30 +8,27 @@ undisturbed run (on a CPU, with as many threads). Files of the output folder:
                           `products`)
     log.csv               step, name, value
     manifest.json         last: recipe, figures of the held-out identities
-    work/                 state.pt and kept maps, removed at the end
+    state.pt, cache/      checkpoint and kept maps, removed at the end
 """
 
 from __future__ import annotations
 
-import sys
 import time
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from pipelines.engines import signals as stopping
 from pipelines.engines.progress import Progress
 from pipelines.engines.settings import RunSettings
-from pipelines.jobs.manifests import is_whole, read_manifest, write_manifest
-from pipelines.jobs.markers import software_versions
 from pipelines.quantities import duration
 from pipelines.storage.local import sha256_file
-from pipelines.storage.place import open_place
-from pipelines.storage.protocol import Place
+from pipelines.train.output import CACHE, WEIGHTS, Speaker, open_output, save_weights
 from pipelines.train.products_options import Options, Photographs, read_photographs
-from rrt_core.checkpoints import PRODUCTS, load_checkpoint, save_checkpoint
+from rrt_core.checkpoints import PRODUCTS, load_checkpoint
 from rrt_core.devices import choose_device
 from rrt_core.products.backbone import create_backbone, load_backbone_state
 from rrt_core.products.crops import CropOptions, CropReader
@@ -42,16 +39,28 @@ from rrt_core.products.model import ProductsConfig, ProductsTransformer
 from rrt_core.products.sampling import Ints, Sampler, neighbours
 from rrt_core.products.training import MODES, ProductsNetwork, ProductsOptions, describe, train
 from rrt_core.training.log import LOG_NAME
-from rrt_core.training.state import write_whole
+from rrt_core.training.processes import Processes
+from rrt_core.training.state import STATE_NAME
 from schemas.errors import UserError
-from schemas.manifest import Counts, FileEntry, Manifest, Marker
+from schemas.manifest import Counts, Manifest, Marker
 from schemas.plan import Job, Unit, WholeJob
 
 STAGE = "train-products"
-WEIGHTS = "weights.safetensors"
-WORK = "work"  # folder of what a killed run goes on from
 SAMPLE = 400  # images whose maps the global descriptor's principal components are of
 START_TRIPLETS = 66  # that the matching start sees
+
+# These change where or how often, not what; the files stand in the recipe by their content.
+NOT_OF_THE_RECIPE = {
+    "images",
+    "labels",
+    "out",
+    "weights",
+    "backbone_weights",
+    "unlabelled",
+    "device",
+    "checkpoint_every",
+    "evaluate_every",
+}
 
 
 def run(options: Options, settings: RunSettings) -> Manifest:
@@ -62,67 +71,30 @@ def run(options: Options, settings: RunSettings) -> Manifest:
         raise UserError(
             f"{STAGE}: --area takes two numbers, least and most, not {len(options.area)}"
         )
-    place = open_place(options.out)
-    if not place.local:
-        raise UserError(
-            f"{STAGE}: --out must be a folder on this machine, not {options.out}: checkpoints are "
-            f"renamed there"
-        )
-    photographs = read_photographs(options)
-    with place.alone():
-        return _run(options, settings, place, photographs)
-
-
-def _run(
-    options: Options, settings: RunSettings, place: Place, photographs: Photographs
-) -> Manifest:
-    job = _job(options, settings, photographs)
-    manifest = read_manifest(place)
-    if manifest is None and not place.exists(WORK) and place.has_files():
-        raise UserError(f"{place.url} holds files of something else; give an empty or a new folder")
-    if settings.overwrite:
-        place.empty()
-        manifest = None
-    if manifest is not None:
-        if manifest.recipe_hash != job.recipe_hash:
-            changed = [key for key in job.identity if manifest.recipe.get(key) != job.identity[key]]
-            raise UserError(
-                f"{place.url} holds weights that were made otherwise "
-                f"({', '.join(changed) or 'other options'});"
-                " give another --out, or --overwrite."
-            )
-        if is_whole(place, manifest):
-            print(f"{STAGE}  already made: {place.url}", file=sys.stderr)
-            return manifest
-    torch.set_num_threads(settings.threads_per_worker)
     started = time.monotonic()
-    training = Training(options, photographs, Path(place.root), job.recipe_hash)
-    facts = training.run()
-    entries = tuple(
-        FileEntry(
-            name, 1, Path(place.root, name).stat().st_size, sha256_file(Path(place.root, name))
-        )
-        for name in (LOG_NAME, WEIGHTS)
-    )
-    counts = Counts(len(photographs.files), len(photographs.files))
-    marker = Marker(
-        "training",
-        job.recipe_hash,
-        job.units[0].slice,
-        entries,
-        counts,
-        facts,
-        versions=software_versions(),
-    )
-    manifest = write_manifest(place, job, [marker], time.monotonic() - started)
-    place.below(WORK).empty()
-    return manifest
+    photographs = read_photographs(options)
+    job = _job(options, settings, photographs)
+    with open_output(job, Processes(), settings.overwrite) as output:
+        if output.made is not None:
+            return output.made
+        torch.set_num_threads(settings.threads_per_worker)
+        training = Training(options, photographs, output.folder, job.recipe_hash)
+        output.begin()
+        facts = training.run()
+
+        unit = Unit("training", WholeJob(), len(photographs.files))
+        counts = Counts(unit.inputs, unit.inputs)
+        marker = Marker(unit.name, job.recipe_hash, unit.slice, (), counts, facts)
+        counted = replace(job, units=(unit,))
+        manifest = output.finish(counted, [LOG_NAME, WEIGHTS], marker, time.monotonic() - started)
+        output.new.remove(STATE_NAME)
+        output.swap_in()
+        return manifest
 
 
 def _job(options: Options, settings: RunSettings, photographs: Photographs) -> Job:
-    where = ("images", "labels", "out", "weights", "backbone_weights", "unlabelled", "device")
-    when = ("checkpoint_every", "evaluate_every")
-    recipe = {key: value for key, value in asdict(options).items() if key not in (*where, *when)}
+    """Identity of the training: options by value, photographs and files of weights by content."""
+    recipe = {key: value for key, value in asdict(options).items() if key not in NOT_OF_THE_RECIPE}
     recipe |= {"area": list(options.area), "threads": settings.threads_per_worker}
     inputs = {"photographs": {"url": options.images, "content": photographs.content()}}
     for name in ("weights", "backbone_weights"):
@@ -130,23 +102,19 @@ def _job(options: Options, settings: RunSettings, photographs: Photographs) -> J
         if given:
             if given != "random" and not Path(given).is_file():
                 raise UserError(f"--{name.replace('_', '-')} {given}: there is no such file.")
-            inputs[name] = {
-                "url": given,
-                "content": given if given == "random" else sha256_file(given),
-            }
-    unit = Unit("training", WholeJob(), len(photographs.files))
-    return Job(STAGE, options.out, "", recipe, inputs, (unit,), asdict(options))
+            content = given if given == "random" else sha256_file(given)
+            inputs[name] = {"url": given, "content": content}
+    return Job(STAGE, options.out, "", recipe, inputs, (), asdict(options))
 
 
 class Training:
     """One run of a mode."""
 
     def __init__(
-        self, options: Options, photographs: Photographs, out: Path, identity: str
+        self, options: Options, photographs: Photographs, folder: Path, identity: str
     ) -> None:
         self.options, self.photographs, self.identity = options, photographs, identity
-        self.out, self.work = out, out / WORK
-        self.work.mkdir(exist_ok=True)
+        self.folder = folder
         self.device = choose_device(options.device)
         self.options_of_mode = ProductsOptions(
             **{
@@ -160,12 +128,12 @@ class Training:
         labelled = np.arange(len(photographs.labels)) < photographs.labelled
         is_held = labelled & np.isin(photographs.labels, self.held)
         self.training, self.validation = np.flatnonzero(~is_held), np.flatnonzero(is_held)
+        torch.manual_seed(options.seed)
+        self.network, self.trained_before = self._network()
 
     def run(self) -> dict[str, Any]:
         """Train, write weights and log; gives the facts for the manifest."""
-        options = self.options
-        torch.manual_seed(options.seed)
-        network, trained_before = self._network()
+        options, network, trained_before = self.options, self.network, self.trained_before
         crops = CropOptions(
             options.resize,
             options.crop,
@@ -192,36 +160,39 @@ class Training:
         )
         if near is not None and trained_before is None and options.start == "matching":
             self._matching_start(network, chosen, sampler, near)
-        self.progress = Progress(f"{STAGE} {options.mode}", options.steps, "steps")
-        latest: dict[str, float] = {}
+        title = f"{STAGE} {options.mode}"
+        speaker = Speaker(title, self.folder, options.steps, self._said)
 
-        def evaluate() -> dict[str, float]:
-            latest.clear()
-            latest.update(self._evaluate(network, inputs))
-            return latest
+        def tick(done: int) -> None:
+            stopping.pass_or_wait()
+            speaker.tick(done)
 
-        train(
-            network,
-            inputs=chosen,
-            sampler=sampler,
-            options=self.options_of_mode,
-            folder=self.work,
-            near=near,
-            evaluate=evaluate,
-            report=self._report,
-            identity=self.identity,
-        )
-        self.progress.finish(options.steps)
-        found_at_end = latest or evaluate()
+        try:
+            progressed = train(
+                network,
+                inputs=chosen,
+                sampler=sampler,
+                options=self.options_of_mode,
+                folder=self.folder,
+                near=near,
+                evaluate=lambda: self._evaluate(network, inputs),
+                report=speaker.report,
+                identity=self.identity,
+                tick=tick,
+            )
+        finally:
+            speaker.close()
         notes = {
             "mode": options.mode,
             "steps": options.steps,
             "seed": options.seed,
             "identity": self.identity,
+            "validation": progressed.figures,
         }
-        self._write(network, notes | {"validation": found_at_end})
+        backbone = network.backbone.network.state_dict()
+        save_weights(self.folder / WEIGHTS, network.model, notes, backbone)
         return {
-            "validation": found_at_end,
+            "validation": progressed.figures,
             "held_out": [self.photographs.products[number] for number in self.held],
         }
 
@@ -296,12 +267,14 @@ class Training:
         if network.trained == "all":
             return crops
         part = frozen_part(network.backbone, network.trained)
+        cache = self.folder / CACHE
+        cache.mkdir(exist_ok=True)
         progress = Progress("maps", len(crops), "images")
         kept = keep(
             lambda x: part(x.to(self.device)),
             crops,
             self.options.copies,
-            self.work / "maps.npy",
+            cache / "maps.npy",
             self.identity,
             lambda done, total: progress.show(done),
         )
@@ -337,20 +310,11 @@ class Training:
             found |= {f"val_{key}": value for key, value in again.items()}
         return found
 
-    def _report(self, row: dict[str, float]) -> None:
-        self.progress.clear()
+    def _said(self, row: dict[str, float]) -> str:
         named = {key: value for key, value in row.items() if key not in ("step", "seconds")}
         text = "  ".join(f"{key} {value:.4g}" for key, value in named.items())
         left = row["seconds"] / row["step"] * (self.options.steps - row["step"])
-        head = f"{STAGE} {self.options.mode}  step {row['step']:,.0f}/{self.options.steps:,}"
-        print(f"{head}  {text}  ETA {duration(left)}", file=sys.stderr)
-
-    def _write(self, network: ProductsNetwork, notes: dict[str, Any]) -> None:
-        state = network.backbone.network.state_dict()
-        unfinished = self.work / WEIGHTS
-        save_checkpoint(str(unfinished), network.model, notes, state)
-        write_whole(self.out / WEIGHTS, unfinished.read_bytes())
-        write_whole(self.out / LOG_NAME, (self.work / LOG_NAME).read_bytes())
+        return f"step {row['step']:,.0f}/{self.options.steps:,}  {text}  ETA {duration(left)}"
 
 
 class _Rows:

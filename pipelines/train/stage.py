@@ -1,17 +1,17 @@
-"""train: stores + labels -> weights of the Reranking Transformer for their extractor
-(docs/training.md).
+"""train: stores + labels -> weights of the Reranking Transformer (docs/training.md).
 
 One process, or those that torchrun starts; no Beam, since a step needs the step before. What is
-done is in pipelines/ train_run.py; here are the options, so that the command line starts without
-torch.
+done is in training.py: the command line starts without torch.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from pipelines.train.options import Options, Settings
+from pipelines.train.options import Options, Settings, complete
 from schemas.errors import UserError
+
+__all__ = ["Options", "Settings", "complete", "run", "summarise"]
 
 
 def run(options: Options, settings: Settings) -> Any:
@@ -23,9 +23,9 @@ def run(options: Options, settings: Settings) -> Any:
     for name in ("stores", "labels", "out"):
         if not getattr(options, name):
             raise UserError(f"train: --{name} is missing")
-    from pipelines.train import training as train_run
+    from pipelines.train import training
 
-    return train_run.run(options, settings)
+    return training.run(options, settings)
 
 
 def summarise(options: Options, manifest: Any) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
 import signal
@@ -10,7 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,28 +18,27 @@ import torch
 
 from pipelines.engines import signals as stopping
 from pipelines.engines.processes import limit_threads
-from pipelines.jobs.manifests import as_input, is_whole, read_manifest
-from pipelines.jobs.plan import refuse_other_recipe, refuse_to_empty, write_plan
-from pipelines.storage.place import open_place
-from pipelines.storage.protocol import Place
+from pipelines.jobs.manifests import as_input
 from pipelines.train.anchors import Mined, _mine, _steps, _told
 from pipelines.train.batches import Budget, PairBatches, Prefetched, TokenCache, read_budget
 from pipelines.train.neighbours import require_shortlist
 from pipelines.train.options import STAGE, Options, Settings
-from pipelines.train.output import BEST, TITLE, WEIGHTS, Speaker, finish, save_weights
+from pipelines.train.output import BEST, CACHE, WEIGHTS, Output, Speaker, open_output, save_weights
 from pipelines.train.records import Records, open_stores_of, read_records
 from pipelines.train.validation import SELECT, Validation
 from rrt_core.checkpoints import load_checkpoint
+from rrt_core.training.log import LOG_NAME, PLOT_NAME, plot, read
 from rrt_core.training.loop import TrainingOptions, check_precision, train
 from rrt_core.training.mining import TripletSampler
 from rrt_core.training.processes import Processes, join
-from rrt_core.training.state import STATE_NAME
+from rrt_core.training.state import Progressed
 from rrt_core.transformer.initialisation import initialise_identity, initialise_matching
 from rrt_core.transformer.model import ModelConfig, RerankingTransformer
 from schemas.errors import UserError
-from schemas.manifest import Manifest
-from schemas.plan import Job
+from schemas.manifest import Counts, Manifest, Marker
+from schemas.plan import Job, Unit, WholeJob
 
+TITLE = f"{STAGE:<9}"
 STARTS: dict[str, Callable[..., None]] = {
     "identity": initialise_identity,
     "matching": initialise_matching,
@@ -111,45 +109,18 @@ def _dry_run(options: Options, processes: Processes) -> None:
 
 def _train(options: Options, settings: Settings, processes: Processes) -> Manifest | None:
     started = time.monotonic()
-    place = open_place(options.out)
-    if not place.local:
-        raise UserError(
-            f"train: --out is {options.out}; it must be a local folder, for its checkpoints"
-        )
     records, model, start = _prepare(options)
     job = _job(options, records, model, start)
-    with contextlib.ExitStack() as stack:
+    with open_output(job, processes, settings.overwrite) as output:
+        if output.made is not None:
+            return output.made if processes.first else None
         if processes.first:
-            stack.enter_context(place.alone())
-        made = _already_made(place, job, settings)
-        processes.wait()  # all have looked before the first one writes
-        if made is not None:
-            return made if processes.first else None
-        if processes.first:
-            if settings.overwrite:
-                refuse_to_empty(place, _manifest(place))
-                place.empty()
-            write_plan(place, job, {})
+            output.begin()
         processes.wait()
-        stopping.during(
-            lambda: f"{_checkpoint(Path(place.root))}; the same command goes on from there"
-        )
-        try:
-            mined = _mine(options, records, Path(place.root, "cache"), processes)
-            if processes.first:
-                print(_told(options, mined, model, processes), file=sys.stderr)
-            return _learn(options, processes, place, job, mined, model, started)
-        finally:
-            stopping.during(None)
-
-
-def _checkpoint(folder: Path) -> str:
-    there = (folder / STATE_NAME).exists()
-    return (
-        f"the last checkpoint is in {folder}"
-        if there
-        else f"there is no checkpoint yet in {folder}"
-    )
+        mined = _mine(options, records, output.folder / CACHE, processes)
+        if processes.first:
+            print(_told(options, mined, model, processes), file=sys.stderr)
+        return _learn(options, processes, output, mined, model, started)
 
 
 # ---------------------------------------------------------------------------------- what is trained
@@ -266,39 +237,18 @@ def _job(options: Options, records: Records, model: RerankingTransformer, start:
     return Job(STAGE, options.out, "", recipe, inputs, (), facts={"kind": "weights"})
 
 
-def _manifest(place: Place) -> Manifest | None:
-    try:
-        return read_manifest(place)
-    except UserError:
-        return None  # damaged: it is made again from the checkpoint
-
-
-def _already_made(place: Place, job: Job, settings: Settings) -> Manifest | None:
-    manifest = _manifest(place)
-    if manifest is None or settings.overwrite:
-        return None
-    refuse_other_recipe(place, job, manifest.recipe)
-    if not is_whole(place, manifest):
-        return None
-    if os.environ.get("RANK", "0") == "0":
-        when = manifest.made_at.replace("T", " ").replace("+00:00", " UTC")
-        print(f"{TITLE}  already made ({when}): {place.url}", file=sys.stderr)
-    return manifest
-
-
 # ----------------------------------------------------------------------------------------- training
 
 
 def _learn(
     options: Options,
     processes: Processes,
-    place: Place,
-    job: Job,
+    output: Output,
     mined: Mined,
     model: RerankingTransformer,
     started: float,
 ) -> Manifest | None:
-    folder, records, steps = Path(place.root), mined.records, _steps(options, mined)
+    folder, records, steps = output.folder, mined.records, _steps(options, mined)
     query, gallery, tokens = _budgets(options)
     cache = TokenCache(
         records,
@@ -308,12 +258,10 @@ def _learn(
         options.cache_mb * 1_000_000,
     )
     sampler = TripletSampler(mined.neighbours, records.labels, mined.anchors.rows, options.seed)
-    batches = Prefetched(
-        PairBatches(
-            cache, sampler, options.triplets, (query, gallery), options.symmetric_order, processes
-        ),
-        steps,
+    pairs = PairBatches(
+        cache, sampler, options.triplets, (query, gallery), options.symmetric_order, processes
     )
+    batches = Prefetched(pairs, steps)
     validation = None
     if options.validation:
         validation = Validation(
@@ -327,19 +275,15 @@ def _learn(
             processes,
         )
     model.to(processes.device)
-    notes = _notes(options, job, mined, steps)
-    speaker = Speaker(folder, steps) if processes.first else None
+    notes = _notes(options, output.job, mined, steps)
+    speaker = Speaker(TITLE, folder, steps, lambda row: _said(row, steps), plotted=SELECT)
 
     def keep_best(trained: RerankingTransformer, step: int, figures: dict[str, float]) -> None:
         save_weights(folder / BEST, trained, {**notes, "step": step, "figures": figures})
 
-    def report(row: dict[str, float]) -> None:
-        if speaker:
-            speaker.report(row)
-
     def tick(done: int) -> None:
         stopping.pass_or_wait()
-        if speaker:
+        if processes.first:
             speaker.tick(done)
 
     try:
@@ -349,22 +293,53 @@ def _learn(
             validation or (lambda _: {}),
             _recipe(options, steps),
             folder,
-            report,
+            speaker.report,
             processes=processes,
             pairs=2 * options.triplets,
-            identity=job.recipe_hash,
+            identity=output.job.recipe_hash,
             select=SELECT if validation else "",
             keep_best=keep_best,
             tick=tick,
         )
     finally:
         batches.close()
-        if speaker:
-            speaker.close()
+        speaker.close()
     if not processes.first:
         return None
     save_weights(folder / WEIGHTS, model, {**notes, "step": steps, "figures": progressed.figures})
-    return finish(place, job, notes, progressed, time.monotonic() - started)
+    return _finish(output, notes, progressed, time.monotonic() - started)
+
+
+def _said(row: dict[str, float], steps: int) -> str:
+    """What is said of a row of the log, where it was evaluated, and of the last one."""
+    if SELECT not in row and int(row["step"]) != steps:
+        return ""
+    text = f"step {int(row['step']):,}: loss {row['loss']:.4f}, accuracy {row['accuracy']:.3f}"
+    if SELECT in row:
+        text += (
+            f"; held out: loss {row['val_loss']:.4f}, AUC {row['val_auc']:.4f}, "
+            f"mAP {row[SELECT]:.4f} (global {row['val_map_global']:.4f})"
+        )
+    return text
+
+
+def _finish(
+    output: Output, notes: dict[str, Any], progressed: Progressed, seconds: float
+) -> Manifest:
+    """Draw the plot, and write the manifest, last."""
+    plot(output.folder / PLOT_NAME, read(output.folder / LOG_NAME), progressed.best_step)
+    selected = {"step": progressed.best_step, **progressed.best} if progressed.best_step else None
+    summary = {"figures": progressed.figures, "selected": selected}
+    facts = {"kind": "weights", "steps": progressed.step, "data": notes["data"], **summary}
+    facts["selected_by"] = notes["selected_by"]
+    unit = Unit("weights", WholeJob(), 0)
+    recipe = output.job.recipe_hash
+    marker = Marker(unit.name, recipe, "", (), Counts(0, 0), summary, progressed.seconds)
+    names = [WEIGHTS, *([BEST] if progressed.best_step else [])]
+    job = replace(output.job, facts=facts, units=(unit,))
+    manifest = output.finish(job, names, marker, seconds)
+    output.swap_in()
+    return manifest
 
 
 def _notes(options: Options, job: Job, mined: Mined, steps: int) -> dict[str, Any]:

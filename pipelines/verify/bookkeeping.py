@@ -14,11 +14,13 @@ from schemas.layout import (
     IMAGES_NAME,
     JOB_NAME,
     LAYER,
+    NEXT,
     PIECES,
     PLAN_NAME,
     REPAIR_RECORD,
     ROTATION_NAME,
     SOURCE_NAME,
+    SWAP_NAME,
 )
 from schemas.manifest import (
     MANIFEST_NAME,
@@ -37,6 +39,11 @@ DONE = "done"
 
 def read_output(output: Output, pool: ThreadPoolExecutor) -> None:
     """Read and check all that is no data; what is wrong is in `output.report`."""
+    if f"{NEXT}/{SWAP_NAME}" in output.listing and MANIFEST_NAME not in output.listing:
+        what = "it is missing: a new output is being put in the place of the old one"
+        output.report.add(MANIFEST_NAME, what, fix=FINISH)
+        return
+
     _read_manifest(output)
     _read_plan(output)
     _read_markers(output, pool)

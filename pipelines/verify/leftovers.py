@@ -9,10 +9,9 @@ from collections.abc import Iterable
 from pipelines.storage.local import is_temporary
 from pipelines.verify.outputs import Output
 from pipelines.verify.problems import Leftover
-from schemas.layout import PIECES
+from schemas.layout import PIECES, TRANSIENT
 from schemas.manifest import MANIFEST_NAME, PARTS_NAME
 
-ATTEMPTS = ("scratch", "attempts", "errors", "repair")  # folders of what is under way
 WRITTEN_INTO = frozenset(
     {"", "plan", "done", PIECES}
 )  # folders in which a write that was killed leaves its file
@@ -65,7 +64,7 @@ def _our_names(units: Iterable[str], files: Iterable[str]) -> re.Pattern[str]:
         for name in files
         if (match := _DATA.fullmatch(name))
     }
-    attempts = "|".join(ATTEMPTS)
+    attempts = "|".join(TRANSIENT)
     return re.compile(
         "|".join(
             [

@@ -14,7 +14,7 @@ from typing import Any
 from pipelines.storage.protocol import Place
 from pipelines.storage.remote import RemotePlace
 from pipelines.verify.problems import Report
-from schemas.layout import PLAN_NAME
+from schemas.layout import BESIDE_NAME, NEXT, PLAN_NAME, SWAP_NAME
 from schemas.manifest import MANIFEST_NAME, PARTS_NAME, FileEntry, Manifest, Marker, content_hash
 from schemas.plan import Unit
 
@@ -93,16 +93,20 @@ class Output:
 
 
 def find_outputs(place: Place) -> list[Output]:
-    """The folders with a manifest or a plan at or below a place, each with its own files."""
+    """The folders with a manifest or a plan at or below a place, each with its own files.
+
+    What --overwrite makes beside an output is no output yet: its files are that one's.
+    """
     listing = dict(
         _remote_files(place) if isinstance(place, RemotePlace) else _local_files(place.root)
     )
     folders = {
         name[: -len(end)].rstrip("/")
         for name in listing
-        for end in (MANIFEST_NAME, PLAN_NAME)
+        for end in (MANIFEST_NAME, PLAN_NAME, f"{NEXT}/{BESIDE_NAME}", f"{NEXT}/{SWAP_NAME}")
         if f"/{name}".endswith(f"/{end}")
     }
+    folders -= {folder for folder in folders if f"{folder}/{BESIDE_NAME}" in listing}
     outputs = {
         folder: Output(place.below(folder) if folder else place, folder)
         for folder in sorted(folders)

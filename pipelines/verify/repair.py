@@ -16,6 +16,8 @@ from typing import Any
 from pipelines.engines.driver import run_job
 from pipelines.engines.settings import RunSettings
 from pipelines.jobs.plan import planned_units
+from pipelines.jobs.replacing import finish_swap
+from pipelines.storage.place import open_place
 from pipelines.verify.bookkeeping import DONE, read_output
 from pipelines.verify.files import FileChecks, groups_of, problems_of
 from pipelines.verify.outputs import Output, find_outputs
@@ -30,7 +32,16 @@ from pipelines.verify.repair_options import Options as Options
 from pipelines.verify.repair_record import Record, changes, new_record
 from pipelines.verify.verify import examine, findings_of, print_lines, summary
 from schemas.errors import JobFailed, UserError
-from schemas.layout import JOB_NAME, LAYERS, PIECES, PLAN_FOLDER, PLAN_NAME, REPAIR_RECORD
+from schemas.layout import (
+    JOB_NAME,
+    LAYERS,
+    NEXT,
+    PIECES,
+    PLAN_FOLDER,
+    PLAN_NAME,
+    REPAIR_RECORD,
+    SWAP_NAME,
+)
 from schemas.manifest import MANIFEST_NAME, PARTS_NAME
 from schemas.plan import Job
 
@@ -46,6 +57,11 @@ def run(options: Options, settings: RunSettings = RunSettings()) -> None:
             "repair: --overwrite makes whole outputs again, repair only what is damaged; leave it "
             "out"
         )
+    for output in find_outputs(open_place(options.store)):
+        if f"{NEXT}/{SWAP_NAME}" in output.listing:
+            with output.place.alone():
+                finish_swap(output.place)
+
     examined = examine(options.store, READERS)
     print_lines([findings for _, findings in examined])
 

@@ -20,6 +20,7 @@ from pipelines.verify.options import Options as Options
 from pipelines.verify.outputs import Output, find_outputs
 from pipelines.verify.problems import COMMAND, UNLINK, Findings, words
 from schemas.errors import JobFailed, UserError
+from schemas.layout import BESIDE_NAME, NEXT
 
 TITLE = "verify   "
 NAMED = 8  # units in a summary
@@ -119,9 +120,15 @@ def print_lines(findings: list[Findings]) -> None:
     """A line a problem, then a line for what nothing names."""
     lines = [problem.line(one.folder) for one in findings for problem in one.problems]
     for one in findings:
-        if one.leftovers:
-            size = sum(leftover.bytes for leftover in one.leftovers)
-            names = _listed([leftover.file for leftover in one.leftovers], 1)
+        sizes = {leftover.file: leftover.bytes for leftover in one.leftovers}
+        if f"{NEXT}/{BESIDE_NAME}" in sizes:
+            size = sum(sizes.pop(name) for name in [*sizes] if name.startswith(f"{NEXT}/"))
+            lines.append(
+                f"{one.url}/{NEXT}: what an interrupted --overwrite has made so far "
+                f"({size:,} bytes); the same command goes on from there"
+            )
+        if sizes:
+            names, size = _listed([*sizes], 1), sum(sizes.values())
             lines.append(f"{one.url}: nothing names {names} ({size:,} bytes); this is no damage")
     for line in lines:  # names of files need not be text that can be shown
         print(line.encode(errors="backslashreplace").decode())

@@ -3,8 +3,8 @@
 They are PCA whitenings, or any learned linear map, from a file.
 
 A file is safetensors with `mean` [C] and `projection` [C, L], float32.
-`benchmarks/make_projection.py` makes one from photographs, and `benchmarks/make_whitening.py` the
-one of the extractor efficientnet.
+`benchmarks/making/make_projection.py` makes one from photographs, and
+`benchmarks/making/make_whitening.py` the one of the extractor efficientnet.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def read_projection(
     data: bytes, channels: int, where: str, maker: str = "make_projection.py"
 ) -> Projection:
     """The projection in a file's bytes. Raises UserError for another content, or other channels."""
-    fix = f"make one with benchmarks/{maker}"
+    fix = f"make one with benchmarks/making/{maker}"
     try:
         arrays = load_safetensors(data)
         mean, matrix = torch.from_numpy(arrays["mean"]), torch.from_numpy(arrays["projection"])

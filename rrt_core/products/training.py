@@ -16,7 +16,6 @@ two drops.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,9 +32,9 @@ from rrt_core.products.evaluation import Described
 from rrt_core.products.inputs import Inputs
 from rrt_core.products.model import ProductsTransformer
 from rrt_core.products.sampling import Batch, Ints, Sampler
-from rrt_core.training import log as training_log
 from rrt_core.training.loop import TrainingOptions, learning_rate
-from rrt_core.training.state import STATE_NAME, Progressed, load_state, write_state
+from rrt_core.training.state import Progressed
+from rrt_core.training.steps import Run, go_on, resume
 from schemas.errors import UserError
 
 MODES = ("global", "frozen", "joint")
@@ -178,7 +177,8 @@ def train(
     evaluate: Callable[[], dict[str, float]] = dict,
     report: Callable[[dict[str, float]], None] = lambda row: None,
     identity: str = "",
-) -> None:
+    tick: Callable[[int], None] = lambda done: None,
+) -> Progressed:
     """Train `network` in place.
 
     Args:
@@ -191,54 +191,45 @@ def train(
             bit), and `log.csv`.
         report: called with each row of the log.
         identity: names data and options; the state of another run is refused.
+        tick: called after each step.
+
+    Returns how far it came. Raises UserError as the steps of any run do.
     """
     if network.trained != options.of_backbone:
         raise ValueError(
             f"a network with {network.trained} trained cannot be trained with {options.of_backbone}"
         )
-    folder.mkdir(parents=True, exist_ok=True)
     groups = parameter_groups(network, options)
     optimiser = make_optimiser(groups, options)
     schedule = TrainingOptions(steps=options.steps, lr=1.0, warmup=options.warmup, final_lr=0.03)
-    state = folder / STATE_NAME
-    begun = (
-        load_state(state, network, optimiser, None, identity, "network")
-        if state.exists()
-        else Progressed()
-    )
-    training_log.truncate(folder / training_log.LOG_NAME, begun.step)
     device = next(network.model.parameters()).device
-    started, losses, hits = time.monotonic() - begun.seconds, [], []
-    for number in range(begun.step, options.steps):
-        network.train()
+    parameters = [parameter for group in groups for parameter in group["params"]]
+
+    def take_step(step: int) -> Tensor:
         for group, own in zip(optimiser.param_groups, groups, strict=True):
-            group["lr"] = own["lr"] * learning_rate(schedule, number)
-        batch = _batch(sampler, options, number, near)
+            group["lr"] = own["lr"] * learning_rate(schedule, step)
+        batch = _batch(sampler, options, step, near)
         maps = network.maps(inputs.batch(batch.rows, batch.copies).to(device))
         loss, accuracy = _loss(network, maps, batch, options)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         if options.clip:
-            nn.utils.clip_grad_norm_([p for group in groups for p in group["params"]], options.clip)
+            nn.utils.clip_grad_norm_(parameters, options.clip)
         optimiser.step()
-        losses.append(float(loss.detach()))
-        hits.append(accuracy)
-        done = number + 1
-        last = done == options.steps
-        if done % options.checkpoint_every == 0 or last:
-            row = {"step": float(done), "seconds": time.monotonic() - started}
-            row |= {"lr": optimiser.param_groups[-1]["lr"], "loss": float(np.mean(losses))}
-            if options.mode != "global":
-                row["accuracy"] = float(np.mean(hits))
-            losses, hits = [], []
-            if done % options.evaluate_every == 0 or last:
-                row |= evaluate()
-            training_log.append(folder / training_log.LOG_NAME, row)
-            saved = {"network": network.state_dict(), "optimiser": optimiser.state_dict()}
-            progress = {"step": done, "seconds": time.monotonic() - started}
-            write_state(state, {**saved, **progress, "identity": identity})
-            report(row)
-    network.eval()
+        return torch.tensor([float(loss.detach()), accuracy, 1.0], dtype=torch.float64)
+
+    run = Run(folder, options.steps, options.checkpoint_every, options.evaluate_every, identity)
+    return go_on(
+        run,
+        resume(run, network, optimiser),
+        network,
+        optimiser,
+        take_step,
+        evaluate,
+        report=report,
+        tick=tick,
+        without="accuracy" if options.mode == "global" else "",
+    )
 
 
 def _batch(sampler: Sampler, options: ProductsOptions, step: int, near: Ints | None) -> Batch:

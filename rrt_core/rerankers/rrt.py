@@ -14,8 +14,8 @@ from rrt_core.rerankers import Locals, Reranker
 from rrt_core.transformer.model import bin_scales
 from rrt_core.transformer.scorer import PairScorer, TokenSet
 
-# Trained by benchmarks/train_weights.py for the embedded extractor `efficientnet`; what made them
-# is in the JSON beside them.
+# Trained by benchmarks/making/train_weights.py for the embedded extractor `efficientnet`; what made
+# them is in the JSON beside them.
 EMBEDDED_WEIGHTS = str(files("rrt_core") / "weights" / "rrt_efficientnet.safetensors")
 
 

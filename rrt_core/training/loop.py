@@ -9,7 +9,6 @@ alone and a resumed run sees the same pairs as an unbroken one.
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -21,10 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rrt_core.options import check_choice
-from rrt_core.training import log as training_log
-from rrt_core.training.log import LOG_NAME
 from rrt_core.training.processes import Processes
-from rrt_core.training.state import STATE_NAME, Progressed, load_state, save_state
+from rrt_core.training.state import Progressed
+from rrt_core.training.steps import Run, go_on, resume
 from rrt_core.transformer.model import RerankingTransformer
 from schemas.errors import UserError
 
@@ -219,70 +217,39 @@ def train(
     """
     processes = processes or Processes(device=next(model.parameters()).device)
     check_precision(options.precision, processes.device)
-    folder.mkdir(parents=True, exist_ok=True)
     optimiser = torch.optim.AdamW(
         model.parameters(), lr=options.lr, weight_decay=options.weight_decay
     )
     scaler = torch.amp.GradScaler("cuda") if options.precision == "float16" else None
-    state, log = folder / STATE_NAME, folder / LOG_NAME
-    progressed = (
-        load_state(state, model, optimiser, scaler, identity) if state.exists() else Progressed()
-    )
-    processes.wait()  # none writes before all have read
-    if processes.first:
-        training_log.truncate(log, progressed.step)
+    every = options.checkpoint_every, options.evaluate_every
+    run = Run(folder, options.steps, *every, identity, processes)
+    progressed = resume(run, model, optimiser, scaler)
     module: nn.Module = _Pairs(model)
     if processes.world > 1:
         module = nn.parallel.DistributedDataParallel(module, broadcast_buffers=False)
-    nothing = torch.zeros(3, dtype=torch.float64, device=processes.device)
-    sums = nothing  # loss, hits and pairs since the last row
-    begun = time.monotonic() - progressed.seconds
-    for step in range(progressed.step, options.steps):
-        model.train()
+
+    def take_step(step: int) -> Tensor:
         batch = batch_of(step)
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(options, step)
         optimiser.zero_grad(set_to_none=True)
-        sums = sums + _backward(
-            module, batch.to(processes.device), options, processes, pairs, scaler
-        )
+        sums = _backward(module, batch.to(processes.device), options, processes, pairs, scaler)
         _update(model, optimiser, options, scaler)
-        done = step + 1
-        tick(done)
-        last = done == options.steps
-        evaluating = done % options.evaluate_every == 0 or last
-        if not evaluating and done % options.checkpoint_every:
-            continue
-        loss, hits, count = processes.sum(sums.cpu().numpy()).tolist()
-        sums = nothing
-        if not math.isfinite(loss):
-            raise UserError(
-                f"Training: the loss is no number any more at step {done}; lower the learning "
-                f"rate, or use float32. The checkpoint before it is in {folder}."
-            )
-        progressed.step, progressed.seconds = done, time.monotonic() - begun
-        row = {
-            "step": float(done),
-            "seconds": progressed.seconds,
-            "lr": learning_rate(options, step),
-            "loss": loss / count,
-            "accuracy": hits / count,
-        }
-        if evaluating:
-            model.eval()
-            progressed.figures = evaluate(model)
-            row |= progressed.figures
-            if select and progressed.figures[select] > progressed.best.get(select, -math.inf):
-                progressed.best_step, progressed.best = done, progressed.figures
-                if processes.first:
-                    keep_best(model, done, progressed.figures)
-        if processes.first:
-            training_log.append(log, row)
-            report(row)
-            save_state(state, model, optimiser, scaler, progressed, identity)
-    processes.wait()
-    model.eval()
-    return progressed
+        return sums
+
+    return go_on(
+        run,
+        progressed,
+        model,
+        optimiser,
+        take_step,
+        lambda: evaluate(model),
+        scaler=scaler,
+        report=report,
+        tick=tick,
+        select=select,
+        keep_best=lambda step, figures: keep_best(model, step, figures),
+    )
 
 
 def _backward(

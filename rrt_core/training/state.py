@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from rrt_core.transformer.model import RerankingTransformer
 from schemas.errors import UserError
 
 STATE_NAME = "state.pt"
@@ -57,16 +56,9 @@ def write_whole(path: Path, data: bytes) -> None:
         os.close(folder)
 
 
-def write_state(path: Path, state: Mapping[str, Any]) -> None:
-    """Write tensors, texts and numbers by name, whole or not at all."""
-    buffer = io.BytesIO()
-    torch.save(dict(state), buffer)
-    write_whole(path, buffer.getvalue())
-
-
 def save_state(
     path: Path,
-    model: RerankingTransformer,
+    model: nn.Module,
     optimiser: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler | None,
     progressed: Progressed,
@@ -81,7 +73,9 @@ def save_state(
     }
     if scaler is not None:
         state["scaler"] = scaler.state_dict()
-    write_state(path, state)
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    write_whole(path, buffer.getvalue())
 
 
 def load_state(
@@ -90,11 +84,8 @@ def load_state(
     optimiser: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler | None,
     identity: str,
-    key: str = "model",
 ) -> Progressed:
     """Fill model, optimiser and scaler from the file; nothing in it is run.
-
-    key: what the file has the model under.
 
     Raises:
         UserError: damaged, of another model, or of a run with another identity.
@@ -112,8 +103,9 @@ def load_state(
             "delete it."
         )
     try:
-        model.load_state_dict(saved[key])
-    except RuntimeError:
+        # "network": as train-products called it in older states
+        model.load_state_dict(saved["model"] if "model" in saved else saved["network"])
+    except (KeyError, RuntimeError):
         raise UserError(f"{path} is of another model: name another folder, or delete it.") from None
     optimiser.load_state_dict(saved["optimiser"])
     if scaler is not None and "scaler" in saved:

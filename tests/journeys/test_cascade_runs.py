@@ -136,8 +136,8 @@ def test_each_protocol_reranks_its_own_best(made: Path) -> None:
 
 
 def test_without_labels_the_ranking_is_the_same(made: Path) -> None:
-    with_labels = results_scores.read_ranking(str(made / "labelled"), "deploy")
-    without = results_scores.read_ranking(str(made / "unlabelled"), "deploy")
+    with_labels = list(results_scores.read_ranking(str(made / "labelled"), "deploy"))
+    without = list(results_scores.read_ranking(str(made / "unlabelled"), "deploy"))
     assert len(with_labels) == len(without) == 2
     for (query, rows), (same, expected) in zip(with_labels, without, strict=True):
         assert query == same and repr(rows.to_pylist()) == repr(expected.to_pylist())

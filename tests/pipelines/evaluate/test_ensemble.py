@@ -22,7 +22,7 @@ from pipelines.engines.settings import RunSettings
 from pipelines.evaluate import stage as evaluate
 from pipelines.evaluate import table as evaluate_table
 from pipelines.evaluate import tune
-from pipelines.evaluate.ensembles import read_asked, read_scored
+from pipelines.evaluate.ensembles import read_ensemble, read_scored, replayed
 from pipelines.jobs.manifests import read_entries
 from pipelines.options import build
 from pipelines.report import stage as report
@@ -187,9 +187,9 @@ def assert_ends(run: str, truth_file: str) -> None:
         truth = None if protocol == "deploy" else known
         rankings = dict(read_ranking(run, protocol))
         for item in lists:
-            replayed = item.replayed(protocol, truth, SHORTLIST, Ensemble(0, 9.0, SHORTLIST))
-            assert replayed == rankings[item.query_id].column("record_id").to_pylist()
-            unchanged = item.replayed(protocol, truth, SHORTLIST, Ensemble(1, 9.0, SHORTLIST))
+            reranked = replayed(item, protocol, truth, SHORTLIST, Ensemble(0, 9.0, SHORTLIST))
+            assert reranked == rankings[item.query_id].column("record_id").to_pylist()
+            unchanged = replayed(item, protocol, truth, SHORTLIST, Ensemble(1, 9.0, SHORTLIST))
             junk = set(item.under(protocol, truth, SHORTLIST).junk)
             places = known.positions(item.record_ids)
             kept = [
@@ -462,11 +462,11 @@ def test_the_metric_where_levels_are_not_known_is_medium() -> None:
 
 def test_forms_of_the_option() -> None:
     for asked in (("0.5", "0.3"), build(evaluate.Options, _values([0.5, 0.3]), "yaml").ensemble):
-        read = read_asked(asked)
+        read = read_ensemble(asked)
         assert (read.lambda_, read.gamma, read.k, read.tuned) == (0.5, 0.3, None, None)
-    assert read_asked(("0.5", "0.3", "50")).at(100, "run") == Ensemble(0.5, 0.3, 50)
+    assert read_ensemble(("0.5", "0.3", "50")).at(100, "run") == Ensemble(0.5, 0.3, 50)
     assert (
-        read_asked(build(evaluate.Options, _values([0, 1, 50]), "yaml").ensemble).at(100, "r").k
+        read_ensemble(build(evaluate.Options, _values([0, 1, 50]), "yaml").ensemble).at(100, "r").k
         == 50
     )
 

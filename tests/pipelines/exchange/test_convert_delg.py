@@ -461,7 +461,7 @@ def test_a_checkpoint_that_tensorflow_wrote(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Both families, through TensorFlow's own files; the networks themselves:
-    benchmarks/delg_parity.py.
+    benchmarks/parity/delg_parity.py.
     """
     tensorflow = pytest.importorskip("tensorflow")
     v1 = tensorflow.compat.v1

@@ -63,6 +63,19 @@ def test_put_takes_the_file_away(place: Place, tmp_path: Path) -> None:
     assert place.read("data/part-0.bin") == b"made" and not file.exists()
 
 
+def test_move_takes_the_place_of_what_stands_there(place: Place) -> None:
+    place.write("next/data/a", b"new")
+    place.write("data/a", b"old one")
+    place.move("next/data/a", "data/a")
+    place.move("next/data/a", "data/a")
+    place.move("next/data/none", "deep/data/none")
+    assert place.read("data/a") == b"new" and not place.exists("next/data/a")
+    assert place.names("deep/data") == []
+    place.remove_empty_folder("data")
+    place.remove_empty_folder("next/data")
+    assert place.names("data") == ["a"] and place.folders("next") == []
+
+
 def test_ranges(place: Place) -> None:
     place.write("a", bytes(range(100)))
     place.write("b", bytes(100))

@@ -115,7 +115,15 @@ def test_three_modes_one_after_another(
     assert "already made" in capsys.readouterr().err
     assert (folders["joint"] / "weights.safetensors").stat().st_mtime_ns == written
     assert main([*joint, "--lr", "0.5"]) == 2
-    assert "made otherwise" in capsys.readouterr().err
+    assert "another recipe (lr was 0.0001, is now 0.5)" in capsys.readouterr().err
+
+    # A damaged manifest, or another recipe: made again over the old one, which goes at the end.
+    (folders["joint"] / "manifest.json").write_text("{")
+    assert main([*joint, "--overwrite"]) == 0
+    assert (folders["joint"] / "weights.safetensors").stat().st_mtime_ns > written
+    assert main([*joint, "--lr", "0.5", "--overwrite"]) == 0
+    recipe = json.loads((folders["joint"] / "manifest.json").read_text())["recipe"]
+    assert recipe["lr"] == 0.5 and not (folders["joint"] / "next").exists()
 
 
 def test_mistakes_are_told_in_one_sentence(

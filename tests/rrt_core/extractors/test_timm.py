@@ -560,7 +560,7 @@ def test_what_cannot_be_whitened_is_refused(cells: int, dimensions: int, said: s
 def test_the_script_makes_a_projection_that_the_extractor_takes(
     tmp_path: Path, capsys: Any
 ) -> None:
-    path = Path(__file__).resolve().parents[3] / "benchmarks" / "make_projection.py"
+    path = Path(__file__).resolve().parents[3] / "benchmarks" / "making" / "make_projection.py"
     spec = importlib.util.spec_from_file_location("make_projection", path)
     assert spec and spec.loader
     script = importlib.util.module_from_spec(spec)

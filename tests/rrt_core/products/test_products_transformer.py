@@ -227,7 +227,7 @@ def test_broken_products_checkpoints(tmp_path: Path) -> None:
     "RRT_REFERENCE" not in os.environ, reason="RRT_REFERENCE names no checkout of the paper's code"
 )
 def test_parity_with_the_papers_code() -> None:
-    script = Path(__file__).parents[3] / "benchmarks" / "rrt_parity.py"
+    script = Path(__file__).parents[3] / "benchmarks" / "parity" / "rrt_parity.py"
     command = [
         sys.executable,
         str(script),

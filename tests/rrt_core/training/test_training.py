@@ -140,7 +140,7 @@ def test_learning_rate() -> None:
 def test_saved_weights_have_the_same_bytes_in_every_process(tmp_path: Path) -> None:
     program = (
         "import sys, torch; from rrt_core.checkpoints import save_checkpoint; torch.manual_seed(0);"
-        "from rrt_core.transformer import ModelConfig, RerankingTransformer;"
+        "from rrt_core.transformer.model import ModelConfig, RerankingTransformer;"
         "model = RerankingTransformer(ModelConfig(global_dim=8, d_model=32, feedforward=32, "
         "layers=2));"
         "save_checkpoint(sys.argv[1], model, {'b': 1, 'a': [2]})"

@@ -1,6 +1,6 @@
 """Does our model compute what the paper's repository computes?
 
-    python benchmarks/rrt_parity.py --reference DIR
+    python benchmarks/parity/rrt_parity.py --reference DIR
 
 DIR is a checkout of uvavision/RerankingTransformer. The models of its two variants are given the
 same random weights and the same random input as ours: MatchERT of RRT_GLD beside
@@ -20,8 +20,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
 
+from benchmarks.last_line import print_figures
 from rrt_core.products.model import MapMatcher, ProductsConfig
 from rrt_core.transformer.model import ModelConfig, RerankingTransformer
 from rrt_core.transformer.scorer import PairScorer, TokenSet
@@ -64,13 +66,23 @@ def main() -> int:
     parser.add_argument("--pairs", type=int, default=4, help="pairs a case")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    worst = max(
-        landmarks(Path(args.reference), args.pairs, args.seed),
-        products(Path(args.reference), args.pairs, args.seed),
-    )
+    differences = {
+        "landmarks": landmarks(Path(args.reference), args.pairs, args.seed),
+        "products": products(Path(args.reference), args.pairs, args.seed),
+    }
+    worst = max(max(cases.values()) for cases in differences.values())
+
     print(
         f"largest difference {worst:.2e}, allowed {TOLERANCE:.0e}: "
         f"{'equal' if worst <= TOLERANCE else 'NOT EQUAL'}"
+    )
+    print_figures(
+        {
+            "largest_difference": worst,
+            "allowed_difference": TOLERANCE,
+            "equal": worst <= TOLERANCE,
+            "difference_by_case": differences,
+        }
     )
     return int(worst > TOLERANCE)
 
@@ -92,8 +104,8 @@ def reference_model(folder: Path, seed: int, *shape: object) -> torch.nn.Module:
     return model
 
 
-def landmarks(reference_folder: Path, pair_count: int, seed: int) -> float:
-    """Print the landmark cases; the largest difference."""
+def landmarks(reference_folder: Path, pair_count: int, seed: int) -> dict[str, float]:
+    """Print the landmark cases: the largest difference of logits of each."""
     rng = np.random.default_rng(seed)
     reference = reference_model(
         reference_folder / "RRT_GLD", seed, 2048, 128, 1004, 256, 4, 6, 1024, 0.0, "relu", False
@@ -110,7 +122,7 @@ def landmarks(reference_folder: Path, pair_count: int, seed: int) -> float:
         "one token": [(1, 1), (1, SLOTS), (SLOTS, 1)],
         "no locals": [(0, 0), (0, SLOTS), (SLOTS, 0)],
     }
-    worst = 0.0
+    largest: dict[str, float] = {}
     print(f"{'case':>14}  {'logits':>20}  {'plain - reference':>18}  {'scorer - reference':>18}")
     for name, sizes in cases.items():
         pairs = [(random_image(rng, n, 2048), random_image(rng, m, 2048)) for n, m in sizes]
@@ -121,15 +133,16 @@ def landmarks(reference_folder: Path, pair_count: int, seed: int) -> float:
             plain = ours(*query, *gallery).numpy()
         scored = PairScorer(ours).score(pairs)
         differences = [float(np.abs(x - expected).max()) for x in (plain, scored)]
-        worst = max(worst, *differences)
+        largest[name] = max(differences)
         spread = f"{expected.min():.4f}..{expected.max():.4f}"
         print(f"{name:>14}  {spread:>20}  {differences[0]:18.2e}  {differences[1]:18.2e}")
-    return worst
+    return largest
 
 
-def products(reference_folder: Path, pair_count: int, seed: int) -> float:
-    """Print the products cases; the largest difference. That code knows no masks: a map is always
-    whole.
+def products(reference_folder: Path, pair_count: int, seed: int) -> dict[str, float]:
+    """Print the products cases: the largest difference of logits of each.
+
+    That code knows no masks: a map is always whole.
     """
     rng = np.random.default_rng(seed)
     reference = reference_model(
@@ -142,7 +155,7 @@ def products(reference_folder: Path, pair_count: int, seed: int) -> float:
         f"strict keys"
     )
     cases = {"7 x 7": (7, 7), "10 x 10": (10, 10), "5 x 9": (5, 9), "one cell": (1, 1)}
-    worst = 0.0
+    largest: dict[str, float] = {}
     print(f"{'map':>14}  {'logits':>20}  {'ours - reference':>18}")
     for name, (height, width) in cases.items():
         query, gallery = (
@@ -153,11 +166,10 @@ def products(reference_folder: Path, pair_count: int, seed: int) -> float:
         )
         with torch.no_grad():
             expected = reference(None, query, None, gallery)
-            difference = float((ours(query, gallery) - expected).abs().max())
-        worst = max(worst, difference)
+            largest[name] = difference = float((ours(query, gallery) - expected).abs().max())
         spread = f"{float(expected.min()):.4f}..{float(expected.max()):.4f}"
         print(f"{name:>14}  {spread:>20}  {difference:18.2e}")
-    return worst
+    return largest
 
 
 def count(model: torch.nn.Module) -> int:

@@ -1,5 +1,4 @@
-"""Pairs to train the transformer on, out of described images in memory: a function of seed and step
-alone.
+"""Pairs to train the transformer on, from described images: a function of seed and step alone.
 
 Positives are pictures of one instance. Negatives are drawn as the paper draws them, among the
 nearest by global descriptor that show another instance, and (for rendered views) among other
@@ -12,25 +11,27 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from rendered_views import Views, entangled
 
+from benchmarks.quality.rendered_views import Views, entangled
 from rrt_core.training.loop import PairBatch, Side
 from rrt_core.transformer.model import RerankingTransformer
 from rrt_core.transformer.scorer import PairScorer, TokenSet
 
 NEIGHBOURS = 50  # negatives are drawn from so many nearest of other instances
+LOOKALIKES = 0.15  # share of the negatives from the same photograph, where it has any
 
 
 @dataclass
 class Pool:
     """Described images and what may be paired with each.
 
-    descriptor f32 [n, D]; local f16 [n, k, L], zeros behind `count` i32 [n]; rows u8 [n, k] of the
-    scale embedding
-    same, near, alike: for each image the indices of its instance's other images, of the nearest of
-        others, and of
-    look-alikes (may be empty)
-    weight f64 [n]: how often an image is an anchor, relative; 0 where it has no partner
+    descriptor  f32 [n, D]
+    local       f16 [n, k, L], zeros behind `count` i32 [n]
+    rows        u8 [n, k], of the scale embedding
+    same        of each image, the indices of its instance's other images
+    near        of each image, the nearest of other instances
+    alike       of each image, its look-alikes (may be empty)
+    weight      f64 [n]: how often an image is an anchor, relative; 0 where it has no partner
     """
 
     descriptor: np.ndarray
@@ -56,9 +57,7 @@ class Pool:
 
 
 def rendered_pool(views: Views) -> Pool:
-    """Couples whose backgrounds make them neither positive nor negative (`entangled`) are no
-    negatives.
-    """
+    """All views; a couple that is `entangled` by its backgrounds is no negative."""
     by_instance = {i: np.flatnonzero(views.instance == i) for i in np.unique(views.instance)}
     by_photo = {p: np.flatnonzero(views.photo == p) for p in np.unique(views.photo)}
     same, near, alike = [], [], []
@@ -112,16 +111,17 @@ def joined(first: Pool, second: Pool, share: float) -> Pool:
 
 
 def nearest(descriptor: np.ndarray, most: int) -> list[np.ndarray]:
-    """For each image the indices of its nearest by global descriptor, itself left out; ties by
-    index.
+    """For each image the indices of its nearest by global descriptor; ties by index.
+
+    An image is none of its own nearest.
     """
-    found: list[np.ndarray] = []
+    chosen: list[np.ndarray] = []
     for first in range(0, len(descriptor), 1024):
         similarity = descriptor[first : first + 1024] @ descriptor.T
         for i, row in enumerate(similarity, first):
             order = np.argsort(-row, kind="stable")[: most + 1]
-            found.append(order[order != i][:most])
-    return found
+            chosen.append(order[order != i][:most])
+    return chosen
 
 
 def _others(views: Views, i: int, candidates: np.ndarray) -> np.ndarray:
@@ -132,9 +132,10 @@ def _others(views: Views, i: int, candidates: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Budget:
-    """Tokens a side are drawn log-uniformly from low..high for each step; pairs * tokens of a step
-    stays about pairs * typical, within least..most pairs. From `long_from` of the steps on,
-    low..high is long_low..long_high.
+    """Tokens a side, drawn log-uniformly from low..high for each step, and pairs.
+
+    pairs * tokens of a step stays about pairs * typical, within least..most pairs. From `long_from`
+    of the steps on, low..high is long_low..long_high.
     """
 
     low: int = 32
@@ -155,13 +156,8 @@ class PairSampler:
         self, pool: Pool, steps: int, seed: int, budget: Budget, lookalikes: float
     ) -> None:
         """lookalikes: share of the negatives from the same photograph, where there are any."""
-        self.pool, self.steps, self.seed, self.budget, self.lookalikes = (
-            pool,
-            steps,
-            seed,
-            budget,
-            lookalikes,
-        )
+        self.pool, self.steps, self.seed = pool, steps, seed
+        self.budget, self.lookalikes = budget, lookalikes
         self._chance = pool.weight / pool.weight.sum()
 
     def pairs(
@@ -213,8 +209,7 @@ class PairSampler:
 
     def _side(self, index: np.ndarray, tokens: int, rng: np.random.Generator) -> Side:
         pool = self.pool
-        # Half of the time some of the strongest are left out: the next image has others in their
-        # place.
+        # Half of the time some of the strongest are left out, as another image lacks some.
         reach = min(
             int(tokens * rng.uniform(1.0, 1.4)) if rng.uniform() < 0.5 else tokens,
             pool.local.shape[1],

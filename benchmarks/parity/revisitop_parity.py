@@ -1,27 +1,27 @@
-"""How far `rrt_core.metrics` is from revisitop's own evaluate.py: the largest difference over many
-trials.
+"""How far `rrt_core.metrics` is from revisitop's own evaluate.py, at most, over many trials.
 
-    python benchmarks/revisitop_parity.py --reference CHECKOUT [--ground-truth FILE ...] [--trials
-    200]
+    python benchmarks/parity/revisitop_parity.py --reference CHECKOUT
+        [--ground-truth FILE ...] [--trials 200]
 
 A trial evaluates a random ranking of each query of a ground-truth file under Easy, Medium and Hard;
 every other trial is adversarial: junk first, positives last, or both mixed in front. Without
-ground-truth files a synthetic one of 5,000 images is used. Prints one JSON object.
+ground-truth files a synthetic one of 5,000 images is used.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
 import sys
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
 
+from benchmarks.last_line import print_figures
 from rrt_core.metrics import revisited as metrics
 from schemas.ground_truth.ground_truth import GroundTruth, QueryTruth, load_ground_truth
 
@@ -107,15 +107,13 @@ def main() -> None:
         metrics.PROTOCOLS
     )
     sets = [truth.name for truth in truths]
-    print(
-        json.dumps(
-            {
-                "sets": sets,
-                "trials": options.trials,
-                "rankings": count,
-                "largest difference": largest,
-            }
-        )
+    print_figures(
+        {
+            "sets": sets,
+            "trials": options.trials,
+            "rankings": count,
+            "largest_difference": largest,
+        }
     )
 
 

@@ -1,7 +1,7 @@
-"""What descriptors are worth on real products: global mAP, and mutual nearest neighbours on top.
+"""What descriptors are worth on real products: global mAP, and mutual neighbours on top.
 
-    python benchmarks/products_global_and_locals.py [--extractor NAME] [--set OPTION=JSON] [--box
-    PART]
+    python benchmarks/quality/products_global_and_locals.py
+        [--extractor NAME] [--set OPTION=JSON] [--box PART]
 
 The 100 validation photographs of $RRT_TEST_DATA/products query the 864 training ones among the 800
 of photos/. mAP is the plain average precision over the whole gallery, no junk. The global top 100
@@ -17,6 +17,7 @@ import argparse
 import hashlib
 import json
 import os
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -25,12 +26,14 @@ import cv2
 import numpy as np
 import torch
 
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.last_line import print_figures
 from rrt_core.extractors import Description, Extractor, create
 from rrt_core.images import decode
 
-DATA = Path(
-    os.environ.get("RRT_TEST_DATA", Path(__file__).resolve().parent.parent.parent / "shared")
-)
+DATA = Path(os.environ.get("RRT_TEST_DATA", ROOT.parent / "shared"))
 TOP = 100
 LOCALS = (64, 200, 500)
 WAYS = {
@@ -73,26 +76,39 @@ def main() -> None:
     gallery = train + sorted((arguments.data / "photos").glob("*.jpg"))
     relevant = np.array([[g.parent.name == q.parent.name for g in gallery] for q in queries])
     described = describe(extractor, gallery, 1.0)
-    asked = describe(extractor, queries, arguments.box)
+    wanted = describe(extractor, queries, arguments.box)
 
-    left, right = (np.stack([d.global_descriptor for d in side]) for side in (asked, described))
+    left, right = (np.stack([d.global_descriptor for d in side]) for side in (wanted, described))
     order = np.argsort(-(left @ right.T), axis=1, kind="stable")
     print(
         f"{extractor.name} {json.dumps(extractor.config)}, box {arguments.box:g}, "
         f"{len(gallery):,} images"
     )
-    show("global", order, relevant)
-    found = np.take_along_axis(relevant, order[:, :TOP], axis=1).sum(axis=1) / relevant.sum(axis=1)
-    print(f"  recall in the top {TOP}: {found.mean():.3f}")
+    figures = {"global": show("global", order, relevant)}
+    recall = np.take_along_axis(relevant, order[:, :TOP], axis=1).sum(axis=1) / relevant.sum(axis=1)
+    print(f"  recall in the top {TOP}: {recall.mean():.3f}")
+
     started = time.monotonic()
-    scores = rerank(asked, described, order[:, :TOP])
+    scores = rerank(wanted, described, order[:, :TOP])
     for (kept, way), values in scores.items():
         again = np.argsort(-values, axis=1, kind="stable")
         reranked = np.concatenate(
             [np.take_along_axis(order[:, :TOP], again, 1), order[:, TOP:]], axis=1
         )
-        show(f"{kept} locals, {way}", reranked, relevant)
-    print(f"  {time.monotonic() - started:.0f} s for {len(queries) * TOP:,} pairs")
+        name = f"{kept} locals, {way}"
+        figures[name] = show(name, reranked, relevant)
+    seconds = time.monotonic() - started
+    print(f"  {seconds:.0f} s for {len(queries) * TOP:,} pairs")
+    print_figures(
+        {
+            "extractor": extractor.name,
+            "gallery_images": len(gallery),
+            "queries": len(queries),
+            f"recall_{TOP}": recall.mean(),
+            "rankings": figures,
+            "reranking_seconds": seconds,
+        }
+    )
 
 
 def describe(extractor: Extractor, files: list[Path], box: float) -> list[Description]:
@@ -136,9 +152,9 @@ def rerank(
         for column, candidate in enumerate(candidates):
             between = queries[row].descriptors @ gallery[candidate].descriptors.T
             for kept in LOCALS:
-                found = mutual(between[:kept, :kept])
+                similarities = mutual(between[:kept, :kept])
                 for way, score in WAYS.items():
-                    scores[kept, way][row, column] = score(found)
+                    scores[kept, way][row, column] = score(similarities)
     return scores
 
 
@@ -152,13 +168,15 @@ def mutual(similarity: np.ndarray) -> np.ndarray:
     return np.maximum(similarity[rows, forth[rows]], 0)
 
 
-def show(name: str, order: np.ndarray, relevant: np.ndarray) -> None:
+def show(name: str, order: np.ndarray, relevant: np.ndarray) -> dict[str, float]:
+    """Print mAP and Recall@1 of a ranking, and return them."""
     precisions = []
     for ranks, hits in zip(order, relevant, strict=True):
         places = np.flatnonzero(hits[ranks]) + 1
         precisions.append(np.mean(np.arange(1, len(places) + 1) / places))
     first = np.mean([hits[ranks[0]] for ranks, hits in zip(order, relevant, strict=True)])
     print(f"  {name}: mAP {np.mean(precisions):.3f}, R@1 {first:.2f}")
+    return {"mAP": float(np.mean(precisions)), "recall_1": float(first)}
 
 
 if __name__ == "__main__":

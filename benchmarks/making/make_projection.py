@@ -1,13 +1,12 @@
-"""Make a projection of a timm extractor's locals to fewer dimensions: PCA whitening, from your
-photographs.
+"""Make a projection of a timm extractor's locals to fewer dimensions from your photographs.
 
-    python benchmarks/make_projection.py timm:resnet50 --option weights=resnet50.safetensors
-    --photos FOLDER --out FILE
+    python benchmarks/making/make_projection.py timm:resnet50
+        --option weights=resnet50.safetensors --photos FOLDER --out FILE
 
-The photographs are described as the extractor would, with the same options; the mean and covariance
-of the cells that it keeps (the strongest of all sizes) give the projection. A thousand varied
-photographs, unlike those of the evaluation, are plenty. Give FILE to the extractor:
---extractor-option projection=FILE.
+The projection is a PCA whitening. The photographs are described as the extractor would, with the
+same options; the mean and covariance of the cells that it keeps (the strongest of all sizes) give
+the projection. A thousand varied photographs, unlike those of the evaluation, are plenty. Give FILE
+to the extractor: --extractor-option projection=FILE.
 """
 
 from __future__ import annotations
@@ -25,9 +24,10 @@ import numpy as np
 import torch
 from safetensors.numpy import save
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.last_line import print_figures
 from pipelines.options import build, option
 from rrt_core.extractors import create
 from rrt_core.extractors.projection import Whitening
@@ -64,13 +64,20 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     try:
-        print(make(options))
+        figures = make(options)
     except UserError as error:
         raise SystemExit(f"make_projection.py: {error}") from None
 
+    print(
+        f"{options.out}: {figures['channels']} -> {figures['dimensions']} dimensions, "
+        f"{figures['cells']:,} cells of {figures['photographs']} photographs "
+        f"({figures['undecoded']} could not be decoded), {figures['seconds']:.0f} s"
+    )
+    print_figures(figures)
 
-def make(options: argparse.Namespace) -> str:
-    """Make the file; what to say of it."""
+
+def make(options: argparse.Namespace) -> dict[str, Any]:
+    """Make the file: the figures of what it was made from."""
     torch.set_num_threads(1)  # sums in one order
     extractor = create(
         options.extractor,
@@ -86,12 +93,10 @@ def make(options: argparse.Namespace) -> str:
             f"There is no {', '.join(SUFFIXES)} in {options.photos}: name a folder of photographs."
         )
     chosen = np.random.default_rng(options.seed).permutation(len(files))[: options.photographs]
-    started, gathered, contents, left_out = (
-        time.monotonic(),
-        Whitening(extractor.local_dim),
-        hashlib.sha256(),
-        0,
-    )
+
+    started = time.monotonic()
+    gathered = Whitening(extractor.local_dim)
+    contents, left_out = hashlib.sha256(), 0
     for path in [files[number] for number in sorted(chosen)]:
         data = path.read_bytes()
         try:
@@ -101,12 +106,13 @@ def make(options: argparse.Namespace) -> str:
             continue
         contents.update(hashlib.sha256(data).digest())
         with torch.inference_mode():
-            for found in extractor.strongest([image]):
-                gathered.add(found.cells.cpu().numpy())
+            for strongest in extractor.strongest([image]):
+                gathered.add(strongest.cells.cpu().numpy())
+
     mean, projection = gathered.solve(options.dimensions)
     used = len(chosen) - left_out
     made_of = {
-        "made_by": "benchmarks/make_projection.py",
+        "made_by": "benchmarks/making/make_projection.py",
         "photographs": str(used),
         "photographs_sha256": contents.hexdigest(),  # of their SHA-256, in the order of their names
         "cells": str(gathered.count),
@@ -120,12 +126,14 @@ def make(options: argparse.Namespace) -> str:
     }
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_bytes(save({"mean": mean, "projection": projection}, metadata=made_of))
-    seconds = time.monotonic() - started
-    return (
-        f"{options.out}: {mean.shape[0]} -> {projection.shape[1]} dimensions, {gathered.count:,} "
-        f"cells of {used} "
-        f"photographs ({left_out} could not be decoded), {seconds:.0f} s"
-    )
+    return {
+        "channels": mean.shape[0],
+        "dimensions": projection.shape[1],
+        "cells": gathered.count,
+        "photographs": used,
+        "undecoded": left_out,
+        "seconds": time.monotonic() - started,
+    }
 
 
 if __name__ == "__main__":

@@ -1,12 +1,13 @@
 """Train the weights that ship with the package, for the extractor `efficientnet`, on a CPU.
 
-    python benchmarks/train_weights.py all --work DIR       render, describe, train, export: hours
-    python benchmarks/train_weights.py train|export --work DIR
+    python benchmarks/making/train_weights.py all --work DIR
+    python benchmarks/making/train_weights.py describe|train|export --work DIR
 
-The paper trains on a million photographs of landmarks; these come of rendered views of regions of
-640 photographs (rendered_views.py, which also says which photographs are kept for validation and
-test). `train` goes on where it was stopped. `export` writes the weights, and a JSON beside them
-that says what made them.
+`all` renders, describes, trains and exports, which takes hours. The paper trains on a million
+photographs of landmarks; these weights come of rendered views of regions of 640 photographs
+(rendered_views.py, which also says which photographs are kept for validation and test). `train`
+goes on where it was stopped. `export` writes the weights, and a JSON beside them that says what
+made them.
 """
 
 from __future__ import annotations
@@ -20,14 +21,25 @@ import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
-import rendered_views
 import torch
-from pair_sampling import Budget, PairSampler, pair_figures, rendered_pool
-from rendered_views import BINNING, SPLITS, TRAINING_KINDS
 
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.last_line import print_figures
+from benchmarks.quality import rendered_views
+from benchmarks.quality.pair_sampling import (
+    LOOKALIKES,
+    Budget,
+    PairSampler,
+    pair_figures,
+    rendered_pool,
+)
+from benchmarks.quality.rendered_views import BINNING, SPLITS, TRAINING_KINDS
 from rrt_core.checkpoints import save_checkpoint
 from rrt_core.rerankers.rrt import EMBEDDED_WEIGHTS
 from rrt_core.training.loop import TrainingOptions, train
@@ -35,7 +47,6 @@ from rrt_core.transformer.initialisation import initialise_matching
 from rrt_core.transformer.model import ModelConfig, RerankingTransformer
 
 SHARPNESS = 25.0
-LOOKALIKES = 0.15
 VALIDATION_PAIRS, VALIDATION_TOKENS = 600, 96
 
 
@@ -60,13 +71,11 @@ def options_of(args: argparse.Namespace) -> TrainingOptions:
     )
 
 
-def run_train(args: argparse.Namespace) -> None:
-    """Train, or go on."""
+def run_train(args: argparse.Namespace) -> dict[str, Any]:
+    """Train, or go on: the last value of each figure that was reported."""
     views = rendered_views.load(args.work, "training")
-    pool, held_out = (
-        rendered_pool(views),
-        rendered_pool(rendered_views.load(args.work, "validation")),
-    )
+    pool = rendered_pool(views)
+    held_out = rendered_pool(rendered_views.load(args.work, "validation"))
     print(
         f"{len(views)} views of {len(np.unique(views.instance))} instances; held out "
         f"{len(held_out)}",
@@ -77,8 +86,10 @@ def run_train(args: argparse.Namespace) -> None:
     model = new_model(views.descriptor.shape[1], args.seed)
     folder = args.work / args.name
     folder.mkdir(parents=True, exist_ok=True)
+    last: dict[str, float] = {}
 
     def report(row: dict[str, float]) -> None:
+        last.update(row)
         print("  ".join(f"{name} {value:.4g}" for name, value in row.items()), flush=True)
         if "val_auc" in row:  # to look at, and for products_quality.py to start from
             save_checkpoint(str(folder / f"step-{int(row['step']):06}.safetensors"), model, {})
@@ -93,10 +104,11 @@ def run_train(args: argparse.Namespace) -> None:
         folder,
         report,
     )
+    return {"trained": last}
 
 
-def run_export(args: argparse.Namespace) -> None:
-    """Write the weights and their card."""
+def run_export(args: argparse.Namespace) -> dict[str, Any]:
+    """Write the weights and their card: what the card ends with."""
     views = rendered_views.load(args.work, "training")
     folder = args.work / args.name
     saved = torch.load(folder / "state.pt", weights_only=True)
@@ -137,7 +149,7 @@ def run_export(args: argparse.Namespace) -> None:
     }
     sha256 = save_checkpoint(str(args.out), model, notes)
     card = {
-        "made_by": "benchmarks/train_weights.py all --work DIR",
+        "made_by": "benchmarks/making/train_weights.py all --work DIR",
         "sha256": sha256,
         "config": asdict(model.config),
         **notes,
@@ -155,10 +167,18 @@ def run_export(args: argparse.Namespace) -> None:
     }
     args.out.with_suffix(".json").write_text(json.dumps(card, indent=1) + "\n")
     print(f"{args.out}: {sha256}")
+    return {
+        "exported": {
+            "weights": str(args.out),
+            "sha256": sha256,
+            "steps": saved["step"],
+            **{name: pairs[-1][1] for name, pairs in card["log"].items() if pairs},
+        }
+    }
 
 
-def run_describe(args: argparse.Namespace) -> None:
-    """Render and describe, a process a core."""
+def run_describe(args: argparse.Namespace) -> dict[str, Any]:
+    """Render and describe, a process a core: the number of views of each split."""
     for split in SPLITS:
         command = [
             sys.executable,
@@ -173,13 +193,12 @@ def run_describe(args: argparse.Namespace) -> None:
         exits = [part.wait() for part in parts]
         if any(exits):
             raise SystemExit(f"rendering {split} failed; the lines above say why")
+    return {"views": {split: len(rendered_views.load(args.work, split)) for split in SPLITS}}
 
 
-def run_all(args: argparse.Namespace) -> None:
+def run_all(args: argparse.Namespace) -> dict[str, Any]:
     """Everything, each step only where it is not done."""
-    run_describe(args)
-    run_train(args)
-    run_export(args)
+    return run_describe(args) | run_train(args) | run_export(args)
 
 
 def main() -> None:
@@ -205,9 +224,8 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     cv2.setNumThreads(args.threads)
-    {"all": run_all, "describe": run_describe, "train": run_train, "export": run_export}[
-        args.stage
-    ](args)
+    stages = {"all": run_all, "describe": run_describe, "train": run_train, "export": run_export}
+    print_figures(stages[args.stage](args))
 
 
 if __name__ == "__main__":

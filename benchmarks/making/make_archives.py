@@ -1,7 +1,7 @@
-"""Make many different images out of real photographs, in tar.gz archives as large collections come.
+"""Make many different images out of real photographs, in tar.gz archives.
 
-    python benchmarks/make_archives.py --out DIR [--images 20000] [--archives 20] [--longest 320]
-    [--processes 2]
+    python benchmarks/making/make_archives.py --out DIR
+        [--images 20000] [--archives 20] [--longest 320] [--processes 2]
 
 Photographs are those of $RRT_TEST_DATA/photos and products. Each image is a new JPEG: one
 photograph's random crop of half to all of its sides, perhaps flipped, its longer side scaled to
@@ -19,6 +19,7 @@ import io
 import itertools
 import multiprocessing
 import os
+import sys
 import tarfile
 import time
 from dataclasses import dataclass
@@ -27,7 +28,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.last_line import print_figures
+
 DATA = Path(os.environ.get("RRT_TEST_DATA", ROOT.parent / "shared"))
 SUFFIXES = (".jpg", ".jpeg", ".png")
 
@@ -84,7 +89,7 @@ def make_image(files: list[Path], seed: int, number: int, longest: int) -> bytes
 
 
 def make_archive(archive: Made) -> int:
-    """Write one archive; bytes of it. A name stands only for a whole one."""
+    """Write one archive, under its name only when it is whole; returns its size in bytes."""
     files = photographs()
     temporary = archive.path.with_name(archive.path.name + ".tmp")
     with (
@@ -136,13 +141,20 @@ def main() -> None:
         for done, number_of_bytes in enumerate(pool.imap(make_archive, planned), 1):
             size += number_of_bytes
             print(
-                f"\r{done} of {len(planned)} archives, {bounds[done]:,} images, {size / 1e6:,.0f} "
-                f"MB, "
-                f"{time.monotonic() - begun:.0f} s",
+                f"\r{done} of {len(planned)} archives, {bounds[done]:,} images, "
+                f"{size / 1e6:,.0f} MB, {time.monotonic() - begun:.0f} s",
                 end="",
                 flush=True,
             )
     print()
+    print_figures(
+        {
+            "archives": len(planned),
+            "images": options.images,
+            "megabytes": size / 1e6,
+            "seconds": time.monotonic() - begun,
+        }
+    )
 
 
 if __name__ == "__main__":

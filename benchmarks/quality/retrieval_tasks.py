@@ -1,7 +1,7 @@
-"""A retrieval task in memory, rerankers' scores on its shortlists (kept on disk), and average
-precision.
+"""A retrieval task in memory: rerankers' scores on its shortlists, and average precision.
 
-For the quality benchmarks: every method scores the same pairs, from the same descriptors, once.
+For the quality benchmarks: every method scores the same pairs, from the same descriptors, once; the
+scores are kept on disk.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from rrt_core.rerankers import Locals, Reranker
 
 SHORTLIST = 100
 SAVE_EVERY = 60.0  # seconds
-Precision = Callable[
-    [np.ndarray], float
-]  # bool [n], the ranking's relevance (complete) -> average precision
+# bool [n], the ranking's relevance (complete) -> average precision
+Precision = Callable[[np.ndarray], float]
 
 
 @dataclass
 class Task:
     """Queries with their complete rankings by global similarity.
 
-    name: goes into the names of score files. images: all, by index. queries: int [q], indices of
-        images
-    order: of each query, indices of its gallery without junk, the most similar first
-    similarity: of each query, float32, the global similarity in that order
-    relevant: of each query, bool, whether the image in that place shows its instance
+    name        goes into the names of score files
+    images      all, by index
+    queries     int [q], indices of images
+    order       of each query, indices of its gallery without junk, the most similar first
+    similarity  of each query, float32, the global similarity in that order
+    relevant    of each query, bool, whether the image in that place shows its instance
     """
 
     name: str
@@ -46,8 +46,9 @@ class Task:
     relevant: list[np.ndarray]
 
     def only(self, chosen: np.ndarray, banned: np.ndarray | None = None) -> Task:
-        """Some of the queries; images for which `banned` (bool, by index) holds are taken out of
-        the rankings.
+        """Some of the queries.
+
+        Images for which `banned` (bool, by index) holds are taken out of the rankings.
         """
         keep = [
             np.ones(len(self.order[i]), bool) if banned is None else ~banned[self.order[i]]
@@ -86,45 +87,44 @@ def make_task(
 def scores(
     task: Task, reranker: Reranker, work: Path, shortlist: int = SHORTLIST
 ) -> list[np.ndarray]:
-    """Logits of each query's first `shortlist` images, float32; kept in `work`, a killed run goes
-    on.
+    """Logits of each query's first `shortlist` images, float32.
+
+    They are kept in `work`, so that a killed run goes on.
     """
     identity = [reranker.name, reranker.revision, reranker.weights_sha256, reranker.config]
-    asked = [
+    pairs_of = [
         [int(query), *map(int, order[:shortlist])]
         for query, order in zip(task.queries, task.order, strict=True)
     ]
-    key = hashlib.sha256(json.dumps([identity, asked], sort_keys=True).encode()).hexdigest()[:20]
+    key = hashlib.sha256(json.dumps([identity, pairs_of], sort_keys=True).encode()).hexdigest()[:20]
     path = work / "scores" / f"{task.name}-{reranker.name}-{key}.npz"
     path.parent.mkdir(parents=True, exist_ok=True)
-    found: list[np.ndarray] = []
+    scored: list[np.ndarray] = []
     if path.exists():
         with np.load(path) as kept:
-            found = np.split(kept["logit"], np.cumsum(kept["count"])[:-1])
-    begun, saved, first = time.monotonic(), time.monotonic(), len(found)
+            scored = np.split(kept["logit"], np.cumsum(kept["count"])[:-1])
+    begun, saved, first = time.monotonic(), time.monotonic(), len(scored)
     for i in range(first, len(task.queries)):
         query = task.images[task.queries[i]]
         pairs = [(query, task.images[j]) for j in task.order[i][:shortlist]]
-        found.append(reranker.score(pairs))
+        scored.append(reranker.score(pairs))
         if time.monotonic() - saved > SAVE_EVERY or i + 1 == len(task.queries):
-            _save(path, found)
+            _save(path, scored)
             saved = time.monotonic()
-            done = sum(map(len, found[first:]))
+            done = sum(map(len, scored[first:]))
             print(
                 f"  {task.name} {reranker.name}: {i + 1}/{len(task.queries)} queries,"
                 f" {done / (saved - begun):.1f} pairs a second",
                 file=sys.stderr,
                 flush=True,
             )
-    return found
+    return scored
 
 
 def average_precisions(
     task: Task, scored: Sequence[np.ndarray] | None, precision: Precision
 ) -> np.ndarray:
-    """Average precision of each query after its shortlist is ordered by `scored` (None: global
-    order).
-    """
+    """Average precision of each query, its shortlist ordered by `scored` (None: global order)."""
     values = []
     for i, relevant in enumerate(task.relevant):
         if scored is not None:
@@ -136,7 +136,7 @@ def average_precisions(
 
 def firsts(task: Task, scored: Sequence[np.ndarray] | None) -> np.ndarray:
     """bool [q], whether the first place is relevant."""
-    found = (
+    ordered = (
         task.relevant
         if scored is None
         else [
@@ -144,11 +144,11 @@ def firsts(task: Task, scored: Sequence[np.ndarray] | None) -> np.ndarray:
             for relevant, s in zip(task.relevant, scored, strict=True)
         ]
     )
-    return np.array([bool(relevant[0]) for relevant in found])
+    return np.array([bool(relevant[0]) for relevant in ordered])
 
 
 def perfect(task: Task, shortlist: int = SHORTLIST) -> list[np.ndarray]:
-    """The scores of somebody who knows."""
+    """The scores of a reranker that knows what is relevant."""
     return [relevant[:shortlist].astype(np.float32) for relevant in task.relevant]
 
 
@@ -175,7 +175,9 @@ def bootstrap(difference: np.ndarray, seed: int = 0, draws: int = 10_000) -> tup
     return float(low), float(high)
 
 
-def _save(path: Path, found: Sequence[np.ndarray]) -> None:
+def _save(path: Path, scored: Sequence[np.ndarray]) -> None:
     beside = path.with_suffix(f".{os.getpid()}.tmp.npz")
-    np.savez(beside, logit=np.concatenate(found), count=np.array([len(logits) for logits in found]))
+    np.savez(
+        beside, logit=np.concatenate(scored), count=np.array([len(logits) for logits in scored])
+    )
     beside.replace(path)

@@ -1,20 +1,21 @@
-"""Reranking real photographs: 100 queries, 1,664 images; a query is scored by weights that never
-saw its product.
+"""Reranking real photographs with weights that never saw the query's product.
 
-    python benchmarks/products_quality.py train --fold 0 --work DIR --start WEIGHTS     (folds 0, 1,
-    2) python benchmarks/products_quality.py score --work DIR [--only METHOD ...] python
-    benchmarks/products_quality.py table --work DIR --out docs/images/products_quality.png
+    python benchmarks/quality/products_quality.py train --fold 0 --work DIR --start WEIGHTS
+    python benchmarks/quality/products_quality.py score --work DIR [--only METHOD ...]
+    python benchmarks/quality/products_quality.py table --work DIR --out PLOT.png
+
+`train` is run for the folds 0, 1 and 2. 100 queries, 1,664 images.
 
 Data: RRT_TEST_DATA/products, queries `val`, gallery `train` and the 800 photographs of photos/.
-    Products sorted by
-name, fold = position mod 3. The weights of a fold start from weights trained on rendered views
-(train_weights.py: run/step-002400.safetensors, before its long sequences) and go on with the
-photographs of the other folds' products, mixed with rendered views (--views DIR of
-rendered_views.py); the recipe is fixed beforehand, so that nothing is chosen on a test product. All
-methods see the same locals (the extractor's defaults, 500 an image) and the same shortlists (the
-global top 100). Thresholds of the baselines are chosen for each fold and number of locals on the
-queries of the other folds' products, in a gallery without the fold's own. The ensemble's weight is
-chosen in the same way, but over the zero-shot weights' scores.
+Products sorted by name, fold = position mod 3. The weights of a fold start from weights trained on
+rendered views (train_weights.py: run/step-002400.safetensors, before its long sequences) and go on
+with the photographs of the other folds' products, mixed with rendered views (--views DIR of
+rendered_views.py); the recipe is fixed beforehand, so that nothing is chosen on a test product.
+
+All methods see the same locals (the extractor's defaults, 500 an image) and the same shortlists
+(the global top 100). Thresholds of the baselines are chosen for each fold and number of locals on
+the queries of the other folds' products, in a gallery without the fold's own. The ensemble's weight
+is chosen in the same way, but over the zero-shot weights' scores.
 """
 
 from __future__ import annotations
@@ -22,15 +23,23 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
-import rendered_views
 import torch
-from pair_sampling import (
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.last_line import print_figures
+from benchmarks.quality import rendered_views
+from benchmarks.quality.pair_sampling import (
+    LOOKALIKES,
     Budget,
     PairSampler,
     Pool,
@@ -39,10 +48,10 @@ from pair_sampling import (
     pair_figures,
     rendered_pool,
 )
-from products_global_and_locals import describe
-from quality_plot import Curve, draw
-from rendered_views import BINNING
-from retrieval_tasks import (
+from benchmarks.quality.products_global_and_locals import describe
+from benchmarks.quality.quality_plot import Curve, draw
+from benchmarks.quality.rendered_views import BINNING
+from benchmarks.quality.retrieval_tasks import (
     Task,
     average_precisions,
     bootstrap,
@@ -53,8 +62,6 @@ from retrieval_tasks import (
     plain_average_precision,
     scores,
 )
-from train_weights import LOOKALIKES
-
 from rrt_core.checkpoints import load_checkpoint, save_checkpoint
 from rrt_core.extractors import create as create_extractor
 from rrt_core.rerankers import Locals, create
@@ -62,13 +69,11 @@ from rrt_core.rerankers.rrt import EMBEDDED_WEIGHTS
 from rrt_core.training.loop import TrainingOptions, train
 from rrt_core.transformer.model import bin_scales
 
-DATA = Path(os.environ.get("RRT_TEST_DATA", Path(__file__).resolve().parents[2] / "shared"))
+DATA = Path(os.environ.get("RRT_TEST_DATA", ROOT.parent / "shared"))
 FOLDS = 3
 BUDGETS = (32, 64, 128, 256, 500)
-RRT_BUDGETS = {
-    "rrt": (32, 64, 128, 500),
-    "zero": (128,),
-}  # a pair at 500 takes ten times as long as at 64
+# A pair at 500 takes ten times as long as at 64.
+RRT_BUDGETS = {"rrt": (32, 64, 128, 500), "zero": (128,)}
 GEOMETRIC_GRID = [
     {"max_distance": distance, "residual": residual}
     for distance in (0.8, 0.9, 1.0)
@@ -84,8 +89,9 @@ BUDGET = Budget(
 
 @dataclass
 class Products:
-    """Images described: queries, then the gallery. fold, label: int [n], -1 for photographs that
-    are no products.
+    """Images described: queries, then the gallery.
+
+    fold, label: int [n], -1 for photographs that are no products.
     """
 
     images: list[Locals]
@@ -144,12 +150,12 @@ def products_pool(products: Products, keep: np.ndarray) -> Pool:
 
 
 def fold_weights(args: argparse.Namespace, fold: int) -> Path:
-    """Where the weights of a fold lie."""
+    """The file of a fold's weights."""
     return Path(args.work / f"fold{fold}.safetensors")
 
 
-def run_train(args: argparse.Namespace) -> None:
-    """Train one fold's weights, or go on."""
+def run_train(args: argparse.Namespace) -> dict[str, Any]:
+    """Train one fold's weights, or go on: the last value of each figure that was reported."""
     products = open_products(args.data)
     known = products_pool(products, products.fold != args.fold)
     rendered = rendered_pool(rendered_views.load(args.views, "training"))
@@ -168,6 +174,12 @@ def run_train(args: argparse.Namespace) -> None:
         precision="bfloat16",
         micro_batch=8,
     )
+    last: dict[str, float] = {}
+
+    def report(row: dict[str, float]) -> None:
+        last.update(row)
+        print("  ".join(f"{name} {value:.4g}" for name, value in row.items()), flush=True)
+
     model = load_checkpoint(str(args.start)).model.train()
     train(
         model,
@@ -175,15 +187,14 @@ def run_train(args: argparse.Namespace) -> None:
         lambda trained: pair_figures(trained, held_out, validation, 96, 300),
         options,
         args.work / f"fold{args.fold}",
-        lambda row: print(
-            "  ".join(f"{name} {value:.4g}" for name, value in row.items()), flush=True
-        ),
+        report,
     )
     save_checkpoint(
         str(fold_weights(args, args.fold)),
         model,
         {"fold": args.fold, "start": str(args.start.name)},
     )
+    return {"fold": args.fold, "trained": last}
 
 
 # ------------------------------------------------------------------------------------------ scoring
@@ -233,15 +244,15 @@ def transformer(
 ) -> list[np.ndarray]:
     """Each query scored by its fold's weights."""
     fold = products.fold[task.queries]
-    found: list[np.ndarray] = [np.zeros(0)] * len(task.queries)
+    logits: list[np.ndarray] = [np.zeros(0)] * len(task.queries)
     for test in range(FOLDS):
         mine = np.flatnonzero(fold == test)
         reranker = create(
             "rrt", weights=str(fold_weights(args, test)), query_tokens=budget, gallery_tokens=budget
         )
         for i, scored in zip(mine, scores(task.only(mine), reranker, args.work), strict=True):
-            found[i] = scored
-    return found
+            logits[i] = scored
+    return logits
 
 
 def scores_of(
@@ -257,13 +268,17 @@ def scores_of(
     return tuned(args, products, task, method, budget)
 
 
-def run_score(args: argparse.Namespace) -> None:
-    """Score what --only names, or everything."""
+def run_score(args: argparse.Namespace) -> dict[str, Any]:
+    """Score what --only names, or everything: mAP of each."""
     products = open_products(args.data)
     task = task_of(products)
+    precision: dict[str, float] = {}
     for method, budget in methods(args):
         if not args.only or f"{method}-{budget}" in args.only or method in args.only:
-            scores_of(args, products, task, method, budget)
+            scored = scores_of(args, products, task, method, budget)
+            values = average_precisions(task, scored, plain_average_precision)
+            precision[f"{method}-{budget}"] = float(values.mean())
+    return {"queries": len(task.queries), "mAP": precision}
 
 
 # ------------------------------------------------------------------------------------------ results
@@ -298,18 +313,20 @@ def ensemble_weights(
     return chosen
 
 
-def run_table(args: argparse.Namespace) -> None:
-    """Print the table and the intervals; write plot, CSV and JSON beside each other."""
+def run_table(args: argparse.Namespace) -> dict[str, Any]:
+    """Print the table and the intervals, and return them; write plot, CSV and JSON."""
     products = open_products(args.data)
     task = task_of(products)
     fold = products.fold[task.queries]
     average: dict[tuple[str, int], np.ndarray] = {}
     lines = ["method,locals,mAP,recall_at_1"]
+    rows: list[dict[str, Any]] = []
 
     def add(title: str, budget: int, scored: Sequence[np.ndarray] | None) -> None:
         average[title, budget] = average_precisions(task, scored, plain_average_precision)
-        figures = f"{average[title, budget].mean():.4f},{firsts(task, scored).mean():.2f}"
-        lines.append(f"{title},{budget},{figures}")
+        mean, recall = float(average[title, budget].mean()), float(firsts(task, scored).mean())
+        rows.append({"method": title, "locals": budget, "mAP": mean, "recall_at_1": recall})
+        lines.append(f"{title},{budget},{mean:.4f},{recall:.2f}")
         print(lines[-1], flush=True)
 
     add("global", 0, None)
@@ -341,14 +358,9 @@ def run_table(args: argparse.Namespace) -> None:
             continue
         difference = average[method, budget] - average[rival, other]
         low, high = bootstrap(difference)
-        intervals[f"{method} at {budget} - {rival} at {other}"] = [
-            float(difference.mean()),
-            low,
-            high,
-        ]
-        print(
-            f"{method} at {budget} - {rival} at {other}: {difference.mean():+.4f}, 95 % [{low:+.4f}, {high:+.4f}]"  # noqa: E501
-        )
+        compared, mean = f"{method} at {budget} - {rival} at {other}", float(difference.mean())
+        intervals[compared] = [mean, low, high]
+        print(f"{compared}: {mean:+.4f}, 95 % [{low:+.4f}, {high:+.4f}]")
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.with_suffix(".csv").write_text("\n".join(lines) + "\n")
     args.out.with_suffix(".json").write_text(
@@ -366,6 +378,7 @@ def run_table(args: argparse.Namespace) -> None:
         "perfect": float(average["perfect reranking", 0].mean()),
     }
     draw(args.out, "Products: 100 queries, 1,664 images, top 100 reranked", [("", curves, levels)])
+    return {"rows": rows, "intervals": intervals}
 
 
 def recipe() -> dict[str, object]:
@@ -407,7 +420,8 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     cv2.setNumThreads(args.threads)
     args.work.mkdir(parents=True, exist_ok=True)
-    {"train": run_train, "score": run_score, "table": run_table}[args.stage](args)
+    stages = {"train": run_train, "score": run_score, "table": run_table}
+    print_figures(stages[args.stage](args))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,8 @@
-"""DELG of tensorflow/models and of tf_slim with random weights, for delg_parity.py: build, export,
-extract.
+"""DELG of tensorflow/models and of tf_slim with random weights: build, export, extract.
 
-The sources are read from a folder of the user's and never copied. Their packages' own `__init__`
-(which wants compiled protocol buffers and the whole object detection library) is passed by: only
-the modules needed are imported.
+For delg_parity.py. The sources are read from a folder of the user's and never copied. Their
+packages' own `__init__` (which wants compiled protocol buffers and the whole object detection
+library) is passed by: only the modules needed are imported.
 """
 
 from __future__ import annotations
@@ -76,15 +75,17 @@ def import_sources(folder: Path) -> None:
     for name in ("delf.datum_io", "object_detection.utils.ops"):
         sys.modules[name] = types.ModuleType(name)
     delf = sys.modules["delf"]
-    delf.datum_io = sys.modules["delf.datum_io"]  # type: ignore[attr-defined]
-    delf.feature_extractor = importlib.import_module("delf.python.feature_extractor")  # type: ignore[attr-defined]
-    delf.utils = importlib.import_module("delf.python.utils")  # type: ignore[attr-defined]
-    sys.modules["object_detection.utils"].ops = sys.modules["object_detection.utils.ops"]  # type: ignore[attr-defined]
+    vars(delf)["datum_io"] = sys.modules["delf.datum_io"]
+    vars(delf)["feature_extractor"] = importlib.import_module("delf.python.feature_extractor")
+    vars(delf)["utils"] = importlib.import_module("delf.python.utils")
+    detection = sys.modules["object_detection.utils"]
+    vars(detection)["ops"] = sys.modules["object_detection.utils.ops"]
 
 
 def random_value(name: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
-    """Weights that keep activations in range through a hundred layers, with statistics that are not
-    neutral.
+    """Weights that keep activations in range through a hundred layers.
+
+    Their statistics are not neutral, so that a normalisation left out would show.
     """
     last = name.rpartition("/")[2].partition(":")[0]
     if last in ("kernel", "weights"):
@@ -160,8 +161,8 @@ def keras_reference(
         _, _, scores, blocks, _, reduced = model.global_and_local_forward_pass(
             _normalised(tf, image, scale), training=False
         )
-        found = {"block3": blocks["block3"], "attention": scores, "descriptors": reduced}
-        return {name: value.numpy()[0] for name, value in found.items()}
+        outputs = {"block3": blocks["block3"], "attention": scores, "descriptors": reduced}
+        return {name: value.numpy()[0] for name, value in outputs.items()}
 
     threshold = _spread(maps, sample, *model.attention.conv2.variables)
     tf.saved_model.save(module, str(folder))
@@ -169,8 +170,9 @@ def keras_reference(
 
 
 def _deeper(resnet50: Any) -> Any:
-    """ResNet-101 of their blocks: they give ResNet-50 alone. 17 more units follow l4f, named l4g,
-    l4h, ...
+    """ResNet-101 of their blocks: they give ResNet-50 alone.
+
+    17 more units follow l4f, named l4g, l4h, ...
     """
 
     class Last(resnet50._IdentityBlock):
@@ -203,8 +205,9 @@ def _deeper(resnet50: Any) -> Any:
 def _spread(
     maps: Callable[[np.ndarray, float], Maps], sample: np.ndarray, kernel: Any, bias: Any
 ) -> float:
-    """Set the score layer so that attention is spread over tens; gives a threshold that cuts 6 of
-    10 cells.
+    """Set the score layer so that attention is spread over tens.
+
+    Returns a threshold that cuts 6 of 10 cells.
     """
     before = np.log(np.expm1(maps(sample, 1.0)["attention"].astype(np.float64)))
     factor = 15.0 / before.std()
@@ -214,11 +217,11 @@ def _spread(
 
 
 def slim_reference(depth: int, folder: Path, sample: np.ndarray, seed: int, most: int) -> Reference:
-    """tf_slim's ResNet v1 with DELG's heads, exported by TF1 with the names that their extractor
-    feeds and fetches.
+    """tf_slim's ResNet v1 with DELG's heads, exported by TF1.
 
-    The ResNet is theirs; the heads are written here after the paper, with names of our choice,
-    since the code that exported the published models is not public.
+    It has the names that their extractor feeds and fetches. The ResNet is theirs; the heads are
+    written here after the paper, with names of our choice, since the code that exported the
+    published models is not public.
     """
     import tensorflow as tf
     import tf_slim as slim

@@ -1,20 +1,20 @@
-"""Reranking Transformers for products: global, frozen and joint training on real photographs of
-cartons in shops.
+"""Transformers for products: global, frozen and joint training on photographs of cartons in shops.
 
-    python benchmarks/products_joint.py --out DIR             # the experiment of docs/products.md
-    python benchmarks/products_joint.py --out DIR --inner     # the split on which settings were
-    chosen
+    python benchmarks/quality/products_joint.py --out DIR
+    python benchmarks/quality/products_joint.py --out DIR --inner
+
+The first is the experiment of docs/products.md, the second the split on which its settings were
+chosen.
 
 Data: $RRT_TEST_DATA/products (31 products) and photos/ (800 distractors, some of them instances
-of their own in training).
-Products sorted by name, fold = position mod 3. For each fold models are trained on all photographs
-of the products of the other two folds and on 200 of photos/, and tested on the fold's `val`
-photographs against the `train` photographs of all products and photos/. Queries of all folds are
-pooled. `--inner` knows the products of folds 1 and 2 alone: trained on those of fold 1, tested with
-the `val` photographs of those of fold 2.
+of their own in training). Products sorted by name, fold = position mod 3. For each fold models are
+trained on all photographs of the products of the other two folds and on 200 of photos/, and tested
+on the fold's `val` photographs against the `train` photographs of all products and photos/. Queries
+of all folds are pooled. `--inner` knows the products of folds 1 and 2 alone: trained on those of
+fold 1, tested with the `val` photographs of those of fold 2.
 
 DIR keeps what is done; the same command goes on after a kill. `--folds 0` and `--folds 1 2` can run
-side by side once the early maps are there; the command without it then tells the table of all.
+side by side once the early maps exist; the command without it then prints the table of all.
 Results: results.json and results.csv in DIR.
 """
 
@@ -36,8 +36,10 @@ import cv2
 import numpy as np
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
 
+from benchmarks.last_line import print_figures
 from rrt_core.products.backbone import create_backbone
 from rrt_core.products.crops import CropOptions, CropReader
 from rrt_core.products.evaluation import (
@@ -55,7 +57,7 @@ from rrt_core.products.sampling import Ints, Sampler, neighbours
 from rrt_core.products.training import ProductsNetwork, ProductsOptions, describe, train
 from rrt_core.training.state import write_whole
 
-DATA = Path(os.environ.get("RRT_TEST_DATA", Path(__file__).resolve().parents[2] / "shared"))
+DATA = Path(os.environ.get("RRT_TEST_DATA", ROOT.parent / "shared"))
 TOP = 100
 LAMBDA = 0.5  # of the ensembles with the global score, set beforehand
 SETTINGS: dict[str, Any] = {
@@ -90,8 +92,9 @@ MADE_BY = {
 
 @dataclass(frozen=True)
 class Collection:
-    """files and, for each, its product ("" for photos/), product number (photos count on) and
-    split.
+    """Files and, for each, its product ("" for photos/), its product's number and its split.
+
+    Each of photos/ counts as a product of its own, with a number above those of the products.
     """
 
     files: list[Path]
@@ -119,7 +122,7 @@ def collection(data: Path) -> Collection:
 
 @dataclass(frozen=True)
 class Split:
-    """Rows to train on, to ask with, and to search in."""
+    """Rows to train on, to query with, and to search in."""
 
     name: str
     training: Ints
@@ -133,11 +136,11 @@ def splits(images: Collection, inner: bool, photos: int) -> list[Split]:
     gallery = np.flatnonzero(images.split != "val")
     if inner:
         known = np.flatnonzero(((images.fold == 1) | (images.fold == -1)) & usable)
-        asked = np.flatnonzero((images.fold == 2) & (images.split == "val"))
+        queries = np.flatnonzero((images.fold == 2) & (images.split == "val"))
         gallery = np.flatnonzero(
             (images.split == "photo") | ((images.split == "train") & (images.fold > 0))
         )
-        return [Split("inner", known, asked, gallery)]
+        return [Split("inner", known, queries, gallery)]
     return [
         Split(
             f"fold{fold}",
@@ -192,7 +195,7 @@ def main() -> int:
         for name in path:
             place = place[name]
         place[last] = json.loads(value)
-    Experiment(arguments, settings).run()
+    print_figures(Experiment(arguments, settings).run())
     return 0
 
 
@@ -208,21 +211,25 @@ class Experiment:
         self._logits: dict[str, dict[tuple[int, int], float]] = {}
         self.out.mkdir(parents=True, exist_ok=True)
 
-    def run(self) -> None:
+    def run(self) -> dict[str, Any]:
+        """Train and test the folds: the table's lines, or those of the folds that were named."""
         early = self.early()
-        found: dict[str, list[dict[str, Any]]] = {}
+        rankings: dict[str, list[dict[str, Any]]] = {}
         for number, split in enumerate(splits(self.images, self.inner, self.settings["photos"])):
             if self.folds and number not in self.folds:
                 continue
             for row in self.fold(split, early):
-                found.setdefault(row["name"], []).append(row)
+                rankings.setdefault(row["name"], []).append(row)
+
         if not self.folds:
-            self.report(found)
+            return {"rankings": self.report(rankings), "seconds": self.seconds}
+        by_fold = {
+            name: {row["fold"]: row["figures"] for row in rows} for name, rows in rankings.items()
+        }
+        return {"rankings_by_fold": by_fold, "seconds": self.seconds}
 
     def early(self) -> Both:
-        """The early part's output for all images: the same for all folds, since it is trained by
-        none.
-        """
+        """The early part's output for all images: no fold trains it, so all share it."""
         settings = self.settings
         backbone = create_backbone(settings["backbone"])
         parts = []
@@ -316,8 +323,9 @@ class Experiment:
     def _global_start(
         self, network: ProductsNetwork, early: Both, rows: Ints, sample: Ints
     ) -> None:
-        """`remap` begins as principal components of the maps' means: without training it is the
-        ImageNet descriptor.
+        """Start `remap` as principal components of the maps' means.
+
+        Without training it is the ImageNet descriptor.
         """
         with torch.no_grad():
             maps = network.maps(early.batch(rows[sample], np.zeros_like(sample)))
@@ -375,8 +383,8 @@ class Experiment:
         self.seconds[title] = time.monotonic() - started
 
     def _near(self, split: Split, network: ProductsNetwork, trained: Rows) -> Ints:
-        found = describe(network, trained, np.arange(len(split.training)))
-        return neighbours(found.descriptors, self.settings["near"])
+        described = describe(network, trained, np.arange(len(split.training)))
+        return neighbours(described.descriptors, self.settings["near"])
 
     def _ranking(
         self, split: Split, name: str, described: Described, shown: Ints
@@ -420,9 +428,7 @@ class Experiment:
         gallery: torch.Tensor,
         top: Ints,
     ) -> np.ndarray:
-        """Logits float32 [queries, TOP]; a pair that this model scored before is not scored
-        again.
-        """
+        """Logits float32 [queries, TOP]; a pair that this model has scored is not scored again."""
         known = self._logits.setdefault(model, {})
         logits = np.empty(top.shape, np.float32)
         for query, chosen in enumerate(top):
@@ -430,7 +436,7 @@ class Experiment:
                 [place for place in chosen if (query, int(place)) not in known], np.int64
             )
             if len(new):
-                found = score(
+                scored = score(
                     network.model.matcher,
                     queries[query : query + 1],
                     gallery,
@@ -438,28 +444,34 @@ class Experiment:
                     precision=self.precision,
                 )
                 known.update(
-                    {(query, int(place)): float(x) for place, x in zip(new, found[0], strict=True)}
+                    {(query, int(place)): float(x) for place, x in zip(new, scored[0], strict=True)}
                 )
             logits[query] = [known[query, int(place)] for place in chosen]
         return logits
 
     def _row(self, split: Split, name: str, order: Ints) -> dict[str, Any]:
-        labels, asked = self.images.label[split.gallery], self.images.label[split.queries]
-        found = figures(order, asked, labels)
+        labels, wanted = self.images.label[split.gallery], self.images.label[split.queries]
+        measured = figures(order, wanted, labels)
         print(
             f"{split.name} {name:<32}"
-            + "  ".join(f"{key} {value:.3f}" for key, value in found.items()),
+            + "  ".join(f"{key} {value:.3f}" for key, value in measured.items()),
             flush=True,
         )
-        hits = labels[order] == asked[:, None]
-        return {"name": name, "order": order, "hits": hits, "fold": split.name}
+        return {
+            "name": name,
+            "order": order,
+            "hits": labels[order] == wanted[:, None],
+            "fold": split.name,
+            "figures": measured,
+        }
 
-    def report(self, found: dict[str, list[dict[str, Any]]]) -> None:
-        """The pooled table, with a paired bootstrap of Recall@1 and mAP against the global
-        ranking.
+    def report(self, rankings: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+        """Print and write the pooled table, and return its lines.
+
+        Recall@1 and mAP have a paired bootstrap against the global ranking.
         """
         pooled = {
-            name: np.concatenate([row["hits"] for row in rows]) for name, rows in found.items()
+            name: np.concatenate([row["hits"] for row in rows]) for name, rows in rankings.items()
         }
         base = pooled["global"]
         lines = []
@@ -472,7 +484,7 @@ class Experiment:
                     measure(hits) - measure(base)
                 )
             line["by_fold_recall_1"] = {
-                row["fold"]: float(row["hits"][:, 0].mean()) for row in found[name]
+                row["fold"]: float(row["hits"][:, 0].mean()) for row in rankings[name]
             }
             lines.append(line)
         record = {
@@ -489,6 +501,7 @@ class Experiment:
             writer.writeheader()
             writer.writerows(lines)
         print(table(lines))
+        return lines
 
 
 MEASURES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
@@ -517,9 +530,7 @@ def _interval(gain: np.ndarray, trials: int = 10_000) -> tuple[float, float]:
 
 
 class Both:
-    """Two inputs in a row; copies are those of the first, and only plain crops are asked of the
-    second.
-    """
+    """Two inputs in a row; copies are those of the first, the second has only plain crops."""
 
     def __init__(self, first: Inputs, second: Inputs) -> None:
         self._first, self._second, self.copies = first, second, first.copies
@@ -529,10 +540,8 @@ class Both:
 
     def batch(self, rows: Ints, copies: Ints) -> torch.Tensor:
         parts = []
-        ends = [
-            *(np.flatnonzero(np.diff(rows < len(self._first))) + 1),
-            len(rows),
-        ]  # runs of one part
+        # Runs of one part.
+        ends = [*(np.flatnonzero(np.diff(rows < len(self._first))) + 1), len(rows)]
         for start, end in zip([0, *ends[:-1]], ends, strict=True):
             late = rows[start] >= len(self._first)
             inputs, offset = (self._second, len(self._first)) if late else (self._first, 0)

@@ -1,13 +1,11 @@
-"""What accuracy the transformer's cheaper settings cost, and what they save: one table, one plot,
-from one run.
+"""What accuracy the transformer's cheaper settings cost, and what they save: one table, one plot.
 
-    python benchmarks/knobs.py --out DIR [--weights FILE [--fold N]] [--queries 40] [--only KNOB
-    ...]
+    python benchmarks/quality/knobs.py --out DIR
+        [--weights FILE [--fold N]] [--queries 40] [--only KNOB ...]
 
-Photographs of $RRT_TEST_DATA/products, as benchmarks/products_quality.py takes them: queries `val`,
-gallery `train` and photos/, the default extractor with 500 locals, the global top 100 reranked.
-Each knob is turned alone, the others stand at the exact setting (500+500 locals, float32
-everywhere):
+Photographs of $RRT_TEST_DATA/products, as products_quality.py takes them: queries `val`, gallery
+`train` and photos/, the default extractor with 500 locals, the global top 100 reranked. Each knob
+is turned alone, the others stand at the exact setting (500+500 locals, float32 everywhere):
 
     tokens      strongest locals used of the query + of a gallery image
     storage     how the store keeps locals: decoded as a store's reader does
@@ -20,8 +18,8 @@ All settings score one query before the next is begun, so that a machine whose s
 them alike. Rates are pairs of the shortlist a second of processor time (CPU, --threads of them
 together) or of wall time (another device). 40 of the 100 queries, evenly spread, take about an hour
 of one core; --queries 100 takes all. Weights that were trained on some of the products must be
-given with --fold: only queries of that fold (products sorted by name, position mod 3) are then
-asked. What is scored is kept in DIR/scores.jsonl: a killed run goes on where it was.
+given with --fold: then only queries of that fold (products sorted by name, position mod 3) are
+used. What is scored is kept in DIR/scores.jsonl: a killed run goes on where it was.
 """
 
 from __future__ import annotations
@@ -32,6 +30,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -42,17 +41,27 @@ import cv2
 import matplotlib
 import numpy as np
 import torch
-from products_quality import open_products, task_of
-from retrieval_tasks import SHORTLIST, Task, average_precisions, firsts, plain_average_precision
-
-from rrt_core.rerankers import Locals, Reranker, create
-from schemas.errors import UserError
-from schemas.local_descriptors import bytes_a_local, decoded, encoded
 
 matplotlib.use("Agg")
 from matplotlib import pyplot, ticker
 
-DATA = Path(os.environ.get("RRT_TEST_DATA", Path(__file__).resolve().parents[2] / "shared"))
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.last_line import print_figures
+from benchmarks.quality.products_quality import open_products, task_of
+from benchmarks.quality.retrieval_tasks import (
+    SHORTLIST,
+    Task,
+    average_precisions,
+    firsts,
+    plain_average_precision,
+)
+from rrt_core.rerankers import Locals, Reranker, create
+from schemas.errors import UserError
+from schemas.local_descriptors import bytes_a_local, decoded, encoded
+
+DATA = Path(os.environ.get("RRT_TEST_DATA", ROOT.parent / "shared"))
 TOKENS = ((500, 500), (500, 100), (100, 500), (500, 50), (128, 128), (64, 64))
 EXACT = "500+500"
 KEEP = 20
@@ -67,9 +76,8 @@ class Setting:
     label: str
     reranker: Reranker
     storage: str = "float32"
-    logits: list[np.ndarray] = field(
-        default_factory=list
-    )  # a query each, of the shortlist in global order
+    # A query each, of the shortlist in global order.
+    logits: list[np.ndarray] = field(default_factory=list)
     seconds: float = 0.0
 
     @property
@@ -206,7 +214,7 @@ FORMATS = {
 
 
 def show(lines: Sequence[dict[str, Any]]) -> None:
-    """The table as Markdown."""
+    """Print the table as Markdown."""
     print("| " + " | ".join(COLUMNS) + " |\n" + "|---" * len(COLUMNS) + "|")
     for line in lines:
         cells = [
@@ -277,7 +285,7 @@ def main() -> None:
         help="weights of the transformer; the embedded ones where absent",
     )
     parser.add_argument(
-        "--fold", type=int, choices=(0, 1, 2), help="ask only queries of this fold's products"
+        "--fold", type=int, choices=(0, 1, 2), help="take only queries of this fold's products"
     )
     parser.add_argument(
         "--queries", type=int, default=40, metavar="N", help="how many, evenly spread (default: 40)"
@@ -322,6 +330,7 @@ def main() -> None:
         writer.writeheader()
         writer.writerows(lines)
     draw(arguments.out / "knobs.png", lines, title)
+    print_figures({"queries": len(task.queries), "weights_sha256": weights, "settings": lines})
 
 
 if __name__ == "__main__":

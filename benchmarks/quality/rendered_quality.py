@@ -1,14 +1,15 @@
-"""Reranking rendered views of photographs and instances that nothing was trained on, at three
-levels, and the demo.
+"""Reranking rendered views of photographs that nothing was trained on, and the demo.
 
-    python benchmarks/rendered_quality.py score --views DIR --work DIR [--demo DEMO] [--only METHOD
-    ...] python benchmarks/rendered_quality.py table --views DIR --work DIR [--demo DEMO] --out
-    PLOT.png
+    python benchmarks/quality/rendered_quality.py score --views DIR --work DIR
+        [--demo DEMO] [--only METHOD ...]
+    python benchmarks/quality/rendered_quality.py table --views DIR --work DIR
+        [--demo DEMO] --out PLOT.png
 
-Tasks: mild, medium and hard (rendered_views.py, split `test`): the crops of QUERIES instances each
-    ask for the
-views of their own among the views of all test instances at one level. --demo names a demo's output
-folder (run_pipeline.sh demo), whose images are asked under the ROxford protocols Medium and Hard.
+Tasks: mild, medium and hard (rendered_views.py, split `test`): the crops of QUERIES instances are
+the queries, the views of all test instances at one level the gallery. --demo names a demo's output
+folder (run_pipeline.sh demo), whose images are evaluated under the ROxford protocols Medium and
+Hard.
+
 The global top 100 is reranked; all methods score the same pairs from the same locals (the
 extractor's defaults). Thresholds of the baselines and the ensemble's weight are chosen on the split
 `validation`, for each number of locals, over its three levels together. mAP is that of ROxford
@@ -19,18 +20,25 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
-import rendered_views
 import torch
-from described import described
-from products_quality import GAMMAS, GEOMETRIC_GRID, LAMBDAS, MUTUAL_GRID
-from quality_plot import Curve, draw
-from rendered_views import SPLITS, TASK_KINDS, Views, entangled
-from retrieval_tasks import (
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.last_line import print_figures
+from benchmarks.quality import rendered_views
+from benchmarks.quality.described import described
+from benchmarks.quality.products_quality import GAMMAS, GEOMETRIC_GRID, LAMBDAS, MUTUAL_GRID
+from benchmarks.quality.quality_plot import Curve, draw
+from benchmarks.quality.rendered_views import SPLITS, TASK_KINDS, Views, entangled
+from benchmarks.quality.retrieval_tasks import (
     Task,
     average_precisions,
     bootstrap,
@@ -39,7 +47,6 @@ from retrieval_tasks import (
     perfect,
     scores,
 )
-
 from rrt_core.extractors import create as create_extractor
 from rrt_core.metrics.revisited import PROTOCOLS, average_precision, positions_of
 from rrt_core.rerankers import Locals, Reranker, create
@@ -50,10 +57,7 @@ from schemas.ground_truth.ground_truth import load_ground_truth
 QUERIES = 60  # a task
 QUERIES_SEED = 77
 BUDGETS = (32, 64, 128, 256)
-RRT_BUDGETS = (
-    64,
-    128,
-)  # what it must do with fewer; at 500 a pair takes ten times as long as at 64
+RRT_BUDGETS = (64, 128)  # at 500 a pair takes ten times as long as at 64
 ENSEMBLE_BUDGET = 128
 METHODS = {
     "mutual": "mutual nearest neighbours",
@@ -69,8 +73,9 @@ def rop_average_precision(relevant: np.ndarray) -> float:
 
 
 def level_tasks(work: Path, split: str) -> list[Task]:
-    """One task a level: queries against that level's views without those entangled with the
-    query.
+    """One task a level: queries against that level's views.
+
+    Views that are entangled with the query are left out.
     """
     views = rendered_views.load(work, split)
     images = [_stored(views, i) for i in range(len(views))]
@@ -85,13 +90,13 @@ def level_tasks(work: Path, split: str) -> list[Task]:
             gallery[mine | ~entangled(views, int(q), gallery)]
             for q, mine in zip(queries, own, strict=True)
         ]
-        asked = np.array([bool(mine.any()) for mine in own])
+        answered = np.array([bool(mine.any()) for mine in own])
 
         def relevant(query: int, others: np.ndarray) -> np.ndarray:
             return np.asarray(views.instance[others] == views.instance[query])
 
-        chosen = [gallery for gallery, yes in zip(galleries, asked, strict=True) if yes]
-        tasks.append(make_task(f"{split}-{level}", images, queries[asked], chosen, relevant))
+        chosen = [gallery for gallery, yes in zip(galleries, answered, strict=True) if yes]
+        tasks.append(make_task(f"{split}-{level}", images, queries[answered], chosen, relevant))
     return tasks
 
 
@@ -110,10 +115,10 @@ def demo_tasks(folder: Path, work: Path) -> list[Task]:
     truth = load_ground_truth(str(root / "ground_truth.json"))
     extractor = create_extractor("efficientnet")
     files = [root / "images" / name for name in truth.gallery]
-    asked = [(root / "images" / query.name, query.box) for query in truth.queries]
+    queries = [(root / "images" / query.name, query.box) for query in truth.queries]
     images = [
         Locals(d.global_descriptor, d.descriptors, d.xy, d.scale, d.strength, extractor.scales)
-        for d in described(extractor, [*((path, None) for path in files), *asked], work)
+        for d in described(extractor, [*((path, None) for path in files), *queries], work)
     ]
     tasks = []
     for protocol in ("medium", "hard"):
@@ -152,11 +157,11 @@ def reranker(
 
 def mean_of(tasks: Sequence[Task], scored: Sequence[Sequence[np.ndarray]]) -> float:
     """Mean over tasks of mAP."""
-    found = [
+    means = [
         average_precisions(task, s, rop_average_precision).mean()
         for task, s in zip(tasks, scored, strict=True)
     ]
-    return float(np.mean(found))
+    return float(np.mean(means))
 
 
 def chosen_options(
@@ -210,20 +215,22 @@ def all_tasks(args: argparse.Namespace) -> list[Task]:
     return level_tasks(args.views, "test") + (demo_tasks(args.demo, args.work) if args.demo else [])
 
 
-def run_score(args: argparse.Namespace) -> None:
-    """Score all that --only names."""
+def run_score(args: argparse.Namespace) -> dict[str, Any]:
+    """Score all that --only names: mAP of each, by task."""
     validation, tasks = level_tasks(args.views, "validation"), all_tasks(args)
+    precision: dict[str, dict[str, float]] = {}
     for method, budget in wanted(args):
         options = chosen_options(args, validation, method, budget)
-        for task in [
-            *tasks,
-            *(validation if method == "rrt" and budget == ENSEMBLE_BUDGET else []),
-        ]:
-            scores(task, reranker(args, method, budget, options), args.work)
+        weighted = validation if method == "rrt" and budget == ENSEMBLE_BUDGET else []
+        for task in [*tasks, *weighted]:
+            scored = scores(task, reranker(args, method, budget, options), args.work)
+            values = average_precisions(task, scored, rop_average_precision)
+            precision.setdefault(f"{method}-{budget}", {})[task.name] = float(values.mean())
+    return {"mAP": precision}
 
 
-def run_table(args: argparse.Namespace) -> None:
-    """Print mAP a task, write CSV and plot."""
+def run_table(args: argparse.Namespace) -> dict[str, Any]:
+    """Print mAP a task and the intervals, and return them; write CSV, JSON and plot."""
     validation, tasks = level_tasks(args.views, "validation"), all_tasks(args)
     names = [task.name.replace("test-", "") for task in tasks]
     results: dict[tuple[str, int], list[np.ndarray]] = {}
@@ -278,8 +285,8 @@ def run_table(args: argparse.Namespace) -> None:
             Curve(
                 title,
                 [
-                    (n, float(found[place].mean()))
-                    for (t, n), found in results.items()
+                    (n, float(values[place].mean()))
+                    for (t, n), values in results.items()
                     if t == title and n
                 ],
             )
@@ -291,6 +298,16 @@ def run_table(args: argparse.Namespace) -> None:
         }
         panels.append((name, curves, levels))
     draw(args.out, "Rendered views never trained on, top 100 reranked", panels)
+
+    rows = [
+        {
+            "method": title,
+            "locals": budget,
+            "mAP": {name: float(each.mean()) for name, each in zip(names, values, strict=True)},
+        }
+        for (title, budget), values in results.items()
+    ]
+    return {"rows": rows, "intervals": intervals}
 
 
 def main() -> None:
@@ -312,7 +329,8 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
-    {"score": run_score, "table": run_table}[args.stage](args)
+    stages = {"score": run_score, "table": run_table}
+    print_figures(stages[args.stage](args))
 
 
 if __name__ == "__main__":

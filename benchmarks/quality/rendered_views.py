@@ -1,14 +1,14 @@
 """Rendered views of instances for training, validation and test: split, seeds, levels, descriptors.
 
-The 800 photographs of RRT_TEST_DATA/photos are put into one seeded order and split; instances are
-textured regions of photographs (rrt_core/instances.py), each rendered in front of other photographs
-of its own split. Training has a view for every line of TRAINING_KINDS. Validation and test have, of
-each instance, a query (described as the crop to its box) and VIEWS_A_LEVEL gallery views at each of
-the renderer's levels mild, medium and hard (rrt_core/view_levels.py). Splits, seeds and kinds stand
-here before anything is trained and do not change afterwards.
+    python benchmarks/quality/rendered_views.py SPLIT --work DIR [--part 0 --parts 2]
 
-    python benchmarks/rendered_views.py SPLIT --work DIR [--part 0 --parts 2]      describe a split,
-    or finish it
+describes a split, or finishes it. The 800 photographs of RRT_TEST_DATA/photos are put into one
+seeded order and split; instances are textured regions of photographs
+(rrt_core/synthetic/instances.py), each rendered in front of other photographs of its own split.
+Training has a view for every line of TRAINING_KINDS. Validation and test have, of each instance, a
+query (described as the crop to its box) and VIEWS_A_LEVEL gallery views at each of the renderer's
+levels mild, medium and hard (rrt_core/synthetic/levels.py). Splits, seeds and kinds are fixed here
+before anything is trained and do not change afterwards.
 
 A chunk of photographs is one file of the cache; a rerun makes the missing ones only, and several
 processes may share the work (`part` of `parts`).
@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import functools
 import os
+import sys
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
@@ -26,27 +27,25 @@ import cv2
 import numpy as np
 import torch
 
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.last_line import print_figures
 from rrt_core.extractors import Description, Extractor, create
 from rrt_core.images import decode
 from rrt_core.synthetic.instances import cut_instances
 from rrt_core.synthetic.rendering import LEVELS, Level, render_view, view_rng
 from rrt_core.transformer.model import bin_scales
 
-PHOTOS = (
-    Path(os.environ.get("RRT_TEST_DATA", Path(__file__).resolve().parents[2] / "shared")) / "photos"
-)
-SPLITS = {
-    "validation": range(80),
-    "test": range(80, 160),
-    "training": range(160, 800),
-}  # of the seeded order
+PHOTOS = Path(os.environ.get("RRT_TEST_DATA", ROOT.parent / "shared")) / "photos"
+# Of the seeded order.
+SPLITS = {"validation": range(80), "test": range(80, 160), "training": range(160, 800)}
 ORDER_SEED = 0
 SEEDS = {"validation": 4201, "test": 4202, "training": 4203}
 VIEWS_A_LEVEL = 3
 MILD, MEDIUM, HARD = LEVELS["mild"], LEVELS["medium"], LEVELS["hard"]
 QUERY = replace(MILD, cover=(0.3, 0.6), cut=(-1.0, 0.0))
-# Poses of the hard level under the light of the medium one: of the full hard level a net learns
-# slowly.
+# Poses of the hard level in the light of the medium one: a net learns slowly from the full one.
 HARD_POSE = replace(
     MEDIUM, roll=HARD.roll, tilt=HARD.tilt, cut=HARD.cut, cover=(0.14, 0.42), warp=(0.02, 0.06)
 )
@@ -66,8 +65,7 @@ TASK_KINDS: tuple[Kind, ...] = (
     *((name, level, False) for name, level in LEVELS.items() for _ in range(VIEWS_A_LEVEL)),
 )
 KINDS = {"training": TRAINING_KINDS, "validation": TASK_KINDS, "test": TASK_KINDS}
-# Training mixes the extractor's defaults with the demo's quicker sizes, so that the weights serve
-# both.
+# Training mixes the extractor's defaults with the demo's quicker sizes: the weights serve both.
 QUICK_SIZES, QUICK_SHARE = (320, 224), 1 / 3
 INSTANCES_PER_PHOTO = 3
 PHOTOS_PER_CHUNK = 16
@@ -83,10 +81,15 @@ BINNING = "fixed"
 class Views:
     """n described views.
 
-    descriptor f32 [n, D]; local f16 [n, k, L], zeros behind `count` i32 [n]; rows u8 [n, k] of the
-    scale embedding xy f32 [n, k, 2]; instance i32 [n] (photo * INSTANCES_PER_PHOTO + region); photo
-    i32 [n] kind i8 [n], place in the split's kinds; crop bool [n] others i32 [n, 1 +
-    CLUTTER_PHOTOS]: photographs of background and clutter
+    descriptor  f32 [n, D]
+    local       f16 [n, k, L], zeros behind `count` i32 [n]
+    rows        u8 [n, k], of the scale embedding
+    xy          f32 [n, k, 2]
+    instance    i32 [n], photo * INSTANCES_PER_PHOTO + region
+    photo       i32 [n]
+    kind        i8 [n], place in the split's kinds
+    crop        bool [n]
+    others      i32 [n, 1 + CLUTTER_PHOTOS], photographs of background and clutter
     """
 
     descriptor: np.ndarray
@@ -121,11 +124,14 @@ def extractors() -> tuple[Extractor, Extractor]:
     return create("efficientnet"), create("efficientnet", sizes=QUICK_SIZES)
 
 
-def describe_split(split: str, files: list[Path], work: Path, part: int, parts: int) -> None:
-    """Make the chunks number part, part + parts, ... that the cache lacks."""
+def describe_split(
+    split: str, files: list[Path], work: Path, part: int, parts: int
+) -> dict[str, int]:
+    """Make the chunks number part, part + parts, ... that the cache lacks: what was made."""
     (work / split).mkdir(parents=True, exist_ok=True)
     made_by = extractors()
     photos = SPLITS[split]
+    made = {"chunks_made": 0, "views_made": 0}
     for chunk in range(part, -(-len(photos) // PHOTOS_PER_CHUNK), parts):
         path = _chunk_path(work, split, chunk)
         if path.exists():
@@ -139,7 +145,10 @@ def describe_split(split: str, files: list[Path], work: Path, part: int, parts: 
             **{field.name: np.stack([row[field.name] for row in rows]) for field in fields(Views)},
         )
         beside.replace(path)
+        made["chunks_made"] += 1
+        made["views_made"] += len(rows)
         print(f"{path.name}: {len(rows)} views", flush=True)
+    return made
 
 
 def load(work: Path, split: str) -> Views:
@@ -210,9 +219,9 @@ def _describe_photo(
             box = view.box if crop else None
             image = decode(view.jpeg(), "view", box, max_pixels=10**6, min_side=10)
             extractor = made_by[quick]
-            (found,) = extractor.describe([image])
-            assert isinstance(found, Description)
-            row = _row(found, extractor) | {
+            (description,) = extractor.describe([image])
+            assert isinstance(description, Description)
+            row = _row(description, extractor) | {
                 "others": others.astype(np.int32),
                 "crop": np.bool_(crop),
             }
@@ -221,14 +230,14 @@ def _describe_photo(
     return rows
 
 
-def _row(found: Description, extractor: Extractor) -> dict[str, np.ndarray]:
-    count = min(MOST_LOCALS, len(found.descriptors))
-    local = np.zeros((MOST_LOCALS, found.descriptors.shape[1]), np.float16)
+def _row(description: Description, extractor: Extractor) -> dict[str, np.ndarray]:
+    count = min(MOST_LOCALS, len(description.descriptors))
+    local = np.zeros((MOST_LOCALS, description.descriptors.shape[1]), np.float16)
     rows, xy = np.zeros(MOST_LOCALS, np.uint8), np.zeros((MOST_LOCALS, 2), np.float32)
-    local[:count], xy[:count] = found.descriptors[:count], found.xy[:count]
-    rows[:count] = bin_scales(extractor.scales, BINNING)[found.scale[:count]]
+    local[:count], xy[:count] = description.descriptors[:count], description.xy[:count]
+    rows[:count] = bin_scales(extractor.scales, BINNING)[description.scale[:count]]
     return {
-        "descriptor": found.global_descriptor,
+        "descriptor": description.global_descriptor,
         "local": local,
         "count": np.int32(count),
         "rows": rows,
@@ -249,13 +258,9 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
-    describe_split(
-        arguments.split,
-        photographs(arguments.photos),
-        arguments.work,
-        arguments.part,
-        arguments.parts,
-    )
+    files = photographs(arguments.photos)
+    made = describe_split(arguments.split, files, arguments.work, arguments.part, arguments.parts)
+    print_figures({"split": arguments.split, **made})
 
 
 if __name__ == "__main__":

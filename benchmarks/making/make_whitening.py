@@ -1,6 +1,6 @@
 """Make the PCA whitening of the extractor `efficientnet` from photographs.
 
-    python benchmarks/make_whitening.py [--photos FOLDER] [--out FILE]
+    python benchmarks/making/make_whitening.py [--photos FOLDER] [--out FILE]
 
 The photographs are described as the extractor would; the mean and covariance of the cells it keeps
 (the strongest of all sizes) give the projection. Some 800 varied photographs are plenty: 400,000
@@ -14,6 +14,7 @@ import argparse
 import hashlib
 import json
 import os
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -22,11 +23,14 @@ import numpy as np
 import torch
 from safetensors.numpy import save
 
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.last_line import print_figures
 from rrt_core.extractors.efficientnet.extractor import LOCAL_CHANNELS, WHITENING, EfficientNet
 from rrt_core.extractors.projection import directions
 from rrt_core.images import decode
 
-ROOT = Path(__file__).resolve().parent.parent
 PHOTOS = Path(os.environ.get("RRT_TEST_DATA", ROOT.parent / "shared")) / "photos"
 DIMENSIONS = 128
 SUFFIXES = (".jpg", ".jpeg", ".png")
@@ -75,7 +79,7 @@ def main() -> None:
     projection = np.zeros((LOCAL_CHANNELS, DIMENSIONS))
     projection[:, : len(variances)] = axes / np.sqrt(variances)
     made_of = {
-        "made_by": "benchmarks/make_whitening.py",
+        "made_by": "benchmarks/making/make_whitening.py",
         "photographs": str(len(files)),
         "photographs_sha256": contents.hexdigest(),  # of their SHA-256, in the order of their names
         "cells": str(count),
@@ -86,10 +90,9 @@ def main() -> None:
     arrays = {"mean": mean.astype(np.float32), "projection": projection.astype(np.float32)}
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_bytes(save(arrays, metadata=made_of))
-    print(
-        f"{options.out}: {count:,} cells of {len(files)} photographs, "
-        f"{time.monotonic() - started:.0f} s"
-    )
+    seconds = time.monotonic() - started
+    print(f"{options.out}: {count:,} cells of {len(files)} photographs, {seconds:.0f} s")
+    print_figures({"photographs": len(files), "cells": count, "seconds": seconds})
 
 
 if __name__ == "__main__":

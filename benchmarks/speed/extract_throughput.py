@@ -1,12 +1,11 @@
-"""How fast `extract` is beside a bare loop over the same extractor, in one run on the same images.
+"""How fast `extract` is beside a bare loop over the same extractor, on the same images.
 
-    python benchmarks/extract_throughput.py --images FOLDER [--count 1000] [--sizes 320] [--repeats
-    1]
+    python benchmarks/speed/extract_throughput.py --images FOLDER
+        [--count 1000] [--sizes 320] [--repeats 1]
 
 Bare loop: decode and describe, nothing written; the faster of one process with two torch threads
-    and two
-processes with one thread each. `extract` is the real command with two workers of one thread, and
-with one. Rates leave start-up out (imports, weights, Beam); it is printed.
+and two processes with one thread each. `extract` is the real command with two workers of one
+thread, and with one. Rates leave start-up out (imports, weights, Beam); it is printed.
 """
 
 from __future__ import annotations
@@ -22,15 +21,17 @@ import tempfile
 import time
 from pathlib import Path
 from statistics import median
+from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.last_line import print_figures
 from pipelines.sources.listing import list_images
 from pipelines.sources.spec import SourceSpec
 
 
-def bare(names: list[str], sizes: list[int], threads: int, ready, go, out) -> None:  # type: ignore[no-untyped-def]
+def bare(names: list[str], sizes: list[int], threads: int, ready: Any, go: Any, out: Any) -> None:
     """Decode ahead in a thread, describe in batches of 8; puts (images, seconds)."""
     os.environ["OMP_NUM_THREADS"] = str(threads)
     from concurrent.futures import ThreadPoolExecutor
@@ -88,8 +89,9 @@ def bare_rate(names: list[str], sizes: list[int], processes: int, threads: int) 
 def extract_rate(
     images: Path, listed: Path, sizes: list[int], workers: int, count: int
 ) -> tuple[float, float]:
-    """Images a second of `extract` from the first unit's start to the last marker, and its start-up
-    in seconds.
+    """Images a second of `extract`, from the first unit's start to the last marker.
+
+    Second: the seconds of its start-up.
     """
     store = Path(tempfile.mkdtemp(prefix="rrt-throughput-")) / "store"
     options = ["--extractor-option", "sizes=[" + ",".join(map(str, sizes)) + "]"]
@@ -131,29 +133,27 @@ def main() -> None:
     options = parser.parse_args()
     sizes = [int(size) for size in options.sizes.split(",")]
     folder = Path(options.images).resolve()
-    found = [os.fsdecode(reference.location) for reference in list_images(SourceSpec(str(folder)))][
-        : options.count
-    ]
+    listing = list_images(SourceSpec(str(folder)))
+    names = [os.fsdecode(reference.location) for reference in listing][: options.count]
     with tempfile.TemporaryDirectory() as scratch:
         listed = Path(scratch, "list.txt")
-        listed.write_text("".join(f"{os.path.relpath(name, folder)}\n" for name in found))
-        print(f"{len(found)} images, sizes {sizes}, maximum {os.cpu_count()} cores")
-        count = len(found)
-        one = bare_rate(found, sizes, 1, 2)
+        listed.write_text("".join(f"{os.path.relpath(name, folder)}\n" for name in names))
+        print(f"{len(names)} images, sizes {sizes}, maximum {os.cpu_count()} cores")
+        count = len(names)
+        one = bare_rate(names, sizes, 1, 2)
         print(f"bare loop, one process, two threads        {one:7.2f} images/s")
         single, start = extract_rate(folder, listed, sizes, 1, count)
         print(
             f"extract, one worker                        {single:7.2f} images/s  (start-up "
             f"{start:.1f} s)"
         )
-        shares, scales = [], []
-        before = bare_rate(found, sizes, 2, 1)
+        shares, scales, both = [], [], 0.0
+        before = bare_rate(names, sizes, 2, 1)
         for repeat in range(options.repeats):
             print(f"bare loop, two processes, one thread each  {before:7.2f} images/s")
             both, start = extract_rate(folder, listed, sizes, 2, count)
-            after = bare_rate(found, sizes, 2, 1)
-            # The machine's own speed drifts: each run of extract stands between two of the bare
-            # loop.
+            after = bare_rate(names, sizes, 2, 1)
+            # The machine's speed drifts: each run of extract stands between two bare loops.
             bare_loop = max((before + after) / 2, one)
             shares.append(both / bare_loop)
             scales.append(both / single)
@@ -170,6 +170,18 @@ def main() -> None:
         print(
             f"median: extract / bare loop {median(shares):.3f}, two workers / one worker "
             f"{median(scales):.3f}"
+        )
+        print_figures(
+            {
+                "images": count,
+                "bare_one_process_images_a_second": one,
+                "bare_two_processes_images_a_second": before,
+                "extract_one_worker_images_a_second": single,
+                "extract_two_workers_images_a_second": both,
+                "start_up_seconds": start,
+                "extract_over_bare_loop": median(shares),
+                "two_workers_over_one": median(scales),
+            }
         )
 
 

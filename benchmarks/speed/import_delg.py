@@ -1,18 +1,18 @@
-"""How fast `import delg` reads DELG's files beside the reader of the paper's repository, in one run
-on the same files.
+"""How fast `import delg` reads DELG's files beside the paper repository's reader, same files.
 
-    python benchmarks/import_delg.py --reference RerankingTransformer/ --work FOLDER [--pairs 5000]
-    [--repeats 3]
+    python benchmarks/speed/import_delg.py --reference RerankingTransformer/ --work FOLDER
+        [--pairs 5000] [--repeats 3]
 
 Makes pairs of 2,048-D global and 500 local descriptors of 128 dimensions (some 285 kB a pair) with
 protobuf's own serialiser. Both readers are run by one process with one thread, in blocks of 250
-pairs that alternate, so that the page cache and the machine's moods are shared; every value is
-compared. The reference is RRT_GLD/utils/data/delf, unchanged, but for two things that stand around
-it: of TensorFlow it needs io.gfile.GFile to open files alone, for which a stand-in gives it
-Python's `open`; and its generated message classes are made by today's protobuf (upb, in C) from the
-schemas that they hold. Ours is timed in two steps: the files' arrays, which is what the reference
-gives, and the whole way of a worker (checks, order, scale numbers, float16). Then the command
-itself runs.
+pairs that alternate, so that they share the page cache and the machine's drift; every value is
+compared.
+
+The reference is RRT_GLD/utils/data/delf, unchanged, but for two things around it: of TensorFlow it
+needs only io.gfile.GFile to open files, for which a stand-in gives it Python's `open`; and its
+generated message classes are made by today's protobuf (upb, in C) from the schemas that they hold.
+Ours is timed in two steps: the files' arrays, which is what the reference gives, and the whole way
+of a worker (checks, order, scale numbers, float16). Then the command itself runs.
 """
 
 from __future__ import annotations
@@ -36,9 +36,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.last_line import print_figures
 from pipelines.storage.place import open_place
 from schemas.importers import delg, unit_global
 from schemas.local_descriptors import encoded
@@ -79,8 +80,7 @@ def make_pairs(folder: Path, pairs: int) -> list[str]:
 
 
 def generated(path: Path, pool: Any) -> types.ModuleType:
-    """The message classes of one of the reference's generated modules, from the schema that it
-    holds.
+    """The message classes of one of the reference's generated modules, from its schema.
 
     The modules are of a protoc before 3.19, which today's protobuf refuses to import.
     """
@@ -102,11 +102,12 @@ def generated(path: Path, pool: Any) -> types.ModuleType:
 
 
 def reference_reader(checkout: Path) -> tuple[types.ModuleType, types.ModuleType]:
-    """datum_io and feature_io of the paper's repository, with a stand-in for TensorFlow's file
-    opening.
+    """datum_io and feature_io of the paper's repository.
+
+    A stand-in opens files in TensorFlow's place.
     """
     stand_in = types.ModuleType("tensorflow")
-    stand_in.io = types.SimpleNamespace(gfile=types.SimpleNamespace(GFile=open))  # type: ignore[attr-defined]
+    vars(stand_in)["io"] = types.SimpleNamespace(gfile=types.SimpleNamespace(GFile=open))
     sys.modules["tensorflow"] = stand_in
     folder = checkout / "RRT_GLD" / "utils" / "data" / "delf"
     pool = descriptor_pool.DescriptorPool()
@@ -140,7 +141,9 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--workers", type=int, default=1, help="of the whole import")
     arguments = parser.parse_args()
-    folder = arguments.work / f"pairs-{arguments.pairs}"
+    # The command runs in the project's folder, not in this one.
+    work = arguments.work.resolve()
+    folder = work / f"pairs-{arguments.pairs}"
     names = make_pairs(folder, arguments.pairs)
     datum_io, feature_io = reference_reader(arguments.reference)
     place = open_place(str(folder))
@@ -210,7 +213,7 @@ def main() -> None:
             f"{rate / first:6.1f} x"
         )
 
-    store = arguments.work / "store"
+    store = work / "store"
     shutil.rmtree(store, ignore_errors=True)
     command = [
         sys.executable,
@@ -231,6 +234,19 @@ def main() -> None:
         f"the whole command, {arguments.workers} worker(s): {len(names) / seconds:,.0f} pairs/s "
         f"with its start, "
         f"{len(names) / manifest['wall_seconds']:,.0f} without"
+    )
+    print_figures(
+        {
+            "pairs": len(names),
+            "all_values_equal": True,  # an unequal one ended the run above
+            "pairs_a_second": {what: median(measured) for what, measured in rates.items()},
+            "times_the_papers_reader": {
+                what: median(measured) / first for what, measured in rates.items()
+            },
+            "command_workers": arguments.workers,
+            "command_pairs_a_second": len(names) / seconds,
+            "command_pairs_a_second_without_start": len(names) / manifest["wall_seconds"],
+        }
     )
 
 

@@ -1,7 +1,7 @@
-"""How fast PairScorer is beside the paper's own MatchERT, in one run, on the same weights and the
-same pairs.
+"""How fast PairScorer is beside the paper's own MatchERT, on the same weights and pairs.
 
-    python benchmarks/rrt_speed.py --reference DIR [--threads 2] [--rounds 5] [--only CASE ...]
+    python benchmarks/speed/rrt_speed.py --reference DIR
+        [--threads 2] [--rounds 5] [--only CASE ...]
 
 DIR is a checkout of uvavision/RerankingTransformer. Its model gets random weights and so does ours
 by its state dict. Pairs are those of an evaluation: queries, each with a shortlist of gallery
@@ -24,9 +24,8 @@ exponentials and norms. The machine's rate is torch's float32 matmul at 2048^3 a
 own shapes, the threads as given.
 
 Memory: the largest PSS of the process tree while 1,000 and 20,000 pairs are scored, each in a
-    process of its own, 0 to
-31 tokens a side. Ends with code 1 if a logit differs by more than 1e-5, or if memory grows by more
-than 5%.
+process of its own, 0 to 31 tokens a side. Ends with code 1 if a logit differs by more than 1e-5, or
+if memory grows by more than 5%.
 """
 
 from __future__ import annotations
@@ -43,10 +42,12 @@ from statistics import median
 import numpy as np
 import torch
 import torch.nn.functional as F
-from rrt_parity import padded, random_image, reference_model
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
 
+from benchmarks.last_line import print_figures
+from benchmarks.parity.rrt_parity import padded, random_image, reference_model
 from rrt_core.transformer.model import ModelConfig, RerankingTransformer
 from rrt_core.transformer.scorer import PairScorer, TokenSet
 
@@ -84,8 +85,9 @@ def sample(case: str, queries: int, candidates: int, rng: np.random.Generator) -
 
 
 def operations(pairs: Pairs, config: ModelConfig) -> float:
-    """Floating-point operations of PairScorer's matrix products; a side's own are counted once an
-    image.
+    """Floating-point operations of PairScorer's matrix products.
+
+    What a side needs by itself is counted once an image.
     """
     width, hidden = config.d_model, config.feedforward
 
@@ -118,8 +120,8 @@ def matrix_rate(rows: int, inner: int, columns: int) -> float:
 
 def compare(
     case: str, reference: torch.nn.Module, ours: RerankingTransformer, args: argparse.Namespace
-) -> float:
-    """Times one case, prints its rows, and returns the largest difference of logits in float32."""
+) -> dict[str, dict[str, float]]:
+    """Time one case and print its rows: the figures of each precision, medians over the rounds."""
     pairs = sample(case, args.queries, args.candidates, np.random.default_rng(args.seed))
     numbers = np.arange(len(pairs))
     scorers = {
@@ -127,36 +129,45 @@ def compare(
     }
     times: dict[str, list[float]] = {name: [] for name in ("reference", *scorers)}
     rates: dict[str, list[float]] = {name: [] for name in (*scorers, *SHAPES)}
-    found = {name: np.full(len(pairs), np.nan, np.float32) for name in times}
+    logits = {name: np.full(len(pairs), np.nan, np.float32) for name in times}
     for number in range(args.rounds):
         turn = number % args.candidates
-        # The reference: one candidate of every query. PairScorer: all candidates of every so
-        # manieth query.
+        # The reference scores one candidate of every query, PairScorer all candidates of some.
         batch = numbers[numbers % args.candidates == turn]
         if case not in TIMED:
             batch = batch[:16]
         times["reference"].append(
-            run_reference(reference, [pairs[i] for i in batch], found["reference"], batch)
+            run_reference(reference, [pairs[i] for i in batch], logits["reference"], batch)
         )
         some = numbers[numbers // args.candidates % args.candidates == turn]
         chosen = [pairs[i] for i in some]
         for name, scorer in scorers.items():
             started = time.perf_counter()
-            found[name][some] = scorer.score(chosen)
+            logits[name][some] = scorer.score(chosen)
             spent = time.perf_counter() - started
             times[name].append(spent / len(some))
             rates[name].append(operations(chosen, ours.config) / spent / 1e9)
         for name, shape in SHAPES.items():
             rates[name].append(matrix_rate(*shape))
     differences = {
-        name: float(np.nanmax(np.abs(found[name] - found["reference"]))) for name in scorers
+        name: float(np.nanmax(np.abs(logits[name] - logits["reference"]))) for name in scorers
     }
+    figures: dict[str, dict[str, float]] = {}
     for name in scorers:
         a_pair, rate = median(times[name]), median(rates[name])
+        figures[name] = {
+            "milliseconds_a_pair": 1e3 * a_pair,
+            "pairs_a_second": 1 / a_pair,
+            "gflops": rate,
+            "matmul_gflops": median(rates["2048^3"]),
+            "largest_difference": differences[name],
+        }
         line = f"{case:>9}  {name:>8}  {1e3 * a_pair:7.2f} ms a pair {1 / a_pair:7.1f} pairs/s"
         line += f"  {rate:6.1f} GFLOP/s = {100 * rate / median(rates['2048^3']):3.0f}% of 2048^3"
         if case in TIMED:
             by_round = [r / o for r, o in zip(times["reference"], times[name], strict=True)]
+            figures[name]["reference_milliseconds_a_pair"] = 1e3 * median(times["reference"])
+            figures[name]["times_faster_than_reference"] = median(by_round)
             line += (
                 f"  reference {1e3 * median(times['reference']):6.1f} ms, {median(by_round):5.2f} "
                 f"times"
@@ -167,18 +178,18 @@ def compare(
         " " * 11 + "torch.mm, GFLOP/s: " + ", ".join(f"{n} {median(rates[n]):.0f}" for n in SHAPES),
         flush=True,
     )
-    return differences["float32"]
+    return figures
 
 
 def run_reference(
-    model: torch.nn.Module, pairs: Pairs, found: np.ndarray, places: np.ndarray
+    model: torch.nn.Module, pairs: Pairs, logits: np.ndarray, places: np.ndarray
 ) -> float:
-    """Seconds a pair of one batch; its logits go to `places` of `found`."""
+    """Seconds a pair of one batch; its logits go to `places` of `logits`."""
     query, gallery = padded([q for q, _ in pairs]), padded([g for _, g in pairs])
     positions = F.pad(torch.zeros(len(pairs), SLOTS, 1), (0, 1))
     with torch.no_grad():
         started = time.perf_counter()
-        found[places] = model(*query, positions, *gallery, positions).numpy()
+        logits[places] = model(*query, positions, *gallery, positions).numpy()
         return (time.perf_counter() - started) / len(pairs)
 
 
@@ -197,8 +208,9 @@ def pss(pid: int) -> int:
 
 
 def score_in_calls(count: int, threads: int) -> None:
-    """Scores `count` pairs in calls of 500, as the rerank stage does, of images that are made for
-    the call.
+    """Score `count` pairs in calls of 500, as the rerank stage does.
+
+    The images are made for each call.
     """
     torch.set_num_threads(threads)
     torch.manual_seed(0)
@@ -269,19 +281,30 @@ def main() -> int:
         f"{args.rounds} rounds",
         flush=True,
     )
-    worst = max(
-        (compare(case, reference, ours, args) for case in args.only if case != "memory"),
-        default=0.0,
-    )
+    cases = {case: compare(case, reference, ours, args) for case in args.only if case != "memory"}
+    worst = max((case["float32"]["largest_difference"] for case in cases.values()), default=0.0)
+
+    memory: dict[str, float] = {}
     grown = False
     if "memory" in args.only:
         few, many = peak_memory(1_000, args.threads), peak_memory(20_000, args.threads)
         grown = many > 1.05 * few
+        memory = {"1000_pairs": few / 2**20, "20000_pairs": many / 2**20}
         print(
             f"peak PSS: {few / 2**20:.0f} MiB for 1,000 pairs, {many / 2**20:.0f} MiB for 20,000",
             flush=True,
         )
     print(f"largest difference in float32 {worst:.1e}, allowed {TOLERANCE:.0e}")
+    print_figures(
+        {
+            "threads": args.threads,
+            "rounds": args.rounds,
+            "cases": cases,
+            "peak_pss_mib": memory,
+            "largest_difference": worst,
+            "allowed_difference": TOLERANCE,
+        }
+    )
     return int(worst > TOLERANCE or grown)
 
 

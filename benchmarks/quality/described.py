@@ -21,12 +21,10 @@ def described(
 ) -> list[Description]:
     """Describe each (file, box or None for the whole picture), or take it from `work`."""
     made_by = [extractor.name, extractor.revision, extractor.config, extractor.weights_sha256]
-    folder = (
-        work
-        / f"described-{hashlib.sha256(json.dumps(made_by, sort_keys=True).encode()).hexdigest()[:16]}"  # noqa: E501
-    )
+    key = hashlib.sha256(json.dumps(made_by, sort_keys=True).encode()).hexdigest()[:16]
+    folder = work / f"described-{key}"
     folder.mkdir(parents=True, exist_ok=True)
-    found = []
+    descriptions = []
     for path, box in items:
         kept = folder / f"{hashlib.sha256(f'{path} {box}'.encode()).hexdigest()[:24]}.npz"
         if not kept.exists():
@@ -38,5 +36,5 @@ def described(
                 np.savez(file, **vars(description))
             unfinished.rename(kept)
         with np.load(kept) as arrays:
-            found.append(Description(**arrays))
-    return found
+            descriptions.append(Description(**arrays))
+    return descriptions

@@ -1,15 +1,15 @@
-"""Extraction from many archives: memory against the number of images, kills, and whether the end is
-the same.
+"""Extraction from many archives: memory against the number of images, kills, equal contents.
 
-    python benchmarks/make_archives.py --out DIR/archives --images 20000 --archives 20 --longest 320
-    python benchmarks/extract_scale.py --archives DIR/archives --work DIR/work [--only locals
-    globals default]
+    python benchmarks/making/make_archives.py --out DIR/archives
+        --images 20000 --archives 20 --longest 320
+    python benchmarks/speed/extract_scale.py --archives DIR/archives --work DIR/work
+        [--only locals globals default]
 
 For each setting: the first two archives undisturbed, all undisturbed, and all killed by SIGKILL
-    (the whole process
-tree) three times at random moments and started again. Printed are images, seconds, images a second,
-the peak of PSS summed over the process tree (sampled five times a second) in each quarter of the
-time, bytes on disk, what `verify` says, and whether the contents are equal.
+(the whole process tree) three times at random moments and started again. Printed are images,
+seconds, images a second, the peak of PSS summed over the process tree (sampled five times a second)
+in each quarter of the time, bytes on disk, what `verify` reports, and whether the contents are
+equal.
 """
 
 from __future__ import annotations
@@ -27,14 +27,18 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.last_line import print_figures
+
 SMALL = ("--extractor-option", "sizes=[224]", "--extractor-option", "max_locals=64")
-SETTINGS: dict[
-    str, tuple[tuple[str, ...], int]
-] = {  # name -> (flags, archives of the long run; 0: all)
+# name -> (flags, archives of the long run; 0: all)
+SETTINGS: dict[str, tuple[tuple[str, ...], int]] = {
     "locals": (SMALL, 0),
     "globals": ((*SMALL, "--locals", "none"), 0),
     "default": ((), 2),
@@ -50,18 +54,19 @@ class Run:
     killed: bool
 
     @property
-    def peaks(self) -> str:
-        """The peak of each quarter of the time: what grows with the number of images shows here."""
+    def peaks(self) -> list[float]:
+        """The peak of each quarter of the time in MB: what grows with the images shows here."""
         quarters = [
             self.memory[i * len(self.memory) // 4 : (i + 1) * len(self.memory) // 4]
             for i in range(4)
         ]
-        return " / ".join(f"{max(quarter, default=0) / 1e6:.0f}" for quarter in quarters)
+        return [max(quarter, default=0) / 1e6 for quarter in quarters]
 
 
 def run(arguments: list[str], kill_when: Callable[[float], bool] | None = None) -> Run:
-    """Run a command of the pipelines; SIGKILL to its whole tree when `kill_when` (seconds) says
-    so.
+    """Run a command of the pipelines.
+
+    kill_when: seconds since the start -> whether to send SIGKILL to its whole tree now.
     """
     started = time.monotonic()
     process = subprocess.Popen(
@@ -97,19 +102,23 @@ def content(store: Path) -> tuple[str, dict[str, int], int]:
     return manifest["content"], manifest["counts"], manifest["parts"]["bytes"]
 
 
-def measure(name: str, archives: Path, work: Path, kills: int, chance: random.Random) -> None:
-    """All runs of a setting."""
+def measure(
+    name: str, archives: Path, work: Path, kills: int, chance: random.Random
+) -> dict[str, Any]:
+    """All runs of a setting: their figures, and whether the contents are equal."""
     flags, most = SETTINGS[name]
     count = len(list(archives.glob("images.*.tar.gz")))
     sizes = [2] if most == 2 else [2, count]
     undisturbed = ""
+    runs: dict[str, dict[str, Any]] = {}
     for size in sizes:
         store = work / f"{name}-{size}"
         shutil.rmtree(store, ignore_errors=True)
-        found = run(command(archives, size, store, flags))
-        digest, counts, disk = content(store)
-        say(name, f"{size} archives", found, counts, disk)
-        undisturbed = digest
+        ended = run(command(archives, size, store, flags))
+        undisturbed, counts, disk = content(store)
+        what = f"{size} archives"
+        runs[what] = report(name, what, ended, counts, disk)
+
     store = work / f"{name}-killed"
     shutil.rmtree(store, ignore_errors=True)
     whole = len(list((work / f"{name}-{sizes[-1]}" / "pieces").glob("*.json")))
@@ -124,17 +133,18 @@ def measure(name: str, archives: Path, work: Path, kills: int, chance: random.Ra
                 reached.append(now)
             return bool(reached) and now >= reached[0] + later
 
-        found = run(command(archives, sizes[-1], store, flags), kill_when)
+        ended = run(command(archives, sizes[-1], store, flags), kill_when)
         print(
-            f"{name:<8}  kill {kill + 1} after {found.seconds:.0f} s: {pieces(store)} of {whole} "
+            f"{name:<8}  kill {kill + 1} after {ended.seconds:.0f} s: {pieces(store)} of {whole} "
             f"pieces",
             flush=True,
         )
-        if not found.killed:
+        if not ended.killed:
             break
-    found = run(command(archives, sizes[-1], store, flags))
+
+    ended = run(command(archives, sizes[-1], store, flags))
     digest, counts, disk = content(store)
-    say(name, "the rest", found, counts, disk)
+    runs["the rest"] = report(name, "the rest", ended, counts, disk)
     same = "equal" if digest == undisturbed else "NOT EQUAL"
     verified = subprocess.run(
         [sys.executable, "-m", "pipelines", "verify", str(store)],
@@ -149,6 +159,8 @@ def measure(name: str, archives: Path, work: Path, kills: int, chance: random.Ra
         f"{last}",
         flush=True,
     )
+    equal = digest == undisturbed
+    return {"runs": runs, "contents_equal": equal, "verify_exit_code": verified.returncode}
 
 
 def pieces(store: Path) -> int:
@@ -162,17 +174,24 @@ def command(archives: Path, count: int, store: Path, flags: tuple[str, ...]) -> 
     return ["extract", "--images", pattern, "--out", str(store), *flags]
 
 
-def say(name: str, what: str, found: Run, counts: dict[str, int], disk: int) -> None:
-    """A line of figures."""
+def report(name: str, what: str, ended: Run, counts: dict[str, int], disk: int) -> dict[str, Any]:
+    """Print a line of figures, and return them."""
     images = counts["inputs"]
+    peaks = " / ".join(f"{peak:.0f}" for peak in ended.peaks)
     print(
         f"{name:<8}  {what:<12}  {images:,} = {counts['succeeded']:,} + {counts['failed']:,} "
-        f"failed  "
-        f"{found.seconds:.0f} s  {images / found.seconds:.1f}/s  peak PSS by quarters "
-        f"{found.peaks} MB  "
-        f"{disk / 1e6:.0f} MB on disk",
+        f"failed  {ended.seconds:.0f} s  {images / ended.seconds:.1f}/s  "
+        f"peak PSS by quarters {peaks} MB  {disk / 1e6:.0f} MB on disk",
         flush=True,
     )
+    return {
+        "images": images,
+        "failed": counts["failed"],
+        "seconds": ended.seconds,
+        "images_a_second": images / ended.seconds,
+        "peak_pss_mb_by_quarter": ended.peaks,
+        "disk_mb": disk / 1e6,
+    }
 
 
 def main() -> None:
@@ -187,9 +206,13 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
+    # The commands run in the project's folder, not in this one.
+    archives, work = arguments.archives.resolve(), arguments.work.resolve()
     chance = random.Random(arguments.seed)
-    for name in arguments.only:
-        measure(name, arguments.archives, arguments.work, arguments.kills, chance)
+    settings = {
+        name: measure(name, archives, work, arguments.kills, chance) for name in arguments.only
+    }
+    print_figures({"settings": settings})
 
 
 if __name__ == "__main__":

@@ -1,15 +1,14 @@
-"""What a descriptor's form on disk costs in accuracy, and its bytes: float32, float16, int8 and
-binary locals.
+"""What a descriptor's form on disk costs in accuracy, and its bytes.
 
-    python benchmarks/storage_dtypes.py --out DIR [--queries 30] [--locals 128 500] [--only RERANKER
-    ...]
+    python benchmarks/quality/storage_dtypes.py --out DIR
+        [--queries 30] [--locals 128 500] [--only RERANKER ...]
 
-Photographs of $RRT_TEST_DATA/products as benchmarks/products_quality.py takes them: 100 queries,
-1,664 gallery images, the default extractor, the global top 100 reranked at 128 and 500 locals.
-mutual_nn and geometric take all queries, rrt (the embedded weights, which saw no product) some,
-evenly spread: a pair at 500 locals takes 80 ms of a core. Each descriptor is stored and read again
-as a store does it; the rotation of binary is learnt from 64 gallery images, none of which is left
-out of the gallery, as `extract --local-dtype binary` does it.
+Locals in float32, float16, int8 and binary. Photographs of $RRT_TEST_DATA/products as
+products_quality.py takes them: 100 queries, 1,664 gallery images, the default extractor, the global
+top 100 reranked at 128 and 500 locals. mutual_nn and geometric take all queries, rrt (the embedded
+weights, which saw no product) some, evenly spread: a pair at 500 locals takes 80 ms of a core. Each
+descriptor is stored and read again as a store does it; the rotation of binary is learnt from 64
+gallery images, none of which is left out of the gallery, as `extract --local-dtype binary` does it.
 
     binary, float16 queries   only the gallery is binary: a store of queries is small
     moved threshold           thresholds of the baselines moved to where the same angle lies after
@@ -28,6 +27,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -37,8 +37,13 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from products_quality import open_products, task_of
-from retrieval_tasks import (
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.last_line import print_figures
+from benchmarks.quality.products_quality import open_products, task_of
+from benchmarks.quality.retrieval_tasks import (
     SHORTLIST,
     Task,
     average_precisions,
@@ -46,12 +51,11 @@ from retrieval_tasks import (
     firsts,
     plain_average_precision,
 )
-
 from rrt_core.binary import learn_rotation
 from rrt_core.rerankers import Locals, Reranker, create
 from schemas.local_descriptors import bytes_a_local, decoded, encoded
 
-DATA = Path(os.environ.get("RRT_TEST_DATA", Path(__file__).resolve().parents[2] / "shared"))
+DATA = Path(os.environ.get("RRT_TEST_DATA", ROOT.parent / "shared"))
 LOCALS = (128, 500)
 SAMPLE = 64  # images that the rotation is learnt from
 R1M = 1_001_001  # images of revisitop1m.txt
@@ -62,8 +66,8 @@ FORMS = (
     ("binary", "binary"),
     ("binary", "float16"),
 )
-RRT_FORMS = (FORMS[0], *FORMS[2:])  # float16 moves a logit by 0.003 at most (benchmarks/knobs.py)
-THRESHOLD = 0.5  # the cosine that both baselines ask of a couple by default
+RRT_FORMS = (FORMS[0], *FORMS[2:])  # float16 moves a logit by 0.003 at most (knobs.py)
+THRESHOLD = 0.5  # the cosine that both baselines require of a couple by default
 
 
 @dataclass
@@ -81,14 +85,14 @@ class Row:
     @property
     def identity(self) -> str:
         """Of all that changes the logits."""
-        told = [
+        made_by = [
             self.reranker.name,
             self.reranker.revision,
             self.reranker.weights_sha256,
             self.reranker.config,
         ]
         return hashlib.sha256(
-            json.dumps([told, self.gallery, self.query], sort_keys=True).encode()
+            json.dumps([made_by, self.gallery, self.query], sort_keys=True).encode()
         ).hexdigest()[:16]
 
     @property
@@ -123,8 +127,9 @@ def rows_of(method: str, budgets: Sequence[int]) -> list[Row]:
 
 
 def moved(cosine: float, query: str) -> float:
-    """Where a similarity lies, in the mean over rotations, after both sides are coded, or the
-    gallery's alone.
+    """Where a similarity lies after both sides are coded, or the gallery's alone.
+
+    It is the mean over rotations.
     """
     both = 1 - 2 / np.pi * np.arccos(cosine)
     return float(round(both if query == "binary" else np.sqrt(2 / np.pi) * cosine, 3))
@@ -277,6 +282,7 @@ def main() -> None:
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
         writer.writerows(lines)
+    print_figures({"rows": lines})
 
 
 if __name__ == "__main__":

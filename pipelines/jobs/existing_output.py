@@ -1,0 +1,130 @@
+"""What a command does where its output stands already: skip it, go on, refuse, or replace it.
+
+A folder is ours by a plan, manifest, parts table or marker that can be read: names alone prove
+nothing, since anybody may have a folder "plan".
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from io import BytesIO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipelines.jobs.manifests import is_whole, read_manifest
+from pipelines.jobs.plan import read_plan, refuse_other_recipe
+from pipelines.storage.protocol import Place
+from schemas.errors import UserError
+from schemas.layout import (
+    ABOUT_NAME,
+    BESIDE_NAME,
+    EXPORT_NAME,
+    JOB_NAME,
+    NEXT,
+    PLAN_FOLDER,
+    PLAN_NAME,
+)
+from schemas.manifest import MANIFEST_NAME, PARTS, PARTS_NAME, Manifest, Marker
+from schemas.plan import Job
+
+BESIDE_SCHEMA = "rrt-overwrite/1"
+
+
+# File -> keys that it holds where it is ours: a name alone proves nothing.
+PROOFS = {
+    PLAN_NAME: ("recipe", "recipe_hash", "units"),
+    JOB_NAME: ("recipe", "worker", "stage"),
+    MANIFEST_NAME: ("recipe", "recipe_hash", "schema"),
+    EXPORT_NAME: ("schema", "content", "locals"),
+    ABOUT_NAME: ("demo", "seed", "levels"),
+}
+
+
+def is_ours(place: Place) -> bool:
+    """Whether a folder is an output of this software, finished or not."""
+    for name, keys in PROOFS.items():
+        if _read_json(place, name).keys() >= {*keys}:
+            return True
+
+    if is_beside(place.below(NEXT)) or _has_parts_table(place):
+        return True
+
+    markers = (name for name in place.names("done") if name.endswith(".json"))
+    return any(Marker.from_bytes(place.read(f"done/{name}")) is not None for name in markers)
+
+
+def is_beside(place: Place) -> bool:
+    """Whether a folder is one in which --overwrite makes a new output beside the old one."""
+    return _read_json(place, BESIDE_NAME).get("schema") == BESIDE_SCHEMA
+
+
+def _read_json(place: Place, name: str) -> dict[str, object]:
+    """A JSON mapping, or an empty one for whatever is none."""
+    with contextlib.suppress(OSError, ValueError, RecursionError):
+        value = json.loads(place.read(name))
+        if isinstance(value, dict):
+            return value
+    return {}
+
+
+def _has_parts_table(place: Place) -> bool:
+    with contextlib.suppress(OSError, pa.ArrowException):
+        return pq.read_schema(BytesIO(place.read(PARTS_NAME))).names == PARTS.names
+    return False
+
+
+def refuse_foreign(place: Place) -> None:
+    """Raise UserError where a folder holds what is not ours; one that is empty is anybody's.
+
+    An entry "plan" alone may be what a kill at the very start has left: nothing of it is removed.
+    """
+    if place.has_files(besides=PLAN_FOLDER) and not is_ours(place):
+        raise UserError(f"{place.url} holds files of something else; give an empty or a new folder")
+
+
+def readable_manifest(place: Place) -> Manifest | None:
+    """The folder's manifest, or None where it is absent or damaged: it is made again."""
+    try:
+        return read_manifest(place)
+    except UserError:
+        return None
+
+
+def refuse_other(place: Place, job: Job, overwrite: bool) -> None:
+    """Raise UserError where the run would: another recipe's output, or something else, is there."""
+    if overwrite:
+        refuse_foreign(place)
+        return
+
+    manifest = read_manifest(place)
+    planned = read_plan(place) if manifest is None else None
+    if manifest is not None:
+        refuse_other_recipe(place, job, manifest.recipe)
+    elif planned is not None:
+        refuse_other_recipe(place, job, planned.recipe)
+    else:
+        refuse_foreign(place)
+
+
+def made_before(place: Place, job: Job) -> Manifest | None:
+    """The manifest of the same recipe where all its files are there with their sizes, else None.
+
+    Raises UserError where another recipe's output is there.
+    """
+    manifest = readable_manifest(place)
+    if manifest is None:
+        return None
+
+    refuse_other_recipe(place, job, manifest.recipe)
+    return manifest if is_whole(place, manifest) else None
+
+
+def say_made(title: str, place: Place, manifest: Manifest | None = None) -> None:
+    """Say in a line that nothing needs to be done."""
+    when = ""
+    if manifest is not None:
+        when = f" ({manifest.made_at.replace('T', ' ').replace('+00:00', ' UTC')})"
+    print(f"{title}  already made{when}: {place.url}", file=sys.stderr)
