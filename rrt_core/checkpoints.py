@@ -134,6 +134,7 @@ def load_checkpoint(
             f"Reranker weights {path} are of the variant for {contents.variant}; weights for "
             f"{variant} are needed here."
         )
+
     sha256 = hashlib.sha256(data).hexdigest()
     if variant == PRODUCTS:
         products = _filled(
@@ -148,6 +149,7 @@ def load_checkpoint(
             if key.startswith(_BACKBONE)
         }
         return ProductsCheckpoint(products, backbone, sha256, contents.notes)
+
     config = _config(path, ModelConfig, contents.config)
     if scale_binning is not None:
         config = dataclasses.replace(config, scale_binning=scale_binning)
@@ -185,6 +187,7 @@ def _read_torch(path: str, data: bytes) -> _File:
             f"Reranker weights {path} is neither a safetensors file nor a plain torch checkpoint: "
             f"{reason}"
         ) from None
+
     state = checkpoint.get("state") if isinstance(checkpoint, dict) else None
     if not isinstance(state, dict) or not all(
         isinstance(value, Tensor) for value in state.values()
@@ -193,6 +196,7 @@ def _read_torch(path: str, data: bytes) -> _File:
             f"Reranker weights {path}: no state dict under the key 'state', as the paper's files "
             "have it."
         )
+
     # written from inside DataParallel
     if state and all(key.startswith("module.") for key in state):
         state = {key.removeprefix("module."): value for key, value in state.items()}
@@ -205,6 +209,7 @@ def _read_torch(path: str, data: bytes) -> _File:
             if not key.startswith("classifier.")
         }
         return _File(state, PRODUCTS, _products_shape(path, state), {})
+
     return _File(state, LANDMARKS, _landmarks_shape(path, state), {})
 
 
@@ -253,11 +258,13 @@ def _read_safetensors(path: str, data: bytes) -> _File:
         raise UserError(
             f"Reranker weights {path} is not a whole safetensors file: {error}."
         ) from None
+
     # safetensors: 8 bytes length of the header, little-endian, then the header as JSON.
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     metadata = header.get("__metadata__", {})
     if metadata.get("format") != FORMAT:
         raise UserError(f"Reranker weights {path}: the metadata does not name the format {FORMAT}.")
+
     try:
         config = json.loads(metadata["config"])
         notes = json.loads(metadata.get("notes", "{}"))
@@ -265,4 +272,5 @@ def _read_safetensors(path: str, data: bytes) -> _File:
         raise UserError(
             f"Reranker weights {path}: the configuration in the metadata is not ours: {error}."
         ) from None
+
     return _File(state, metadata.get("variant", LANDMARKS), config, notes)

@@ -231,6 +231,7 @@ def search(candidates: Sequence[Candidates], metric: Metric, grid: Grid) -> Floa
                 [orders(scores[:k], raw[:k], share, steepness), behind], axis=1
             )
             values[number, row] = metric(number, ordered).reshape(grid.shape[1:])
+
     counted = ~np.isnan(values).any(axis=(1, 2, 3))
     return np.asarray(
         values[counted].mean(axis=0) if counted.any() else np.full(grid.shape, np.nan),

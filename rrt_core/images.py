@@ -145,6 +145,7 @@ def decode(
             raise
         except Exception as error:  # noqa: BLE001  hostile bytes make decoders raise anything
             raise _refusal(error) from None
+
     left, top, right, bottom = (
         (0, 0, width, height) if box is None else _corners(box, width, height)
     )
@@ -156,6 +157,7 @@ def decode(
             "needed",
             "too_small",
         )
+
     if box is not None:
         upright = upright.crop((left, top, right, bottom))
         origin = (left, top)
@@ -191,6 +193,7 @@ def _upright_rgb(
         # EXIF behind its pixels.
         orientation = _orientation(file)
         image = _rgb(file)
+
     turn = _TO_UPRIGHT.get(orientation)
     if turn is not None:
         image = image.transpose(turn)
@@ -198,6 +201,7 @@ def _upright_rgb(
         return image, image.size, 1, (0, 0)
     if orientation in _SWAPPING:
         width, height = height, width
+
     # Columns and rows partly beyond the border are the stored picture's last; turned, they may come
     # first.
     beyond = (width - image.width * reduction, height - image.height * reduction)

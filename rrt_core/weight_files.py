@@ -68,6 +68,7 @@ def read_tensors(path: str, what: str) -> dict[str, Tensor]:
             f"{what} {path} are no state dict: give a .safetensors file, or a .pth of tensors "
             "alone."
         )
+
     return state
 
 

@@ -142,10 +142,12 @@ def write_part(
     }
     if dtype == "binary":
         arrays[ROTATION] = np.asarray(rotation, "<f4")
+
     with h5py.File(path, "w", libver=("v110", "v110")) as file:
         file.attrs["schema"] = SCHEMA_VERSIONS[dtype]
         for name, array in arrays.items():
             file.create_dataset(name, data=array, track_times=False)
+
     with h5py.File(path, "r", locking=False) as file:
         return layout_of(file)
 

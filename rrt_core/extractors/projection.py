@@ -72,6 +72,7 @@ def read_projection(
         mean, matrix = torch.from_numpy(arrays["mean"]), torch.from_numpy(arrays["projection"])
     except (SafetensorError, KeyError, ValueError, TypeError) as error:
         raise UserError(f"{where} is no projection ({type(error).__name__}): {fix}.") from error
+
     if (
         mean.shape != (channels,)
         or matrix.ndim != 2
@@ -82,6 +83,7 @@ def read_projection(
             f"The projection in {where} is for {matrix.shape[0] if matrix.ndim else 0} channels; "
             f"the feature map has {channels}: {fix} for this model and feature."
         )
+
     if not bool(torch.isfinite(mean).all() and torch.isfinite(matrix).all()):
         raise UserError(f"The projection in {where} holds values that are not finite: {fix}.")
     return Projection(mean.float(), matrix.float())
@@ -117,21 +119,25 @@ class Whitening:
                 f"A projection of {channels} channels to {dimensions} dimensions: give at most "
                 f"{channels}."
             )
+
         if self.count < 2 * dimensions:
             raise UserError(
                 f"{self.count} cells are too few for {dimensions} dimensions: give more "
                 "photographs."
             )
+
         mean = self._total / self.count
         covariance = (self._outer - self.count * np.outer(mean, mean)) / (self.count - 1)
         variances, axes = np.linalg.eigh(covariance)
         strongest = np.argsort(-variances, kind="stable")[:dimensions]
         variances, axes = variances[strongest], axes[:, strongest]
+
         if variances[-1] <= variances[0] * 1e-10:
             raise UserError(
                 f"The cells spread over fewer than {dimensions} dimensions: give more photographs "
                 "or fewer dimensions."
             )
+
         axes = axes * np.where(axes[np.abs(axes).argmax(0), np.arange(dimensions)] < 0, -1.0, 1.0)
         # In C order: safetensors writes an array's memory as it lies.
         return mean.astype(np.float32), np.ascontiguousarray(axes / np.sqrt(variances), np.float32)

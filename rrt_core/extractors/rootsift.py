@@ -81,6 +81,7 @@ class RootSift(Extractor):
             [(*k.pt, k.response, k.size, k.angle, k.octave) for k in keypoints], np.float64
         ).reshape(-1, 6)
         x, y, response, size, angle, octave = table.T
+
         # OpenCV keeps every keypoint of the last response it admits, so more than
         # `nfeatures`, in no promised order.
         order = np.lexsort((angle, size, y, x, -response))[: self._max_locals]

@@ -131,6 +131,7 @@ def evaluate(
     precision = np.full((len(queries), len(kappas)), np.nan)
     positives = np.zeros(len(queries), dtype=np.int64)
     retrieved = np.zeros(len(queries), dtype=np.int64)
+
     for row, (ranking, query) in enumerate(zip(rankings, queries, strict=True)):
         positive = positions_of(query, rule.positive)
         places = positive_places(ranking, positive, positions_of(query, rule.junk))
@@ -138,6 +139,7 @@ def evaluate(
         if len(positive):
             aps[row] = average_precision(places, len(positive))
             precision[row] = precision_at(places, kappas)
+
     counts = positives > 0
     columns = {"mAP": aps} | {
         f"mP@{kappa}": precision[:, column] for column, kappa in enumerate(kappas)
@@ -147,6 +149,7 @@ def evaluate(
         name: float(np.mean(values[counts])) if counted else np.nan
         for name, values in columns.items()
     }
+
     return Evaluation(protocol, means, aps, precision, positives, retrieved, counted)
 
 

@@ -144,12 +144,14 @@ class TimmBackbone(Backbone):
                 f"The backbone {TIMM}{model_name} needs the package timm: install the extra of "
                 "that name, 'timm'."
             ) from error
+
         try:
             network: Any = timm.create_model(model_name, pretrained=False, num_classes=0)
         except RuntimeError as error:
             raise UserError(
                 f"timm has no model {model_name!r}: timm.list_models() names them all."
             ) from error
+
         self.name = TIMM + model_name
         self.network = network
         self.map_channels = int(network.num_features)
@@ -198,11 +200,13 @@ def create_backbone(name: str, weights: str | None = None) -> Backbone:
         if weights != RANDOM:
             load_backbone_state(network.network, read_tensors(weights, WEIGHTS), weights)
         return network.eval()
+
     if name not in ("efficientnet_lite0", "efficientnet_lite0+stride16"):
         raise UserError(
             f"The backbone {name!r} is unknown; choose efficientnet_lite0, "
             "efficientnet_lite0+stride16 or timm:MODEL."
         )
+
     lite0 = Lite0Backbone(name.endswith("+stride16"))
     if weights == RANDOM:
         for parameter in lite0.parameters():
@@ -217,6 +221,7 @@ def create_backbone(name: str, weights: str | None = None) -> Backbone:
             raise UserError(
                 f"The weights in {file} are no state dict of EfficientNet-Lite0: {error}."
             ) from None
+
     return lite0.eval()
 
 

@@ -80,12 +80,14 @@ def augmented_crop(pixels: Pixels, options: CropOptions, rng: np.random.Generato
     left, top = rng.uniform(0, width - w), rng.uniform(0, height - h)
     turn = math.radians(rng.uniform(-options.degrees, options.degrees))
     flip = -1.0 if options.flip and rng.random() < 0.5 else 1.0
+
     # warpAffine does not average: what is shrunk more than twice is shrunk by areas before.
     shrink = max(1.0, min(w, h) / (1.5 * options.crop))
     if shrink > 1:
         size = (max(1, round(width / shrink)), max(1, round(height / shrink)))
         pixels = np.asarray(cv2.resize(pixels, size, interpolation=cv2.INTER_AREA), np.uint8)
     fx, fy = pixels.shape[1] / width, pixels.shape[0] / height
+
     # From a place in the crop to the place in the picture: about the middle, turned, stretched,
     # moved.
     half = options.crop / 2
@@ -105,6 +107,7 @@ def augmented_crop(pixels: Pixels, options: CropOptions, rng: np.random.Generato
         flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
         borderMode=cv2.BORDER_REFLECT_101,
     )
+
     return _jittered(np.asarray(crop, np.uint8), options.jitter, rng)
 
 

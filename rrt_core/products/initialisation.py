@@ -105,10 +105,12 @@ def initialise_matching(
     config = model.config
     width, head, heads = config.d_model, config.d_model // config.heads, config.heads
     sides = (maps.shape[2], maps.shape[3])
+
     if config.layers < 2:
         raise UserError(
             "The matching start needs a model of at least two layers: use --start random."
         )
+
     matcher = model.matcher
     first, second = matcher.layers[0], matcher.layers[1]
     with torch.no_grad():

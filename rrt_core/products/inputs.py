@@ -103,6 +103,7 @@ def keep(
     kept = np.load(file, mmap_mode="r+") if done else None
     total = len(inputs)
     which = np.arange(1 + copies)
+
     for first in range(done, total, _BATCH):
         rows = np.arange(first, min(total, first + _BATCH))
         with torch.no_grad():
@@ -130,6 +131,7 @@ def keep(
                 note, json.dumps({"identity": identity, "done": first + len(rows)}).encode()
             )
         progress(first + len(rows), total)
+
     assert kept is not None
     return KeptInputs(kept)
 

@@ -66,11 +66,13 @@ class Sampler:
         )
         if copies == 0:
             self._lone = self._lone[:0]  # one crop cannot be compared with itself
+
         if not self._groups and not len(self._lone):
             raise UserError(
                 "No two training images show the same product: nothing can be learned from these "
                 "labels."
             )
+
         self._of = {int(row): group for group in self._groups for row in group}
         self._crowd = np.sort(np.concatenate(self._groups)) if self._groups else self._lone[:0]
         self._lone_share = (

@@ -199,6 +199,7 @@ def train(
         raise ValueError(
             f"a network with {network.trained} trained cannot be trained with {options.of_backbone}"
         )
+
     groups = parameter_groups(network, options)
     optimiser = make_optimiser(groups, options)
     schedule = TrainingOptions(steps=options.steps, lr=1.0, warmup=options.warmup, final_lr=0.03)

@@ -99,6 +99,7 @@ def outline(shape: str, height: int, width: int, rng: np.random.Generator) -> Pi
         cv2.fillPoly(mask, [np.round(points).astype(np.int32)], 255)
     else:
         raise ValueError(f"shape is one of {SHAPES}, not {shape!r}")
+
     return mask
 
 
@@ -173,14 +174,17 @@ def cut_instances(
     texture = (
         integral[y + h, x + w] - integral[y, x + w] - integral[y + h, x] + integral[y, x]
     ) / (w * h)
+
     # a little chance keeps one busy corner of the picture from giving all regions of one size
     order = np.argsort(-texture * rng.uniform(0.7, 1.0, tries), kind="stable")
     boxes = np.stack([x, y, w, h], 1)[order[texture[order] >= min_texture]].tolist()
     kept: list[Box] = []
+
     for left, top, across, down in boxes:
         if len(kept) == count:
             break
         box = (left, top, across, down)
         if all(overlap(box, other) <= max_overlap for other in (*avoid, *kept)):
             kept.append(box)
+
     return [cut_region(photo, box, rng) for box in kept]

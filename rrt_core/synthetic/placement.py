@@ -65,6 +65,7 @@ def place(
         borderValue=0,
     )
     whole = float(np.mean(sampled > 127)) * sampled.size * GRID * GRID
+
     # cut the picture with one cell of margin out of the coarse field, then refine: borders stay
     # exact
     first = pad // GRID - 1

@@ -110,6 +110,7 @@ def render_view(
     )
     whole = max(sampled, float(np.count_nonzero(alpha > 127)))
     x, y, w, h = cv2.boundingRect(alpha)
+
     if w and h:
         window = (slice(y, y + h), slice(x, x + w))
         texture = _fit_resolution(region, flow[window])
@@ -123,6 +124,7 @@ def render_view(
         # the object has light of its own: it does not stand in the background's photograph
         lit = _relight(np.asarray(seen, np.uint8), level, rng, strength=0.5)
         canvas[window] = _blend(canvas[window], lit, alpha[window])
+
     shown = (alpha > 127).astype(np.uint8)
     _hide(canvas, shown, whole, sources, rng.uniform(*level.hide), rng)
 
@@ -132,6 +134,7 @@ def render_view(
     quality = int(rng.integers(level.quality[0], level.quality[1] + 1))
     area = float(np.count_nonzero(shown))
     x, y, w, h = cv2.boundingRect(shown)
+
     return RenderedView(
         canvas,
         (int(x), int(y), int(w), int(h)),
@@ -156,6 +159,7 @@ def render_clutter(
     level = _level(level)
     height, width = _picture_shape(size, rng)
     canvas = _backdrop(background, height, width, rng)
+
     for _ in range(int(rng.integers(1, level.clutter[1] + 3))):
         centre = (rng.uniform(0, width), rng.uniform(0, height))
         _paste(
@@ -165,6 +169,7 @@ def render_clutter(
             rng.uniform(0.2, 0.6) * size,
             rng,
         )
+
     canvas = _add_noise(
         _blur(_relight(canvas, level, rng, strength=1.0), level, rng),
         rng.uniform(*level.noise),

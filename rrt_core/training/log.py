@@ -84,6 +84,7 @@ def plot(path: Path, series: Mapping[str, list[tuple[int, float]]], chosen: int 
     ]
     shown = [(title, names) for title, names in panels if any(name in series for name in names)]
     figure = Figure(figsize=(5 * max(1, len(shown)), 3.6), layout="constrained")
+
     for number, (title, names) in enumerate(shown, 1):
         axes = figure.add_subplot(1, len(shown), number)
         for name, label in names.items():
@@ -95,6 +96,7 @@ def plot(path: Path, series: Mapping[str, list[tuple[int, float]]], chosen: int 
         axes.set(title=title, xlabel="step")
         axes.grid(alpha=0.3)
         axes.legend()
+
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=100)
     write_whole(path, buffer.getvalue())

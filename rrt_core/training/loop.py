@@ -270,6 +270,7 @@ def _backward(
     weight = processes.world / (pairs or own)
     device = batch.label.device
     sums: list[Tensor] = []
+
     for first in range(0, own, options.micro_batch or own):
         part = batch.take(slice(first, first + (options.micro_batch or own)))
         more = first + len(part.label) < own
@@ -287,6 +288,7 @@ def _backward(
                 [loss.detach().double(), hits.double(), hits.new_tensor(len(part.label)).double()]
             )
         )
+
     return torch.stack(sums).sum(0)
 
 

@@ -47,6 +47,7 @@ def nearest(
     left = _matrix(descriptors, queries, device)
     own = torch.from_numpy(np.asarray(queries, np.int64)).to(device)
     best = torch.zeros(len(queries), 0, dtype=torch.int64, device=device)
+
     for first in range(0, len(pool), block):
         rows = np.asarray(pool[first : first + block], np.int64)
         candidates = torch.from_numpy(rows).to(device)
@@ -59,10 +60,12 @@ def nearest(
         keys[own[:, None] == candidates] = torch.iinfo(torch.int64).min
         best = torch.cat([best, keys], dim=1)
         best = best.topk(min(count, best.shape[1]), dim=1).values
+
     neighbours = np.full((len(queries), count), NONE, np.int32)
     best_keys = best.cpu().numpy()
     best_rows = np.where(best_keys == np.iinfo(np.int64).min, NONE, _LOW - (best_keys & _LOW))
     neighbours[:, : best_rows.shape[1]] = best_rows
+
     return neighbours
 
 

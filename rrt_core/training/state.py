@@ -97,16 +97,19 @@ def load_state(
         raise UserError(
             f"{path} is damaged, so that the run cannot continue from it: delete it to start again."
         ) from None
+
     if saved.get("identity", identity) != identity:
         raise UserError(
             f"{path} is of a run on other data or with other options: name another folder, or "
             "delete it."
         )
+
     try:
         # "network": as train-products called it in older states
         model.load_state_dict(saved["model"] if "model" in saved else saved["network"])
     except (KeyError, RuntimeError):
         raise UserError(f"{path} is of another model: name another folder, or delete it.") from None
+
     optimiser.load_state_dict(saved["optimiser"])
     if scaler is not None and "scaler" in saved:
         scaler.load_state_dict(saved["scaler"])

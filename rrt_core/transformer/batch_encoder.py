@@ -75,6 +75,7 @@ def assemble(pairs: Sequence[tuple[Arrays, Arrays]], d_model: int, pin: bool) ->
     numbers: dict[tuple[int, int], int] = {}
     images: list[Arrays] = []
     members = np.empty((len(pairs), 2), np.int64)
+
     for i, pair in enumerate(pairs):
         for side in (0, 1):
             key = (id(pair[side]), side)
@@ -82,6 +83,7 @@ def assemble(pairs: Sequence[tuple[Arrays, Arrays]], d_model: int, pin: bool) ->
                 numbers[key] = len(images)
                 images.append(pair[side])
             members[i, side] = numbers[key]
+
     gallery = np.array([side for _, side in numbers], np.int64)
     counts = np.array([len(local) for _, local, _ in images], np.int64)
     starts = np.concatenate([[0], np.cumsum(counts + 2)])
@@ -92,6 +94,7 @@ def assemble(pairs: Sequence[tuple[Arrays, Arrays]], d_model: int, pin: bool) ->
     rows = [np.arange(starts[i], starts[i + 1]) for i in members.reshape(-1)]
     lengths = (counts[members] + 2).sum(axis=1)
     padded = visible = unpadded = None
+
     if len(set(lengths.tolist())) > 1:
         longest = -(-int(lengths.max()) // LENGTH_STEP) * LENGTH_STEP
         visible = np.arange(longest)[None] < lengths[:, None]

@@ -54,6 +54,7 @@ def initialise_matching(model: RerankingTransformer, sharpness: float = MATCHING
             f"feed-forward of {len(THRESHOLDS)}, not {config.heads} of {head} and "
             f"{config.feedforward}; choose 'identity' or 'random'."
         )
+
     ruler, side, outputs = width - 1, width - 2, range(width - 3, width - 3 - len(THRESHOLDS), -1)
     steepness, strength, side_share = 15.0, 4.0, 0.4
     with torch.no_grad():

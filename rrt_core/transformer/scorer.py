@@ -210,6 +210,7 @@ class PairScorer:
             # The host assembles and copies ahead of the GPU, but not so far that memory would grow.
             if len(pending) >= (BATCHES_AHEAD if on_cuda else 1):
                 finish()
+
         while pending:
             finish()
 

@@ -193,17 +193,20 @@ class _Reader:
                 raise self.error(
                     f"lists {image!r} twice in its gallery, at {positions[image]} and {position}"
                 )
+
         without_levels = [isinstance(query, dict) and "positive" in query for query in queries]
         if any(without_levels) and not all(without_levels):
             raise self.error(
                 f'has "positive" in some queries but not in query {without_levels.index(False)}'
             )
+
         truths = [self.query(query, row, positions) for row, query in enumerate(queries)]
         if not truths:
             raise self.error("has no query")
         if len({(truth.name, truth.box) for truth in truths}) != len(truths):
             raise self.error("has a query twice, with the same name and box")
         name = str(content.get("name", name))
+
         return GroundTruth(name, tuple(positions), tuple(truths), levels=not any(without_levels))
 
     def query(self, entry: Any, row: int, gallery: dict[str, int]) -> QueryTruth:
@@ -211,13 +214,16 @@ class _Reader:
             raise self.error(f"has something else than a dictionary as query {row}")
         name = self.name(entry.get("name"), f"query {row}")
         box: Box | None = None
+
         if entry.get("box") is not None:
             box = self.four(entry["box"], name)
             if not (box[2] > 0 and box[3] > 0):
                 raise self.error(f"gives a box without area, {list(box)}", name)
+
         given = ("positive", "junk") if "positive" in entry else LISTS
         lists = {key: self.positions(entry, key, name, gallery) for key in given}
         where: dict[int, str] = {}
+
         for key, listed in lists.items():
             for position in listed:
                 if position in where:
@@ -226,6 +232,7 @@ class _Reader:
                     )
                     raise self.error(f"lists gallery position {position} in {places}", name)
                 where[position] = key
+
         positives = lists.get("positive", lists.get("easy", ()))
         return QueryTruth(name, box, positives, lists.get("hard", ()), lists["junk"])
 

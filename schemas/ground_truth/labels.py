@@ -62,9 +62,11 @@ def _read_text(data: bytes, where: str) -> list[LabelRow]:
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
         raise UserError(f"{where}, row {line}: it is not UTF-8 text") from None
+
     reader = csv.reader(io.StringIO(text, newline=""))
     rows: list[LabelRow] = []
     name_at, label_at, width = 0, 1, 0
+
     try:
         for fields in reader:
             fields = [field.strip() for field in fields]
@@ -95,6 +97,7 @@ def _read_text(data: bytes, where: str) -> list[LabelRow]:
             rows.append(LabelRow(fields[name_at], fields[label_at], reader.line_num))
     except csv.Error as error:
         raise UserError(f"{where}, row {reader.line_num}: it is no CSV: {error}") from None
+
     return rows
 
 
@@ -131,6 +134,7 @@ def match_labels(rows: Iterable[LabelRow], record_ids: Sequence[str], where: str
         below.setdefault(path, []).append(record_id)
         if box is not None:
             below.setdefault(f"{source}/{path}", []).append(record_id)
+
     labelled: dict[str, tuple[str, int]] = {}
     unknown: list[LabelRow] = []
     for entry in rows:
@@ -144,6 +148,7 @@ def match_labels(rows: Iterable[LabelRow], record_ids: Sequence[str], where: str
                 f"{where}, row {entry.row}: {entry.name!r} has the label {entry.label!r}, but "
                 f"{label!r} in row {row}"
             )
+
     return Labels({record_id: label for record_id, (label, _) in labelled.items()}, tuple(unknown))
 
 

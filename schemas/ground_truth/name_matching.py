@@ -63,6 +63,7 @@ def match_names(
     records = {record_id: split_record_id(record_id) for record_id in record_ids}
     matched: dict[str, int] = {}
     taken: dict[int, str] = {}
+
     for step in (1, 2, 3, 4):
         matches: dict[int, str] = {}
         for record_id, (source, path, box) in records.items():
@@ -86,6 +87,7 @@ def match_names(
                 )
         taken |= matches
         matched |= {record_id: position for position, record_id in matches.items()}
+
     return matched
 
 

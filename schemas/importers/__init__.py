@@ -106,6 +106,7 @@ def checked_locals(
             f"{dimension}]",
             "dimension",
         )
+
     if len(strength) and bool(np.any(strength[:-1] < strength[1:])):
         order = np.argsort(-strength, kind="stable")[:most]
         descriptors, xy, scale, strength = (
@@ -114,6 +115,7 @@ def checked_locals(
             scale[order],
             strength[order],
         )
+
     kept = np.ascontiguousarray(descriptors[:most], np.float32).reshape(-1, dimension)
     squares = np.einsum("nd,nd->n", kept, kept)
     if not (np.isfinite(squares).all() and np.isfinite(xy).all() and np.isfinite(strength).all()):
@@ -121,12 +123,14 @@ def checked_locals(
             "the local descriptors, their places or strengths hold values that are not finite",
             "not_finite",
         )
+
     lengths = np.sqrt(squares)
     if not lengths.all():
         raise Unusable("a local descriptor is all zeros", "zero")
     wrong = np.abs(lengths - 1.0) > UNIT_TOLERANCE
     if wrong.any():
         kept = np.asarray(kept / np.where(wrong, lengths, 1.0)[:, None], np.float32)
+
     return ImportedLocals(
         kept,
         np.ascontiguousarray(xy[:most], np.float32).reshape(-1, 2),

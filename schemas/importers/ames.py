@@ -49,6 +49,7 @@ class AmesFile:
         self.rows = int(features.shape[0]) if features.shape else 0
         self.signs = False
         names = features.dtype.names
+
         if (
             names is None
             and features.ndim == 3
@@ -99,16 +100,19 @@ class AmesFile:
             leading, descriptors = image[:, :LEADING], image[:, LEADING:]
         else:
             leading, descriptors = image["metadata"], image["descriptor"].reshape(len(image), -1)
+
         kept = leading[:, 3] == 0
         if not (kept | (leading[:, 3] == 1)).all():
             raise Unusable("its masks are not all 0 or 1", "mask")
         leading, descriptors = np.asarray(leading[kept], np.float32), descriptors[kept]
         ordinals = leading[:, 2]
+
         if not np.isin(ordinals, np.arange(len(scales))).all():
             raise Unusable(
                 f"it holds scale numbers that are none of 0 .. {len(scales) - 1} (--scales)",
                 "scale",
             )
+
         return checked_locals(
             self._signs(descriptors) if self.signs else descriptors,
             leading[:, 1::-1],

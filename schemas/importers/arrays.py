@@ -94,12 +94,14 @@ def open_matrix(
         array: Any = _npy(path) if kind == "npy" else _npz(path, variable)
     else:
         array = _mat(path, variable) if kind == "mat" else _hdf5(path, "features")
+
     # HDF5 has MATLAB's matrices transposed
     flipped = kind == "mat" and isinstance(array, h5py.Dataset)
     if array.ndim != 2:
         raise UserError(
             f"{path}: it holds an array of the shape {list(array.shape)}; it must be a matrix"
         )
+
     columns = kind == "mat" if layout == "auto" else layout == "columns"
     rows_if = {wanted: int(array.shape[1 if wanted != flipped else 0]) for wanted in (False, True)}
     if (
@@ -109,6 +111,7 @@ def open_matrix(
         and rows_if[not columns] == expected
     ):
         columns = not columns
+
     return Matrix(path, [array], columns != flipped)
 
 
@@ -213,12 +216,14 @@ def clip_files(folder: str) -> tuple[list[str], list[str]]:
     vectors = numbered("img_emb", r"img_emb_(\d+)\.npy")
     metadata = numbered("metadata", r"metadata_(\d+)\.parquet")
     alone = sorted(vectors.keys() ^ metadata.keys()) if metadata else []
+
     if not vectors or alone:
         first = f"; only one of the two is there for N = {alone[0]}" if vectors else ""
         raise UserError(
             f"{folder}: it holds {len(vectors)} files img_emb_N.npy and {len(metadata)} "
             f"metadata_N.parquet{first}; clip-retrieval makes one of each for each N"
         )
+
     return list(vectors.values()), list(metadata.values())
 
 
@@ -246,6 +251,7 @@ def clip_names(folder: str) -> list[str] | None:
                 f"{path}: row {paths.index(None)} has no image_path; give the names with --list"
             )
         names += paths
+
     return [str(name).lstrip("/") for name in names] or None
 
 
@@ -264,21 +270,25 @@ class FlatLocals:
         described, offset = self.arrays["descriptor"], self.arrays["offset"]
         total = len(described)
         shapes = {"xy": (total, 2), "scale": (total,), "strength": (total,)}
+
         for name, shape in shapes.items():
             if self.arrays[name].shape != shape:
                 raise UserError(
                     f"{folder}/{name}.npy: its shape is {list(self.arrays[name].shape)}, not "
                     f"{list(shape)}"
                 )
+
         if described.ndim != 2 or not described.shape[1] or described.dtype.kind != "f":
             raise UserError(
                 f"{folder}/descriptor.npy: it must be a matrix of floating-point numbers"
             )
+
         whole = offset.ndim == 1 and len(offset) and offset.dtype.kind in "iu"
         if not whole or offset[0] != 0 or offset[-1] != total or (offset[1:] < offset[:-1]).any():
             raise UserError(
                 f"{folder}/offset.npy: it must rise from 0 to {total}, the number of descriptors"
             )
+
         self.rows, self.dimension = len(offset) - 1, int(described.shape[1])
 
     def locals_of(self, row: int, most: int, scales: int) -> ImportedLocals:

@@ -178,6 +178,7 @@ def _regular(data: bytes) -> np.ndarray | None:
             break
     else:
         return None
+
     record = 1 + place + length
     pattern = _pattern(record) if record <= len(data) and len(data) % record == 0 else None
     if pattern is None:
@@ -187,10 +188,12 @@ def _regular(data: bytes) -> np.ndarray | None:
     raw = np.frombuffer(data, np.uint8).reshape(len(rows), record)
     if (raw[:, : len(before)] != np.frombuffer(before, np.uint8)).any():
         return None
+
     if any(
         (rows[f"tag_{name}"] != (number << 3 | 5)).any() for number, name in enumerate(_NUMBERS, 2)
     ):
         return None
+
     return rows
 
 
@@ -265,6 +268,7 @@ def messages() -> dict[str, Any]:
     message("DelfFeatures", ("feature", 1, "DelfFeature", True))
     pool = descriptor_pool.DescriptorPool()
     pool.Add(file)
+
     return {
         made.name: message_factory.GetMessageClass(pool.FindMessageTypeByName(f"delg.{made.name}"))
         for made in file.message_type

@@ -89,11 +89,13 @@ class Delg(Extractor):
             ("group", group),
         ):
             check_whole(f"The extractor's option {option}", value, 1)
+
         number = isinstance(threshold, (int, float)) and not isinstance(threshold, bool)
         if threshold is not None and not (number and math.isfinite(threshold)):
             raise UserError(
                 f"The extractor's option threshold must be a number, not {threshold!r}."
             )
+
         data = read_weights(weights, "DELG weights", "; make it with convert-delg")
         loaded = load_network(data, f"the DELG weights {weights}")
         self._device = choose_device(device)
@@ -134,6 +136,7 @@ class Delg(Extractor):
         resized = [
             resize(image.pixels, self._max_image_size * image.resize_factor) for image in images
         ]
+
         for place, pixels in enumerate(resized):
             if min(pixels.shape[:2]) < _MIN_SIDE:
                 answers[place] = Failure(
@@ -143,6 +146,7 @@ class Delg(Extractor):
                 )
                 continue
             groups.setdefault(pixels.shape, []).append(place)
+
         for places in groups.values():
             for start in range(0, len(places), self.batch):
                 chosen = places[start : start + self.batch]
@@ -159,6 +163,7 @@ class Delg(Extractor):
                         scale=local.scale,
                         strength=local.strength,
                     )
+
         ordered = [answers[place] for place in range(len(images))]
         return (
             ordered

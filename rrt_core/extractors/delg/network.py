@@ -305,10 +305,12 @@ def load_network(data: bytes, where: str) -> LoadedNetwork:
         raise UserError(
             f"{where} is no safetensors file ({type(error).__name__}): {fix}"
         ) from error
+
     if metadata.get("format") != FORMAT:
         raise UserError(
             f"{where} holds no DELG weights (its format is {metadata.get('format')!r}): {fix}"
         )
+
     try:
         config = json.loads(metadata["config"])
         threshold, source, depth = (
@@ -319,10 +321,12 @@ def load_network(data: bytes, where: str) -> LoadedNetwork:
         architecture = Architecture(**config)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"The configuration in {where} cannot be read ({error}): {fix}") from error
+
     if depth != architecture.depth:
         raise UserError(
             f"{where} gives its depth as {depth}, but its units make {architecture.depth}: {fix}"
         )
+
     if reason := misfit(shapes_of(state), tensor_shapes(architecture)):
         raise UserError(f"{where} is no DELG network of depth {architecture.depth}: {reason}.")
     for name, tensor in state.items():
@@ -334,4 +338,5 @@ def load_network(data: bytes, where: str) -> LoadedNetwork:
         if isinstance(module, NormalisedConvolution):
             module.fold()
     network.to(memory_format=torch.channels_last)
+
     return LoadedNetwork(network.eval(), threshold, source)

@@ -144,6 +144,7 @@ def tensors(
         elif len(wanted[name]) == 2:
             values = values.reshape(values.shape[-2:]).T
         made[name] = np.ascontiguousarray(values)
+
     return made
 
 
@@ -210,6 +211,7 @@ def _map_keras(plain: Mapping[str, str], where: str, block3_strides: bool) -> Ma
                 )
             if unit == 0:
                 layer(f"stage{stage}.0.shortcut", f"{at}/conv_shortcut", f"{at}/bn_shortcut")
+
     layer("reduce", "autoencoder/conv1", None)
     layer("expand", "autoencoder/conv2", None)
     layer("attention", "attention/conv1", "attention/bn_conv1")
@@ -217,11 +219,13 @@ def _map_keras(plain: Mapping[str, str], where: str, block3_strides: bool) -> Ma
     layer("embedding", "backbone/embedding_layer", None)
     paths = _by_end(plain, {end for end in ends.values() if end is not None})
     missing = sorted(end for end in ends.values() if end is not None and end not in paths)
+
     if missing:
         raise UserError(
             f"{where} lacks {len(missing)} variables of DELG, such as "
             f"{missing[0]}{_hint(missing[0])}."
         )
+
     variables = {tensor: paths[end] for tensor, end in ends.items() if end is not None}
     architecture = Architecture(
         units=units, layout=KERAS, block3_strides=block3_strides, attention_input=EXPANDED
@@ -259,10 +263,12 @@ def _map_slim(plain: Mapping[str, str], shapes: Mapping[str, Shape], where: str)
             scope = name[: match.end(1)]
             stages = scopes.setdefault(scope, {})
             stages[int(match[2])] = max(stages.get(int(match[2]), 0), int(match[3]))
+
     if len(scopes) > 1:
         raise UserError(
             f"{where} holds several ResNets ({', '.join(sorted(scopes))}); a DELG model has one."
         )
+
     scope, stages = next(iter(scopes.items()))
     units = _counted([stages.get(stage, 0) for stage in range(1, 5)], where)
     names: dict[str, str | None] = {}
@@ -291,6 +297,7 @@ def _map_slim(plain: Mapping[str, str], shapes: Mapping[str, Shape], where: str)
                 layer(f"stage{stage}.{unit}.conv{number}", f"{at}/conv{number}", True)
             if unit == 0:
                 layer(f"stage{stage}.0.shortcut", f"{at}/shortcut", True)
+
     stem = names["stem.weight"]
     width = shapes[stem][-1] if stem is not None else 0
     heads = _slim_heads(
@@ -306,6 +313,7 @@ def _map_slim(plain: Mapping[str, str], shapes: Mapping[str, Shape], where: str)
     for tensor, path in heads.items():
         layer(tensor, path, tensor == "attention")
     seen = EXPANDED if "expand" in heads else BLOCK3
+
     return Mapped(Architecture(units=units, layout=SLIM, attention_input=seen), names)
 
 
@@ -347,6 +355,7 @@ def _slim_heads(paths: Mapping[str, Shape], block3: int, block4: int, where: str
     if any(shape[-2:] == (reduced, block3) for shape in paths.values()):
         what = f"the autoencoder's second layer ({reduced} -> {block3})"
         heads["expand"] = find(what, lambda i, o: (i, o) == (reduced, block3))
+
     return heads
 
 

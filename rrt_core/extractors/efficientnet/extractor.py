@@ -143,6 +143,7 @@ class EfficientNet(CopiesExtractor):
             height, width = copy.shape[:2]
             places.append(cell_places(image, copy.shape, cell_centres(width), cell_centres(height)))
             ordinals.append(np.full(len(cell), ordinal, np.uint8))
+
         strength = np.concatenate(norms)
         # Stable: equal strengths stay in the order of size, row, column.
         kept = np.argsort(-strength, kind="stable")[: self._max_locals]

@@ -111,6 +111,7 @@ def watch(network: nn.Module, run: Callable[[], Any]) -> list[Shrinking]:
     finally:
         for hook in hooks:
             hook.remove()
+
     return seen
 
 

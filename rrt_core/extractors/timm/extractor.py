@@ -80,6 +80,7 @@ class Timm(CopiesExtractor):
             raise UserError(
                 f"The extractor's option pretrained must be true or false, not {pretrained!r}."
             )
+
         self.name = f"timm:{model}"
         chosen = choose_device(device)
         self.network = TimmNetwork(
@@ -93,6 +94,7 @@ class Timm(CopiesExtractor):
         self._projection: Projection | None = None
         self.weights_sha256 = self.network.weights_sha256
         self.local_dim = self.network.channels
+
         if projection is not None:
             data = read_option(Path(projection), "projection")
             self._projection = read_projection(data, self.network.channels, projection).to(chosen)
@@ -100,6 +102,7 @@ class Timm(CopiesExtractor):
                 bytes.fromhex(self.weights_sha256) + data
             ).hexdigest()
             self.local_dim = self._projection.dimension
+
         self._batched = chosen.type == "cuda"
         self.batch = _BATCH_ON_CUDA if self._batched else Extractor.batch
         self.global_dim, self.multiple = self.network.global_dim, self.network.multiple
@@ -110,6 +113,7 @@ class Timm(CopiesExtractor):
             "deviation": list(self.network.deviation),
             "projection": projection is not None,
         }
+
         # the last bits depend on them; the CPU, which runs one at a time, has neither
         if self._batched:
             self.config.update({"device": "gpu", "group": _BATCH_ON_CUDA})
@@ -188,12 +192,14 @@ class Timm(CopiesExtractor):
             for image in images:
                 yield [(copy.shape, *self._alone(copy)) for copy in self._copies(image)]
             return
+
         copies = [self._copies(image) for image in images]
         alike: dict[tuple[int, ...], list[tuple[int, int]]] = {}
         for number, one in enumerate(copies):
             for ordinal, copy in enumerate(one):
                 alike.setdefault(copy.shape, []).append((number, ordinal))
         results: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+
         for members in alike.values():
             for start in range(0, len(members), _BATCH_ON_CUDA):
                 some = members[start : start + _BATCH_ON_CUDA]
@@ -202,6 +208,7 @@ class Timm(CopiesExtractor):
                 results.update(
                     (member, (pooled[row], cells[row])) for row, member in enumerate(some)
                 )
+
         for number, one in enumerate(copies):
             yield [(copy.shape, *results[number, ordinal]) for ordinal, copy in enumerate(one)]
 

@@ -127,6 +127,7 @@ class TimmNetwork:
         outputs: list[Any] = []
         if not hasattr(self._network, "forward_intermediates"):
             raise UserError(f"timm's model {model!r} does not show its inner maps: choose another.")
+
         try:
             with torch.inference_mode():
                 seen = watch(
@@ -140,6 +141,7 @@ class TimmNetwork:
                 f"timm's model {model!r} does not take pictures of any size ({first_line(error)}): "
                 "choose another."
             ) from error
+
         last, maps = outputs
         if (
             not isinstance(last, Tensor)
@@ -149,6 +151,7 @@ class TimmNetwork:
             raise UserError(
                 f"timm's model {model!r} gives neither a map nor tokens: choose another."
             )
+
         grids = [grid_of(seen, height, one.shape[2]) for one in maps]
         strides = [grid.stride for grid in grids]
         self.maps = [(int(one.shape[1]), stride) for one, stride in zip(maps, strides, strict=True)]
@@ -160,10 +163,12 @@ class TimmNetwork:
         self._prefix = (
             int(last.shape[1] - maps[-1].shape[2] * maps[-1].shape[3]) if self._tokens else 0
         )
+
         if self._prefix < 0:
             raise UserError(
                 f"timm's model {model!r} has fewer tokens at its end than cells: choose another."
             )
+
         self._channels_last = getattr(self._network, "output_fmt", "NCHW") == "NHWC"
         fixed = bool(self._network.pretrained_cfg.get("fixed_input_size", False))
         self.multiple = 1
@@ -228,25 +233,30 @@ def create_network(model: str, weights: str | None, pretrained: bool) -> Any:
         raise UserError(
             "The extractor's options weights and pretrained exclude each other: give one of them."
         )
+
     if not pretrained and weights is None:
         raise UserError(
             f"timm's model {model!r} needs weights: name a local file by the option weights, or "
             "give pretrained=true to have timm download its own."
         )
+
     hub = model.startswith(("hf-hub:", "hf_hub:"))
     if hub and not pretrained:
         raise UserError(
             f"{model!r} is a name of the Hugging Face hub, which needs the option pretrained=true."
         )
+
     if not hub and not timm.is_model(model.partition(".")[0]):
         near = difflib.get_close_matches(model, timm.list_models(), 4, 0.5)
         hint = f"did you mean {', '.join(near)}?" if near else "timm.list_models() names them all."
         raise UserError(f"timm {timm.__version__} has no model {model!r}: {hint}")
+
     # Made with a seed, apart from the caller's generator: random weights are the same everywhere.
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.manual_seed(0)
         network = _created(timm, model, pretrained)
+
     if weights is not None and weights != RANDOM:
         _load(network, weights)
     return network
@@ -298,6 +308,7 @@ def _created(timm: Any, model: str, pretrained: bool) -> Any:
                 f"timm has no weights for {model!r}: name a local file by the option weights."
             )
         return network
+
     raise AssertionError("the last attempt returns or raises")
 
 
@@ -332,6 +343,7 @@ def _load(network: Any, path: str) -> None:
                 raise UserError(
                     f"The weights in {path} are not this model's ({first_line(error)})."
                 ) from error
+
     if reason := unfit():
         raise UserError(f"The weights in {path} are not those of timm's model: {reason}.")
     network.load_state_dict({name: state[name] for name in wanted if name in state}, strict=False)
