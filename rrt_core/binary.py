@@ -15,8 +15,9 @@ LEAST = 1_000  # descriptors: with fewer, a random rotation serves as well
 
 
 def learn_rotation(samples: np.ndarray, iterations: int = ITERATIONS) -> np.ndarray:
-    """An orthogonal matrix float32 [W, W] for `samples`, float32 [n, W] (rows of zeros are left
-    out).
+    """An orthogonal matrix float32 [W, W], learned from samples float32 [n, W].
+
+    Rows of zeros are left out.
 
     Rotated descriptors are `samples @ rotation`. Alternates between the signs of the rotated
     samples and the rotation that brings the samples nearest to these signs (orthogonal Procrustes),

@@ -1,5 +1,4 @@
-"""Files of weights: our safetensors, which hold their configuration, and the paper repository's
-`.pt`.
+"""Files of weights: our safetensors, and the `.pt` files of the paper's repository.
 
 A safetensors file names its format, its variant (`landmarks` or `products`; files without one are
 of landmarks) and its configuration in the metadata. A products file may hold its backbone's weights
@@ -25,7 +24,7 @@ from torch import Tensor, nn
 
 from rrt_core.products.model import ProductsConfig, ProductsTransformer
 from rrt_core.transformer.model import ModelConfig, RerankingTransformer
-from rrt_core.weight_files import sorted_header
+from rrt_core.weight_files import misfit, read_weights, shapes_of, sorted_header
 from schemas.errors import UserError
 
 FORMAT = "rrt-weights/1"
@@ -34,11 +33,8 @@ PRODUCTS: Literal["products"] = "products"
 C = TypeVar("C")
 M = TypeVar("M", bound=nn.Module)
 _BACKBONE = "backbone."
-_OURS = (
-    "remap.",
-    "remap_local.",
-    "matcher.",
-)  # of a products model; all else in the paper's files is its ResNet
+# of a products model; all else in the paper's files is its ResNet
+_OURS = ("remap.", "remap_local.", "matcher.")
 
 
 @dataclass(frozen=True)
@@ -59,8 +55,7 @@ class ProductsCheckpoint:
     """A loaded products model; sha256 and notes as in Checkpoint.
 
     backbone: the state dict of its backbone, {} where the file has none. A `.pt` of the paper's
-        repository
-    holds a ResNet-50 by the names that torchvision and timm use.
+        repository holds a ResNet-50 by the names that torchvision and timm use.
     """
 
     model: ProductsTransformer
@@ -82,8 +77,9 @@ def save_checkpoint(
     notes: Mapping[str, Any] | None = None,
     backbone: Mapping[str, Tensor] | None = None,
 ) -> str:
-    """Write float32 weights as safetensors, variant, configuration and `notes` (JSON) in the
-    metadata.
+    """Write float32 weights as safetensors and return the file's SHA-256.
+
+    Variant, configuration and `notes` (JSON) go into the metadata.
 
     backbone: for a products model, the state dict of the network below it, kept in the same file.
     Returns the SHA-256. The bytes depend on the arguments alone.
@@ -114,8 +110,9 @@ def load_checkpoint(path: str, *, variant: Literal["products"]) -> ProductsCheck
 def load_checkpoint(
     path: str, scale_binning: str | None = None, variant: str = LANDMARKS
 ) -> Checkpoint | ProductsCheckpoint:
-    """Open our safetensors or a `.pt` of the paper's repository, of either variant (no code in the
-    file is run).
+    """Open our safetensors or a `.pt` of the paper's repository, of either variant.
+
+    No code in the file is run.
 
     Args:
         path: file or fsspec URL.
@@ -127,36 +124,38 @@ def load_checkpoint(
         UserError: no such file, neither format, the other variant, parameters missing, too many or
             of another shape.
     """
-    try:
-        with fsspec.open(path, "rb") as file:
-            data: bytes = file.read()
-    except FileNotFoundError:
-        raise UserError(f"Reranker weights {path}: no such file.") from None
-    except OSError as error:
-        raise UserError(f"Reranker weights {path} cannot be read: {error}.") from None
+    data = read_weights(path, "Reranker weights")
+
     # A safetensors file is 8 bytes of length and a JSON object; a torch file is a zip or (old) a
     # pickle.
-    found = _read_safetensors(path, data) if data[8:9] == b"{" else _read_torch(path, data)
-    if found.variant != variant:
+    contents = _read_safetensors(path, data) if data[8:9] == b"{" else _read_torch(path, data)
+    if contents.variant != variant:
         raise UserError(
-            f"Reranker weights {path} are of the variant for {found.variant}; weights for "
+            f"Reranker weights {path} are of the variant for {contents.variant}; weights for "
             f"{variant} are needed here."
         )
+
     sha256 = hashlib.sha256(data).hexdigest()
     if variant == PRODUCTS:
         products = _filled(
-            path, ProductsTransformer, _config(path, ProductsConfig, found.config), found.state
+            path,
+            ProductsTransformer,
+            _config(path, ProductsConfig, contents.config),
+            contents.state,
         )
         backbone = {
             key.removeprefix(_BACKBONE): value
-            for key, value in found.state.items()
+            for key, value in contents.state.items()
             if key.startswith(_BACKBONE)
         }
-        return ProductsCheckpoint(products, backbone, sha256, found.notes)
-    config = _config(path, ModelConfig, found.config)
+        return ProductsCheckpoint(products, backbone, sha256, contents.notes)
+
+    config = _config(path, ModelConfig, contents.config)
     if scale_binning is not None:
         config = dataclasses.replace(config, scale_binning=scale_binning)
-    return Checkpoint(_filled(path, RerankingTransformer, config, found.state), sha256, found.notes)
+    return Checkpoint(
+        _filled(path, RerankingTransformer, config, contents.state), sha256, contents.notes
+    )
 
 
 def _config(path: str, kind: type[C], values: Mapping[str, Any]) -> C:
@@ -173,7 +172,8 @@ def _filled(path: str, kind: Callable[[C], M], config: C, state: Mapping[str, Te
     with torch.random.fork_rng(devices=[]):
         model = kind(config)
     own = {key: value for key, value in state.items() if not key.startswith(_BACKBONE)}
-    _check_state(path, own, model)
+    if reason := misfit(shapes_of(own), shapes_of(model.state_dict())):
+        raise UserError(f"Reranker weights {path} do not fit the model: {reason}.")
     model.load_state_dict({key: value.float() for key, value in own.items()})
     return model.eval()
 
@@ -187,17 +187,18 @@ def _read_torch(path: str, data: bytes) -> _File:
             f"Reranker weights {path} is neither a safetensors file nor a plain torch checkpoint: "
             f"{reason}"
         ) from None
+
     state = checkpoint.get("state") if isinstance(checkpoint, dict) else None
     if not isinstance(state, dict) or not all(
         isinstance(value, Tensor) for value in state.values()
     ):
         raise UserError(
             f"Reranker weights {path}: no state dict under the key 'state', as the paper's files "
-            f"have it."
+            "have it."
         )
-    if state and all(
-        key.startswith("module.") for key in state
-    ):  # written from inside DataParallel
+
+    # written from inside DataParallel
+    if state and all(key.startswith("module.") for key in state):
         state = {key.removeprefix("module."): value for key, value in state.items()}
     if any(key.startswith("matcher.") for key in state):
         # `classifier` is the metric-learning framework's classification layer, which no loss of the
@@ -208,6 +209,7 @@ def _read_torch(path: str, data: bytes) -> _File:
             if not key.startswith("classifier.")
         }
         return _File(state, PRODUCTS, _products_shape(path, state), {})
+
     return _File(state, LANDMARKS, _landmarks_shape(path, state), {})
 
 
@@ -245,7 +247,7 @@ def _require_matrices(
         if key not in state or state[key].dim() < 2:
             raise UserError(
                 f"Reranker weights {path}: parameter {key} is missing; not a {variant} model of "
-                f"the paper."
+                "the paper."
             )
 
 
@@ -256,11 +258,13 @@ def _read_safetensors(path: str, data: bytes) -> _File:
         raise UserError(
             f"Reranker weights {path} is not a whole safetensors file: {error}."
         ) from None
+
     # safetensors: 8 bytes length of the header, little-endian, then the header as JSON.
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     metadata = header.get("__metadata__", {})
     if metadata.get("format") != FORMAT:
         raise UserError(f"Reranker weights {path}: the metadata does not name the format {FORMAT}.")
+
     try:
         config = json.loads(metadata["config"])
         notes = json.loads(metadata.get("notes", "{}"))
@@ -268,26 +272,5 @@ def _read_safetensors(path: str, data: bytes) -> _File:
         raise UserError(
             f"Reranker weights {path}: the configuration in the metadata is not ours: {error}."
         ) from None
+
     return _File(state, metadata.get("variant", LANDMARKS), config, notes)
-
-
-def _check_state(path: str, state: Mapping[str, Tensor], model: nn.Module) -> None:
-    wanted = model.state_dict()
-    missing = [key for key in wanted if key not in state]
-    if missing:
-        raise UserError(
-            f"Reranker weights {path}: {len(missing)} parameters are missing, the first is "
-            f"{missing[0]}."
-        )
-    surplus = [key for key in state if key not in wanted]
-    if surplus:
-        raise UserError(
-            f"Reranker weights {path}: {len(surplus)} parameters are not the model's, the first "
-            f"is {surplus[0]}."
-        )
-    for key, value in wanted.items():
-        if state[key].shape != value.shape:
-            raise UserError(
-                f"Reranker weights {path}: parameter {key} has the shape {tuple(state[key].shape)},"
-                f" the model needs {tuple(value.shape)}."
-            )

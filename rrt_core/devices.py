@@ -32,8 +32,8 @@ def choose_device(device: str, local_rank: int | None = None) -> torch.device:
     if index >= count:
         raise UserError(
             f"device {device!r}: torch finds no such GPU: torch {torch.__version__} sees {count} "
-            f"CUDA devices here, and number {index} is needed; choose auto or cpu"
-            f"{'' if local_rank is None else ', or start fewer processes'}."
+            f"CUDA devices here, and number {index} is needed; choose auto or "
+            f"cpu{'' if local_rank is None else ', or start fewer processes'}."
         )
 
     return torch.device(device) if local_rank is None else torch.device("cuda", index)

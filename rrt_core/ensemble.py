@@ -1,16 +1,16 @@
-"""Score ensembling: the global similarity and the reranker's logit in one score, replayed from
-stored raw logits.
+"""Score ensembling: the global similarity and the reranker's logit in one score.
 
-    final = lambda * global + (1 - lambda) * sigmoid(gamma * logit)      over the first k of a
-    shortlist
+It is replayed from stored raw logits, over the first k of a shortlist:
+
+    final = lambda * global + (1 - lambda) * sigmoid(gamma * logit)
 
 lambda = 0 is the reranker's own order, lambda = 1 the global one. Source: the formula of AMES
 (Suma, Kordopatis-Zilos, Iscen, Tolias, ECCV 2024), `src/utils/metrics.py` of its repository; ELViS
 uses it too. RRT sorts by the logit alone.
 
 `search` tries a grid of (lambda, gamma, k) for any metric that is a mean over queries. It is meant
-for a validation
-set: weights that were chosen on the queries that they are then reported on say nothing.
+for a validation set: weights that were chosen on the queries that they are then reported on prove
+nothing.
 """
 
 from __future__ import annotations
@@ -25,12 +25,10 @@ import numpy.typing as npt
 from rrt_core.metrics.revisited import FloatArray, IntArray, positive_places, replay
 
 BoolArray = npt.NDArray[np.bool_]
-Candidates = tuple[
-    npt.ArrayLike, npt.ArrayLike
-]  # of a query, in the global order: global scores [n], raw logits [n]
-Metric = Callable[
-    [int, IntArray], FloatArray
-]  # query number, orders [g, n] of its candidates -> values [g]
+# of a query, in the global order: global scores [n], raw logits [n]
+Candidates = tuple[npt.ArrayLike, npt.ArrayLike]
+# query number, orders [g, n] of its candidates -> values [g]
+Metric = Callable[[int, IntArray], FloatArray]
 
 LAMBDAS = tuple(round(step * 0.05, 2) for step in range(21))
 GAMMAS = (0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 5.0, 7.0, 10.0)
@@ -38,8 +36,9 @@ GAMMAS = (0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 5.0, 7.
 
 @dataclass(frozen=True)
 class Ensemble:
-    """Weight of the global score in [0, 1], steepness of the sigmoid > 0, and how many of a
-    shortlist are reordered.
+    """Weight of the global score, steepness of the sigmoid, and how many are reordered.
+
+    lambda_ lies in [0, 1], gamma is above 0, k counts the first of a shortlist.
 
     Raises:
         ValueError: a value out of its range.
@@ -63,8 +62,9 @@ class Ensemble:
 
 @dataclass(frozen=True)
 class Grid:
-    """What `search` tries: every lambda with every gamma and every k; each tuple rising, without
-    repetition.
+    """What `search` tries: every lambda with every gamma and every k.
+
+    Each tuple rises, without repetition.
 
     Raises:
         ValueError: a tuple is empty, not rising, or holds a value that `Ensemble` refuses.
@@ -79,7 +79,7 @@ class Grid:
             if not values or any(a >= b for a, b in pairwise(values)):
                 raise ValueError(
                     f"the values of {name} are {list(values)}; each must be larger than the one "
-                    f"before"
+                    "before"
                 )
         for end in (0, -1):
             Ensemble(self.lambdas[end], self.gammas[end], self.ks[end])
@@ -103,17 +103,18 @@ class Grid:
 
 
 def default_grid(shortlist: int) -> Grid:
-    """Lambda 0 to 1 by 0.05, gamma 0.05 to 10 in about equal ratios, k 10, 20, 50, 100, ...
+    """Lambda 0 to 1 by 0.05, gamma 0.05 to 10 in about equal ratios, k 10, 20, 50, 100 ...
 
-    up to the shortlist.
+    The last k is the shortlist.
     """
     steps = (digit * 10**power for power in range(1, 9) for digit in (1, 2, 5))
     return Grid(LAMBDAS, GAMMAS, (*(k for k in steps if k < shortlist), shortlist))
 
 
 def sigmoid(x: npt.ArrayLike) -> FloatArray:
-    """1 / (1 + exp(-x)) in float64, any shape, in [0, 1]; nothing overflows. From x = 37 on it is
-    exactly 1.
+    """1 / (1 + exp(-x)) in float64, any shape, in [0, 1].
+
+    Nothing overflows. From x = 37 on it is exactly 1.
     """
     x = np.asarray(x, dtype=np.float64)
     small = np.exp(-np.abs(x))
@@ -125,7 +126,7 @@ def ensemble(
 ) -> FloatArray:
     """lambda * global + (1 - lambda) * sigmoid(gamma * logit), float64 [n], from two arrays [n].
 
-    To sort by it, use `orders`: large logits all become 1 here, and their order would be lost.
+    To sort by it, use `orders`: large logits all become 1 here, and their order would vanish.
 
     Raises:
         ValueError: arrays of different shapes, lambda outside [0, 1], gamma not above 0.
@@ -141,8 +142,9 @@ def orders(
     lambdas: npt.ArrayLike,
     gammas: npt.ArrayLike,
 ) -> IntArray:
-    """Orders int64 [g, n] of the same n candidates, the best first, one for each pair (lambdas[i],
-    gammas[i]).
+    """Orders int64 [g, n] of the same n candidates, the best first.
+
+    There is one for each pair (lambdas[i], gammas[i]).
 
     Equal finals go by the logit, then by place. Where lambda is 0 the order is that of the raw
     logits and where it is 1 that of the global scores, both exactly, with ties by place.
@@ -160,10 +162,10 @@ def orders(
     )
     by_logit = np.argsort(-raw, kind="stable")
     finals = share * scores[by_logit] + (1.0 - share) * sigmoid(steepness * raw[by_logit])
-    found = by_logit[np.argsort(-finals, axis=1, kind="stable")]
-    found[share[:, 0] == 0] = by_logit  # rounding of exp aside
-    found[share[:, 0] == 1] = np.argsort(-scores, kind="stable")
-    return found.astype(np.int64)
+    ordered = by_logit[np.argsort(-finals, axis=1, kind="stable")]
+    ordered[share[:, 0] == 0] = by_logit  # rounding of exp aside
+    ordered[share[:, 0] == 1] = np.argsort(-scores, kind="stable")
+    return ordered.astype(np.int64)
 
 
 def replay_ensemble(
@@ -173,8 +175,9 @@ def replay_ensemble(
     logits: npt.ArrayLike,
     chosen: Ensemble,
 ) -> IntArray:
-    """The order after ensembling, as places int64 [n] in the ranking: `metrics.replay` by the final
-    score.
+    """The order after ensembling, as places int64 [n] in the ranking.
+
+    It is `metrics.replay` by the final score.
 
     The first k that are not junk by final score, ties as in `orders`; then the others in the order
     of the ranking, then junk likewise.
@@ -198,8 +201,9 @@ def replay_ensemble(
 
 
 def search(candidates: Sequence[Candidates], metric: Metric, grid: Grid) -> FloatArray:
-    """The mean of a metric over queries at every point of a grid: float64 [ks, lambdas, gammas];
-    see `best`.
+    """The mean of a metric over queries at every point of a grid: float64 [ks, lambdas, gammas].
+
+    `best` chooses from it.
 
     Args:
         candidates: of each query, its first max(grid.ks) or fewer in the global order; beyond a k
@@ -223,8 +227,11 @@ def search(candidates: Sequence[Candidates], metric: Metric, grid: Grid) -> Floa
             behind = np.broadcast_to(
                 np.arange(min(k, len(raw)), len(raw)), (len(share), max(0, len(raw) - k))
             )
-            found = np.concatenate([orders(scores[:k], raw[:k], share, steepness), behind], axis=1)
-            values[number, row] = metric(number, found).reshape(grid.shape[1:])
+            ordered = np.concatenate(
+                [orders(scores[:k], raw[:k], share, steepness), behind], axis=1
+            )
+            values[number, row] = metric(number, ordered).reshape(grid.shape[1:])
+
     counted = ~np.isnan(values).any(axis=(1, 2, 3))
     return np.asarray(
         values[counted].mean(axis=0) if counted.any() else np.full(grid.shape, np.nan),
@@ -248,15 +255,16 @@ def best(values: FloatArray, grid: Grid) -> Ensemble:
 
 @dataclass(frozen=True)
 class Judged:
-    """How a ground truth judges one query's candidates; its `average_precisions` is a metric for
-    `search`.
+    """How a ground truth judges one query's candidates.
+
+    Its `average_precisions` is a metric for `search`.
 
     Attributes:
         relevant, ignored: bool [n], of the candidates in the global order; what is ignored counts
             as if it were absent.
         behind: int64 [m], places of the positives that come after all candidates, from
             `metrics.positive_places`.
-        positives: of the ground truth, whether found or not.
+        positives: of the ground truth, whether in the ranking or not.
     """
 
     relevant: BoolArray
@@ -264,16 +272,17 @@ class Judged:
     behind: IntArray
     positives: int
 
-    def average_precisions(self, found: IntArray) -> FloatArray:
-        """Average precision float64 [g] of orders [g, n] of the candidates; NaN where there is no
-        positive.
+    def average_precisions(self, ordered: IntArray) -> FloatArray:
+        """Average precision float64 [g] of orders [g, n] of the candidates.
+
+        NaN where the query has no positive.
 
         Equal to `metrics.average_precision` of the whole ranking, but for rounding.
         """
         if not self.positives:
-            return np.full(len(found), np.nan)
-        hits = self.relevant[found]
-        places = np.arange(found.shape[1]) - np.cumsum(self.ignored[found], axis=1)
+            return np.full(len(ordered), np.nan)
+        hits = self.relevant[ordered]
+        places = np.arange(ordered.shape[1]) - np.cumsum(self.ignored[ordered], axis=1)
         count = np.cumsum(hits, axis=1)
         steps = np.where(hits, _trapezoids(places, count), 0.0).sum(axis=1)
         rest = _trapezoids(

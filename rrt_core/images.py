@@ -1,8 +1,8 @@
 """Bytes of an image file -> upright RGB pixels, or one clear reason why not.
 
 Everything that a crawl of the web holds is met here, once: rotated photographs, CMYK scans,
-    palettes, 16-bit
-greys, transparency, animations, truncated downloads and images made to exhaust memory.
+palettes, 16-bit greys, transparency, animations, truncated downloads and images made to exhaust
+memory.
 """
 
 from __future__ import annotations
@@ -67,8 +67,9 @@ class Image:
 
     @property
     def crop_size(self) -> tuple[int, int]:
-        """Width and height of the crop (of the whole picture without a box) in pixels of the
-        original.
+        """Width and height of the crop in pixels of the original.
+
+        Without a box they are those of the whole picture.
         """
         if self.reduction > 1:
             return self.width, self.height
@@ -123,10 +124,9 @@ def decode(
     min_side    pictures, or crops, with a shorter side are refused (DELG: 10)
     largest_side  the longest side that the caller will look at (`Extractor.largest_side`). A JPEG
                 without a box is then decoded at a half, a quarter or an eighth, as far as its
-                longest side stays at least twice
-                this: several times faster, and not the same pixels as full decoding and shrinking
-                    gives. All limits
-                count in original pixels. None: every pixel.
+                longest side stays at least twice this: several times faster, and not the same
+                pixels as full decoding and shrinking gives. All limits count in original pixels.
+                None: every pixel.
 
     EXIF orientation is applied; transparency is laid over white; of an animation the first frame is
     taken; 16-bit greys are scaled to 8 bits; CMYK is converted plainly, without colour profiles.
@@ -145,6 +145,7 @@ def decode(
             raise
         except Exception as error:  # noqa: BLE001  hostile bytes make decoders raise anything
             raise _refusal(error) from None
+
     left, top, right, bottom = (
         (0, 0, width, height) if box is None else _corners(box, width, height)
     )
@@ -153,9 +154,10 @@ def decode(
         what = "the picture" if box is None else "the box"
         raise DecodeError(
             f"{what} is {right - left} x {bottom - top} pixels; at least {min_side} a side are "
-            f"needed",
+            "needed",
             "too_small",
         )
+
     if box is not None:
         upright = upright.crop((left, top, right, bottom))
         origin = (left, top)
@@ -173,15 +175,16 @@ def decode(
 def _upright_rgb(
     data: bytes, max_pixels: int, largest_side: int | None
 ) -> tuple[PillowImage.Image, tuple[int, int], int, tuple[int, int]]:
-    """The upright picture; width and height of the original, upright; the reduction; the pixels'
-    origin.
+    """The upright picture, the original's (width, height), the reduction, the origin.
+
+    Width and height are of the upright original, the origin is the pixels'.
     """
     with PillowImage.open(io.BytesIO(data), formats=_FORMATS) as file:
         width, height = file.size
         if width * height > max_pixels:
             raise DecodeError(
                 f"the picture has {width} x {height} pixels, more than the {max_pixels:,} of "
-                f"max_pixels",
+                "max_pixels",
                 "too_large",
             )
         reduction = 1 if largest_side is None else _reduced(file, largest_side)
@@ -190,6 +193,7 @@ def _upright_rgb(
         # EXIF behind its pixels.
         orientation = _orientation(file)
         image = _rgb(file)
+
     turn = _TO_UPRIGHT.get(orientation)
     if turn is not None:
         image = image.transpose(turn)
@@ -197,6 +201,7 @@ def _upright_rgb(
         return image, image.size, 1, (0, 0)
     if orientation in _SWAPPING:
         width, height = height, width
+
     # Columns and rows partly beyond the border are the stored picture's last; turned, they may come
     # first.
     beyond = (width - image.width * reduction, height - image.height * reduction)
@@ -229,14 +234,13 @@ def _orientation(image: PillowImage.Image) -> int:
 
 
 def _rgb(image: PillowImage.Image) -> PillowImage.Image:
-    if image.mode.startswith("I;16"):
-        return _from_16_bits(np.asarray(image))
-    if image.mode == "I" and image.format in ("PPM", "PNG"):  # their decoders fill 0..65535
+    # the decoders of PPM and PNG fill mode I with 0..65535
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PPM", "PNG")):
         return _from_16_bits(np.asarray(image))
     if image.mode in ("I", "F"):
         raise DecodeError(
-            f"the picture has 32-bit pixels (mode {image.mode}), of no agreed range: convert it "
-            f"to 8 bits",
+            f"the picture has 32-bit pixels (mode {image.mode}), of no agreed range: convert it to "
+            "8 bits",
             "unsupported",
         )
     if image.has_transparency_data:
@@ -271,7 +275,7 @@ def _corners(box: Box, width: int, height: int) -> tuple[int, int, int, int]:
 def _refusal(error: Exception) -> DecodeError:
     if isinstance(error, PillowImage.DecompressionBombError):
         return DecodeError(
-            f"the picture has more pixels than Pillow allows "
+            "the picture has more pixels than Pillow allows "
             f"({2 * (PillowImage.MAX_IMAGE_PIXELS or 0):,})",
             "too_large",
         )
@@ -281,9 +285,9 @@ def _refusal(error: Exception) -> DecodeError:
         )
     if isinstance(error, MemoryError):
         return DecodeError("there is not enough memory to decode the picture", "too_large")
-    said = str(error).split("\n")[0][:200]
-    if isinstance(error, EOFError) or "truncated" in said.lower():
-        return DecodeError(f"the file is truncated: {said or 'it ends too early'}", "truncated")
+    message = str(error).split("\n")[0][:200]
+    if isinstance(error, EOFError) or "truncated" in message.lower():
+        return DecodeError(f"the file is truncated: {message or 'it ends too early'}", "truncated")
     return DecodeError(
-        f"the picture cannot be decoded: {type(error).__name__}: {said}", "unreadable"
+        f"the picture cannot be decoded: {type(error).__name__}: {message}", "unreadable"
     )

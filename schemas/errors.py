@@ -14,7 +14,7 @@ class UserError(Exception):
 
 
 class Unreachable(UserError):
-    """A remote place that failed in all tries, or refuses. It says nothing of a single image."""
+    """A remote place that failed in all tries, or refuses. It is no fault of a single image."""
 
 
 class JobFailed(Exception):

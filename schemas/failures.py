@@ -1,5 +1,6 @@
-"""Failures: a Parquet row for each input that failed, with its reason. Nothing is skipped in
-silence.
+"""Failures: a Parquet row for each input that failed, with its reason.
+
+Nothing is skipped in silence.
 """
 
 from __future__ import annotations
@@ -16,9 +17,8 @@ FAILURES = pa.schema(
         pa.field("record_id", pa.string(), nullable=False),
         pa.field("stage", pa.string(), nullable=False),
         pa.field("reason", pa.string(), nullable=False),  # a sentence
-        pa.field(
-            "error_class", pa.string(), nullable=False
-        ),  # a short word: truncated, too_large, crashed ...
+        # a short word: truncated, too_large, crashed ...
+        pa.field("error_class", pa.string(), nullable=False),
     ],
     metadata={"schema": "rrt-failures/1"},
 )
@@ -26,9 +26,7 @@ FAILURES = pa.schema(
 
 @dataclass(frozen=True)
 class FailureRow:
-    """One input that failed: its record id, the stage, a sentence, and a short word for the
-    class.
-    """
+    """One input that failed: its record id, the stage, a sentence, a word for the class."""
 
     record_id: str
     stage: str

@@ -95,9 +95,7 @@ def write_part(path: str, rows: Sequence[GlobalRow], dimension: int, dtype: str)
 
 @dataclass(frozen=True)
 class GlobalPart:
-    """A part in memory: ids, which rows are ok, and the descriptors [rows, D] in the stored
-    dtype.
-    """
+    """A part in memory: ids, which rows are ok, the descriptors [rows, D] as stored."""
 
     record_ids: list[str]
     ok: np.ndarray  # bool [rows]
@@ -115,8 +113,9 @@ def read_part(file: IO[bytes] | str) -> GlobalPart:
 
 
 def descriptor_matrix(table: pa.Table) -> np.ndarray:
-    """The descriptors of a part's table as [rows, D] in the stored dtype, without a copy where it
-    can be.
+    """The descriptors of a part's table as [rows, D] in the stored dtype.
+
+    They are not copied where that can be.
     """
     metadata = {
         key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()

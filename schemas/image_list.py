@@ -21,9 +21,8 @@ IMAGE_LIST = pa.schema(
     [
         pa.field("record_id", pa.string(), nullable=False),
         pa.field("source", pa.string(), nullable=False),
-        pa.field(
-            "location", pa.binary(), nullable=False
-        ),  # path or URL as bytes: names need not be UTF-8
+        # path or URL as bytes: names need not be UTF-8
+        pa.field("location", pa.binary(), nullable=False),
         pa.field("box", pa.list_(pa.float64()), nullable=False),  # x, y, w, h, or empty
     ]
 )
@@ -45,9 +44,8 @@ _RASTER = (
     "pbm",
     "jp2",
 )
-SUFFIXES = frozenset(
-    f".{name}" for name in (*_RASTER, "avif")
-)  # of names that are taken for images, lower case
+# of names that are taken for images, lower case
+SUFFIXES = frozenset(f".{name}" for name in (*_RASTER, "avif"))
 
 _TO_ENCODE = re.compile("[%#\x00-\x1f\x7f-\x9f\udc80-\udcff]")
 _ENCODED = re.compile(rb"%([0-9A-F]{2})")
@@ -56,8 +54,9 @@ _BOX = re.compile(f"#{','.join([_NUMBER] * 4)}\\Z")
 
 
 def encode_name(name: str | bytes) -> str:
-    """A file name as id text: ``%``, ``#``, control characters and undecodable bytes
-    percent-encoded.
+    """A file name as id text.
+
+    ``%``, ``#``, control characters and undecodable bytes are percent-encoded.
     """
     raw = os.fsencode(name) if isinstance(name, str) else name
     text = raw.decode("utf-8", "surrogateescape")

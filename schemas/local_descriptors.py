@@ -5,20 +5,19 @@ of them):
 
     row         int32   [m]      rows of the global part, ascending
     offset      int64   [m + 1]  image i has descriptors offset[i] .. offset[i + 1], the strongest
-                first
+                                 first
     descriptor  float32 | float16 | int8 [n, W]   L2 = 1 before rounding
                 uint8   [n, ceil(W / 8)]          binary: signs, the first in the highest bit
-    rotation    float32 [W, W]   of binary alone: orthogonal; the signs are those of descriptor @
-                rotation
+    rotation    float32 [W, W]   of binary alone: orthogonal; the signs are those of
+                                 descriptor @ rotation
     xy          float32 [n, 2]   pixels of the upright original
     scale       uint8   [n]      true ordinal in the store's list of scales
     strength    float32 [n]
 
 int8 keeps a direction: 127 stands for the largest magnitude of the descriptor, which itself need
-    not be stored, since
-`decoded` makes L2 = 1 again. binary keeps only the orthant of the rotated descriptor: the unit
-vector in its middle, rotated back, stands for it. A file carries its rotation, so that a reader
-needs nothing else.
+not be stored, since `decoded` makes L2 = 1 again. binary keeps only the orthant of the rotated
+descriptor: the unit vector in its middle, rotated back, stands for it. A file carries its rotation,
+so that a reader needs nothing else.
 
 Their byte offsets (the *layout*) are kept in the unit's marker, so that slices are read by byte
 ranges from any file system, without HDF5.
@@ -48,8 +47,9 @@ PLACE_BYTES = 13  # xy, scale and strength of a descriptor
 
 @dataclass(frozen=True)
 class LocalRow:
-    """The local descriptors of one image; `row` is its row in the global part. Shapes as in the
-    file.
+    """The local descriptors of one image; `row` is its row in the global part.
+
+    Shapes are as in the file.
     """
 
     row: int
@@ -67,8 +67,9 @@ def bytes_a_local(dimension: int, dtype: str) -> int:
 
 
 def encoded(descriptors: np.ndarray, dtype: str, rotation: np.ndarray | None = None) -> np.ndarray:
-    """Descriptors float32 [n, W] as they are stored under a key of DTYPES; what is in that form
-    already stays.
+    """Descriptors float32 [n, W] as they are stored under a key of DTYPES.
+
+    What is in that form already stays.
 
     binary needs the `rotation`, float32 [W, W]. Raises ValueError without it.
     """
@@ -88,8 +89,9 @@ def encoded(descriptors: np.ndarray, dtype: str, rotation: np.ndarray | None = N
 
 
 def decoded(descriptors: np.ndarray, rotation: np.ndarray | None = None) -> np.ndarray:
-    """Stored descriptors [n, W] of any dtype as float32 [n, W]; those of int8 and binary with L2 =
-    1.
+    """Stored descriptors [n, W] of any dtype as float32 [n, W].
+
+    Those of int8 and binary have L2 = 1.
 
     (An int8 descriptor of zeros alone stays zeros.) binary needs the file's `rotation`, and raises
     ValueError without it. An int8 descriptor is turned by an angle whose sine is at most sqrt(W) /
@@ -140,10 +142,12 @@ def write_part(
     }
     if dtype == "binary":
         arrays[ROTATION] = np.asarray(rotation, "<f4")
+
     with h5py.File(path, "w", libver=("v110", "v110")) as file:
         file.attrs["schema"] = SCHEMA_VERSIONS[dtype]
         for name, array in arrays.items():
             file.create_dataset(name, data=array, track_times=False)
+
     with h5py.File(path, "r", locking=False) as file:
         return layout_of(file)
 
@@ -177,10 +181,7 @@ def _stack(pieces: Sequence[np.ndarray], tail: tuple[int, ...], dtype: str) -> n
 
 
 def byte_range(layout: dict[str, Any], name: str, start: int, stop: int) -> tuple[int, int]:
-    """Bytes (begin, end) of the entries start ..
-
-    stop of a dataset in the file that has this layout.
-    """
+    """Bytes (begin, end) of a dataset's entries start .. stop in the file of this layout."""
     entry = layout[name]
     width = np.dtype(entry["dtype"]).itemsize * int(np.prod(entry["shape"][1:], dtype=np.int64))
     return entry["offset"] + start * width, entry["offset"] + stop * width

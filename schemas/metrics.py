@@ -6,9 +6,8 @@
     per_query.parquet   PER_QUERY below
 
 Rankings: global (the shortlist's own order), reranked (each protocol by its own replay; easy is
-    evaluated on
-medium's), deploy (reranked without label knowledge); ensemble and ensemble_deploy likewise, where
-one was asked for.
+evaluated on medium's), deploy (reranked without label knowledge); likewise, with the options of an
+ensemble, ensemble and ensemble_deploy.
 """
 
 from __future__ import annotations
@@ -22,14 +21,12 @@ ENSEMBLE, ENSEMBLE_DEPLOY = "ensemble", "ensemble_deploy"
 PER_QUERY = pa.schema(
     [
         pa.field("query", pa.int32(), nullable=False),  # position in the ground truth
-        pa.field(
-            "query_id", pa.string(), nullable=False
-        ),  # record id; "" where it was not described
+        # record id; "" where it was not described
+        pa.field("query_id", pa.string(), nullable=False),
         pa.field("ranking", pa.string(), nullable=False),
         pa.field("protocol", pa.string(), nullable=False),
-        pa.field(
-            "average_precision", pa.float64(), nullable=False
-        ),  # NaN: the query has no positives
+        # NaN: the query has no positives
+        pa.field("average_precision", pa.float64(), nullable=False),
         pa.field("precision_at_1", pa.float64(), nullable=False),
         pa.field("precision_at_5", pa.float64(), nullable=False),
         pa.field("precision_at_10", pa.float64(), nullable=False),

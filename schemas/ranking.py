@@ -1,5 +1,6 @@
-"""Rankings: the final order of each query under one protocol, as Parquet parts below
-``protocol=NAME/``.
+"""Rankings: the final order of each query under one protocol.
+
+They are Parquet parts below ``protocol=NAME/``.
 """
 
 from __future__ import annotations

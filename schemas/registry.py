@@ -52,7 +52,8 @@ class Registry:
         return None
 
     def load(self, name: str, target: str = "") -> Any:
-        """The object of a name, or of a `target` such as a user's own ``package.module:Class``;
+        """The object of a name, or of a `target` such as ``package.module:Class``.
+
         None where the module does not hold it.
 
         Raises UserError where the module cannot be imported.

@@ -1,5 +1,6 @@
-"""The result of `tune`: a JSON file that says which (lambda, gamma, k) is best on a validation set,
-and what made it.
+"""The result of `tune`: which (lambda, gamma, k) is best on a validation set.
+
+A JSON file, with what made it:
 
     {"schema", "best": {"lambda", "gamma", "k"}, "metric", "queries",
      "values": {"best" | "reranked" | "global": {"mean", "medium", "hard", ...}},       measures in
@@ -54,7 +55,7 @@ class Tuned:
             if schema != TUNED_SCHEMA:
                 raise UserError(
                     f"{where}: its schema is {schema!r}, this software reads {TUNED_SCHEMA!r}; "
-                    f"tune again"
+                    "tune again"
                 )
             tuned = Tuned(**record)
             best = {"lambda": float(tuned.best["lambda"]), "gamma": float(tuned.best["gamma"])}

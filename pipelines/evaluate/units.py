@@ -131,7 +131,7 @@ def _per_query(truth: Truth, results: Results) -> pa.Table:
                 "protocol": [protocol] * count,
                 "average_precision": evaluation.average_precision,
                 "positives": evaluation.positives.astype(np.int32),
-                "found": evaluation.found.astype(np.int32),
+                "found": evaluation.retrieved.astype(np.int32),
             }
             for column, kappa in enumerate(KAPPAS):
                 columns[f"precision_at_{kappa}"] = evaluation.precision[:, column]

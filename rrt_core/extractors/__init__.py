@@ -49,7 +49,7 @@ _FAMILIES = {"timm": "rrt_core.extractors.timm.extractor:Timm"}
 
 @dataclass
 class Description:
-    """What an extractor says of one image. n may be 0: described, nothing found.
+    """What an extractor gives of one image. n may be 0: described, without any local.
 
     global_descriptor  float32 [D], L2 norm 1
     descriptors        float32 [n, L], L2 norm 1, the strongest first
@@ -111,8 +111,9 @@ class Extractor(ABC):
         """
 
     def describe_globals(self, images: Sequence[Image]) -> list[Description | Failure]:
-        """As `describe`, the same globals to the bit, with no local descriptors: for stores whose
-        locals come later.
+        """As `describe`, the same globals to the bit, with no local descriptors.
+
+        It is for stores whose locals come later.
 
         Extractors that can leave out work override it.
         """
@@ -154,8 +155,8 @@ def create(name: str, **options: Any) -> Extractor:
     if ":" not in target or (family in _FAMILIES and not given):
         known = sorted(REGISTRY.names()) + [f"{family}:NAME" for family in sorted(_FAMILIES)]
         raise UserError(
-            f"There is no extractor {name!r}: choose {' or '.join(known)}, "
-            "or name a class of your own as package.module:Class."
+            f"There is no extractor {name!r}: choose {' or '.join(known)}, or name a class of your "
+            "own as package.module:Class."
         )
 
     made = REGISTRY.load_class(name, Extractor, target)

@@ -1,4 +1,4 @@
-"""Copies of an image at the sizes that an extractor looks at, and where what is found in them lies.
+"""Copies of an image at the sizes that an extractor looks at, and their places in the original.
 
 Sizes and places count in pixels of the original, whatever the reduction at which a JPEG was
 decoded.
@@ -6,11 +6,46 @@ decoded.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import cv2
 import numpy as np
 import numpy.typing as npt
 
+from rrt_core.extractors import Extractor
+from rrt_core.extractors.options import check_copies
 from rrt_core.images import Image
+
+
+class CopiesExtractor(Extractor):
+    """An extractor of copies at several sizes, as `EfficientNet` describes the options.
+
+    Sides of copies are multiples of `multiple`.
+    """
+
+    multiple = 1
+
+    def _take_copies(
+        self, sizes: Sequence[int], max_locals: int, enlarge: float, min_size: int
+    ) -> None:
+        """Check and keep the options. Raises UserError."""
+        check_copies(sizes, max_locals, enlarge, min_size)
+        self._sizes, self._max_locals = tuple(sizes), max_locals
+        self._enlarge, self._min_size = float(enlarge), min_size
+        self.scales = tuple(size / sizes[0] for size in sizes)
+        self.largest_side = sizes[0]
+        self.config: dict[str, Any] = {
+            "sizes": list(sizes),
+            "max_locals": max_locals,
+            "enlarge": self._enlarge,
+            "min_size": min_size,
+        }
+
+    def _copies(self, image: Image) -> list[npt.NDArray[np.uint8]]:
+        """The image at every size, largest first."""
+        first = largest_copy(image, self._sizes[0], self._enlarge, self._min_size)
+        return [copy_of(image, first * scale, self.multiple) for scale in self.scales]
 
 
 def largest_copy(image: Image, size: int, enlarge: float, min_size: int) -> float:
@@ -26,8 +61,7 @@ def largest_copy(image: Image, size: int, enlarge: float, min_size: int) -> floa
 
 
 def copy_of(image: Image, side: float, multiple: int = 1) -> npt.NDArray[np.uint8]:
-    """The image with the longest side of its crop (`Image.crop_size`) brought to `side`; uint8 [h,
-    w, 3].
+    """A copy uint8 [h, w, 3] whose crop (`Image.crop_size`) has the longest side `side`.
 
     Sides are rounded to multiples of `multiple`, at least one. Shrunk by averaging areas (no
     aliasing).
@@ -43,19 +77,20 @@ def copy_of(image: Image, side: float, multiple: int = 1) -> npt.NDArray[np.uint
 def places(
     image: Image, shape: tuple[int, ...], x: npt.NDArray[np.float64], y: npt.NDArray[np.float64]
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """x and y in a copy of `shape` (height, width, ...) -> in the upright original; the first pixel
-    covers 0..1.
+    """Places in a copy of `shape` (height, width, ...) as places in the upright original.
+
+    The first pixel covers 0..1.
     """
-    found = (
+    in_original = (
         image.origin[axis] + value * (image.span[axis] / shape[1 - axis])
         for axis, value in enumerate((x, y))
     )
     if image.reduction == 1:
-        across, down = found
+        across, down = in_original
         return across, down
     across, down = (
         np.clip(value, 0, side)
-        for value, side in zip(found, (image.width, image.height), strict=True)
+        for value, side in zip(in_original, (image.width, image.height), strict=True)
     )
     return across, down
 
@@ -63,8 +98,9 @@ def places(
 def cell_places(
     image: Image, shape: tuple[int, ...], x: npt.NDArray[np.float64], y: npt.NDArray[np.float64]
 ) -> npt.NDArray[np.float32]:
-    """As `places`, of the cells of a grid with columns at `x` and rows at `y`: x, y of each,
-    float32 [cells, 2].
+    """As `places`, of the cells of a grid with columns at `x` and rows at `y`.
+
+    Returns x, y of each cell, float32 [cells, 2].
     """
     across, down = places(image, shape, x, y)
     return np.stack(np.meshgrid(across, down), axis=-1).reshape(-1, 2).astype(np.float32)

@@ -1,5 +1,6 @@
-"""Projections of local descriptors to fewer dimensions: PCA whitening, or any learned linear map,
-from a file.
+"""Projections of local descriptors to fewer dimensions.
+
+They are PCA whitenings, or any learned linear map, from a file.
 
 A file is safetensors with `mean` [C] and `projection` [C, L], float32.
 `benchmarks/making/make_projection.py` makes one from photographs, and
@@ -24,8 +25,9 @@ Floats = npt.NDArray[np.float64]
 
 
 class Strongest(NamedTuple):
-    """What the maps of an image's copies hold, before projection; n <= max_locals, the strongest
-    first.
+    """What the maps of an image's copies hold, before projection.
+
+    n <= max_locals; the strongest come first.
     """
 
     pooled: Tensor  # float32 [D], summed over the sizes, not normalised
@@ -64,12 +66,13 @@ def read_projection(
     data: bytes, channels: int, where: str, maker: str = "make_projection.py"
 ) -> Projection:
     """The projection in a file's bytes. Raises UserError for another content, or other channels."""
-    mend = f"make one with benchmarks/making/{maker}"
+    fix = f"make one with benchmarks/making/{maker}"
     try:
         arrays = load_safetensors(data)
         mean, matrix = torch.from_numpy(arrays["mean"]), torch.from_numpy(arrays["projection"])
     except (SafetensorError, KeyError, ValueError, TypeError) as error:
-        raise UserError(f"{where} is no projection ({type(error).__name__}): {mend}.") from error
+        raise UserError(f"{where} is no projection ({type(error).__name__}): {fix}.") from error
+
     if (
         mean.shape != (channels,)
         or matrix.ndim != 2
@@ -78,11 +81,11 @@ def read_projection(
     ):
         raise UserError(
             f"The projection in {where} is for {matrix.shape[0] if matrix.ndim else 0} channels; "
-            f"the feature map has "
-            f"{channels}: {mend} for this model and feature."
+            f"the feature map has {channels}: {fix} for this model and feature."
         )
+
     if not bool(torch.isfinite(mean).all() and torch.isfinite(matrix).all()):
-        raise UserError(f"The projection in {where} holds values that are not finite: {mend}.")
+        raise UserError(f"The projection in {where} holds values that are not finite: {fix}.")
     return Projection(mean.float(), matrix.float())
 
 
@@ -105,12 +108,10 @@ class Whitening:
         self.count += len(directions)
 
     def solve(self, dimensions: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-        """mean [C] and projection [C, dimensions]: principal axes, each divided by its standard
-        deviation.
+        """mean [C] and projection [C, dimensions]: principal axes over their standard deviations.
 
         An axis has no sign of its own: its largest entry is made positive. Raises UserError where
-            the cells have
-        fewer dimensions, or there are fewer than two a dimension.
+        the cells have fewer dimensions, or are fewer than two a dimension.
         """
         channels = len(self._total)
         if not 1 <= dimensions <= channels:
@@ -118,21 +119,25 @@ class Whitening:
                 f"A projection of {channels} channels to {dimensions} dimensions: give at most "
                 f"{channels}."
             )
+
         if self.count < 2 * dimensions:
             raise UserError(
                 f"{self.count} cells are too few for {dimensions} dimensions: give more "
-                f"photographs."
+                "photographs."
             )
+
         mean = self._total / self.count
         covariance = (self._outer - self.count * np.outer(mean, mean)) / (self.count - 1)
         variances, axes = np.linalg.eigh(covariance)
         strongest = np.argsort(-variances, kind="stable")[:dimensions]
         variances, axes = variances[strongest], axes[:, strongest]
+
         if variances[-1] <= variances[0] * 1e-10:
             raise UserError(
                 f"The cells spread over fewer than {dimensions} dimensions: give more photographs "
-                f"or fewer dimensions."
+                "or fewer dimensions."
             )
+
         axes = axes * np.where(axes[np.abs(axes).argmax(0), np.arange(dimensions)] < 0, -1.0, 1.0)
         # In C order: safetensors writes an array's memory as it lies.
         return mean.astype(np.float32), np.ascontiguousarray(axes / np.sqrt(variances), np.float32)

@@ -15,8 +15,8 @@ import numpy.typing as npt
 from rrt_core.extractors import Description, Extractor, Failure, without_locals
 from rrt_core.extractors.copies import copy_of, largest_copy, places
 from rrt_core.extractors.efficientnet.extractor import EfficientNet
-from rrt_core.extractors.options import check_whole
 from rrt_core.images import Image
+from rrt_core.options import check_whole
 
 _OCTAVES = 10  # SIFT halves an image of 2 x 4096 pixels ten times until nothing is left to look at
 
@@ -45,11 +45,8 @@ class RootSift(Extractor):
         weights: str | None = None,
         whitening: str | None = None,
     ) -> None:
-        for option, value, least, most in (
-            ("size", size, 32, 4096),
-            ("max_locals", max_locals, 1, 65535),
-        ):
-            check_whole(option, value, least, most)
+        check_whole("The extractor's option size", size, 32, 4096)
+        check_whole("The extractor's option max_locals", max_locals, 1, 65535)
         self._size, self._max_locals = size, max_locals
         self._globals = EfficientNet(max_locals=1, weights=weights, whitening=whitening)
         self._sift = cv2.SIFT.create(nfeatures=max_locals)
@@ -80,12 +77,13 @@ class RootSift(Extractor):
         )
         if len(keypoints) == 0:
             histograms = np.zeros((0, self.local_dim), np.float32)
-        found = np.array(
+        table = np.array(
             [(*k.pt, k.response, k.size, k.angle, k.octave) for k in keypoints], np.float64
         ).reshape(-1, 6)
-        x, y, response, size, angle, octave = found.T
-        # OpenCV keeps every keypoint of the last response it admits, so more than asked, in no
-        # promised order.
+        x, y, response, size, angle, octave = table.T
+
+        # OpenCV keeps every keypoint of the last response it admits, so more than
+        # `nfeatures`, in no promised order.
         order = np.lexsort((angle, size, y, x, -response))[: self._max_locals]
         # OpenCV counts from the centre of the first pixel; ours from its corner.
         across, down = places(image, pixels.shape, x[order] + 0.5, y[order] + 0.5)
@@ -99,9 +97,7 @@ class RootSift(Extractor):
 
 
 def root(histograms: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """SIFT histograms [n, 128], not negative -> square roots of their L1-normalised values: L2 norm
-    1.
-    """
+    """SIFT histograms [n, 128], not negative -> roots of their L1-normalised values, L2 norm 1."""
     sums = np.maximum(histograms.sum(axis=1, keepdims=True), np.float32(1e-12))
     return np.asarray(np.sqrt(histograms / sums), np.float32)
 

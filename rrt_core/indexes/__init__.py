@@ -1,0 +1,46 @@
+"""Indexes of global descriptors."""
+
+from typing import TYPE_CHECKING
+
+from rrt_core.lazy import lazily
+
+if TYPE_CHECKING:
+    from rrt_core.indexes.faiss_index import (
+        add,
+        choose_key,
+        empty_index,
+        exact_scores,
+        merge,
+        order,
+        sample_order,
+        search,
+        train,
+    )
+
+__all__ = [
+    "add",
+    "choose_key",
+    "empty_index",
+    "exact_scores",
+    "merge",
+    "order",
+    "sample_order",
+    "search",
+    "train",
+]
+__getattr__ = lazily(
+    __name__,
+    {
+        "faiss_index": [
+            "add",
+            "choose_key",
+            "empty_index",
+            "exact_scores",
+            "merge",
+            "order",
+            "sample_order",
+            "search",
+            "train",
+        ]
+    },
+)

@@ -19,8 +19,9 @@ PQ_CODE_BYTES = (64, 48, 32, 24, 16, 8, 4)  # sizes that faiss's GPU index takes
 
 
 def choose_key(rows: int, dimension: int) -> str:
-    """The factory key for a gallery: exact where it is small, else IVF-PQ with about 4 * sqrt(rows)
-    lists.
+    """The factory key for a gallery.
+
+    Exact where it is small, else IVF-PQ with about 4 * sqrt(rows) lists.
     """
     if rows <= EXACT_UP_TO:
         return "Flat"
@@ -65,8 +66,9 @@ def needs_training(key: str, dimension: int) -> bool:
 
 
 def training_rows(key: str, dimension: int) -> int:
-    """How many rows train this index well: 64 a list for IVF (faiss asks for 39 or more), else
-    65,536.
+    """How many rows train this index well.
+
+    64 a list for IVF (faiss wants 39 or more), else 65,536.
     """
     index = empty_index(key, dimension)
     inner = faiss.try_extract_index_ivf(index)
@@ -74,8 +76,9 @@ def training_rows(key: str, dimension: int) -> int:
 
 
 def sample_order(record_ids: Sequence[str], seed: int) -> np.ndarray:
-    """uint64 [n], one a record: the sample is those of the smallest. Independent of parts and of
-    their order.
+    """uint64 [n], one a record: the sample is those of the smallest.
+
+    It is independent of parts and of their order.
     """
     return np.array(
         [

@@ -1,11 +1,9 @@
-"""Retrieval metrics of Revisited Oxford and Paris, and the order that reranking makes under a
-protocol.
+"""Retrieval metrics of Revisited Oxford and Paris, and the order after reranking by protocol.
 
 Source: Radenovic et al., Revisiting Oxford and Paris, CVPR 2018; the numbers equal those of its
-    published
-`python/evaluate.py`. A ranking is an int array [n] of gallery positions, the best first; -1, or any
-position that no list names, is a distractor. It may be cut short: positives that it lacks add
-nothing to the average precision.
+published `python/evaluate.py`. A ranking is an int array [n] of gallery positions, the best first;
+-1, or any position that no list names, is a distractor. It may be cut short: positives that it
+lacks add nothing to the average precision.
 """
 
 from __future__ import annotations
@@ -26,8 +24,9 @@ KAPPAS = (1, 5, 10)
 
 @dataclass(frozen=True)
 class Protocol:
-    """Which lists of a query are positive and which are junk: left out as if they were not in the
-    gallery.
+    """Which lists of a query are positive and which are junk.
+
+    Junk is left out as if it were not in the gallery.
     """
 
     positive: tuple[str, ...]
@@ -49,9 +48,9 @@ class Evaluation:
         means: "mAP", "mP@1", "mP@5", "mP@10" (one a kappa), in [0, 1]; NaN where no query counts.
         average_precision: float64 [queries].
         precision: float64 [queries, kappas]; precision at min(kappa, place of the last positive
-            found).
+            in the ranking).
         positives: int64 [queries], positives of the ground truth.
-        found: int64 [queries], how many of them are in the ranking.
+        retrieved: int64 [queries], how many of them are in the ranking.
         counted: queries in the means.
     """
 
@@ -60,7 +59,7 @@ class Evaluation:
     average_precision: FloatArray
     precision: FloatArray
     positives: IntArray
-    found: IntArray
+    retrieved: IntArray
     counted: int
 
 
@@ -74,8 +73,9 @@ def positions_of(query: QueryTruth, lists: Sequence[str]) -> IntArray:
 def positive_places(
     ranking: npt.ArrayLike, positive: npt.ArrayLike, junk: npt.ArrayLike
 ) -> IntArray:
-    """0-based places int64 [found] of the positives in a ranking, rising, counted as if junk were
-    absent.
+    """0-based places int64 [positives that it holds] in a ranking, rising.
+
+    They are counted as if junk were absent.
     """
     ranking = np.asarray(ranking)
     places = np.flatnonzero(np.isin(ranking, positive))
@@ -87,20 +87,20 @@ def average_precision(places: IntArray, positives: int) -> float:
     """Area under the precision-recall curve by trapezoids, in [0, 1].
 
     Args:
-        places: of the positives found, from `positive_places`.
+        places: of the positives in the ranking, from `positive_places`.
         positives: number of positives of the ground truth, at least 1.
     """
-    found = np.arange(len(places))
-    before = np.where(
-        places == 0, 1.0, found / np.maximum(places, 1)
-    )  # precision just above each positive
-    after = (found + 1) / (places + 1)  # and with it
+    earlier = np.arange(len(places))
+    # precision just above each positive
+    before = np.where(places == 0, 1.0, earlier / np.maximum(places, 1))
+    after = (earlier + 1) / (places + 1)  # and with it
     return float((before + after).sum() / (2 * positives))
 
 
 def precision_at(places: IntArray, kappas: Sequence[int] = KAPPAS) -> FloatArray:
-    """Precision float64 [kappas] in the first k, where k is at most the place of the last positive
-    found.
+    """Precision float64 [kappas] in the first k.
+
+    k is at most the place of the last positive in the ranking.
     """
     if len(places) == 0:
         return np.zeros(len(kappas))
@@ -130,14 +130,16 @@ def evaluate(
     aps = np.full(len(queries), np.nan)
     precision = np.full((len(queries), len(kappas)), np.nan)
     positives = np.zeros(len(queries), dtype=np.int64)
-    found = np.zeros(len(queries), dtype=np.int64)
+    retrieved = np.zeros(len(queries), dtype=np.int64)
+
     for row, (ranking, query) in enumerate(zip(rankings, queries, strict=True)):
         positive = positions_of(query, rule.positive)
         places = positive_places(ranking, positive, positions_of(query, rule.junk))
-        positives[row], found[row] = len(positive), len(places)
+        positives[row], retrieved[row] = len(positive), len(places)
         if len(positive):
             aps[row] = average_precision(places, len(positive))
             precision[row] = precision_at(places, kappas)
+
     counts = positives > 0
     columns = {"mAP": aps} | {
         f"mP@{kappa}": precision[:, column] for column, kappa in enumerate(kappas)
@@ -147,12 +149,14 @@ def evaluate(
         name: float(np.mean(values[counts])) if counted else np.nan
         for name, values in columns.items()
     }
-    return Evaluation(protocol, means, aps, precision, positives, found, counted)
+
+    return Evaluation(protocol, means, aps, precision, positives, retrieved, counted)
 
 
 def shortlist_positions(ranking: npt.ArrayLike, junk: npt.ArrayLike, size: int) -> IntArray:
-    """Places int64 [<= size] in the ranking of what is reranked: the first `size` that are not
-    junk.
+    """Places int64 [<= size] in the ranking of what is reranked.
+
+    They are the first `size` that are not junk.
 
     Places, not gallery positions, since distractors share the position -1: `ranking[places]` gives
     those. Without label knowledge `junk` is empty.
@@ -163,8 +167,9 @@ def shortlist_positions(ranking: npt.ArrayLike, junk: npt.ArrayLike, size: int) 
 def replay(
     ranking: npt.ArrayLike, junk: npt.ArrayLike, size: int, logits: npt.ArrayLike
 ) -> IntArray:
-    """The order after reranking, as places int64 [n] in the ranking: `ranking[order]` is the new
-    ranking.
+    """The order after reranking, as places int64 [n].
+
+    `ranking[order]` is the new ranking.
 
     The first `size` that are not junk by logit falling, ties in the order of the ranking; then the
     others in the order of the ranking; then junk likewise.
@@ -196,13 +201,11 @@ def protocols_of(ground_truth: GroundTruth) -> tuple[str, ...]:
 
 
 def required_depth(ground_truth: GroundTruth, shortlist: int) -> int:
-    """How much of the global ranking must be kept so that the shortlists of Medium and Hard do not
-    run dry.
+    """How much of the global ranking must be kept for the shortlists of Medium and Hard to be full.
 
     The shortlist plus the largest number of images of one query that are moved to the end: easy +
-        junk for
-    Hard, junk alone where levels are not known. Easy, which is evaluated but not reranked, does not
-    count.
+    junk for Hard, junk alone where levels are not known. Easy, which is evaluated but not reranked,
+    does not count.
     """
     moved = PROTOCOLS["hard" if ground_truth.levels else "medium"].junk
     return shortlist + max(

@@ -1,40 +1,39 @@
-"""Backbones of the products variant: crops in, the last feature map out, trained whole, in their
-late part or not.
+"""Backbones of the products variant: crops in, the last feature map out.
 
-A backbone is two parts in a row. What is not trained need not be computed again: its output can be
-    kept once
-for each crop (products_inputs.py). The paper trains a whole ResNet-50 with its batch norms frozen
-(statistics of ImageNet, affine parts trained); so do we.
+A backbone is two parts in a row; it is trained whole, in its late part, or not at all. What is not
+trained need not be computed again: its output can be kept once for each crop (inputs.py). The paper
+trains a whole ResNet-50 with its batch norms frozen (statistics of ImageNet, affine parts trained);
+so do we.
 """
 
 from __future__ import annotations
 
-import io
 from abc import abstractmethod
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load as load_safetensors
 from torch import Tensor, nn
 
-from rrt_core.extractors.efficientnet.extractor import _packaged_weights
+from rrt_core.extractors.efficientnet.extractor import packaged_weights
 from rrt_core.extractors.efficientnet.network import INPUT_DEVIATION, INPUT_MEAN, EfficientNetLite0
+from rrt_core.options import check_choice
+from rrt_core.weight_files import misfit, read_tensors, shapes_of
 from schemas.errors import UserError
 
 RANDOM = "random"
 TRAINED = ("all", "late", "none")
 TIMM = "timm:"
+WEIGHTS = "The backbone's weights"
 
 
 class Backbone(nn.Module):
     """A network cut in two.
 
-    name: what create_backbone takes. network: what its files of weights hold. map_channels: of the
-        map.
+    name: what create_backbone takes.
+    network: what its files of weights hold.
+    map_channels: of the map.
     parted: whether `late` is only a part of it.
     """
 
@@ -56,11 +55,11 @@ class Backbone(nn.Module):
         return self.late(self.early(crops))
 
     def set_trained(self, trained: str) -> None:
-        """Which parameters get gradients: `all`, those of `late`, or `none`. Raises UserError where
-        there is no cut.
+        """Which parameters get gradients: `all`, those of `late`, or `none`.
+
+        Raises UserError for `late` where the network has no cut.
         """
-        if trained not in TRAINED:
-            raise UserError(f"trained is {trained!r}; it must be one of {', '.join(TRAINED)}.")
+        check_choice("trained", trained, TRAINED)
         if trained == "late" and not self.parted:
             raise UserError(f"The backbone {self.name} is not parted: train all of it, or none.")
         for parameter in self.parameters():
@@ -83,8 +82,9 @@ class Backbone(nn.Module):
 
 
 class Lite0Backbone(Backbone):
-    """EfficientNet-Lite0 up to its 1,280-channel map, stride 32; cut behind its stage of 112
-    channels, stride 16.
+    """EfficientNet-Lite0 up to its 1,280-channel map, stride 32.
+
+    It is cut behind its stage of 112 channels, stride 16.
 
     Its batch norms are folded into the convolutions, so that they are frozen by nature. With
     `stride16` the map has 448 more channels: the four cells of the stage of 112 channels that lie
@@ -110,7 +110,6 @@ class Lite0Backbone(Backbone):
         return x
 
     def late(self, x: Tensor) -> Tensor:
-        """See Backbone.late."""
         cells = x
         for block in self.network.blocks[self.cut :]:
             x = block(x)
@@ -123,14 +122,14 @@ class Lite0Backbone(Backbone):
         )
 
     def late_parameters(self) -> list[nn.Parameter]:
-        """See Backbone.late_parameters."""
         parts = [*self.network.blocks[self.cut :], self.network.head]
         return [parameter for part in parts for parameter in part.parameters()]
 
 
 class TimmBackbone(Backbone):
-    """The last map of a timm model, its crops normalised as its configuration says; one part, cut
-    nowhere.
+    """The last map of a timm model; one part, cut nowhere.
+
+    Crops are normalised as the model's configuration says.
     """
 
     mean: Tensor
@@ -143,14 +142,16 @@ class TimmBackbone(Backbone):
         except ImportError as error:
             raise UserError(
                 f"The backbone {TIMM}{model_name} needs the package timm: install the extra of "
-                f"that name, 'timm'."
+                "that name, 'timm'."
             ) from error
+
         try:
             network: Any = timm.create_model(model_name, pretrained=False, num_classes=0)
         except RuntimeError as error:
             raise UserError(
                 f"timm has no model {model_name!r}: timm.list_models() names them all."
             ) from error
+
         self.name = TIMM + model_name
         self.network = network
         self.map_channels = int(network.num_features)
@@ -172,8 +173,7 @@ class TimmBackbone(Backbone):
         if maps.dim() != 4 or maps.shape[1] != self.map_channels:
             raise UserError(
                 f"The backbone {self.name} gives features of shape {tuple(maps.shape)}, not a map "
-                f"of"
-                f" {self.map_channels} channels: choose a convolutional model."
+                f"of {self.map_channels} channels: choose a convolutional model."
             )
         return maps
 
@@ -194,17 +194,19 @@ def create_backbone(name: str, weights: str | None = None) -> Backbone:
         if weights is None:
             raise UserError(
                 f"The backbone {name} needs a local file of weights: --backbone-weights FILE (or "
-                f"'random')."
+                "'random')."
             )
         network = TimmBackbone(name.removeprefix(TIMM))
         if weights != RANDOM:
-            load_backbone_state(network.network, _read_state(weights), weights)
+            load_backbone_state(network.network, read_tensors(weights, WEIGHTS), weights)
         return network.eval()
+
     if name not in ("efficientnet_lite0", "efficientnet_lite0+stride16"):
         raise UserError(
             f"The backbone {name!r} is unknown; choose efficientnet_lite0, "
-            f"efficientnet_lite0+stride16 or timm:MODEL."
+            "efficientnet_lite0+stride16 or timm:MODEL."
         )
+
     lite0 = Lite0Backbone(name.endswith("+stride16"))
     if weights == RANDOM:
         for parameter in lite0.parameters():
@@ -212,62 +214,24 @@ def create_backbone(name: str, weights: str | None = None) -> Backbone:
                 parameter
             )
     else:
-        file = weights or str(_packaged_weights())
+        file = weights or str(packaged_weights())
         try:
-            lite0.network.load_weights(_read_state(file))
+            lite0.network.load_weights(read_tensors(file, WEIGHTS))
         except (KeyError, RuntimeError) as error:
             raise UserError(
                 f"The weights in {file} are no state dict of EfficientNet-Lite0: {error}."
             ) from None
+
     return lite0.eval()
 
 
 def load_backbone_state(network: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
-    """Fill from a state dict; a classifier's weights in it are left out. Raises UserError where
-    others differ.
+    """Fill from a state dict; a classifier's weights in it are left out.
+
+    Raises UserError where others differ.
     """
     wanted = network.state_dict()
-    missing = [
-        key for key in wanted if key not in state and not key.endswith("num_batches_tracked")
-    ]
-    if missing:
-        raise UserError(
-            f"The backbone's weights in {where} lack {len(missing)} parameters, the first is "
-            f"{missing[0]}."
-        )
-    for key, value in wanted.items():
-        if key in state and state[key].shape != value.shape:
-            raise UserError(
-                f"The backbone's weights in {where}: {key} has the shape "
-                f"{tuple(state[key].shape)}, the network needs"
-                f" {tuple(value.shape)}."
-            )
-    network.load_state_dict({key: state[key] for key in wanted if key in state}, strict=False)
-
-
-def _read_state(path: str) -> dict[str, Tensor]:
-    try:
-        data = Path(path).read_bytes()
-    except OSError as error:
-        raise UserError(
-            f"The backbone's weights {path} cannot be read ({error.strerror})."
-        ) from error
-    try:
-        if path.endswith(".safetensors"):
-            return load_safetensors(data)
-        # weights_only: a state dict from elsewhere must not be able to run code.
-        state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except (SafetensorError, RuntimeError, EOFError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"The backbone's weights {path} are no state dict: {reason}") from error
-    except Exception as error:
-        raise UserError(
-            f"The backbone's weights {path} are no state dict ({type(error).__name__})."
-        ) from error
-    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
-        state = state["state_dict"]
-    if not isinstance(state, dict) or not all(
-        isinstance(value, Tensor) for value in state.values()
-    ):
-        raise UserError(f"The backbone's weights {path} are no state dict.")
-    return state
+    own = {key: value for key, value in state.items() if key in wanted}
+    if reason := misfit(shapes_of(own), shapes_of(wanted)):
+        raise UserError(f"{WEIGHTS} in {where} do not fit the network: {reason}.")
+    network.load_state_dict(own, strict=False)

@@ -1,10 +1,9 @@
 """Square crops of photographs of products, plain for testing and augmented for training.
 
 Testing: the picture resized to `resize` x `resize`, its middle `crop` x `crop` cut out
-    (RRT_SOP/utils/data:
-256 and 224). Training: a random part of it, resized to `crop` x `crop` (as torchvision's
-RandomResizedCrop), the rest by choice. Mirroring, which the paper does, is off by default: it makes
-print unreadable, and print tells cartons apart.
+(RRT_SOP/utils/data: 256 and 224). Training: a random part of it, resized to `crop` x `crop` (as
+torchvision's RandomResizedCrop), the rest by choice. Mirroring, which the paper does, is off by
+default: it makes print unreadable, and print distinguishes cartons.
 """
 
 from __future__ import annotations
@@ -29,11 +28,12 @@ Pixels = npt.NDArray[np.uint8]
 class CropOptions:
     """How crops are made.
 
-    resize, crop: pixels, see the module. area: least and most share of the picture in an augmented
-        crop (the paper:
-    0.08 to 1). aspect: most width to height, or height to width. degrees: most turned to either
-    side. jitter: most change of brightness, contrast and saturation, as a share. flip: mirror half
-    of the crops.
+    resize, crop: pixels, see the module.
+    area: least and most share of the picture in an augmented crop (the paper: 0.08 to 1).
+    aspect: most width to height, or height to width.
+    degrees: most turned to either side.
+    jitter: most change of brightness, contrast and saturation, as a share.
+    flip: mirror half of the crops.
     """
 
     resize: int = 256
@@ -48,7 +48,7 @@ class CropOptions:
         if not 32 <= self.crop <= self.resize <= 4096:
             raise UserError(
                 f"Crops: crop {self.crop} and resize {self.resize} must hold 32 <= crop <= resize "
-                f"<= 4096 pixels."
+                "<= 4096 pixels."
             )
         low, high = self.area
         if not 0 < low <= high <= 1:
@@ -80,12 +80,14 @@ def augmented_crop(pixels: Pixels, options: CropOptions, rng: np.random.Generato
     left, top = rng.uniform(0, width - w), rng.uniform(0, height - h)
     turn = math.radians(rng.uniform(-options.degrees, options.degrees))
     flip = -1.0 if options.flip and rng.random() < 0.5 else 1.0
+
     # warpAffine does not average: what is shrunk more than twice is shrunk by areas before.
     shrink = max(1.0, min(w, h) / (1.5 * options.crop))
     if shrink > 1:
         size = (max(1, round(width / shrink)), max(1, round(height / shrink)))
         pixels = np.asarray(cv2.resize(pixels, size, interpolation=cv2.INTER_AREA), np.uint8)
     fx, fy = pixels.shape[1] / width, pixels.shape[0] / height
+
     # From a place in the crop to the place in the picture: about the middle, turned, stretched,
     # moved.
     half = options.crop / 2
@@ -105,6 +107,7 @@ def augmented_crop(pixels: Pixels, options: CropOptions, rng: np.random.Generato
         flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
         borderMode=cv2.BORDER_REFLECT_101,
     )
+
     return _jittered(np.asarray(crop, np.uint8), options.jitter, rng)
 
 
@@ -148,8 +151,8 @@ class CropReader:
             if self._pool
             else map(self._crops, wanted.items())
         )
-        found = {row: iter(crops) for row, crops in zip(wanted, each, strict=True)}
-        return np.stack([next(found[row]) for row in rows.tolist()]).transpose(0, 3, 1, 2)
+        crops_of = {row: iter(crops) for row, crops in zip(wanted, each, strict=True)}
+        return np.stack([next(crops_of[row]) for row in rows.tolist()]).transpose(0, 3, 1, 2)
 
     def _crops(self, which: tuple[int, list[int]]) -> list[Pixels]:
         row, copies = which

@@ -1,8 +1,8 @@
 """Evaluation of the products variant: Recall@K and mAP of a global ranking and of its reranked top.
 
 The protocol of Stanford Online Products: a query is a hit at K if any image of its product is among
-    the first K.
-Where queries are images of the gallery, each is left out of its own list. mAP is the plain average
+the first K. Where queries are images of the gallery, each is left out of its own list. mAP is the
+plain average
 precision over the whole list: the mean of the precisions at each image of the product.
 """
 
@@ -39,8 +39,9 @@ class Described:
 
 
 def rank(queries: Floats, gallery: Floats, own: Ints | None = None) -> Ints:
-    """Gallery positions by falling inner product, int64 [queries, gallery]; ties go to the earlier
-    one.
+    """Gallery positions by falling inner product, int64 [queries, gallery].
+
+    Ties go to the earlier one.
 
     own: int64 [queries], a query's own place in the gallery, which is put last; None where it has
         none.
@@ -48,8 +49,7 @@ def rank(queries: Floats, gallery: Floats, own: Ints | None = None) -> Ints:
     similarity = queries @ gallery.T
     if own is not None:
         similarity[np.arange(len(own)), own] = -np.inf
-    order: Ints = np.argsort(-similarity, axis=1, kind="stable")
-    return order
+    return np.argsort(-similarity, axis=1, kind="stable")
 
 
 def score(
@@ -82,8 +82,9 @@ def score(
 
 
 def reordered(order: Ints, scores: Floats) -> Ints:
-    """`order` [queries, n] with its first scores.shape[1] sorted by falling score (stable); a
-    permutation.
+    """`order` [queries, n] with its first scores.shape[1] sorted by falling score (stable).
+
+    Each row is a permutation.
     """
     top = scores.shape[1]
     again = np.argsort(-scores, axis=1, kind="stable")
@@ -91,8 +92,9 @@ def reordered(order: Ints, scores: Floats) -> Ints:
 
 
 def average_precisions(hits: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
-    """hits: bool [queries, n], whether each place of a ranking holds the query's product -> float64
-    [queries].
+    """Average precision float64 [queries] of hits, bool [queries, n].
+
+    A hit is a place of a ranking that holds the query's product.
 
     NaN for a query without any.
     """
@@ -120,9 +122,9 @@ def figures(
         hits &= order != own[:, None]
     precision = average_precisions(hits)
     counted = ~np.isnan(precision)
-    found = {"map": float(precision[counted].mean()) if counted.any() else float("nan")}
+    values = {"map": float(precision[counted].mean()) if counted.any() else float("nan")}
     for k in at:
-        found[f"recall_{k}"] = (
+        values[f"recall_{k}"] = (
             float(hits[counted, :k].any(axis=1).mean()) if counted.any() else float("nan")
         )
-    return found
+    return values

@@ -1,5 +1,6 @@
-"""A start for the products variant from which little data suffices: it already compares alike
-cells.
+"""A start for the products variant from which little data suffices.
+
+It already compares alike cells.
 
 Not in the paper, which learns it from 59,551 photographs. The idea is that of `initialise_matching`
 for landmarks, with two differences: a cell's descriptor is made by the 1x1 convolution, so that we
@@ -24,18 +25,15 @@ from rrt_core.products.model import (
 from schemas.errors import UserError
 
 _NEGLIGIBLE = 1e-3  # of the largest singular value of the positions
-_QUANTILES = (
-    0.5,
-    0.3,
-    0.15,
-    0.05,
-)  # of the ruler's share in the query's cells, a degree of likeness each
+# of the ruler's share in the query's cells, a degree of likeness each
+_QUANTILES = (0.5, 0.3, 0.15, 0.05)
 _RANGE = 6.0  # what the first degree reaches at the last one's threshold
 
 
 def principal_components(cells: Tensor, count: int, power: float) -> tuple[Tensor, Tensor]:
-    """Whitening of cells float32 [n, C]: weight [count, C] and bias [count] of a linear map to
-    components.
+    """Whitening of cells float32 [n, C], as a linear map to components.
+
+    Returns weight [count, C] and bias [count].
 
     power: 1 = all components of one variance, 0 = as they come. Scaled so that the mean squared
         length is 1.
@@ -44,7 +42,7 @@ def principal_components(cells: Tensor, count: int, power: float) -> tuple[Tenso
     if cells.shape[1] < count:
         raise UserError(
             f"A map of {cells.shape[1]} channels has no {count} principal components: use --start "
-            f"random."
+            "random."
         )
     mean = cells.mean(0)
     covariance = torch.cov((cells - mean).T.double())
@@ -60,8 +58,9 @@ def principal_components(cells: Tensor, count: int, power: float) -> tuple[Tenso
 
 
 def start_from_triplets(model: ProductsTransformer, maps: Tensor) -> None:
-    """initialise_matching from float32 [3 * t, map_channels, h, w]: anchor, positive, negative,
-    anchor, ...
+    """initialise_matching from float32 [3 * t, map_channels, h, w].
+
+    Rows are anchor, positive, negative, anchor, ...
     """
     anchors = torch.arange(0, len(maps), 3)
     query, gallery = torch.cat([anchors, anchors]), torch.cat([anchors + 1, anchors + 2])
@@ -76,8 +75,7 @@ def initialise_matching(
     same: Tensor,
     power: float = 1.0,
 ) -> None:
-    """Make the matcher, before any training, score how well the query's cells are found in the
-    gallery image.
+    """Make the matcher, before any training, score how well cells match the other image's.
 
     Args:
         maps: float32 [n, map_channels, h, w] of training images, n a hundred or so.
@@ -85,12 +83,12 @@ def initialise_matching(
             gallery.
         same: float32 [p], 1 where a pair shows the same product; of both kinds there are some.
         power: of the whitening, see `principal_components`.
+
     Raises UserError for a model of one layer, or of too small a width or map.
 
     The width is parted into orthogonal subspaces: what the position embeddings span (with the
-        vector of ones, which
-    layer norm takes away), a direction each for `ruler`, `side`, `reader` and four degrees of
-    likeness, and the rest for the descriptors: principal components of the cells.
+    vector of ones, which layer norm takes away), a direction each for `ruler`, `side`, `reader` and
+    four degrees of likeness, and the rest for the descriptors: principal components of the cells.
 
     - First layer, attention: half of the heads compare the first components, half the next; an
       opposite `side` counts for, so that a cell attends to its likeness in the other image and not
@@ -107,10 +105,12 @@ def initialise_matching(
     config = model.config
     width, head, heads = config.d_model, config.d_model // config.heads, config.heads
     sides = (maps.shape[2], maps.shape[3])
+
     if config.layers < 2:
         raise UserError(
             "The matching start needs a model of at least two layers: use --start random."
         )
+
     matcher = model.matcher
     first, second = matcher.layers[0], matcher.layers[1]
     with torch.no_grad():
@@ -203,8 +203,8 @@ def logistic_regression(
 ) -> tuple[float, float]:
     """Scale and offset that make `scores` logits of `same`, float [p] both, by Newton's method.
 
-    ridge: penalty on the scale of standardised scores, a share of p; it keeps it finite where all
-        is told apart.
+    ridge: penalty on the scale of standardised scores, a share of p; it keeps it finite where the
+        scores separate all pairs.
     """
     spread = float(scores.double().std().clamp(min=1e-12))
     x = torch.stack([scores.double() / spread, torch.ones_like(scores, dtype=torch.float64)], dim=1)
@@ -222,9 +222,7 @@ def logistic_regression(
 
 
 def _free_directions(width: int, sides: tuple[int, int]) -> Tensor:
-    """Orthonormal rows, float32 [k, width], orthogonal to all positions and to the vector of
-    ones.
-    """
+    """Orthonormal rows, float32 [k, width], orthogonal to all positions and to the ones."""
     taken = torch.cat([sine_positions(*sides, width), torch.ones(1, width)]).double()
     _, singular, rows = torch.linalg.svd(taken, full_matrices=True)
     rank = int((singular > _NEGLIGIBLE * singular[0]).sum())

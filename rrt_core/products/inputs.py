@@ -1,5 +1,4 @@
-"""What the trained part of a network takes: crops, or the kept output of the part that is not
-trained.
+"""What the trained part of a network takes: crops, or the kept output of the other part.
 
 The early part of a backbone is most of its cost at high resolution. Where it is not trained, its
 output for the plain crop and a few augmented copies of each image is computed once and kept in one
@@ -32,7 +31,7 @@ _BATCH = 16
 class Inputs(Protocol):
     """Input tensors of images.
 
-    copies: augmented copies there are (besides copy 0, the plain crop).
+    copies: number of augmented copies (besides copy 0, the plain crop).
     """
 
     @property
@@ -89,7 +88,7 @@ def keep(
     Args:
         run: what is kept of a batch of inputs, float [B, ...], a function of each row alone (up to
             rounding).
-        file: float16 .npy; a `.json` beside it says how far it is. A rerun goes on from there.
+        file: float16 .npy; a `.json` beside it records how far it is. A rerun continues there.
         identity: names what makes the bytes; a file of another identity is made again.
         progress: called with (images done, images in all).
     Raises:
@@ -99,11 +98,12 @@ def keep(
     note = file.with_suffix(".json")
     done = 0
     if file.exists() and note.exists():
-        found = json.loads(note.read_text())
-        done = found["done"] if found["identity"] == identity else 0
+        recorded = json.loads(note.read_text())
+        done = recorded["done"] if recorded["identity"] == identity else 0
     kept = np.load(file, mmap_mode="r+") if done else None
     total = len(inputs)
     which = np.arange(1 + copies)
+
     for first in range(done, total, _BATCH):
         rows = np.arange(first, min(total, first + _BATCH))
         with torch.no_grad():
@@ -113,17 +113,17 @@ def keep(
                 for row in rows
             ]
         if kept is None:
-            beside = file.with_name(file.name + ".tmp")
+            temporary = file.with_name(file.name + ".tmp")
             shape = (total, len(which), *values[0].shape[1:])
-            np.lib.format.open_memmap(beside, "w+", np.float16, shape).flush()
-            os.replace(beside, file)
+            np.lib.format.open_memmap(temporary, "w+", np.float16, shape).flush()
+            os.replace(temporary, file)
             kept = np.load(file, mmap_mode="r+")
         with np.errstate(over="ignore"):
             kept[rows] = np.stack(values)
         if not np.isfinite(kept[rows]).all():
             raise UserError(
-                f"{file}: the network's values exceed what float16 holds (65,504): its weights "
-                f"are damaged."
+                f"{file}: the network's values exceed what float16 holds (65,504): its weights are "
+                "damaged."
             )
         if len(rows) + first == total or (first // _BATCH) % 16 == 15:
             kept.flush()
@@ -131,6 +131,7 @@ def keep(
                 note, json.dumps({"identity": identity, "done": first + len(rows)}).encode()
             )
         progress(first + len(rows), total)
+
     assert kept is not None
     return KeptInputs(kept)
 
@@ -146,7 +147,6 @@ def frozen_part(
 
     def run(x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
-            values: Tensor = part(x)
-        return values
+            return part(x)
 
     return run

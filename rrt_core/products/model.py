@@ -1,9 +1,7 @@
-"""The Reranking Transformer for products: pairs of feature maps of one network, with what leads up
-to them.
+"""The Reranking Transformer for products: pairs of feature maps of one network.
 
 Source: Tan, Yuan, Ordonez, "Instance-level Image Retrieval using Reranking Transformers" (ICCV
-    2021), the
-variant for Stanford Online Products (uvavision/RerankingTransformer,
+2021), the variant for Stanford Online Products (uvavision/RerankingTransformer,
 RRT_SOP/models/{matcher,base_model}.py). Parameter names and shapes are those of the paper's
 repository, so that its published checkpoints load.
 
@@ -13,7 +11,7 @@ normalised, is the global one. A pair is one sequence:
 
     [CLS | cells of q | SEP | cells of g]      1 + 49 + 1 + 49 = 100 tokens for maps of 7 x 7
 
-(The repository speaks of 102: it counts two global tokens that its final model does without.) All
+(The repository counts 102: with two global tokens that its final model does without.) All
 tokens get the embedding of their segment, the cells a sine embedding of their place. Cells are not
 normalised, there is no padding, and the model is not symmetric in (query, gallery).
 """
@@ -26,7 +24,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rrt_core.transformer.model import Encoder, EncoderLayer, check_shape, check_size
+from rrt_core.options import check_whole
+from rrt_core.transformer.model import CONFIGURATION, Encoder, TokenScorer, check_shape
 from schemas.errors import UserError
 
 # Rows of the segment embedding.
@@ -42,8 +41,9 @@ _POSITION_EPSILON = 1e-6
 class ProductsConfig:
     """Shape of a products model.
 
-    map_channels: of the backbone's map (2048 for ResNet-50). global_dim: of the global descriptor.
-    backbone: the name that products_backbone.create_backbone takes, "" where a file names none.
+    map_channels: of the backbone's map (2048 for ResNet-50).
+    global_dim: of the global descriptor.
+    backbone: the name that backbone.create_backbone takes, "" where a file names none.
     """
 
     map_channels: int = 2048
@@ -55,21 +55,20 @@ class ProductsConfig:
     backbone: str = ""
 
     def __post_init__(self) -> None:
-        check_size("map_channels", self.map_channels)
-        check_size("global_dim", self.global_dim)
+        check_whole(f"{CONFIGURATION} map_channels", self.map_channels, 1)
+        check_whole(f"{CONFIGURATION} global_dim", self.global_dim, 1)
         check_shape(self)
         if self.d_model % 4:
             raise UserError(
                 f"Reranker configuration: d_model {self.d_model} must be a multiple of 4, for "
-                f"sines and cosines of"
-                " two coordinates."
+                "sines and cosines of two coordinates."
             )
 
 
 def sine_positions(rows: int, columns: int, width: int) -> Tensor:
     """Embedding of the places of a map, float32 [rows * columns, width], row by row.
 
-    The first half of `width` tells the row, the second the column: sines and cosines in turn of
+    The first half of `width` encodes the row, the second the column: sines and cosines in turn of
     2 * (i + 1) / side divided by powers of 10,000. width: a multiple of 4.
     Source: PositionEmbeddingSine(width / 2, normalize=True, scale=2.0) of the paper's repository.
     """
@@ -87,7 +86,7 @@ def sine_positions(rows: int, columns: int, width: int) -> Tensor:
     return torch.cat([row, column], dim=2).reshape(rows * columns, width)
 
 
-class MapMatcher(nn.Module):
+class MapMatcher(TokenScorer):
     """Scores pairs of local maps: the repository's MatchERT for products."""
 
     def __init__(self, config: ProductsConfig) -> None:
@@ -95,14 +94,7 @@ class MapMatcher(nn.Module):
         self.encoder = Encoder(config)
         self.seg_encoder = nn.Embedding(4, config.d_model)
         self.classifier = nn.Linear(config.d_model, 1)
-        for parameter in self.parameters():
-            if parameter.dim() > 1:
-                nn.init.xavier_uniform_(parameter)
-
-    @property
-    def layers(self) -> list[EncoderLayer]:
-        """The encoder's layers, first to last."""
-        return [layer for layer in self.encoder.layers if isinstance(layer, EncoderLayer)]
+        self.initialise()
 
     def embed(self, query: Tensor, gallery: Tensor) -> Tensor:
         """Tokens of each pair, before the encoder.
@@ -133,10 +125,7 @@ class MapMatcher(nn.Module):
 
         Returns float [B], logits (raw, unbounded; positive = the same product).
         """
-        logits: Tensor = self.classifier(
-            self.encoder.first_token(self.embed(query, gallery), None)
-        )[:, 0]
-        return logits
+        return self.classify(self.embed(query, gallery))
 
 
 class ProductsTransformer(nn.Module):
@@ -157,15 +146,12 @@ class ProductsTransformer(nn.Module):
         return F.normalize(self.remap(maps.mean((2, 3))), dim=-1)
 
     def describe_local(self, maps: Tensor) -> Tensor:
-        """float [B, map_channels, h, w] -> float [B, d_model, h, w], not normalised: what the
-        matcher takes.
+        """Maps float [B, map_channels, h, w] -> float [B, d_model, h, w], not normalised.
+
+        This is what the matcher takes.
         """
-        local: Tensor = self.remap_local(maps)
-        return local
+        return self.remap_local(maps)
 
     def forward(self, query_maps: Tensor, gallery_maps: Tensor) -> Tensor:
         """float [B, map_channels, h, w] of either side -> float [B], logits."""
-        logits: Tensor = self.matcher(
-            self.describe_local(query_maps), self.describe_local(gallery_maps)
-        )
-        return logits
+        return self.matcher(self.describe_local(query_maps), self.describe_local(gallery_maps))

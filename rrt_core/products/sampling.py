@@ -19,9 +19,7 @@ Ints = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Batch:
-    """rows, copies: int64 [B], images and their augmented copies. labels: int64 [B], their
-    identities.
-    """
+    """Images of a step, int64 [B] each: rows, their augmented copies, their identities (labels)."""
 
     rows: Ints
     copies: Ints
@@ -34,25 +32,25 @@ def neighbours(descriptors: npt.NDArray[np.float32], k: int, block: int = 2048) 
     descriptors: float32 [n, D]. Ties go to the earlier image.
     """
     count = len(descriptors)
-    found = np.empty((count, min(k, count - 1)), np.int64)
+    nearest = np.empty((count, min(k, count - 1)), np.int64)
     for first in range(0, count, block):
         similarity = descriptors[first : first + block] @ descriptors.T
         own = np.arange(len(similarity))
         similarity[own, first + own] = -np.inf
-        found[first : first + block] = np.argsort(-similarity, axis=1, kind="stable")[
-            :, : found.shape[1]
+        nearest[first : first + block] = np.argsort(-similarity, axis=1, kind="stable")[
+            :, : nearest.shape[1]
         ]
-    return found
+    return nearest
 
 
 class Sampler:
     """Draws batches from labelled images.
 
     labels: int64 [n], >= 0; an image whose label no other has is an instance of its own, and is its
-        own positive
-    in another augmented copy. copies: augmented copies there are; 0: plain crops only. lone_share:
-        share of the
-    anchors, or of the identities of a batch, that are such instances (where there are both kinds).
+        own positive in another augmented copy.
+    copies: number of augmented copies; 0: plain crops only.
+    lone_share: share of the anchors, or of the identities of a batch, that are such instances
+        (where there are both kinds).
     """
 
     def __init__(self, labels: Ints, copies: int, seed: int, lone_share: float = 0.3) -> None:
@@ -68,11 +66,13 @@ class Sampler:
         )
         if copies == 0:
             self._lone = self._lone[:0]  # one crop cannot be compared with itself
+
         if not self._groups and not len(self._lone):
             raise UserError(
                 "No two training images show the same product: nothing can be learned from these "
                 "labels."
             )
+
         self._of = {int(row): group for group in self._groups for row in group}
         self._crowd = np.sort(np.concatenate(self._groups)) if self._groups else self._lone[:0]
         self._lone_share = (
@@ -80,8 +80,9 @@ class Sampler:
         )
 
     def identities(self, step: int, size: int) -> Batch:
-        """Two images each of size / 2 identities; identities come again only when all were
-        drawn.
+        """Two images each of size / 2 identities.
+
+        An identity comes again only when all were drawn.
         """
         rng = np.random.default_rng([self.seed, step, 1])
         wanted = size // 2

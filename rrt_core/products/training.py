@@ -1,5 +1,4 @@
-"""Training of the products variant: the global descriptor, the reranker on a frozen backbone, both
-jointly.
+"""Training of the products variant: the global descriptor, the reranker, or both jointly.
 
 Three modes, each of which starts from what the one before it made
 (RRT_SOP/experiment_{global,rerank}.py):
@@ -27,6 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rrt_core.options import check_choice
 from rrt_core.products.backbone import Backbone
 from rrt_core.products.evaluation import Described
 from rrt_core.products.inputs import Inputs
@@ -45,15 +45,18 @@ OPTIMISERS = ("adamw", "sgd")
 class ProductsOptions:
     """How a mode is trained.
 
-    mode: see the module. trained: what of the backbone has gradients in the modes global and joint:
-        `all` or `late`.
-    steps: optimiser steps. batch: images a step (global: two an identity; frozen, joint: whole
-        triplets). lr: peak,
-    of `remap`, convolution and matcher; backbone_lr: of the backbone, as a share of lr. warmup:
-    steps up to the peak, then a cosine to 3% of it. temperature: of the contrastive loss.
+    mode: see the module.
+    trained: what of the backbone has gradients in the modes global and joint: `all` or `late`.
+    steps: optimiser steps.
+    batch: images a step (global: two an identity; frozen, joint: whole triplets).
+    lr: peak, of `remap`, convolution and matcher.
+    backbone_lr: of the backbone, as a share of lr.
+    warmup: steps up to the peak, then a cosine to 3% of it.
+    temperature: of the contrastive loss.
     global_share: joint: weight of the contrastive loss of anchors and positives, added to the
-    reranker's (0 = the paper's). precision: bfloat16 lets the matcher compute in it (on a CPU the
-    backbone stays in float32: depthwise convolutions in bfloat16 take twice as long backwards).
+        reranker's (0 = the paper's).
+    precision: bfloat16 lets the matcher compute in it (on a CPU the backbone stays in float32:
+        depthwise convolutions in bfloat16 take twice as long backwards).
     clip: largest gradient norm, 0 = any.
     """
 
@@ -79,11 +82,9 @@ class ProductsOptions:
             ("mode", MODES),
             ("optimiser", OPTIMISERS),
             ("trained", ("all", "late")),
+            ("precision", ("float32", "bfloat16")),
         ):
-            if getattr(self, name) not in known:
-                raise UserError(
-                    f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(known)}."
-                )
+            check_choice(name, getattr(self, name), known)
         for name, least in (
             ("steps", 1),
             ("batch", 4 if self.mode == "global" else 3),
@@ -91,8 +92,6 @@ class ProductsOptions:
         ):
             if getattr(self, name) < least:
                 raise UserError(f"{name} must be at least {least}, not {getattr(self, name)}.")
-        if self.precision not in ("float32", "bfloat16"):
-            raise UserError(f"precision is {self.precision!r}; it must be float32 or bfloat16.")
 
     @property
     def of_backbone(self) -> str:
@@ -103,12 +102,13 @@ class ProductsOptions:
 class ProductsNetwork(nn.Module):
     """A backbone and the model behind it.
 
-    Its input is whatever `trained` says the kept part ends with.
+    Its input is the output of the kept part, by `trained`.
     """
 
     def __init__(self, backbone: Backbone, model: ProductsTransformer, trained: str) -> None:
-        """trained: all (input: crops), late (input: the early part's output) or none (input:
-        maps).
+        """Cut the backbone where the training begins.
+
+        trained: all (input: crops), late (input: the early part's output) or none (input: maps).
         """
         super().__init__()
         self.backbone, self.model, self.trained = backbone, model, trained
@@ -118,18 +118,15 @@ class ProductsNetwork(nn.Module):
         """Inputs -> maps, float [B, map_channels, h, w]."""
         if self.trained == "none":
             return x
-        maps: Tensor = self.backbone.late(x) if self.trained == "late" else self.backbone(x)
-        return maps
+        return self.backbone.late(x) if self.trained == "late" else self.backbone(x)
 
 
 def contrastive_loss(descriptors: Tensor, labels: Tensor, temperature: float) -> Tensor:
-    """-log of the share that images of the same identity have in the likeness of each image to all
-    others; mean.
+    """Mean of -log of the share of an image's own identity in its likeness to all others.
 
     descriptors: float [B, D], L2 = 1. labels: int64 [B]. Images without another of their identity
-        are left out.
-    The paper's code lets each image itself count with exp(0) among the others, a slip that is not
-    repeated here.
+    are left out. The paper's code lets each image itself count with exp(0) among the others, a slip
+    that is not repeated here.
     """
     likeness = descriptors @ descriptors.T / temperature
     itself = torch.eye(len(labels), dtype=torch.bool, device=labels.device)
@@ -190,7 +187,7 @@ def train(
             joint.
         evaluate: figures of held-out identities, logged every `evaluate_every` steps and at the
             end.
-        folder: holds `state.pt`, from which a rerun goes on to the same weights (on a CPU bit by
+        folder: holds `state.pt`, from which a rerun continues to the same weights (on a CPU bit by
             bit), and `log.csv`.
         report: called with each row of the log.
         identity: names data and options; the state of another run is refused.
@@ -202,6 +199,7 @@ def train(
         raise ValueError(
             f"a network with {network.trained} trained cannot be trained with {options.of_backbone}"
         )
+
     groups = parameter_groups(network, options)
     optimiser = make_optimiser(groups, options)
     schedule = TrainingOptions(steps=options.steps, lr=1.0, warmup=options.warmup, final_lr=0.03)
@@ -261,8 +259,9 @@ def _loss(
 
 
 def parameter_groups(network: ProductsNetwork, options: ProductsOptions) -> list[dict[str, Any]]:
-    """Parameters that the mode trains, with their peak lr: the backbone's first, where it is
-    trained.
+    """Parameters that the mode trains, with their peak lr.
+
+    The backbone's come first, where it is trained.
     """
     model = network.model
     parts: list[nn.Module] = (

@@ -67,8 +67,9 @@ class Locals:
     scales: tuple[float, ...]
 
     def strongest(self, count: int) -> Locals:
-        """The `count` strongest locals, strongest first; equal strengths keep their stored
-        order.
+        """The `count` strongest locals, strongest first.
+
+        Equal strengths keep their stored order.
         """
         falling = bool(np.all(self.strength[:-1] >= self.strength[1:]))
         if falling and len(self.descriptors) <= count:
@@ -102,9 +103,10 @@ class QueryScores:
 class Reranker(ABC):
     """Scores pairs. What names its identity in a manifest are the four attributes.
 
-    name: key in the registry. revision: raised by hand when the same input gives other scores.
-    weights_sha256: of the weights file, "" where there are none. config: JSON, all that changes
-        scores.
+    name: key in the registry.
+    revision: raised by hand when the same input gives other scores.
+    weights_sha256: of the weights file, "" where there are none.
+    config: JSON, all that changes scores.
     """
 
     name: ClassVar[str]
@@ -123,8 +125,9 @@ class Reranker(ABC):
     def score_query(
         self, query: Locals, candidates: Sequence[Locals], lists: Sequence[np.ndarray] | None = None
     ) -> QueryScores:
-        """Scores of all candidates of a query, which a reranker may override to compare them with
-        each other.
+        """Scores of all candidates of a query.
+
+        A reranker may override it to compare the candidates with each other.
 
         Args:
             candidates: n of them, in global order.
@@ -155,42 +158,19 @@ def create(name: str, **options: Any) -> Reranker:
 
     if ":" not in target:
         raise UserError(
-            f"There is no reranker {name!r}: choose {' or '.join(REGISTRY.names())}, "
-            "or name a class of your own as package.module:Class."
+            f"There is no reranker {name!r}: choose {' or '.join(REGISTRY.names())}, or name a "
+            "class of your own as package.module:Class."
         )
 
     made = REGISTRY.load_class(name, Reranker, target)
     REGISTRY.check_options(name, made, options)
-    reranker: Reranker = made(**options)
-    return reranker
-
-
-def check_tokens(option: str, value: int) -> int:
-    """A token budget of at least 1, or a UserError that names the option."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise UserError(
-            f"Reranker option {option} must be a whole number of at least 1, not {value!r}."
-        )
-    return value
-
-
-def check_number(option: str, value: float, lowest: float, highest: float) -> float:
-    """A number within lowest..highest, or a UserError that names the option."""
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, (int, float))
-        or not lowest <= value <= highest
-    ):
-        raise UserError(
-            f"Reranker option {option} must lie between {lowest:g} and {highest:g}, not {value!r}."
-        )
-    return float(value)
+    return made(**options)
 
 
 def check_same_width(query: np.ndarray, gallery: np.ndarray) -> None:
     """Raise UserError where descriptors [n, L] of the two sides, both with rows, differ in L."""
     if query.shape[1] != gallery.shape[1]:
         raise UserError(
-            f"Local descriptors of query and gallery have different dimensions,"
-            f" {query.shape[1]} and {gallery.shape[1]}: describe both with the same extractor."
+            f"Local descriptors of query and gallery have different dimensions, {query.shape[1]} "
+            f"and {gallery.shape[1]}: describe both with the same extractor."
         )

@@ -1,6 +1,4 @@
-"""A cascade: a cheap reranker looks at all candidates of a query, a dear one at the best of
-them.
-"""
+"""A cascade: a cheap reranker looks at all candidates of a query, a dear one at the best."""
 
 from __future__ import annotations
 
@@ -9,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from rrt_core.rerankers import Locals, QueryScores, Reranker, create
+from rrt_core.options import check_whole
+from rrt_core.rerankers import Locals, QueryScores, Reranker, create, identity_of
 from schemas.errors import UserError
 
 FEW_TOKENS = {"query_tokens": 64, "gallery_tokens": 64}
@@ -46,16 +45,15 @@ class CascadeReranker(Reranker):
         first_options: dict[str, Any] | None = None,
         second_options: dict[str, Any] | None = None,
     ) -> None:
-        """Args:
-        keep: candidates of each list that `second` scores, at least 0.
-        first, second: as the name of any reranker.
-        first_options: of `first`; None: 64 tokens a side. second_options: of `second`; None: its
-            defaults.
+        """Make both rerankers.
+
+        Args:
+            keep: candidates of each list that `second` scores, at least 0.
+            first, second: as the name of any reranker.
+            first_options: of `first`; None: 64 tokens a side.
+            second_options: of `second`; None: its defaults.
         """
-        if isinstance(keep, bool) or not isinstance(keep, int) or keep < 0:
-            raise UserError(
-                f"Reranker option keep must be a whole number of at least 0, not {keep!r}."
-            )
+        check_whole("Reranker option keep", keep, 0)
         self.keep = keep
         self.first = _stage("first", first, FEW_TOKENS if first_options is None else first_options)
         self.second = _stage("second", second, second_options or {})
@@ -67,8 +65,8 @@ class CascadeReranker(Reranker):
             # How many locals must be read.
             "query_tokens": max(int(stage.config.get("query_tokens", 500)) for stage in stages),
             "gallery_tokens": max(int(stage.config.get("gallery_tokens", 500)) for stage in stages),
-            "first": _identity(self.first),
-            "second": _identity(self.second),
+            "first": identity_of(self.first),
+            "second": identity_of(self.second),
         }
 
     def score(self, pairs: Sequence[tuple[Locals, Locals]]) -> np.ndarray:
@@ -105,9 +103,8 @@ def combine(first: np.ndarray, second: np.ndarray, kept: np.ndarray) -> np.ndarr
     """One list of logits from both, float32 [n].
 
     Kept ones: `second`, untouched. Others: one below the smallest kept, then falling by 1/1024 (by
-        more where
-    float32 does not hold that) from each logit of `first` to the next smaller; equal ones stay
-    equal, so that a replay orders them globally. Where none is kept: `first`, untouched.
+    more where float32 does not hold that) from each logit of `first` to the next smaller; equal
+    ones stay equal, so that a replay orders them globally. Where none is kept: `first`, untouched.
 
     Args:
         first, second: float32 [n]; `second` is read only where `kept`, bool [n].
@@ -134,18 +131,10 @@ def _stage(option: str, name: str, options: Any) -> Reranker:
     return stage
 
 
-def _identity(stage: Reranker) -> dict[str, Any]:
-    return {
-        "name": stage.name,
-        "revision": stage.revision,
-        "weights_sha256": stage.weights_sha256,
-        "config": stage.config,
-    }
-
-
 def _notes(stages: Sequence[Reranker]) -> dict[str, Any]:
-    """What made the weights: of `second`, unless only those of `first` say which descriptors they
-    fit.
+    """What made the weights of `second`.
+
+    It is what made those of `first` where only they say which descriptors they fit.
 
     Raises UserError where they fit different descriptors.
     """
@@ -157,9 +146,8 @@ def _notes(stages: Sequence[Reranker]) -> dict[str, Any]:
         trained[0].get(key) != trained[1].get(key) for key in ("name", "weights_sha256")
     ):
         raise UserError(
-            f"The weights of the cascade's two rerankers were trained for descriptors of "
-            f"different extractors,"
-            f" {trained[1].get('name')} and {trained[0].get('name')}: give weights that fit the "
-            f"same descriptors."
+            "The weights of the cascade's two rerankers were trained for descriptors of different "
+            f"extractors, {trained[1].get('name')} and {trained[0].get('name')}: give weights that "
+            "fit the same descriptors."
         )
     return next((notes for notes in noted if notes.get("extractor")), noted[0] if noted else {})

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-from rrt_core.rerankers import Locals, Reranker, check_number, check_same_width, check_tokens
+from rrt_core.options import check_number, check_whole
+from rrt_core.rerankers import Locals, Reranker, check_same_width
 
 _SAMPLE = 3  # couples that fix an affine transform; DELG asks for more than that
 
@@ -23,11 +24,11 @@ class GeometricReranker(Reranker):
     score).
 
     Source: tensorflow/models, research/delf, image_reranking.py, with the values of DELG's
-        perform_retrieval.py
-    (distance 1.0, residual 20 pixels, 1,000 trials). There scikit-image does the RANSAC, from a
-    seed; here OpenCV does, whose generator starts anew in each call, so that a pair has one score
-    wherever it is scored. It gives up before the last trial once it has found the best transform
-    with probability `confidence`; the transform is not refined, which would change no count.
+    perform_retrieval.py (distance 1.0, residual 20 pixels, 1,000 trials). There scikit-image does
+    the RANSAC, from a seed; here OpenCV does, whose generator starts anew in each call, so that a
+    pair has one score wherever it is scored. It gives up before the last trial once it has found
+    the best transform with probability `confidence`; the transform is not refined, which would
+    change no count.
     """
 
     name = "geometric"
@@ -42,20 +43,24 @@ class GeometricReranker(Reranker):
         trials: int = 1000,
         confidence: float = 0.999,
     ) -> None:
-        """Args:
-        query_tokens, gallery_tokens: strongest locals used of each image.
-        max_distance: 0..2, Euclidean, between descriptors of L2 = 1; couples as far apart or
-            farther are not used.
-        residual: pixels of the query's upright original, above 0.
-        trials: most samples that RANSAC tries, at least 1.
-        confidence: above 0, below 1.
+        """Check and keep the options.
+
+        Args:
+            query_tokens, gallery_tokens: strongest locals used of each image.
+            max_distance: 0..2, Euclidean, between descriptors of L2 = 1; couples as far apart or
+                farther are not used.
+            residual: pixels of the query's upright original, above 0.
+            trials: most samples that RANSAC tries, at least 1.
+            confidence: above 0, below 1.
         """
-        self.query_tokens = check_tokens("query_tokens", query_tokens)
-        self.gallery_tokens = check_tokens("gallery_tokens", gallery_tokens)
-        self.max_distance = check_number("max_distance", max_distance, 0.0, 2.0)
-        self.residual = check_number("residual", residual, 1e-3, 1e6)
-        self.trials = check_tokens("trials", trials)
-        self.confidence = check_number("confidence", confidence, 1e-6, 1 - 1e-6)
+        check_whole("Reranker option query_tokens", query_tokens, 1)
+        check_whole("Reranker option gallery_tokens", gallery_tokens, 1)
+        self.query_tokens, self.gallery_tokens = query_tokens, gallery_tokens
+        self.max_distance = check_number("Reranker option max_distance", max_distance, 0.0, 2.0)
+        self.residual = check_number("Reranker option residual", residual, 1e-3, 1e6)
+        check_whole("Reranker option trials", trials, 1)
+        self.trials = trials
+        self.confidence = check_number("Reranker option confidence", confidence, 1e-6, 1 - 1e-6)
         self.weights_sha256 = ""
         self.config = {
             "query_tokens": query_tokens,
@@ -90,8 +95,9 @@ class GeometricReranker(Reranker):
 def couples(
     query: np.ndarray, gallery: np.ndarray, max_distance: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The putative matches: rows of the query whose nearest gallery row is near enough, and those
-    gallery rows.
+    """The putative matches: rows of the query, and their nearest gallery rows.
+
+    Rows of the query without a gallery row near enough are left out.
 
     Args:
         query, gallery: float32 [n, L] and [m, L], L2 = 1; n, m >= 0. Of equally near rows the first

@@ -1,6 +1,4 @@
-"""Mutual nearest neighbours: the reranker without weights, and the baseline a learned one must
-beat.
-"""
+"""Mutual nearest neighbours: the baseline, without weights, that a learned reranker must beat."""
 
 from __future__ import annotations
 
@@ -8,7 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from rrt_core.rerankers import Locals, Reranker, check_number, check_same_width, check_tokens
+from rrt_core.options import check_number, check_whole
+from rrt_core.rerankers import Locals, Reranker, check_same_width
 
 
 class MutualNNReranker(Reranker):
@@ -28,12 +27,18 @@ class MutualNNReranker(Reranker):
     def __init__(
         self, query_tokens: int = 500, gallery_tokens: int = 500, min_similarity: float = 0.5
     ) -> None:
-        """query_tokens, gallery_tokens: strongest locals used of each image. min_similarity: -1..1,
-        couples below are not counted.
+        """Check and keep the options.
+
+        Args:
+            query_tokens, gallery_tokens: strongest locals used of each image.
+            min_similarity: -1..1, couples below are not counted.
         """
-        self.query_tokens = check_tokens("query_tokens", query_tokens)
-        self.gallery_tokens = check_tokens("gallery_tokens", gallery_tokens)
-        self.min_similarity = check_number("min_similarity", min_similarity, -1.0, 1.0)
+        check_whole("Reranker option query_tokens", query_tokens, 1)
+        check_whole("Reranker option gallery_tokens", gallery_tokens, 1)
+        self.query_tokens, self.gallery_tokens = query_tokens, gallery_tokens
+        self.min_similarity = check_number(
+            "Reranker option min_similarity", min_similarity, -1.0, 1.0
+        )
         self.weights_sha256 = ""
         self.config = {
             "query_tokens": query_tokens,

@@ -1,6 +1,4 @@
-"""The Reranking Transformer as a reranker: weights, token budgets and the scale table around
-PairScorer.
-"""
+"""The Reranking Transformer as a reranker: weights, token budgets, scale table and PairScorer."""
 
 from __future__ import annotations
 
@@ -11,7 +9,8 @@ from importlib.resources import files
 import numpy as np
 
 from rrt_core.checkpoints import load_checkpoint
-from rrt_core.rerankers import Locals, Reranker, check_tokens
+from rrt_core.options import check_whole
+from rrt_core.rerankers import Locals, Reranker
 from rrt_core.transformer.model import bin_scales
 from rrt_core.transformer.scorer import PairScorer, TokenSet
 
@@ -38,21 +37,25 @@ class RRTReranker(Reranker):
         precision: str = "float32",
         device: str = "auto",
     ) -> None:
-        """Args:
+        """Load the weights and prepare the scorer.
+
+        Args:
             weights: file or URL, ours or a `.pt` of the paper's repository; None: the embedded
                 ones.
             query_tokens, gallery_tokens: strongest locals used of each image (the paper: 500 and
                 500).
-            scale_binning: a key of transformer.SCALE_TABLES; None: what the weights name.
+            scale_binning: a key of transformer.model.SCALE_TABLES; None: what the weights name.
             precision: float32 (exact), bfloat16, or float16 on a GPU; see PairScorer.
             device: auto (a GPU where there is one), cpu, cuda or cuda:N. On a GPU pairs are scored
                 in batches, and a logit differs by rounding with the company of its pair.
+
         Raises:
             UserError: weights that cannot be read (see load_checkpoint), another precision or
                 device.
         """
-        self.query_tokens = check_tokens("query_tokens", query_tokens)
-        self.gallery_tokens = check_tokens("gallery_tokens", gallery_tokens)
+        check_whole("Reranker option query_tokens", query_tokens, 1)
+        check_whole("Reranker option gallery_tokens", gallery_tokens, 1)
+        self.query_tokens, self.gallery_tokens = query_tokens, gallery_tokens
         checkpoint = load_checkpoint(weights or EMBEDDED_WEIGHTS, scale_binning)
         self.weights_sha256 = checkpoint.sha256
         self.notes = checkpoint.notes

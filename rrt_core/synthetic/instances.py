@@ -1,9 +1,10 @@
-"""Cutting *instances* out of photographs: distinct, textured regions that the renderer shows from
-many sides.
+"""Cutting *instances* out of photographs: regions that the renderer shows from many sides.
+
+They are distinct and textured.
 
 An instance stands for a thing that retrieval has to find again (a facade, a poster, a carton). Any
 sharp, corner-rich piece of a photograph will do; a flat one (sky, wall) will not, since no two
-views of it could be told from views of another flat piece.
+views of it could be distinguished from views of another flat piece.
 """
 
 from __future__ import annotations
@@ -47,13 +48,13 @@ def overlap(a: Box, b: Box) -> float:
 
 
 def texture_map(photo: Pixels) -> NDArray[np.float32]:
-    """Integral image, float32 [H + 1, W + 1], of the pixels near a corner of a photograph uint8 [H,
-    W, 3].
+    """Integral image, float32 [H + 1, W + 1], of a photograph's pixels near a corner.
+
+    photo: uint8 [H, W, 3].
 
     A pixel counts when it lies within 4 px of a corner: a 5 x 5 window whose root mean square
-        gradient is at
-    least 3 grey levels a pixel in *every* direction, so that straight edges and gentle shading do
-    not count.
+    gradient is at least 3 grey levels a pixel in *every* direction, so that straight edges and
+    gentle shading do not count.
     """
     grey = cv2.GaussianBlur(cv2.cvtColor(photo, cv2.COLOR_RGB2GRAY), (3, 3), 0)
     corners = cv2.cornerMinEigenVal(grey.astype(np.float32), blockSize=5, ksize=3)
@@ -65,8 +66,9 @@ def texture_map(photo: Pixels) -> NDArray[np.float32]:
 
 
 def texture_of(integral: NDArray[np.float32], box: Box) -> float:
-    """Share (0 to 1) of the box (x, y, w, h) that lies near a corner; `integral` is that of
-    `texture_map`.
+    """Share (0 to 1) of the box (x, y, w, h) that lies near a corner.
+
+    `integral` is that of `texture_map`.
     """
     x, y, w, h = box
     total = integral[y + h, x + w] - integral[y, x + w] - integral[y + h, x] + integral[y, x]
@@ -74,8 +76,9 @@ def texture_of(integral: NDArray[np.float32], box: Box) -> float:
 
 
 def outline(shape: str, height: int, width: int, rng: np.random.Generator) -> Pixels:
-    """Mask, uint8 [height, width] of 0 and 255, of a `shape` of SHAPES that nearly fills the
-    rectangle.
+    """Mask, uint8 [height, width] of 0 and 255, of a `shape` of SHAPES.
+
+    It nearly fills the rectangle.
     """
     mask = np.zeros((height, width), np.uint8)
     if shape == "rectangle":
@@ -96,14 +99,16 @@ def outline(shape: str, height: int, width: int, rng: np.random.Generator) -> Pi
         cv2.fillPoly(mask, [np.round(points).astype(np.int32)], 255)
     else:
         raise ValueError(f"shape is one of {SHAPES}, not {shape!r}")
+
     return mask
 
 
 def cut_region(
     photo: Pixels, box: Box, rng: np.random.Generator, shape: str | None = None
 ) -> Region:
-    """The region under `box` (x, y, w, h, inside the photograph), outlined by `shape` (None: any of
-    SHAPES).
+    """The region under `box` (x, y, w, h, inside the photograph), outlined by `shape`.
+
+    None is any of SHAPES.
 
     Raises ValueError for a box that does not lie inside.
     """
@@ -169,14 +174,17 @@ def cut_instances(
     texture = (
         integral[y + h, x + w] - integral[y, x + w] - integral[y + h, x] + integral[y, x]
     ) / (w * h)
+
     # a little chance keeps one busy corner of the picture from giving all regions of one size
     order = np.argsort(-texture * rng.uniform(0.7, 1.0, tries), kind="stable")
     boxes = np.stack([x, y, w, h], 1)[order[texture[order] >= min_texture]].tolist()
     kept: list[Box] = []
+
     for left, top, across, down in boxes:
         if len(kept) == count:
             break
         box = (left, top, across, down)
         if all(overlap(box, other) <= max_overlap for other in (*avoid, *kept)):
             kept.append(box)
+
     return [cut_region(photo, box, rng) for box in kept]

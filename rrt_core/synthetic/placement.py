@@ -1,6 +1,4 @@
-"""Where an instance stands in a picture: a plane turned in space, bent and warped, before a
-camera.
-"""
+"""Where an instance stands in a picture: a plane turned in space, bent and warped."""
 
 from __future__ import annotations
 
@@ -42,9 +40,8 @@ def place(
     # the region's plane is u, v in -1..1; the inverse homography leads from the picture to it
     square = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]], np.float32)
     to_plane = cv2.getPerspectiveTransform(corners.astype(np.float32), square)
-    pad = GRID * (
-        max(height, width) // (2 * GRID)
-    )  # this margin holds nearly all of any object that is cut
+    # this margin holds nearly all of any object that is cut
+    pad = GRID * (max(height, width) // (2 * GRID))
     ys = np.arange(-pad, height + pad + GRID, GRID) + (GRID - 1) / 2
     xs = np.arange(-pad, width + pad + GRID, GRID) + (GRID - 1) / 2
     grid = np.stack([*np.meshgrid(xs, ys), np.ones((len(ys), len(xs)))], -1)
@@ -68,6 +65,7 @@ def place(
         borderValue=0,
     )
     whole = float(np.mean(sampled > 127)) * sampled.size * GRID * GRID
+
     # cut the picture with one cell of margin out of the coarse field, then refine: borders stay
     # exact
     first = pad // GRID - 1
@@ -83,13 +81,13 @@ def place(
 def _project(
     half: NDArray[np.float64], level: Level, rng: np.random.Generator
 ) -> NDArray[np.float64]:
-    """Corners float64 [4, 2] of a rectangle of half sides `half`, turned in space, as a camera sees
-    it.
+    """Corners float64 [4, 2] of a rectangle turned in space, as a camera sees it.
+
+    `half` are its half sides.
     """
     roll = np.deg2rad(rng.uniform(-level.roll, level.roll))
-    tilt = np.deg2rad(
-        level.tilt * np.sqrt(rng.uniform())
-    )  # the square root favours the level's far end
+    # the square root favours the level's far end
+    tilt = np.deg2rad(level.tilt * np.sqrt(rng.uniform()))
     towards = rng.uniform(0, 2 * np.pi)
     distance = rng.uniform(3.0, 7.0)  # in half sides: near cameras converge lines strongly
     points = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]]) * half
@@ -104,8 +102,9 @@ def _project(
 def _position(
     corners: NDArray[np.float64], height: int, width: int, cut: float, rng: np.random.Generator
 ) -> NDArray[np.float64]:
-    """Shift (x, y) that puts the object into the picture, a share `cut` of its extent beyond one
-    border.
+    """Shift (x, y) that puts the object into the picture.
+
+    A share `cut` of its extent lies beyond one border.
     """
     low, high = corners.min(0), corners.max(0)
     extent, picture = high - low, np.array([width, height], np.float64)
@@ -144,8 +143,9 @@ def _bend(uv: NDArray[np.float64], level: Level, rng: np.random.Generator) -> ND
 def _displacement(
     uv: NDArray[np.float64], rms: float, rng: np.random.Generator
 ) -> NDArray[np.float64]:
-    """A smooth displacement [..., 2] of about `rms`, in the units of the plane: three waves an
-    axis.
+    """A smooth displacement [..., 2] of about `rms`, in the units of the plane.
+
+    It is the sum of three waves an axis.
     """
     frequency = rng.uniform(0.6, 3.0, (3, 2)) * rng.choice((-1.0, 1.0), (3, 2))
     phase = rng.uniform(0, 2 * np.pi, (2, 3))

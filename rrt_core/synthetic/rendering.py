@@ -1,5 +1,4 @@
-"""Synthetic views of instances: one flat region of a photograph, seen as a camera might see the
-thing again.
+"""Synthetic views: a flat region of a photograph, as a camera might see the thing again.
 
     region (instances.py) -> placed in space (placement.py) -> in front of another photograph, among
     clutter, cut by the picture's border, half hidden -> light -> blur -> noise -> JPEG
@@ -45,24 +44,22 @@ class RenderedView:
     def jpeg(self) -> bytes:
         """The picture as a JPEG file of the view's quality; the same bytes on every call."""
         options = [cv2.IMWRITE_JPEG_QUALITY, self.quality]
-        done, data = cv2.imencode(".jpg", cv2.cvtColor(self.pixels, cv2.COLOR_RGB2BGR), options)
-        if not done:
-            raise RuntimeError("OpenCV could not encode the view as JPEG")
+        _, data = cv2.imencode(".jpg", cv2.cvtColor(self.pixels, cv2.COLOR_RGB2BGR), options)
         return bytes(data.tobytes())
 
     def compressed(self) -> Pixels:
-        """The picture, uint8 [H, W, 3], RGB, as it comes out of its JPEG file: what to train a
-        model on.
+        """The picture, uint8 [H, W, 3], RGB, as it comes out of its JPEG file.
+
+        This is what to train a model on.
         """
         decoded = cv2.imdecode(np.frombuffer(self.jpeg(), np.uint8), cv2.IMREAD_COLOR)
-        if decoded is None:
-            raise RuntimeError("OpenCV could not decode the JPEG that it made")
         return np.asarray(cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB), np.uint8)
 
 
 def view_rng(seed: int, instance: int, view: int) -> np.random.Generator:
-    """The generator of view `view` of instance `instance` (all >= 0): independent of any other
-    view's.
+    """The generator of view `view` of instance `instance` (all >= 0).
+
+    It is independent of any other view's.
     """
     return np.random.default_rng((seed, instance, view))
 
@@ -91,10 +88,7 @@ def render_view(
     Raises:
         ValueError: the level is unknown.
     """
-    if isinstance(level, str):
-        if level not in LEVELS:
-            raise ValueError(f"level is one of {sorted(LEVELS)} or a Level, not {level!r}")
-        level = LEVELS[level]
+    level = _level(level)
     height, width = _picture_shape(size, rng)
     sources = list(clutter) or [background]
     canvas = _backdrop(background, height, width, rng)
@@ -116,6 +110,7 @@ def render_view(
     )
     whole = max(sampled, float(np.count_nonzero(alpha > 127)))
     x, y, w, h = cv2.boundingRect(alpha)
+
     if w and h:
         window = (slice(y, y + h), slice(x, x + w))
         texture = _fit_resolution(region, flow[window])
@@ -129,6 +124,7 @@ def render_view(
         # the object has light of its own: it does not stand in the background's photograph
         lit = _relight(np.asarray(seen, np.uint8), level, rng, strength=0.5)
         canvas[window] = _blend(canvas[window], lit, alpha[window])
+
     shown = (alpha > 127).astype(np.uint8)
     _hide(canvas, shown, whole, sources, rng.uniform(*level.hide), rng)
 
@@ -138,6 +134,7 @@ def render_view(
     quality = int(rng.integers(level.quality[0], level.quality[1] + 1))
     area = float(np.count_nonzero(shown))
     x, y, w, h = cv2.boundingRect(shown)
+
     return RenderedView(
         canvas,
         (int(x), int(y), int(w), int(h)),
@@ -155,13 +152,14 @@ def render_clutter(
     size: int = 360,
     clutter: Sequence[Pixels] = (),
 ) -> RenderedView:
-    """A picture of the same make without any instance: background and clutter only; box (0, 0, 0,
-    0).
+    """A picture of the same make without any instance: background and clutter only.
+
+    Its box is (0, 0, 0, 0).
     """
-    if isinstance(level, str):
-        level = LEVELS[level]
+    level = _level(level)
     height, width = _picture_shape(size, rng)
     canvas = _backdrop(background, height, width, rng)
+
     for _ in range(int(rng.integers(1, level.clutter[1] + 3))):
         centre = (rng.uniform(0, width), rng.uniform(0, height))
         _paste(
@@ -171,6 +169,7 @@ def render_clutter(
             rng.uniform(0.2, 0.6) * size,
             rng,
         )
+
     canvas = _add_noise(
         _blur(_relight(canvas, level, rng, strength=1.0), level, rng),
         rng.uniform(*level.noise),
@@ -181,6 +180,12 @@ def render_clutter(
     )
 
 
+def _level(level: str | Level) -> Level:
+    if isinstance(level, str) and level not in LEVELS:
+        raise ValueError(f"level is one of {sorted(LEVELS)} or a Level, not {level!r}")
+    return LEVELS[level] if isinstance(level, str) else level
+
+
 def _picture_shape(size: int, rng: np.random.Generator) -> tuple[int, int]:
     """Height and width: the longest side is `size`, the other 0.7 to 1 of it, upright or lying."""
     other = round(size * rng.uniform(0.7, 1.0))
@@ -188,8 +193,9 @@ def _picture_shape(size: int, rng: np.random.Generator) -> tuple[int, int]:
 
 
 def _fit_resolution(region: Region, flow: Floats) -> Pixels:
-    """The region's pixels, of their own size, blurred where the view is smaller (against
-    aliasing).
+    """The region's pixels, blurred where the view is smaller (against aliasing).
+
+    They keep their own size.
     """
     coarse = flow[::4, ::4]
     inside = (
@@ -201,9 +207,8 @@ def _fit_resolution(region: Region, flow: Floats) -> Pixels:
     steps = np.diff(coarse, axis=1)[inside[:, 1:] & inside[:, :-1]]
     if not len(steps):
         return region.pixels
-    shrink = (
-        float(np.median(np.hypot(steps[:, 0], steps[:, 1]))) / 4
-    )  # region pixels a picture pixel
+    # region pixels a picture pixel
+    shrink = float(np.median(np.hypot(steps[:, 0], steps[:, 1]))) / 4
     if shrink <= 1.2:
         return region.pixels
     return np.asarray(
@@ -248,8 +253,9 @@ def _paste(
     side: float,
     rng: np.random.Generator,
 ) -> tuple[slice, slice, Pixels] | None:
-    """Puts a piece of `photo`, about `side` px wide, into the canvas; gives its place and mask if
-    inside.
+    """Puts a piece of `photo`, about `side` px wide, into the canvas.
+
+    Gives its place and mask if it lies inside.
     """
     aspect = float(np.exp(rng.uniform(-0.6, 0.6)))
     w, h = max(4, round(side * np.sqrt(aspect))), max(4, round(side / np.sqrt(aspect)))
@@ -276,8 +282,9 @@ def _hide(
     share: float,
     rng: np.random.Generator,
 ) -> None:
-    """Covers a share of the object's `whole` area with pieces of photographs; clears `shown`
-    there.
+    """Covers a share of the object's `whole` area with pieces of photographs.
+
+    Clears `shown` where they lie.
     """
     if share < 0.02:
         return
@@ -299,8 +306,9 @@ def _hide(
 
 
 def _relight(image: Pixels, level: Level, rng: np.random.Generator, strength: float) -> Pixels:
-    """Gain, gamma and colour cast by a table, then a shading gradient; `strength` scales them
-    all.
+    """Gain, gamma and colour cast by a table, then a shading gradient.
+
+    `strength` scales them all.
     """
     gain = float(np.exp(rng.uniform(np.log(level.gain[0]), np.log(level.gain[1])) * strength))
     gamma = float(np.exp(rng.uniform(np.log(level.gamma[0]), np.log(level.gamma[1])) * strength))
@@ -340,8 +348,9 @@ def _blur(image: Pixels, level: Level, rng: np.random.Generator) -> Pixels:
 
 
 def _add_noise(image: Pixels, sigma: float, rng: np.random.Generator) -> Pixels:
-    """Gaussian noise of `sigma` grey levels, the same in all channels, nearly as after
-    demosaicing.
+    """Gaussian noise of `sigma` grey levels, the same in all channels.
+
+    This is nearly as after demosaicing.
     """
     if sigma < 0.5:
         return image

@@ -26,8 +26,9 @@ def pair_figures(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
 
 
 def list_precision(hits: np.ndarray, positives: int, logits: np.ndarray | None = None) -> float:
-    """Average precision of a list, in the order given or by logit falling (equal ones in the order
-    given).
+    """Average precision of a list, in the order given or by logit falling.
+
+    Equal logits keep the order given.
 
     Args:
         hits: bool [k], whether the record has the query's label.

@@ -22,7 +22,7 @@ HEAD = ("step", "name", "value")
 
 
 def append(path: Path, row: Mapping[str, float]) -> None:
-    """Add a step's values, durable before the checkpoint that tells of the step."""
+    """Add a step's values, durable before the checkpoint that holds the step."""
     new = not path.exists()
     with path.open("a", newline="") as file:
         writer = csv.writer(file)
@@ -47,8 +47,9 @@ def read(path: Path) -> dict[str, list[tuple[int, float]]]:
 
 
 def truncate(path: Path, step: int) -> None:
-    """Drop the lines of steps after `step`: a run that goes on from its checkpoint writes them
-    again.
+    """Drop the lines of steps after `step`.
+
+    A run that continues from its checkpoint writes them again.
     """
     if not path.exists():
         return
@@ -83,6 +84,7 @@ def plot(path: Path, series: Mapping[str, list[tuple[int, float]]], chosen: int 
     ]
     shown = [(title, names) for title, names in panels if any(name in series for name in names)]
     figure = Figure(figsize=(5 * max(1, len(shown)), 3.6), layout="constrained")
+
     for number, (title, names) in enumerate(shown, 1):
         axes = figure.add_subplot(1, len(shown), number)
         for name, label in names.items():
@@ -94,6 +96,7 @@ def plot(path: Path, series: Mapping[str, list[tuple[int, float]]], chosen: int 
         axes.set(title=title, xlabel="step")
         axes.grid(alpha=0.3)
         axes.legend()
+
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=100)
     write_whole(path, buffer.getvalue())
@@ -103,19 +106,16 @@ class Scalars:
     """TensorBoard's event files in a folder; does nothing where the package is not installed."""
 
     def __init__(self, folder: Path, first_step: int = 0) -> None:
-        """first_step: the step that is gone on from; TensorBoard hides what was written of later
-        ones.
+        """Open the writer where TensorBoard is installed.
+
+        first_step: the step that the run continues from; TensorBoard hides what was written of
+        later ones.
         """
         self._writer: Any = None
         if importlib.util.find_spec("tensorboard") is not None:
             from torch.utils.tensorboard import SummaryWriter
 
             self._writer = SummaryWriter(str(folder), purge_step=first_step + 1)
-
-    @property
-    def there(self) -> bool:
-        """Whether TensorBoard is installed."""
-        return self._writer is not None
 
     def add(self, row: Mapping[str, float]) -> None:
         """A row of the log."""

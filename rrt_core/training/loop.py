@@ -1,7 +1,7 @@
 """Training of the Reranking Transformer: the loop, its options, one step.
 
 The loop follows the paper (section 4; RRT_GLD/experiment.py): binary cross-entropy on positive and
-negative pairs, AdamW, dropout 0. What differs is said where it stands. Data is the caller's:
+negative pairs, AdamW, dropout 0. What differs is noted where it stands. Data is the caller's:
 `train` asks a function for the pairs of a step, so that a step depends on its number and the seed
 alone and a resumed run sees the same pairs as an unbroken one.
 """
@@ -13,36 +13,54 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rrt_core.options import check_choice
 from rrt_core.training.processes import Processes
 from rrt_core.training.state import Progressed
 from rrt_core.training.steps import Run, go_on, resume
 from rrt_core.transformer.model import RerankingTransformer
 from schemas.errors import UserError
 
-__all__ = [
-    "PairBatch",
-    "Side",
-    "TrainingOptions",
-    "check_precision",
-    "learning_rate",
-    "logits_of",
-    "train",
-]
-
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 SCHEDULES = ("constant", "cosine")
 
 
+class _Tensors:
+    """What is done alike to all tensors of a dataclass."""
+
+    def take(self, rows: slice) -> Self:
+        """Some of the batch."""
+        return self._each(lambda tensor: tensor[rows])
+
+    def to(self, device: torch.device) -> Self:
+        """The batch on a device; from pinned memory the copy overlaps with work."""
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pinned(self) -> Self:
+        """The batch in pinned memory."""
+        return self._each(lambda tensor: tensor.pin_memory())
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Self:
+        changed = {
+            name: value._each(change) if isinstance(value, _Tensors) else change(value)
+            for name, value in vars(self).items()
+            if value is not None
+        }
+        return type(self)(**changed)
+
+
 @dataclass(frozen=True)
-class Side:
+class Side(_Tensors):
     """One side of a batch of pairs.
 
-    descriptor: float32 [B, global_dim]. local: float32 [B, n, d_model]. scale_rows: int64 [B, n].
+    descriptor: float32 [B, global_dim].
+    local: float32 [B, n, d_model].
+    scale_rows: int64 [B, n].
     mask: bool [B, n], True at padding; None if no image has fewer than n locals.
     """
 
@@ -51,56 +69,29 @@ class Side:
     scale_rows: Tensor
     mask: Tensor | None = None
 
-    def take(self, rows: slice) -> Side:
-        """Some of the batch."""
-        return self._each(lambda tensor: tensor[rows])
-
-    def to(self, device: torch.device) -> Side:
-        """The batch on a device; from pinned memory the copy overlaps with work."""
-        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
-
-    def pinned(self) -> Side:
-        """The batch in pinned memory."""
-        return self._each(lambda tensor: tensor.pin_memory())
-
-    def _each(self, change: Callable[[Tensor], Tensor]) -> Side:
-        mask = None if self.mask is None else change(self.mask)
-        return Side(change(self.descriptor), change(self.local), change(self.scale_rows), mask)
-
 
 @dataclass(frozen=True)
-class PairBatch:
-    """label: float32 [B], 1 = the same instance."""
+class PairBatch(_Tensors):
+    """Pairs of images; label: float32 [B], 1 = the same instance."""
 
     query: Side
     gallery: Side
     label: Tensor
 
-    def take(self, rows: slice) -> PairBatch:
-        """Some of the pairs."""
-        return PairBatch(self.query.take(rows), self.gallery.take(rows), self.label[rows])
-
-    def to(self, device: torch.device) -> PairBatch:
-        """The pairs on a device."""
-        return PairBatch(
-            self.query.to(device), self.gallery.to(device), self.label.to(device, non_blocking=True)
-        )
-
-    def pinned(self) -> PairBatch:
-        """The pairs in pinned memory."""
-        return PairBatch(self.query.pinned(), self.gallery.pinned(), self.label.pin_memory())
-
 
 @dataclass(frozen=True)
 class TrainingOptions:
-    """lr: peak learning rate. schedule: `cosine` goes from it to `final_lr` * lr at the last step,
-    `constant` stays (the paper); either is reached over `warmup` steps. clip: largest gradient
-    norm, 0 = any. Steps are optimiser steps.
+    """How a model is trained. Steps are optimiser steps.
+
+    lr: peak learning rate.
+    schedule: `cosine` goes from lr to `final_lr` * lr at the last step, `constant` stays (the
+        paper); either is reached over `warmup` steps.
+    clip: largest gradient norm, 0 = any.
     precision: float32, or bfloat16 or (CUDA only, with loss scaling) float16 by autocast: weights,
-        norms' sums and
-    loss stay in float32; bfloat16 makes two to four times the pairs a second on a CPU with AVX-512
-    BF16.
-    micro_batch: pairs in memory at once, 0 = all of a step; gradients are summed over them."""
+        norms' sums and loss stay in float32; bfloat16 makes two to four times the pairs a second on
+        a CPU with AVX-512 BF16.
+    micro_batch: pairs in memory at once, 0 = all of a step; gradients are summed over them.
+    """
 
     steps: int
     lr: float = 3e-4
@@ -126,12 +117,8 @@ class TrainingOptions:
                 )
         if not self.lr > 0:
             raise UserError(f"Training: lr must be above 0, not {self.lr}.")
-        for name, known in (("precision", tuple(PRECISIONS)), ("schedule", SCHEDULES)):
-            if getattr(self, name) not in known:
-                value = getattr(self, name)
-                raise UserError(
-                    f"Training: {name} {value!r} is unknown; choose one of {', '.join(known)}."
-                )
+        check_choice("Training: precision", self.precision, PRECISIONS)
+        check_choice("Training: schedule", self.schedule, SCHEDULES)
 
 
 def check_precision(precision: str, device: torch.device) -> None:
@@ -212,7 +199,7 @@ def train(
             processes each is given its own share.
         evaluate: figures of the held-out split, logged every `evaluate_every` steps and at the end.
             Every process calls it.
-        folder: holds `state.pt` (a rerun goes on from it) and `log.csv` (step, name, value:
+        folder: holds `state.pt` (a rerun continues from it) and `log.csv` (step, name, value:
             seconds, lr, loss and accuracy since the lines before, figures of `evaluate`).
         report: called by the first process with each row of the log.
         processes: the processes that train together; None: this one alone.
@@ -237,7 +224,9 @@ def train(
     every = options.checkpoint_every, options.evaluate_every
     run = Run(folder, options.steps, *every, identity, processes)
     progressed = resume(run, model, optimiser, scaler)
-    module = _wrap(model, processes)
+    module: nn.Module = _Pairs(model)
+    if processes.world > 1:
+        module = nn.parallel.DistributedDataParallel(module, broadcast_buffers=False)
 
     def take_step(step: int) -> Tensor:
         batch = batch_of(step)
@@ -263,15 +252,6 @@ def train(
     )
 
 
-def _wrap(model: RerankingTransformer, processes: Processes) -> nn.Module:
-    if processes.world == 1:
-        return _Pairs(model)
-    parallel: nn.Module = nn.parallel.DistributedDataParallel(
-        _Pairs(model), broadcast_buffers=False
-    )
-    return parallel
-
-
 def _backward(
     module: nn.Module,
     batch: PairBatch,
@@ -280,8 +260,9 @@ def _backward(
     pairs: int,
     scaler: torch.amp.GradScaler | None,
 ) -> Tensor:
-    """Add a step's gradients to the parameters'; float64 [3]: loss summed over the pairs, hits,
-    pairs.
+    """Add a step's gradients to the parameters'.
+
+    Returns float64 [3]: loss summed over the pairs, hits, pairs.
     """
     own = len(batch.label)
     # DistributedDataParallel gives the mean over processes: times `world` it is the sum, which is
@@ -289,6 +270,7 @@ def _backward(
     weight = processes.world / (pairs or own)
     device = batch.label.device
     sums: list[Tensor] = []
+
     for first in range(0, own, options.micro_batch or own):
         part = batch.take(slice(first, first + (options.micro_batch or own)))
         more = first + len(part.label) < own
@@ -306,6 +288,7 @@ def _backward(
                 [loss.detach().double(), hits.double(), hits.new_tensor(len(part.label)).double()]
             )
         )
+
     return torch.stack(sums).sum(0)
 
 
@@ -318,7 +301,7 @@ def _update(
     """Clip the gradients and take an optimiser step."""
     if scaler is not None:
         scaler.unscale_(optimiser)
-    _still_key_biases(model)
+    _zero_key_bias_gradients(model)
     if options.clip:
         torch.nn.utils.clip_grad_norm_(model.parameters(), options.clip)
     if scaler is None:
@@ -328,10 +311,12 @@ def _update(
         scaler.update()
 
 
-def _still_key_biases(model: RerankingTransformer) -> None:
-    """A key's bias adds the same to all likenesses of a query, which the softmax ignores: its
-    gradient is zero but for rounding. AdamW would make steps of full length of it, in another
-    direction on every machine.
+def _zero_key_bias_gradients(model: RerankingTransformer) -> None:
+    """Set the gradients of the keys' biases to zero.
+
+    A key's bias adds the same to all likenesses of a query, which the softmax ignores: its gradient
+    is zero but for rounding. AdamW would make steps of full length of it, in another direction on
+    every machine.
     """
     width = model.config.d_model
     for layer in model.layers:

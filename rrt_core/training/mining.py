@@ -1,16 +1,16 @@
 """Mining of training pairs: nearest neighbours by global descriptor, anchors, triplets.
 
 Source: section 4 of the paper and its repository (RRT_GLD/tools/prepare_topk_gldv2.py,
-    utils/data/utils.py): of
-each record's 100 nearest by global descriptor those of its label are positives, the others
-negatives; it is an anchor if it has at least five positives. A triplet is an anchor, a random
-positive and a random negative. Every anchor comes once an epoch. Here a step's triplets depend on
-the seed and the step's number alone.
+utils/data/utils.py): of each record's 100 nearest by global descriptor those of its label are
+positives, the others negatives; it is an anchor if it has at least five positives. A triplet is an
+anchor, a random positive and a random negative. Every anchor comes once an epoch. Here a step's
+triplets depend on the seed and the step's number alone.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -47,23 +47,26 @@ def nearest(
     left = _matrix(descriptors, queries, device)
     own = torch.from_numpy(np.asarray(queries, np.int64)).to(device)
     best = torch.zeros(len(queries), 0, dtype=torch.int64, device=device)
+
     for first in range(0, len(pool), block):
         rows = np.asarray(pool[first : first + block], np.int64)
-        there = torch.from_numpy(rows).to(device)
+        candidates = torch.from_numpy(rows).to(device)
         # + 0.0 makes -0.0 to 0.0. The bits of a float32, negative ones turned round, rise as the
         # number does; with the row behind them no two keys are equal, so that the order is one on
         # every device.
         bits = (left @ _matrix(descriptors, rows, device).T + 0.0).view(torch.int32)
         rising = torch.where(bits >= 0, bits, bits ^ 0x7FFFFFFF).to(torch.int64)
-        keys = (rising << 32) | (_LOW - there)
-        keys[own[:, None] == there] = torch.iinfo(torch.int64).min
+        keys = (rising << 32) | (_LOW - candidates)
+        keys[own[:, None] == candidates] = torch.iinfo(torch.int64).min
         best = torch.cat([best, keys], dim=1)
         best = best.topk(min(count, best.shape[1]), dim=1).values
-    found = np.full((len(queries), count), NONE, np.int32)
-    keys_found = best.cpu().numpy()
-    there_found = np.where(keys_found == np.iinfo(np.int64).min, NONE, _LOW - (keys_found & _LOW))
-    found[:, : there_found.shape[1]] = there_found
-    return found
+
+    neighbours = np.full((len(queries), count), NONE, np.int32)
+    best_keys = best.cpu().numpy()
+    best_rows = np.where(best_keys == np.iinfo(np.int64).min, NONE, _LOW - (best_keys & _LOW))
+    neighbours[:, : best_rows.shape[1]] = best_rows
+
+    return neighbours
 
 
 def _matrix(descriptors: np.ndarray, rows: np.ndarray, device: torch.device) -> torch.Tensor:
@@ -74,9 +77,9 @@ def _matrix(descriptors: np.ndarray, rows: np.ndarray, device: torch.device) -> 
 class Anchors:
     """Which records serve as anchors, and why the others do not.
 
-    rows: int64 [a], rising. too_few: records with fewer positives than asked for. without_negative:
-        with enough of
-    them, but all neighbours positive.
+    rows: int64 [a], rising.
+    too_few: records with fewer positives than required.
+    without_negative: with enough of them, but all neighbours positive.
     """
 
     rows: np.ndarray
@@ -95,23 +98,22 @@ def choose_anchors(
         least: fewest positives of an anchor, at least 1 (the paper: 5 of 100).
     """
     enough, negative = np.zeros(len(rows), bool), np.zeros(len(rows), bool)
-    for first in range(
-        0, len(rows), 65_536
-    ):  # in blocks: the comparison takes as much memory as the neighbours
+    # in blocks: the comparison takes as much memory as the neighbours
+    for first in range(0, len(rows), 65_536):
         some = rows[first : first + 65_536]
-        same, there = _same(neighbours, labels, some)
+        same, exists = _same(neighbours, labels, some)
         enough[first : first + len(some)] = same.sum(axis=1) >= least
-        negative[first : first + len(some)] = (there & ~same).any(axis=1)
+        negative[first : first + len(some)] = (exists & ~same).any(axis=1)
     return Anchors(rows[enough & negative], int((~enough).sum()), int((enough & ~negative).sum()))
 
 
 def _same(
     neighbours: np.ndarray, labels: np.ndarray, rows: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """bool [m, k] each: the neighbour has the record's label; there is a neighbour."""
+    """Two masks, bool [m, k]: the neighbour has the record's label; the neighbour exists."""
     near = neighbours[rows]
-    there = near != NONE
-    return there & (labels[near] == labels[rows][:, None]), there
+    exists = near != NONE
+    return exists & (labels[near] == labels[rows][:, None]), exists
 
 
 class TripletSampler:
@@ -128,13 +130,12 @@ class TripletSampler:
         if not len(anchors):
             raise UserError("Mining: there is no anchor to make a triplet of.")
         self.neighbours, self.labels, self.anchors, self.seed = neighbours, labels, anchors, seed
-        self._orders: dict[
-            int, np.ndarray
-        ] = {}  # epoch -> permutation of the anchors; the latest two
+        self._order = lru_cache(2)(self._new_order)  # a step may span two epochs
 
     def anchors_of(self, step: int, count: int) -> np.ndarray:
-        """int64 [count]: the step's anchors. Epoch after epoch in a new order, each anchor once an
-        epoch.
+        """The step's anchors, int64 [count].
+
+        They come epoch after epoch in a new order, each anchor once an epoch.
         """
         places = np.arange(step * count, (step + 1) * count)
         epochs = places // len(self.anchors)
@@ -147,20 +148,15 @@ class TripletSampler:
     def triplets(self, step: int, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Anchors, positives, negatives: int64 [count] rows each."""
         rows = self.anchors_of(step, count)
-        same, there = _same(self.neighbours, self.labels, rows)
+        same, exists = _same(self.neighbours, self.labels, rows)
         rng = np.random.default_rng((self.seed, 1, step))
 
         def draw(fitting: np.ndarray) -> np.ndarray:
             places = np.where(fitting, rng.random(fitting.shape), -1.0).argmax(axis=1)
             return self.neighbours[rows, places].astype(np.int64)
 
-        return rows, draw(same), draw(there & ~same)
+        return rows, draw(same), draw(exists & ~same)
 
-    def _order(self, epoch: int) -> np.ndarray:
-        if epoch not in self._orders:
-            self._orders[epoch] = np.random.default_rng((self.seed, 0, epoch)).permutation(
-                len(self.anchors)
-            )
-            if len(self._orders) > 2:
-                del self._orders[min(self._orders)]
-        return self._orders[epoch]
+    def _new_order(self, epoch: int) -> np.ndarray:
+        """A permutation of the anchors."""
+        return np.random.default_rng((self.seed, 0, epoch)).permutation(len(self.anchors))

@@ -1,6 +1,6 @@
 """Training in several processes: who we are among them, and the few things they do together.
 
-torchrun starts the processes and tells each its rank by environment variables. Gradients are
+torchrun starts the processes and gives each its rank by environment variables. Gradients are
 averaged by DistributedDataParallel: gloo on the CPU, nccl on CUDA.
 """
 

@@ -1,5 +1,6 @@
-"""The file that a training run goes on from: weights, optimiser, step, figures. Written whole or
-not at all.
+"""The file that a training run continues from: weights, optimiser, step, figures.
+
+It is written whole or not at all.
 """
 
 from __future__ import annotations
@@ -24,8 +25,9 @@ STATE_NAME = "state.pt"
 class Progressed:
     """How far a run came.
 
-    step: optimiser steps done. seconds: spent on them, over all starts. figures: of the latest
-        evaluation.
+    step: optimiser steps done.
+    seconds: spent on them, over all starts.
+    figures: of the latest evaluation.
     best_step, best: the step that was chosen so far and its figures; 0 and {} where none was.
     """
 
@@ -37,15 +39,16 @@ class Progressed:
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Write beside, fsync, rename, fsync of the folder: after a kill or a power cut the old file or
-    the new one.
+    """Write temporary, fsync, rename, fsync of the folder.
+
+    After a kill or a power cut the old file or the new one is there.
     """
-    beside = path.with_name(f"{path.name}.tmp")
-    with beside.open("wb") as file:
+    temporary = path.with_name(f"{path.name}.tmp")
+    with temporary.open("wb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-    os.replace(beside, path)
+    os.replace(temporary, path)
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)
@@ -92,18 +95,21 @@ def load_state(
         step = int(saved["step"])
     except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError, ValueError):
         raise UserError(
-            f"{path} is damaged, so that the run cannot go on from it: delete it to start again."
+            f"{path} is damaged, so that the run cannot continue from it: delete it to start again."
         ) from None
+
     if saved.get("identity", identity) != identity:
         raise UserError(
             f"{path} is of a run on other data or with other options: name another folder, or "
-            f"delete it."
+            "delete it."
         )
+
     try:
         # "network": as train-products called it in older states
         model.load_state_dict(saved["model"] if "model" in saved else saved["network"])
     except (KeyError, RuntimeError):
         raise UserError(f"{path} is of another model: name another folder, or delete it.") from None
+
     optimiser.load_state_dict(saved["optimiser"])
     if scaler is not None and "scaler" in saved:
         scaler.load_state_dict(saved["scaler"])

@@ -24,7 +24,7 @@ Figures = dict[str, float]
 class Run:
     """Where a run is kept, and how often what is done.
 
-    folder: of `state.pt`, from which a rerun goes on, and `log.csv` (step, name, value).
+    folder: of `state.pt`, from which a rerun continues, and `log.csv` (step, name, value).
     identity: names data and options; a checkpoint of another is refused.
     """
 

@@ -41,16 +41,18 @@ Arrays = tuple[np.ndarray, np.ndarray, np.ndarray]
 class Batch:
     """The tensors of a batch; I distinct (image, side)s of N locals, B pairs of P tokens in all.
 
-    global_descriptors: float32 [I, global_dim]. local: float32 [N, d_model].
-    scale_rows: int64 [N], + 7 for locals of gallery images. gallery: int64 [I], 1 for gallery
-        images.
+    global_descriptors: float32 [I, global_dim].
+    local: float32 [N, d_model].
+    scale_rows: int64 [N], + 7 for locals of gallery images.
+    gallery: int64 [I], 1 for gallery images.
     to_tokens: int64 [I + I + N], where the openings, globals and locals go among the images'
         tokens.
     rows: int64 [P], which of the images' tokens each token of the pairs is.
-    padded: int64 [B, L], which of the P tokens stands in each place; 0 at padding. visible: bool
-        [B, L].
-    unpadded: int64 [P], where in B * L each token stands. The last three are None where all pairs
-        are of one length.
+    padded: int64 [B, L], which of the P tokens stands in each place; 0 at padding.
+    visible: bool [B, L].
+    unpadded: int64 [P], where in B * L each token stands.
+
+    The last three are None where all pairs are of one length.
     """
 
     pairs: int
@@ -66,12 +68,14 @@ class Batch:
 
 
 def assemble(pairs: Sequence[tuple[Arrays, Arrays]], d_model: int, pin: bool) -> Batch:
-    """The tensors of some pairs on the CPU, in pinned memory if asked for. An image is known by its
-    tuple: the same object is the same image.
+    """The tensors of some pairs on the CPU, in pinned memory if `pin`.
+
+    An image is known by its tuple: the same object is the same image.
     """
     numbers: dict[tuple[int, int], int] = {}
     images: list[Arrays] = []
     members = np.empty((len(pairs), 2), np.int64)
+
     for i, pair in enumerate(pairs):
         for side in (0, 1):
             key = (id(pair[side]), side)
@@ -79,6 +83,7 @@ def assemble(pairs: Sequence[tuple[Arrays, Arrays]], d_model: int, pin: bool) ->
                 numbers[key] = len(images)
                 images.append(pair[side])
             members[i, side] = numbers[key]
+
     gallery = np.array([side for _, side in numbers], np.int64)
     counts = np.array([len(local) for _, local, _ in images], np.int64)
     starts = np.concatenate([[0], np.cumsum(counts + 2)])
@@ -89,6 +94,7 @@ def assemble(pairs: Sequence[tuple[Arrays, Arrays]], d_model: int, pin: bool) ->
     rows = [np.arange(starts[i], starts[i + 1]) for i in members.reshape(-1)]
     lengths = (counts[members] + 2).sum(axis=1)
     padded = visible = unpadded = None
+
     if len(set(lengths.tolist())) > 1:
         longest = -(-int(lengths.max()) // LENGTH_STEP) * LENGTH_STEP
         visible = np.arange(longest)[None] < lengths[:, None]
@@ -155,9 +161,8 @@ class BatchEncoder:
             }
         current.wait_stream(self._copies)
         for value in moved.values():
-            value.record_stream(
-                current
-            )  # or the copying stream's memory would be given out again too early
+            # or the copying stream's memory would be given out again too early
+            value.record_stream(current)
         return dataclasses.replace(batch, **moved)
 
     def logits(self, batch: Batch) -> Tensor:
@@ -208,5 +213,4 @@ class BatchEncoder:
         out, first, second = layer.self_attn.out_proj, layer.linear1, layer.linear2
         kept: Tensor = layer.norm1(tokens + self._linear(mixed, out.weight, out.bias))
         hidden = self._linear(kept, first.weight, first.bias).relu_()
-        after: Tensor = layer.norm2(kept + self._linear(hidden, second.weight, second.bias))
-        return after
+        return layer.norm2(kept + self._linear(hidden, second.weight, second.bias))

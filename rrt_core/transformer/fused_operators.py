@@ -78,18 +78,15 @@ def _try_attention(dtype: torch.dtype) -> bool:
 
 def _pack(weight: Tensor, rows: int) -> Tensor:
     """[out, in] in oneDNN's own layout for products of about so many rows."""
-    packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, rows)
-    return packed
+    return torch.ops.mkldnn._reorder_linear_weight(weight, rows)
 
 
 def _fused(x: Tensor, packed: Tensor, bias: Tensor, then: str) -> Tensor:
-    output: Tensor = torch.ops.mkldnn._linear_pointwise(x, packed, bias, then, [], "")
-    return output
+    return torch.ops.mkldnn._linear_pointwise(x, packed, bias, then, [], "")
 
 
 def _fused_add(x: Tensor, residual: Tensor, packed: Tensor, bias: Tensor) -> Tensor:
-    output: Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, residual, packed, bias, "add")
-    return output
+    return torch.ops.mkldnn._linear_pointwise.binary(x, residual, packed, bias, "add")
 
 
 class FusedLinear:
@@ -101,8 +98,12 @@ class FusedLinear:
     """
 
     def __init__(self, weight: Tensor, bias: Tensor, dtype: torch.dtype, rows: int) -> None:
-        """weight: [out, in]. bias: [out]. dtype: the precision, float32 or bfloat16. rows: how many
-        are multiplied at once in most calls, for which oneDNN lays out the weight."""
+        """Round the weights to the precision and lay them out.
+
+        weight: [out, in]. bias: [out].
+        dtype: the precision, float32 or bfloat16.
+        rows: how many are multiplied at once in most calls, for which oneDNN lays out the weight.
+        """
         self.dtype = dtype
         self.computed_in = dtype if fused_linear_works(dtype) else torch.float32
         self.fused = fused_linear_works(self.computed_in)

@@ -1,10 +1,8 @@
-"""Where the training of the Reranking Transformer starts: weights that already compare, beside the
-paper's random ones.
+"""Where the training of the Reranking Transformer starts: weights that already compare.
 
 `RerankingTransformer(config)` is Xavier's random start, as the paper's. The two here are for little
-data or little
-time: with a random start a model must first find out that likeness between the images is what
-    counts.
+data or little time: with a random start a model must first learn that likeness between the images
+is what counts.
 """
 
 from __future__ import annotations
@@ -18,22 +16,19 @@ from schemas.errors import UserError
 
 MATCHING_SHARPNESS = 25.0
 IDENTITY_SHARPNESS = 25.0
-THRESHOLDS = (
-    0.35,
-    0.45,
-    0.55,
-    0.65,
-)  # degrees of likeness that the first layer of `initialise_matching` tells apart
+# degrees of likeness that the first layer of `initialise_matching` distinguishes
+THRESHOLDS = (0.35, 0.45, 0.55, 0.65)
 
 
 def initialise_matching(model: RerankingTransformer, sharpness: float = MATCHING_SHARPNESS) -> None:
-    """Start from a model whose first layer already compares each local with the most similar one of
-    the other image.
+    """Start from a model whose first layer already compares each local with its best match.
+
+    The match is the most similar local of the other image.
 
     Not in the paper, which has a million photographs to learn it from. It is for locals in
     principal components, the widest first, whose last few dimensions are empty, as those of the
     extractor `efficientnet` (112 of 128 are used). Two of the empty dimensions are given a meaning:
-    `side` tells the two images' locals apart (+1, -1), `ruler` is 1 for every local.
+    `side` distinguishes the two images' locals (+1, -1), `ruler` is 1 for every local.
 
     - Attention: half of the heads compare the first components, half the next ones; an opposite
       `side` counts for, so that a local attends to its likeness in the other image and not to
@@ -55,11 +50,11 @@ def initialise_matching(model: RerankingTransformer, sharpness: float = MATCHING
     width, head = config.d_model, config.d_model // config.heads
     if config.heads < 2 or head < 6 or config.feedforward < len(THRESHOLDS):
         raise UserError(
-            f"The initialisation 'matching' needs at least 2 heads of 6 dimensions and a "
-            f"feed-forward of "
-            f"{len(THRESHOLDS)}, not {config.heads} of {head} and {config.feedforward}; choose "
-            f"'identity' or 'random'."
+            "The initialisation 'matching' needs at least 2 heads of 6 dimensions and a "
+            f"feed-forward of {len(THRESHOLDS)}, not {config.heads} of {head} and "
+            f"{config.feedforward}; choose 'identity' or 'random'."
         )
+
     ruler, side, outputs = width - 1, width - 2, range(width - 3, width - 3 - len(THRESHOLDS), -1)
     steepness, strength, side_share = 15.0, 4.0, 0.4
     with torch.no_grad():
@@ -97,8 +92,9 @@ def initialise_matching(model: RerankingTransformer, sharpness: float = MATCHING
 def initialise_identity(
     model: RerankingTransformer, sharpness: float = IDENTITY_SHARPNESS, layers: int = 2
 ) -> None:
-    """Start from a model whose first layers attend by likeness: queries and keys are multiples of
-    the identity.
+    """Start from a model whose first layers attend by likeness.
+
+    Queries and keys are multiples of the identity.
 
     Not in the paper. For locals of any kind, centred ones the better. The multiples are such that a
     token and its equal have the attention logit `sharpness` in every head: locals come in with

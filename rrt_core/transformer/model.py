@@ -1,14 +1,13 @@
 """The Reranking Transformer for landmarks: the pairwise model and its scale table.
 
 Source: Tan, Yuan, Ordonez, "Instance-level Image Retrieval using Reranking Transformers" (ICCV
-    2021),
-the landmark variant (uvavision/RerankingTransformer, RRT_GLD/models/matcher.py). Parameter names
-and shapes are those of the paper's repository, so that its published checkpoints load unchanged.
+2021), the landmark variant (uvavision/RerankingTransformer, RRT_GLD/models/matcher.py). Parameter
+names and shapes are those of the paper's repository, so that its published checkpoints load
+unchanged.
 
-One pair of images is one sequence of tokens of width `d_model`:
+One pair of images is one sequence of tokens of width `d_model`, at most 1 + 1 + 500 + 1 + 1 + 500:
 
-    [CLS | global q | local q ... | SEP | global g | local g ...]      at most 1 + 1 + 500 + 1 + 1 +
-    500
+    [CLS | global q | local q ... | SEP | global g | local g ...]
 
 CLS and SEP are nothing but their segment embedding; a global is mapped to `d_model` and then L2
 normalised; a local is L2 normalised and gets the embedding of its scale; all get the embedding of
@@ -27,7 +26,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rrt_core.options import check_choice, check_whole
 from schemas.errors import UserError
+
+CONFIGURATION = "Reranker configuration:"
 
 # Image scales of DELG (its published configurations), smallest image first.
 DELG_SCALES = (0.25, 0.35355338, 0.5, 0.70710677, 1.0, 1.4142135, 2.0)
@@ -61,13 +63,9 @@ class ModelConfig:
     scale_binning: str = "rrt_legacy"
 
     def __post_init__(self) -> None:
-        check_size("global_dim", self.global_dim)
+        check_whole(f"{CONFIGURATION} global_dim", self.global_dim, 1)
         check_shape(self)
-        if self.scale_binning not in SCALE_TABLES:
-            raise UserError(
-                f"Reranker configuration: scale_binning {self.scale_binning!r} is unknown;"
-                f" choose one of {', '.join(SCALE_TABLES)}."
-            )
+        check_choice(f"{CONFIGURATION} scale_binning", self.scale_binning, SCALE_TABLES)
 
 
 def bin_scales(scales: Sequence[float], binning: str) -> np.ndarray:
@@ -82,10 +80,7 @@ def bin_scales(scales: Sequence[float], binning: str) -> np.ndarray:
     Raises:
         UserError: unknown table, or a scale that is not a positive finite number.
     """
-    if binning not in SCALE_TABLES:
-        raise UserError(
-            f"scale_binning {binning!r} is unknown; choose one of {', '.join(SCALE_TABLES)}."
-        )
+    check_choice("scale_binning", binning, SCALE_TABLES)
     for scale in scales:
         if not (math.isfinite(scale) and scale > 0):
             raise UserError(
@@ -94,16 +89,14 @@ def bin_scales(scales: Sequence[float], binning: str) -> np.ndarray:
     distance = np.abs(
         np.log(np.asarray(scales, np.float64))[:, None] - np.log(np.asarray(DELG_SCALES))[None]
     )
-    rows: np.ndarray = np.asarray(SCALE_TABLES[binning], np.int64)[distance.argmin(axis=1)]
-    return rows
+    return np.asarray(SCALE_TABLES[binning], np.int64)[distance.argmin(axis=1)]
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, visible: Tensor | None) -> Tensor:
     """Attention of [B, heads, T, d] tensors; `visible` as in SelfAttention.forward.
 
     The fused kernel, except in bfloat16 training on a CPU: there its backward pass takes 2 to 4
-        times as long
-    as that of the plain formula (132 to 604 tokens).
+    times as long as that of the plain formula (132 to 604 tokens).
     """
     if query.dtype != torch.bfloat16 or query.device.type != "cpu" or not torch.is_grad_enabled():
         return F.scaled_dot_product_attention(query, key, value, attn_mask=visible)
@@ -147,12 +140,11 @@ class SelfAttention(nn.Module):
             return x.view(batch, -1, self.heads, width // self.heads).transpose(1, 2)
 
         mixed = _attend(split(query), split(key), split(value), visible)
-        output: Tensor = self.out_proj(mixed.transpose(1, 2).reshape(batch, -1, width))
-        return output
+        return self.out_proj(mixed.transpose(1, 2).reshape(batch, -1, width))
 
 
 class EncoderShape(Protocol):
-    """What a configuration tells the encoder, whichever variant it is of."""
+    """What a configuration gives the encoder, whichever variant it is of."""
 
     @property
     def d_model(self) -> int: ...
@@ -167,19 +159,11 @@ class EncoderShape(Protocol):
 def check_shape(shape: EncoderShape) -> None:
     """Raise UserError unless the numbers are whole, at least 1, and the heads divide d_model."""
     for name in ("d_model", "heads", "feedforward", "layers"):
-        check_size(name, getattr(shape, name))
+        check_whole(f"{CONFIGURATION} {name}", getattr(shape, name), 1)
     if shape.d_model % shape.heads:
         raise UserError(
             f"Reranker configuration: d_model {shape.d_model} cannot be shared out among "
             f"{shape.heads} heads."
-        )
-
-
-def check_size(name: str, value: object) -> None:
-    """Raise UserError unless a configuration's number is whole and at least 1."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise UserError(
-            f"Reranker configuration: {name} must be a whole number of at least 1, not {value!r}."
         )
 
 
@@ -198,8 +182,7 @@ class EncoderLayer(nn.Module):
         """Shapes as in SelfAttention.forward."""
         kept = tokens[:, :1] if first_only else tokens
         kept = self.norm1(kept + self.self_attn(tokens, visible, first_only))
-        output: Tensor = self.norm2(kept + self.linear2(F.relu(self.linear1(kept))))
-        return output
+        return self.norm2(kept + self.linear2(F.relu(self.linear1(kept))))
 
 
 class Encoder(nn.Module):
@@ -210,17 +193,48 @@ class Encoder(nn.Module):
         self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.layers))
 
     def first_token(self, tokens: Tensor, visible: Tensor | None) -> Tensor:
-        """[B, T, d] -> [B, d], the first token behind the last layer, of which nothing else is
-        computed.
+        """[B, T, d] -> [B, d], the first token behind the last layer.
+
+        Of that layer nothing else is computed.
         """
         *body, last = self.layers
         for layer in body:
             tokens = layer(tokens, visible)
-        kept: Tensor = last(tokens, visible, first_only=True)[:, 0]
-        return kept
+        return last(tokens, visible, first_only=True)[:, 0]
 
 
-class RerankingTransformer(nn.Module):
+class TokenScorer(nn.Module):
+    """What both variants are: an encoder, and a classifier of its first token."""
+
+    encoder: Encoder
+    classifier: nn.Linear
+
+    @property
+    def layers(self) -> list[EncoderLayer]:
+        """The encoder's layers, first to last."""
+        return [layer for layer in self.encoder.layers if isinstance(layer, EncoderLayer)]
+
+    def initialise(self) -> None:
+        """Fill all matrices after Xavier, as the paper's repository does."""
+        for parameter in self.parameters():
+            if parameter.dim() > 1:
+                nn.init.xavier_uniform_(parameter)
+
+    def classify(self, tokens: Tensor, visible: Tensor | None = None) -> Tensor:
+        """Logits with less work: of the last layer only the first row, CLS, is computed.
+
+        Args:
+            tokens: float [B, T, d_model] from `embed`.
+            visible: bool [B, T], False at padding; None if no pair is padded.
+        Returns: float [B], raw, unbounded.
+        """
+        first = self.encoder.first_token(
+            tokens, None if visible is None else visible[:, None, None]
+        )
+        return self.classifier(first)[:, 0]
+
+
+class RerankingTransformer(TokenScorer):
     """Scores pairs of images from their global and local descriptors (paper, section 3)."""
 
     def __init__(self, config: ModelConfig) -> None:
@@ -231,14 +245,7 @@ class RerankingTransformer(nn.Module):
         self.scale_encoder = nn.Embedding(len(DELG_SCALES), config.d_model)
         self.seg_encoder = nn.Embedding(6, config.d_model)
         self.classifier = nn.Linear(config.d_model, 1)
-        for parameter in self.parameters():
-            if parameter.dim() > 1:
-                nn.init.xavier_uniform_(parameter)
-
-    @property
-    def layers(self) -> list[EncoderLayer]:
-        """The encoder's layers, first to last."""
-        return [layer for layer in self.encoder.layers if isinstance(layer, EncoderLayer)]
+        self.initialise()
 
     def embed(
         self,
@@ -253,9 +260,11 @@ class RerankingTransformer(nn.Module):
 
         Args:
             query_global, gallery_global: float [B, global_dim].
-            query_local [B, n, d_model], gallery_local [B, m, d_model]: float, strongest first; n, m
-            >= 0. query_scales [B, n], gallery_scales [B, m]: int64 rows of the scale embedding (see
-            bin_scales).
+            query_local [B, n, d_model], gallery_local [B, m, d_model]: float, strongest first;
+                n, m >= 0.
+            query_scales [B, n], gallery_scales [B, m]: int64 rows of the scale embedding (see
+                bin_scales).
+
         Returns:
             float [B, 4 + n + m, d_model].
         """
@@ -304,19 +313,4 @@ class RerankingTransformer(nn.Module):
         visible = torch.cat([always, ~query_mask, always, ~gallery_mask], dim=1)[:, None, None]
         for layer in self.layers:
             tokens = layer(tokens, visible)
-        logits: Tensor = self.classifier(tokens[:, 0])[:, 0]
-        return logits
-
-    def classify(self, tokens: Tensor, visible: Tensor | None = None) -> Tensor:
-        """The same logits with less work: of the last layer only the CLS row is computed.
-
-        Args:
-            tokens: float [B, T, d_model] from `embed`.
-            visible: bool [B, T], False at padding; None if no pair is padded.
-        Returns: float [B].
-        """
-        first = self.encoder.first_token(
-            tokens, None if visible is None else visible[:, None, None]
-        )
-        logits: Tensor = self.classifier(first)[:, 0]
-        return logits
+        return self.classifier(tokens[:, 0])[:, 0]

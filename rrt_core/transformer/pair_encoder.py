@@ -52,9 +52,10 @@ class Side:
     tokens: float32 [n, d_model], CLS or SEP, global, locals, as RerankingTransformer.embed makes
         them.
     query, key, value: [1, heads, n, d_model / heads] of the first layer, in the encoder's
-        precision; mixed, the
-    same shape: attention of these tokens among themselves; log_sum: float32 [1, heads, n], its
-        log-sum-exp.
+        precision.
+    mixed: the same shape, attention of these tokens among themselves.
+    log_sum: float32 [1, heads, n], its log-sum-exp.
+
     All but tokens are None where the model has one layer.
     """
 
@@ -82,8 +83,9 @@ class FusedLayer:
         self.norm1, self.norm2 = layer.norm1, layer.norm2
 
     def after_attention(self, mixed: Tensor, tokens: Tensor) -> Tensor:
-        """[T, d] of attention, float32 [T, d] of tokens -> float32 [T, d]: all of the layer that
-        goes row by row.
+        """All of the layer that goes row by row: [T, d] of attention -> float32 [T, d].
+
+        tokens: float32 [T, d].
         """
         rows = _filled(-(-len(tokens) // -(-len(tokens) // BLOCK_ROWS)))
         done = []
@@ -95,8 +97,9 @@ class FusedLayer:
 
 
 class ClsLayer:
-    """The last layer for the CLS row alone, and the classifier; float32 in any precision, since it
-    is so little.
+    """The last layer for the CLS row alone, and the classifier.
+
+    float32 in any precision, since it is so little.
     """
 
     def __init__(self, layer: EncoderLayer, classifier: nn.Linear) -> None:
@@ -117,25 +120,28 @@ class ClsLayer:
         batch = len(tokens)
         first = tokens[:, 0]
         query = F.linear(first, self.w_query, self.b_query).view(batch, self.heads, -1)
-        asked = torch.einsum("bhe,hed->bhd", query, self.w_key)
-        scores = asked @ tokens.transpose(1, 2)
+        projected = torch.einsum("bhe,hed->bhd", query, self.w_key)
+        scores = projected @ tokens.transpose(1, 2)
         if visible is not None:
             scores = scores.masked_fill(~visible[:, None], float("-inf"))
         mean = scores.softmax(-1) @ tokens
         mixed = torch.einsum("bhd,hed->bhe", mean, self.w_value).reshape(batch, -1) + self.b_value
         kept = self.layer.norm1(first + self.layer.self_attn.out_proj(mixed))
         kept = self.layer.norm2(kept + self.layer.linear2(F.relu(self.layer.linear1(kept))))
-        logits: Tensor = self.classifier(kept)[:, 0]
-        return logits
+        return self.classifier(kept)[:, 0]
 
 
 class PairEncoder:
-    """Logits of single pairs by one model on the CPU. Weights are taken when it is made. Safe to
-    use from several threads at once. Call under torch.inference_mode.
+    """Logits of single pairs by one model on the CPU.
+
+    Weights are taken when it is made. Safe to use from several threads at once. Call under
+    torch.inference_mode.
     """
 
     def __init__(self, model: RerankingTransformer, dtype: torch.dtype = torch.float32) -> None:
-        """dtype: of the matrix products and attention of all layers but the last; norms, sums and
+        """Prepare the weights.
+
+        dtype: of the matrix products and attention of all layers but the last; norms, sums and
         softmax are float32.
         """
         self.model, self.heads = model, model.config.heads
@@ -186,9 +192,7 @@ class PairEncoder:
     def _project(
         self, layer: FusedLayer, tokens: Tensor, count: int
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values, [1, heads, count, d / heads] each, of the first `count` of [T,
-        d].
-        """
+        """Queries, keys and values, [1, heads, count, d / heads] each, of the first of [T, d]."""
         width = tokens.shape[-1]
         parts = (
             layer.project.plain(tokens)[:count]
@@ -209,11 +213,11 @@ def _fill(x: Tensor) -> Tensor:
     return F.pad(x, (0, 0, 0, missing)) if missing else x
 
 
-def _attend_across(asking: Side, other: Side) -> Tensor:
-    """First layer: [1, n, heads, d / heads], the tokens of `asking` attending to both images."""
-    assert asking.query is not None and other.key is not None and other.value is not None
-    assert asking.mixed is not None and asking.log_sum is not None
-    across, log_sum = attend(asking.query, other.key, other.value)
+def _attend_across(own: Side, other: Side) -> Tensor:
+    """First layer: [1, n, heads, d / heads], the tokens of `own` attending to both images."""
+    assert own.query is not None and other.key is not None and other.value is not None
+    assert own.mixed is not None and own.log_sum is not None
+    across, log_sum = attend(own.query, other.key, other.value)
     # softmax over both = the two softmaxes weighted by their shares of the sum of exponentials
-    share = torch.sigmoid(log_sum - asking.log_sum)[..., None].to(across.dtype)
-    return torch.lerp(asking.mixed, across, share).transpose(1, 2)
+    share = torch.sigmoid(log_sum - own.log_sum)[..., None].to(across.dtype)
+    return torch.lerp(own.mixed, across, share).transpose(1, 2)

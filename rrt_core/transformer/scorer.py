@@ -1,10 +1,8 @@
-"""PairScorer: the logits of many pairs by the plain model's arithmetic, faster and in bounded
-memory.
+"""PairScorer: the logits of many pairs, faster than the plain model and in bounded memory.
 
 What it saves against RerankingTransformer.forward on padded pairs: tokens that are only padding,
-    the
-last layer for all tokens but CLS, the [tokens, tokens] attention matrix, and what an image gives
-alike to all of its pairs. In float32 nothing is approximated. How: pair_encoder.py (CPU) and
+the last layer for all tokens but CLS, the [tokens, tokens] attention matrix, and what an image
+gives alike to all of its pairs. In float32 nothing is approximated. How: pair_encoder.py (CPU) and
 batch_encoder.py (GPU).
 """
 
@@ -21,6 +19,7 @@ import numpy as np
 import torch
 
 from rrt_core.devices import choose_device
+from rrt_core.options import check_choice
 from rrt_core.transformer.batch_encoder import BatchEncoder, assemble
 from rrt_core.transformer.model import RerankingTransformer
 from rrt_core.transformer.pair_encoder import PairEncoder, Side
@@ -52,11 +51,10 @@ class PairScorer:
     """Scores (query, gallery) pairs with one model, taken as it is when the scorer is made.
 
     On the CPU pairs are scored one by one: a pair fills the vector units already, and sums inside a
-        matrix product
-    run in another order when a batch has another size. A pair's logit then has the same bits
-    whatever company it is scored in, and with several workers whatever their number. On a GPU, or
-    where batch_tokens is given, pairs are sorted by length and scored in batches; a logit may then
-    differ by rounding (below 1e-5 in float32).
+    matrix product run in another order when a batch has another size. A pair's logit then has the
+    same bits whatever company it is scored in, and with several workers whatever their number. On a
+    GPU, or where batch_tokens is given, pairs are sorted by length and scored in batches; a logit
+    may then differ by rounding (below 1e-5 in float32).
 
     device: torch.device that was chosen.
     """
@@ -69,7 +67,9 @@ class PairScorer:
         precision: str = "float32",
         workers: int | None = None,
     ) -> None:
-        """Args:
+        """Copy the model to the device and prepare its weights.
+
+        Args:
             device: see choose_device.
             batch_tokens: most tokens in a batch, padding counted, which bounds the memory (about 10
                 kB a token in float32); at least one pair is taken. None: pair by pair on the CPU,
@@ -81,6 +81,7 @@ class PairScorer:
             workers: threads that score a pair each, on one core each, on the CPU; 1: no thread is
                 made, and the pair has the torch threads of the caller. None: as many as the caller
                 has torch threads (torch.get_num_threads). No setting of the caller's is changed.
+
         Raises:
             UserError: an option of another value.
         """
@@ -88,10 +89,7 @@ class PairScorer:
             raise UserError(f"batch_tokens must be at least 1, not {batch_tokens}.")
         if workers is not None and workers < 1:
             raise UserError(f"workers must be at least 1, not {workers}.")
-        if precision not in PRECISIONS:
-            raise UserError(
-                f"precision {precision!r} is unknown; choose one of {', '.join(PRECISIONS)}."
-            )
+        check_choice("precision", precision, PRECISIONS)
         self.device = choose_device(device)
         if precision == "float16" and self.device.type == "cpu":
             raise UserError(
@@ -99,15 +97,10 @@ class PairScorer:
                 "float32."
             )
         self.config, self.precision, self.workers = model.config, precision, workers
-        self.batch_tokens = batch_tokens
+        self.batch_tokens = batch_tokens or 131_072
         own = copy.deepcopy(model).to(self.device).eval().requires_grad_(False)
-        self._pairwise: PairEncoder | None = None
-        self._batched: BatchEncoder | None = None
-        if self.device.type == "cpu" and batch_tokens is None:
-            self._pairwise = PairEncoder(own, PRECISIONS[precision])
-        else:
-            self.batch_tokens = batch_tokens or 131_072
-            self._batched = BatchEncoder(own, PRECISIONS[precision])
+        pairwise = self.device.type == "cpu" and batch_tokens is None
+        self._encoder = (PairEncoder if pairwise else BatchEncoder)(own, PRECISIONS[precision])
 
     def __str__(self) -> str:
         """The device and precision in words."""
@@ -116,8 +109,9 @@ class PairScorer:
 
     @torch.inference_mode()
     def score(self, pairs: Sequence[tuple[TokenSet, TokenSet]]) -> np.ndarray:
-        """Logits, float32 [len(pairs)], in the order of `pairs`. An image's own work is done once
-        where the pairs of one TokenSet stand together.
+        """Logits, float32 [len(pairs)], in the order of `pairs`.
+
+        An image's own work is done once where the pairs of one TokenSet stand together.
 
         Raises:
             UserError: descriptors of another width than the model's.
@@ -126,30 +120,23 @@ class PairScorer:
             self._check(query)
             self._check(gallery)
         logits = np.empty(len(pairs), np.float32)
-        if self._batched is not None:
-            self._score_batches(self._batched, pairs, logits)
-        elif self._pairwise is not None:
-            self._score_pairs(self._pairwise, pairs, logits)
+        if isinstance(self._encoder, BatchEncoder):
+            self._score_batches(self._encoder, pairs, logits)
+        else:
+            self._score_pairs(self._encoder, pairs, logits)
         return logits
 
     def _check(self, image: TokenSet) -> None:
-        config = self.config
-        if image.global_descriptor.shape[-1] != config.global_dim:
-            raise UserError(
-                f"The reranker's weights are made for global descriptors of {config.global_dim} "
-                f"dimensions,"
-                f" but the store's have {image.global_descriptor.shape[-1]}: use weights that "
-                f"were trained on this"
-                " extractor's descriptors."
-            )
-        if len(image.local) and image.local.shape[-1] != config.d_model:
-            raise UserError(
-                f"The reranker's weights are made for local descriptors of {config.d_model} "
-                f"dimensions,"
-                f" but the store's have {image.local.shape[-1]}: use weights that were trained on "
-                f"this"
-                " extractor's descriptors."
-            )
+        for kind, width, wanted in (
+            ("global", image.global_descriptor.shape[-1], self.config.global_dim),
+            ("local", image.local.shape[-1], self.config.d_model),
+        ):
+            if width != wanted and (kind == "global" or len(image.local)):
+                raise UserError(
+                    f"The reranker's weights are made for {kind} descriptors of {wanted} "
+                    f"dimensions, but the store's have {width}: use weights that were trained on "
+                    "this extractor's descriptors."
+                )
 
     def _score_pairs(
         self, encoder: PairEncoder, pairs: Sequence[tuple[TokenSet, TokenSet]], logits: np.ndarray
@@ -159,7 +146,7 @@ class PairScorer:
         waiting = deque(range(len(pairs)))
 
         def work() -> None:
-            # What is kept is the worker's own: no locks, and pairs of one query are dealt one after
+            # What is kept is the worker's own: no locks, and pairs of one query are taken one after
             # another.
             kept: OrderedDict[tuple[int, bool], Side] = OrderedDict()
 
@@ -205,11 +192,11 @@ class PairScorer:
         self, encoder: BatchEncoder, pairs: Sequence[tuple[TokenSet, TokenSet]], logits: np.ndarray
     ) -> None:
         on_cuda = self.device.type == "cuda"
-        under_way: deque[tuple[list[int], torch.Tensor]] = deque()
+        pending: deque[tuple[list[int], torch.Tensor]] = deque()
 
         def finish() -> None:
-            batch, found = under_way.popleft()
-            logits[batch] = found.cpu().numpy()
+            batch, scores = pending.popleft()
+            logits[batch] = scores.cpu().numpy()
 
         images = {id(image): image for pair in pairs for image in pair}
         arrays = {
@@ -219,21 +206,23 @@ class PairScorer:
         for batch in self._batches(pairs):
             chosen = [(arrays[id(pairs[i][0])], arrays[id(pairs[i][1])]) for i in batch]
             assembled = assemble(chosen, self.config.d_model, pin=on_cuda)
-            under_way.append((batch, encoder.logits(encoder.to_device(assembled))))
+            pending.append((batch, encoder.logits(encoder.to_device(assembled))))
             # The host assembles and copies ahead of the GPU, but not so far that memory would grow.
-            if len(under_way) >= (BATCHES_AHEAD if on_cuda else 1):
+            if len(pending) >= (BATCHES_AHEAD if on_cuda else 1):
                 finish()
-        while under_way:
+
+        while pending:
             finish()
 
     def _batches(self, pairs: Sequence[tuple[TokenSet, TokenSet]]) -> Iterator[list[int]]:
-        """Positions of pairs in batches sorted by length, of at most batch_tokens tokens with their
-        padding.
+        """Positions of pairs in batches sorted by length.
+
+        A batch has at most batch_tokens tokens, with their padding.
         """
         lengths = [4 + len(query.local) + len(gallery.local) for query, gallery in pairs]
         batch: list[int] = []
         for i in sorted(range(len(pairs)), key=lengths.__getitem__):
-            if batch and (len(batch) + 1) * lengths[i] > (self.batch_tokens or 1):
+            if batch and (len(batch) + 1) * lengths[i] > self.batch_tokens:
                 yield batch
                 batch = []
             batch.append(i)

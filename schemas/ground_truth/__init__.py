@@ -1,0 +1,1 @@
+"""Ground truths and labels: their forms, read and checked."""

@@ -69,7 +69,7 @@ class GroundTruth:
     """Gallery names, and per query the positions that match.
 
     Attributes:
-        levels: whether easy and hard are told apart.
+        levels: whether easy and hard are distinguished.
     """
 
     name: str
@@ -78,8 +78,9 @@ class GroundTruth:
     levels: bool = True
 
     def gallery_positions(self, record_ids: Iterable[str]) -> dict[str, int]:
-        """The gallery position of each record id that the gallery lists; others, the distractors,
-        are absent.
+        """The gallery position of each record id that the gallery lists.
+
+        Others, the distractors, are absent.
 
         `schemas.name_matching` says what matches. `len(gallery) - len(result)` listed images have
         no record.
@@ -92,16 +93,19 @@ class GroundTruth:
         )
 
     def query_positions(self, record_ids: Iterable[str]) -> dict[str, int]:
-        """The position in `queries` of each record id that is one: by name, and box where both have
-        one.
+        """The position in `queries` of each record id that is one.
+
+        By name, and by box where both have one.
         """
         entries = [(query.name, query.box) for query in self.queries]
         return match_names(entries, record_ids, f"queries of {self.name}")
 
 
 def load_ground_truth(url: str) -> GroundTruth:
-    """Read and check a ground truth: `.json` of ours, `.pkl` or `.mat` of revisitop, or of a
-    form that an installed package registers.
+    """Read and check a ground truth.
+
+    It is `.json` of ours, `.pkl` or `.mat` of revisitop, or of a form that an installed package
+    registers.
 
     Args:
         url: any fsspec URL or path.
@@ -131,7 +135,12 @@ def load_ground_truth(url: str) -> GroundTruth:
 
 def read_json(data: bytes, where: str) -> dict[str, Any]:
     """The content of our JSON. Raises UserError."""
-    content: dict[str, Any] = _parse_json(data, where)
+    try:
+        content = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"The ground truth {where} is not JSON: {error}.") from error
+    if not isinstance(content, dict) or content.get("schema") != SCHEMA:
+        raise UserError(f'The ground truth {where} has no "schema": "{SCHEMA}" at its top.')
     return content
 
 
@@ -145,16 +154,6 @@ def read_revisitop_matlab(data: bytes, where: str) -> dict[str, Any]:
     return _Reader(where).from_revisitop(load_matlab(data, where))
 
 
-def _parse_json(data: bytes, url: str) -> Any:
-    try:
-        content = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"The ground truth {url} is not JSON: {error}.") from error
-    if not isinstance(content, dict) or content.get("schema") != SCHEMA:
-        raise UserError(f'The ground truth {url} has no "schema": "{SCHEMA}" at its top.')
-    return content
-
-
 class _Reader:
     """Turns plain data into a GroundTruth; every complaint names the file, and the query."""
 
@@ -162,8 +161,9 @@ class _Reader:
         self.place = place
 
     def from_revisitop(self, content: Any) -> dict[str, Any]:
-        """A revisitop pickle in the words of our JSON: corners to x, y, w, h; `ok` to
-        `positive`.
+        """A revisitop pickle in the words of our JSON.
+
+        Corners become x, y, w, h, and `ok` becomes `positive`.
         """
         if not isinstance(content, dict):
             raise self.error("is not a dictionary")
@@ -193,17 +193,20 @@ class _Reader:
                 raise self.error(
                     f"lists {image!r} twice in its gallery, at {positions[image]} and {position}"
                 )
+
         without_levels = [isinstance(query, dict) and "positive" in query for query in queries]
         if any(without_levels) and not all(without_levels):
             raise self.error(
                 f'has "positive" in some queries but not in query {without_levels.index(False)}'
             )
+
         truths = [self.query(query, row, positions) for row, query in enumerate(queries)]
         if not truths:
             raise self.error("has no query")
         if len({(truth.name, truth.box) for truth in truths}) != len(truths):
             raise self.error("has a query twice, with the same name and box")
         name = str(content.get("name", name))
+
         return GroundTruth(name, tuple(positions), tuple(truths), levels=not any(without_levels))
 
     def query(self, entry: Any, row: int, gallery: dict[str, int]) -> QueryTruth:
@@ -211,13 +214,16 @@ class _Reader:
             raise self.error(f"has something else than a dictionary as query {row}")
         name = self.name(entry.get("name"), f"query {row}")
         box: Box | None = None
+
         if entry.get("box") is not None:
             box = self.four(entry["box"], name)
             if not (box[2] > 0 and box[3] > 0):
                 raise self.error(f"gives a box without area, {list(box)}", name)
+
         given = ("positive", "junk") if "positive" in entry else LISTS
         lists = {key: self.positions(entry, key, name, gallery) for key in given}
         where: dict[int, str] = {}
+
         for key, listed in lists.items():
             for position in listed:
                 if position in where:
@@ -226,6 +232,7 @@ class _Reader:
                     )
                     raise self.error(f"lists gallery position {position} in {places}", name)
                 where[position] = key
+
         positives = lists.get("positive", lists.get("easy", ()))
         return QueryTruth(name, box, positives, lists.get("hard", ()), lists["junk"])
 

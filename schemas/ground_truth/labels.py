@@ -62,9 +62,11 @@ def _read_text(data: bytes, where: str) -> list[LabelRow]:
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
         raise UserError(f"{where}, row {line}: it is not UTF-8 text") from None
+
     reader = csv.reader(io.StringIO(text, newline=""))
     rows: list[LabelRow] = []
     name_at, label_at, width = 0, 1, 0
+
     try:
         for fields in reader:
             fields = [field.strip() for field in fields]
@@ -77,15 +79,15 @@ def _read_text(data: bytes, where: str) -> list[LabelRow]:
                     if not names:
                         raise UserError(
                             f"{where}, row {reader.line_num}: its head names no column record_id "
-                            f"or path"
+                            "or path"
                         )
                     name_at, label_at = fields.index(names[0]), fields.index("label")
                     continue
                 if width not in (2, 4):
                     raise UserError(
                         f"{where}, row {reader.line_num}: {width} columns and no head; give "
-                        f"`name,label`, or "
-                        "`path,label,width,height`, or a head line that names the columns"
+                        "`name,label`, or `path,label,width,height`, or a head line that names "
+                        "the columns"
                     )
             if len(fields) != width:
                 raise UserError(
@@ -95,6 +97,7 @@ def _read_text(data: bytes, where: str) -> list[LabelRow]:
             rows.append(LabelRow(fields[name_at], fields[label_at], reader.line_num))
     except csv.Error as error:
         raise UserError(f"{where}, row {reader.line_num}: it is no CSV: {error}") from None
+
     return rows
 
 
@@ -108,8 +111,8 @@ def _read_parquet(data: bytes, where: str) -> list[LabelRow]:
     names = [name for name in NAME_COLUMNS if name in table.column_names]
     if not names or "label" not in table.column_names:
         raise UserError(
-            f"{where} has the columns {', '.join(table.column_names)}; it needs record_id or "
-            f"path, and label"
+            f"{where} has the columns {', '.join(table.column_names)}; it needs record_id or path, "
+            "and label"
         )
     pairs = zip(table.column(names[0]).to_pylist(), table.column("label").to_pylist(), strict=True)
     return [
@@ -131,20 +134,22 @@ def match_labels(rows: Iterable[LabelRow], record_ids: Sequence[str], where: str
         below.setdefault(path, []).append(record_id)
         if box is not None:
             below.setdefault(f"{source}/{path}", []).append(record_id)
-    found: dict[str, tuple[str, int]] = {}
+
+    labelled: dict[str, tuple[str, int]] = {}
     unknown: list[LabelRow] = []
     for entry in rows:
         record = _record_of(entry, known, below, where)
         if record is None:
             unknown.append(entry)
             continue
-        label, row = found.setdefault(record, (entry.label, entry.row))
+        label, row = labelled.setdefault(record, (entry.label, entry.row))
         if label != entry.label:
             raise UserError(
                 f"{where}, row {entry.row}: {entry.name!r} has the label {entry.label!r}, but "
                 f"{label!r} in row {row}"
             )
-    return Labels({record_id: label for record_id, (label, _) in found.items()}, tuple(unknown))
+
+    return Labels({record_id: label for record_id, (label, _) in labelled.items()}, tuple(unknown))
 
 
 def _record_of(
@@ -171,13 +176,13 @@ def folder_labels(record_ids: Iterable[str]) -> Labels:
     Raises:
         UserError: an image that lies in no folder below its source.
     """
-    found = {}
+    of_record = {}
     for record_id in record_ids:
         folder = PurePosixPath(split_record_id(record_id)[1]).parent.name
         if not folder:
             raise UserError(
                 f"{record_id} lies in no folder below its source, so that it has no label; give "
-                f"--labels FILE"
+                "--labels FILE"
             )
-        found[record_id] = folder
-    return Labels(found)
+        of_record[record_id] = folder
+    return Labels(of_record)

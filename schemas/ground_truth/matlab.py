@@ -13,8 +13,9 @@ POSITIONS = ("easy", "hard", "junk", "ok")
 
 
 def load_matlab(data: bytes, place: str) -> Any:
-    """`imlist`, `qimlist` and `gnd` of a gnd_*.mat (version 7.0 or older) as lists, dicts, texts
-    and numbers.
+    """`imlist`, `qimlist` and `gnd` of a gnd_*.mat (version 7.0 or older) as plain data.
+
+    Plain are lists, dicts, texts and numbers.
 
     MATLAB counts positions from 1, its boxes from 0 (revisitop's crop_qim.m): positions are made to
     start at 0. Nothing in the file is run. Raises UserError where it is no such file.
@@ -34,8 +35,8 @@ def load_matlab(data: bytes, place: str) -> Any:
         }
     except NotImplementedError:
         raise UserError(
-            f"The ground truth {place} is a MATLAB file of version 7.3; save it there with '-v7', "
-            f"or take the .pkl"
+            f"The ground truth {place} is a MATLAB file of version 7.3; save it in MATLAB "
+            "with '-v7', or take the .pkl"
         ) from None
     except Exception as error:  # a damaged file fails with almost any exception
         reason = str(error) or type(error).__name__

@@ -63,8 +63,9 @@ def match_names(
     records = {record_id: split_record_id(record_id) for record_id in record_ids}
     matched: dict[str, int] = {}
     taken: dict[int, str] = {}
+
     for step in (1, 2, 3, 4):
-        found: dict[int, str] = {}
+        matches: dict[int, str] = {}
         for record_id, (source, path, box) in records.items():
             if record_id in matched:
                 continue
@@ -77,16 +78,16 @@ def match_names(
                 names = " and ".join(repr(entries[position][0]) for position in sorted(fitting)[:2])
                 raise UserError(
                     f"The record {record_id} matches both {names} in {what}; name it there by its "
-                    f"image id."
+                    "image id."
                 )
-            if fitting and found.setdefault(fitting[0], record_id) != record_id:
+            if fitting and matches.setdefault(fitting[0], record_id) != record_id:
                 raise UserError(
-                    f"{entries[fitting[0]][0]!r} in {what} matches both {found[fitting[0]]} and "
-                    f"{record_id}; "
-                    "name the right one there by its image id."
+                    f"{entries[fitting[0]][0]!r} in {what} matches both {matches[fitting[0]]} and "
+                    f"{record_id}; name the right one there by its image id."
                 )
-        taken |= found
-        matched |= {record_id: position for position, record_id in found.items()}
+        taken |= matches
+        matched |= {record_id: position for position, record_id in matches.items()}
+
     return matched
 
 

@@ -1,8 +1,7 @@
 """Pickles of plain data, read without running anything that they name.
 
 A pickle is a program: it may name any importable function and have it called. Here each name that a
-    file
-asks for is looked up in a short table. Sets are built as they are; numpy's arrays, scalars and
+file asks for is looked up in a short table. Sets are built as they are; numpy's arrays, scalars and
 dtypes are built by the small stand-ins below, from their bytes, so that not even numpy's own
 unpickling runs on the file. Any other name is refused before anything is called.
 """
@@ -45,9 +44,8 @@ class _Dtype(_StandIn):
         self.is_object = spec[0] == "O"
         self.dtype = np.dtype(spec)
 
-    def __setstate__(
-        self, state: Any
-    ) -> None:  # (version, byte order, ...): only the order matters here
+    # (version, byte order, ...): only the order matters here
+    def __setstate__(self, state: Any) -> None:
         self.dtype = self.dtype.newbyteorder(state[1])
 
     def values(self, raw: object, shape: Any, order: str) -> Any:
@@ -125,14 +123,14 @@ class _Unpickler(pickle.Unpickler):
         except KeyError:
             raise UserError(
                 f"{self._place} is a pickle that asks for {module}.{name}, which is not plain "
-                f"data: refused, "
-                "and nothing in it was run. Convert it to JSON where you trust it."
+                "data: refused, and nothing in it was run. Convert it to JSON where you trust it."
             ) from None
 
 
 def load_plain(data: bytes, place: str) -> Any:
-    """The content of a pickle: dict, list, tuple, set, str, bytes, int, float, bool, None; arrays
-    as lists.
+    """The content of a pickle of plain data; arrays as lists.
+
+    Plain are dict, list, tuple, set, str, bytes, int, float, bool and None.
 
     Args:
         data: the pickle, of any protocol and of Python 2 or 3.

@@ -1,5 +1,4 @@
-"""Descriptors that other software wrote, read into the form of our stores: one module a family of
-files.
+"""Descriptors of other software in the form of our stores: one module a family of files.
 
     delg    a pair of protocol buffers an image: `.delg_global`, `.delg_local` (DELG, the paper's
             repository)
@@ -12,9 +11,13 @@ None of them runs code that a file brings: no pickles, no object arrays.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
+
+from schemas.errors import UserError
 
 # A length this near to 1 is rounding (float16 stays well within): such a descriptor keeps its bits.
 UNIT_TOLERANCE = 1e-3
@@ -22,13 +25,28 @@ SCALE_TOLERANCE = 1e-3  # relative: float32 of sqrt(2) and its inverse, written 
 
 
 class Unusable(Exception):
-    """Why one image's descriptors cannot be taken: a sentence without the file's name, and a word
-    to count by.
+    """Why one image's descriptors cannot be taken.
+
+    A sentence without the file's name, and a word to count by.
     """
 
     def __init__(self, reason: str, error_class: str) -> None:
         super().__init__(reason)
         self.reason, self.error_class = reason, error_class
+
+
+@contextmanager
+def reading(path: str, form: str, *damaged: type[Exception]) -> Iterator[None]:
+    """Raise UserError for a file that is absent or no `form`: for OSError and what is `damaged`."""
+    expected: tuple[type[Exception], ...] = (OSError, *damaged)
+    try:
+        yield
+    except FileNotFoundError:
+        raise UserError(f"{path}: there is no such file") from None
+    except expected as error:
+        # NumPy advises to allow pickles, which run code
+        reason = "it holds Python objects, or is none" if "pickle" in str(error) else str(error)
+        raise UserError(f"{path}: it cannot be read as {form}: {reason}") from None
 
 
 @dataclass(frozen=True)
@@ -77,11 +95,10 @@ def checked_locals(
     dimension: int,
     most: int,
 ) -> ImportedLocals:
-    """The `most` strongest local descriptors in the form of our stores; equal strengths keep their
-    order.
+    """The `most` strongest local descriptors in the form of our stores.
 
-    Raises Unusable: another dimension than the others', a value that is not finite, or a descriptor
-        without length.
+    Equal strengths keep their order. Raises Unusable: another dimension than the others', a value
+    that is not finite, or a descriptor without length.
     """
     if descriptors.ndim != 2 or (len(descriptors) and descriptors.shape[1] != dimension):
         raise Unusable(
@@ -89,6 +106,7 @@ def checked_locals(
             f"{dimension}]",
             "dimension",
         )
+
     if len(strength) and bool(np.any(strength[:-1] < strength[1:])):
         order = np.argsort(-strength, kind="stable")[:most]
         descriptors, xy, scale, strength = (
@@ -97,6 +115,7 @@ def checked_locals(
             scale[order],
             strength[order],
         )
+
     kept = np.ascontiguousarray(descriptors[:most], np.float32).reshape(-1, dimension)
     squares = np.einsum("nd,nd->n", kept, kept)
     if not (np.isfinite(squares).all() and np.isfinite(xy).all() and np.isfinite(strength).all()):
@@ -104,12 +123,14 @@ def checked_locals(
             "the local descriptors, their places or strengths hold values that are not finite",
             "not_finite",
         )
+
     lengths = np.sqrt(squares)
     if not lengths.all():
         raise Unusable("a local descriptor is all zeros", "zero")
     wrong = np.abs(lengths - 1.0) > UNIT_TOLERANCE
     if wrong.any():
         kept = np.asarray(kept / np.where(wrong, lengths, 1.0)[:, None], np.float32)
+
     return ImportedLocals(
         kept,
         np.ascontiguousarray(xy[:most], np.float32).reshape(-1, 2),
@@ -119,8 +140,9 @@ def checked_locals(
 
 
 def ordinals_of(values: np.ndarray, scales: tuple[float, ...]) -> np.ndarray:
-    """uint8 [n]: which of `scales` each image scale is. Raises Unusable for one that is none of
-    them (to 0.1 %).
+    """uint8 [n]: which of `scales` each image scale is.
+
+    Raises Unusable for one that is none of them (to 0.1 %).
     """
     given = np.asarray(values, np.float64)
     known = np.asarray(scales, np.float64)

@@ -1,5 +1,6 @@
-"""AMES's HDF5 of local descriptors: all images of a set in one dataset `features`, read a block of
-images at a time.
+"""AMES's HDF5 of local descriptors: all images of a set in one dataset `features`.
+
+They are read a block of images at a time.
 
     float   [N, k, 5 + W]   x, y, scale, mask, weight, then the descriptor
     or      [N, k] of a structure {metadata: 5 numbers as above, descriptor: float [W] or uint8 [W /
@@ -21,7 +22,7 @@ import h5py
 import numpy as np
 
 from schemas.errors import UserError
-from schemas.importers import ImportedLocals, Unusable, checked_locals
+from schemas.importers import ImportedLocals, Unusable, checked_locals, reading
 
 DATASET = "features"
 LEADING = 5
@@ -32,25 +33,23 @@ CVNET_DIMENSION = 1024
 class AmesFile:
     """One file, open for reading.
 
-    rows: images, N. dimension: W. Raises UserError where it is no such file.
+    rows: images, N.
+    dimension: W.
+
+    Raises UserError where it is no such file.
     """
 
     def __init__(self, path: str) -> None:
-        try:
+        with reading(path, f"HDF5 with a dataset {DATASET!r}", KeyError):
             self._file = h5py.File(path, "r", locking=False)
             features = self._file[DATASET]
-        except FileNotFoundError:
-            raise UserError(f"{path}: there is no such file") from None
-        except (OSError, KeyError) as error:
-            raise UserError(
-                f"{path}: it cannot be read as HDF5 with a dataset {DATASET!r}: {error}"
-            ) from None
         if not isinstance(features, h5py.Dataset):
             raise UserError(f"{path}: {DATASET!r} is no dataset")
         self.path, self._features = path, features
         self.rows = int(features.shape[0]) if features.shape else 0
         self.signs = False
         names = features.dtype.names
+
         if (
             names is None
             and features.ndim == 3
@@ -67,8 +66,8 @@ class AmesFile:
         else:
             raise UserError(
                 f"{path}: {DATASET!r} is {features.dtype} {list(features.shape)}; it must be "
-                f"[images, descriptors, "
-                f"{LEADING} + dimension], or a structure of 'metadata' and 'descriptor'"
+                f"[images, descriptors, {LEADING} + dimension], or a structure of 'metadata' and "
+                "'descriptor'"
             )
 
     def default_scales(self) -> tuple[float, ...]:
@@ -84,17 +83,16 @@ class AmesFile:
         )
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        """The images start ..
+        """The images start .. stop as they stand in the file.
 
-        stop as they stand in the file. Raises UserError where a block cannot be read.
+        Raises UserError where a block cannot be read.
         """
         try:
-            block: np.ndarray = self._features[start:stop]
+            return self._features[start:stop]
         except OSError as error:
             raise UserError(
                 f"{self.path}: images {start} to {stop - 1} cannot be read: {error}"
             ) from None
-        return block
 
     def locals_of(self, image: np.ndarray, most: int, scales: tuple[float, ...]) -> ImportedLocals:
         """One image of `read` as our stores have it. Raises Unusable (schemas.importers)."""
@@ -102,16 +100,19 @@ class AmesFile:
             leading, descriptors = image[:, :LEADING], image[:, LEADING:]
         else:
             leading, descriptors = image["metadata"], image["descriptor"].reshape(len(image), -1)
+
         kept = leading[:, 3] == 0
         if not (kept | (leading[:, 3] == 1)).all():
             raise Unusable("its masks are not all 0 or 1", "mask")
         leading, descriptors = np.asarray(leading[kept], np.float32), descriptors[kept]
         ordinals = leading[:, 2]
+
         if not np.isin(ordinals, np.arange(len(scales))).all():
             raise Unusable(
                 f"it holds scale numbers that are none of 0 .. {len(scales) - 1} (--scales)",
                 "scale",
             )
+
         return checked_locals(
             self._signs(descriptors) if self.signs else descriptors,
             leading[:, 1::-1],

@@ -1,13 +1,13 @@
-"""Matrices of global descriptors as others keep them, and flat arrays of local ones as `export`
-writes them.
+"""Matrices of global descriptors as others keep them, and our own flat arrays of local ones.
 
     .npy   [n, D] or [D, n], read by memory map
     .npz   one of its arrays
     .mat   [D, n], MATLAB's or revisitop's features (X: gallery, Q: queries); version 7.3 is HDF5
-    and read by rows .h5    [n, D] in a dataset `features` (AMES, ILIAS)
+           and read by rows
+    .h5    [n, D] in a dataset `features` (AMES, ILIAS)
     clip   clip-retrieval's folder: img_emb/img_emb_0.npy ..., metadata/metadata_0.parquet ...
 
-Object arrays are refused: reading one would run what the file says.
+Object arrays are refused: reading one would run code of the file.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from schemas.errors import UserError
-from schemas.importers import ImportedLocals, Unusable, checked_locals
+from schemas.importers import ImportedLocals, Unusable, checked_locals, reading
 
 MOST_BYTES = 4_000_000_000  # of a matrix that cannot be mapped
 LAYOUTS = ("auto", "rows", "columns")
@@ -36,8 +36,10 @@ LOCAL_ARRAYS = ("descriptor", "xy", "scale", "strength", "offset")
 class Matrix:
     """Global descriptors, an image a row, whatever the file's layout.
 
-    rows: images, n. dimension: D. `pieces` follow each other; `columns`: an image is a column of
-        theirs.
+    rows: images, n.
+    dimension: D.
+
+    `pieces` follow each other; `columns`: an image is a column of theirs.
     """
 
     def __init__(self, path: str, pieces: Sequence[Any], columns: bool) -> None:
@@ -46,7 +48,7 @@ class Matrix:
             if piece.ndim != 2 or piece.dtype.kind not in "fiu":
                 raise UserError(
                     f"{path}: it holds {piece.dtype} {list(piece.shape)}; it must be a matrix of "
-                    f"numbers"
+                    "numbers"
                 )
         sizes = {int(piece.shape[0 if columns else 1]) for piece in self._pieces}
         if len(sizes) != 1:
@@ -92,13 +94,14 @@ def open_matrix(
         array: Any = _npy(path) if kind == "npy" else _npz(path, variable)
     else:
         array = _mat(path, variable) if kind == "mat" else _hdf5(path, "features")
-    flipped = kind == "mat" and isinstance(
-        array, h5py.Dataset
-    )  # HDF5 has MATLAB's matrices transposed
+
+    # HDF5 has MATLAB's matrices transposed
+    flipped = kind == "mat" and isinstance(array, h5py.Dataset)
     if array.ndim != 2:
         raise UserError(
             f"{path}: it holds an array of the shape {list(array.shape)}; it must be a matrix"
         )
+
     columns = kind == "mat" if layout == "auto" else layout == "columns"
     rows_if = {wanted: int(array.shape[1 if wanted != flipped else 0]) for wanted in (False, True)}
     if (
@@ -108,27 +111,22 @@ def open_matrix(
         and rows_if[not columns] == expected
     ):
         columns = not columns
+
     return Matrix(path, [array], columns != flipped)
 
 
 def _npy(path: str) -> np.ndarray:
-    try:
-        with np.errstate(over="ignore"):  # of a header that claims too much
-            array: Any = np.load(path, mmap_mode="r", allow_pickle=False)
-    except FileNotFoundError:
-        raise UserError(f"{path}: there is no such file") from None
-    except (OSError, ValueError, EOFError, OverflowError) as error:
-        reason = (
-            "it is no such file, or holds Python objects" if "pickle" in str(error) else str(error)
-        )
-        raise UserError(f"{path}: it cannot be read as .npy: {reason}") from None
+    # of a header that claims too much
+    with reading(path, ".npy", ValueError, EOFError, OverflowError), np.errstate(over="ignore"):
+        array: Any = np.load(path, mmap_mode="r", allow_pickle=False)
     if not isinstance(array, np.ndarray):
         raise UserError(f"{path}: it is no single array; is it .npz?")
     return array
 
 
 def _npz(path: str, variable: str) -> np.ndarray:
-    try:
+    damaged = (ValueError, EOFError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error)
+    with reading(path, ".npz", *damaged):
         with zipfile.ZipFile(path) as archive:
             members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
             name = _choose(path, variable, list(members))
@@ -136,25 +134,13 @@ def _npz(path: str, variable: str) -> np.ndarray:
             with archive.open(members[name]) as member:
                 _check_header(member, members[name].file_size)
         with np.load(path, allow_pickle=False) as arrays:
-            array: np.ndarray = arrays[name]
-    except FileNotFoundError:
-        raise UserError(f"{path}: there is no such file") from None
-    except (
-        OSError,
-        ValueError,
-        EOFError,
-        KeyError,
-        RuntimeError,
-        zipfile.BadZipFile,
-        zlib.error,
-    ) as error:
-        raise UserError(f"{path}: it cannot be read as .npz: {error}") from None
-    return array
+            return arrays[name]
 
 
 def _check_header(member: IO[bytes], size: int) -> None:
-    """Raise ValueError where the header of an .npy of `size` bytes claims more: NumPy would take
-    the memory for it.
+    """Raise ValueError where the header of an .npy of `size` bytes claims more.
+
+    NumPy would take the memory for it.
     """
     version = np.lib.format.read_magic(member)
     readers = {
@@ -164,46 +150,33 @@ def _check_header(member: IO[bytes], size: int) -> None:
     if version not in readers:
         raise ValueError(
             f"version {version[0]}.{version[1]} of .npy is that of structures, not of a matrix of "
-            f"numbers"
+            "numbers"
         )
     shape, _, kind = readers[version](member)
     if math.prod(shape) * kind.itemsize > size:
-        raise ValueError(
-            f"its header tells of {kind} {list(shape)}, but its data are {size:,} bytes"
-        )
+        raise ValueError(f"its header claims {kind} {list(shape)}, but its data are {size:,} bytes")
 
 
 def _mat(path: str, variable: str) -> Any:
     from scipy.io import loadmat, whosmat
     from scipy.io.matlab import MatReadError
 
-    try:
-        listed = {name: shape for name, shape, _ in whosmat(path)}
-    except NotImplementedError:  # version 7.3
-        return _hdf5(path, variable)
-    except FileNotFoundError:
-        raise UserError(f"{path}: there is no such file") from None
-    except (OSError, ValueError, TypeError, MatReadError) as error:
-        raise UserError(f"{path}: it cannot be read as a MATLAB file: {error}") from None
-    name = _choose(path, variable, list(listed))
-    _bounded(path, 8 * int(np.prod([float(size) for size in listed[name]])))
-    try:
+    with reading(path, "a MATLAB file", ValueError, TypeError, KeyError, MatReadError):
+        try:
+            listed = {name: shape for name, shape, _ in whosmat(path)}
+        except NotImplementedError:  # version 7.3
+            return _hdf5(path, variable)
+        name = _choose(path, variable, list(listed))
+        _bounded(path, 8 * int(np.prod([float(size) for size in listed[name]])))
         return loadmat(path, variable_names=[name], appendmat=False)[name]
-    except (OSError, ValueError, TypeError, KeyError, MatReadError) as error:
-        raise UserError(f"{path}: {name!r} cannot be read: {error}") from None
 
 
 def _hdf5(path: str, variable: str) -> Any:
-    try:
+    with reading(path, "HDF5"):
         file = h5py.File(path, "r", locking=False)
-    except FileNotFoundError:
-        raise UserError(f"{path}: there is no such file") from None
-    except OSError as error:
-        raise UserError(f"{path}: it cannot be read as HDF5: {error}") from None
-    found = file[
+    return file[
         _choose(path, variable, [name for name in file if isinstance(file[name], h5py.Dataset)])
     ]
-    return found
 
 
 def _choose(path: str, variable: str, names: Sequence[str]) -> str:
@@ -220,16 +193,15 @@ def _bounded(path: str, size: int) -> None:
     if size > MOST_BYTES:
         raise UserError(
             f"{path}: its array takes {size:,} bytes in memory, more than {MOST_BYTES:,}; save it "
-            f"as .npy"
+            "as .npy"
         )
 
 
 def clip_files(folder: str) -> tuple[list[str], list[str]]:
-    """Files of embeddings and of metadata of a clip-retrieval folder, in the order of their
-    numbers.
+    """Files of embeddings and of metadata of a clip-retrieval folder, by their numbers.
 
     Raises UserError where there are no embeddings, or metadata of other numbers: each N has its own
-        of both.
+    of both.
     """
 
     def numbered(below: str, pattern: str) -> dict[int, str]:
@@ -237,57 +209,57 @@ def clip_files(folder: str) -> tuple[list[str], list[str]]:
         where = where if os.path.isdir(where) else folder
         if not os.path.isdir(where):
             raise UserError(f"{folder}: there is no such folder")
-        found = {name: re.fullmatch(pattern, name) for name in os.listdir(where)}
-        chosen = sorted((int(match[1]), name) for name, match in found.items() if match)
+        matches = {name: re.fullmatch(pattern, name) for name in os.listdir(where)}
+        chosen = sorted((int(match[1]), name) for name, match in matches.items() if match)
         return {number: os.path.join(where, name) for number, name in chosen}
 
     vectors = numbered("img_emb", r"img_emb_(\d+)\.npy")
     metadata = numbered("metadata", r"metadata_(\d+)\.parquet")
     alone = sorted(vectors.keys() ^ metadata.keys()) if metadata else []
+
     if not vectors or alone:
         first = f"; only one of the two is there for N = {alone[0]}" if vectors else ""
         raise UserError(
             f"{folder}: it holds {len(vectors)} files img_emb_N.npy and {len(metadata)} "
-            f"metadata_N.parquet{first}; "
-            "clip-retrieval makes one of each for each N"
+            f"metadata_N.parquet{first}; clip-retrieval makes one of each for each N"
         )
+
     return list(vectors.values()), list(metadata.values())
 
 
 def clip_names(folder: str) -> list[str] | None:
-    """The `image_path` of each row, without a leading slash; None where the metadata has no such
-    column.
+    """The `image_path` of each row, without a leading slash; None without such a column.
 
     Raises UserError where a file is no Parquet, has not as many rows as its embeddings, or a row
     without a path.
     """
     names: list[str] = []
-    for vectors, path in zip(
-        *clip_files(folder), strict=False
-    ):  # strict=False: there may be no metadata
-        try:
+    # strict=False: there may be no metadata
+    for vectors, path in zip(*clip_files(folder), strict=False):
+        with reading(path, "Parquet", ValueError, pa.ArrowException):
             file = pq.ParquetFile(path)
             if "image_path" not in file.schema_arrow.names:
                 return None
-            told = file.read(columns=["image_path"]).column("image_path").to_pylist()
-        except (OSError, ValueError, pa.ArrowException) as error:
-            raise UserError(f"{path}: it cannot be read as Parquet: {error}") from None
+            paths = file.read(columns=["image_path"]).column("image_path").to_pylist()
         rows = _npy(vectors).shape[:1]
-        if rows != (len(told),):
+        if rows != (len(paths),):
             raise UserError(
-                f"{path}: it has {len(told):,} rows, but {vectors} has {rows[0] if rows else 0:,}"
+                f"{path}: it has {len(paths):,} rows, but {vectors} has {rows[0] if rows else 0:,}"
             )
-        if None in told:
+        if None in paths:
             raise UserError(
-                f"{path}: row {told.index(None)} has no image_path; give the names with --list"
+                f"{path}: row {paths.index(None)} has no image_path; give the names with --list"
             )
-        names += told
+        names += paths
+
     return [str(name).lstrip("/") for name in names] or None
 
 
 class FlatLocals:
-    """A folder of descriptor.npy [m, W], xy.npy [m, 2] (x, y), scale.npy [m] (ordinals),
-    strength.npy [m], offset.npy.
+    """A folder of flat arrays of local descriptors, as `export` writes them.
+
+    descriptor.npy [m, W], xy.npy [m, 2] (x, y), scale.npy [m] (ordinals), strength.npy [m],
+    offset.npy.
 
     offset is int64 [n + 1]: image i has the entries offset[i] .. offset[i + 1]. Raises UserError
     where they do not fit together.
@@ -298,21 +270,25 @@ class FlatLocals:
         described, offset = self.arrays["descriptor"], self.arrays["offset"]
         total = len(described)
         shapes = {"xy": (total, 2), "scale": (total,), "strength": (total,)}
+
         for name, shape in shapes.items():
             if self.arrays[name].shape != shape:
                 raise UserError(
                     f"{folder}/{name}.npy: its shape is {list(self.arrays[name].shape)}, not "
                     f"{list(shape)}"
                 )
+
         if described.ndim != 2 or not described.shape[1] or described.dtype.kind != "f":
             raise UserError(
                 f"{folder}/descriptor.npy: it must be a matrix of floating-point numbers"
             )
+
         whole = offset.ndim == 1 and len(offset) and offset.dtype.kind in "iu"
         if not whole or offset[0] != 0 or offset[-1] != total or (offset[1:] < offset[:-1]).any():
             raise UserError(
                 f"{folder}/offset.npy: it must rise from 0 to {total}, the number of descriptors"
             )
+
         self.rows, self.dimension = len(offset) - 1, int(described.shape[1])
 
     def locals_of(self, row: int, most: int, scales: int) -> ImportedLocals:

@@ -2,17 +2,16 @@
 
 Source: tensorflow/models, research/delf/delf/protos:
 
-    DatumShape    repeated int64 dim = 1, packed          DelfFeature   descriptor = 1, float x = 2,
-                  y = 3, scale = 4,
-    FloatList     repeated float value = 1, packed                      orientation = 5, strength =
-                  6
-    Uint32List    repeated uint32 value = 1, packed       DelfFeatures  repeated DelfFeature feature
-                  = 1
+    DatumShape    repeated int64 dim = 1, packed
+    FloatList     repeated float value = 1, packed
+    Uint32List    repeated uint32 value = 1, packed
     DatumProto    shape = 1, oneof {float_list = 2, uint32_list = 3}
+    DelfFeature   descriptor = 1, float x = 2, y = 3, scale = 4, orientation = 5, strength = 6
+    DelfFeatures  repeated DelfFeature feature = 1
 
 What writers make is regular: each feature has the same bytes but for its numbers. Such a file is
-    checked against that
-pattern and viewed as one array; every other valid encoding goes through protobuf's own parser.
+checked against that pattern and viewed as one array; every other valid encoding goes through
+protobuf's own parser.
 
 `scale` in the files is the feature's: 1 / image scale (ExtractKeypointDescriptor in DELF's
 feature_extractor.py), so that 4 is the smallest copy of the image. Some ports write the image scale
@@ -33,24 +32,12 @@ import numpy as np
 from schemas.importers import ImportedLocals, Unusable, checked_locals, ordinals_of
 
 GLOBAL_SUFFIX, LOCAL_SUFFIX = ".delg_global", ".delg_local"
-SCALES = (
-    0.25,
-    0.35355338,
-    0.5,
-    0.70710677,
-    1.0,
-    1.4142135,
-    2.0,
-)  # image scales of DELG's published configurations
+# image scales of DELG's published configurations
+SCALES = (0.25, 0.35355338, 0.5, 0.70710677, 1.0, 1.4142135, 2.0)
 SCALE_FIELDS = ("feature", "image")
 MOST_BYTES = 256_000_000  # of a file: 1,000 features of 128 dimensions are 562 kB
-_NUMBERS = (
-    "x",
-    "y",
-    "scale",
-    "orientation",
-    "strength",
-)  # fields 2 .. 6, each a fixed 32-bit number
+# fields 2 .. 6, each a fixed 32-bit number
+_NUMBERS = ("x", "y", "scale", "orientation", "strength")
 _numbers_of = attrgetter(*_NUMBERS)
 
 
@@ -67,8 +54,9 @@ class DelgFeatures:
 
 
 def parse_global(data: bytes) -> np.ndarray:
-    """The array of a DatumProto in its own shape: float32, or uint32. Raises Unusable where the
-    bytes are none.
+    """The array of a DatumProto in its own shape: float32, or uint32.
+
+    Raises Unusable where the bytes are none.
     """
     head, values = _datum_head(len(data))
     if values and data.startswith(head):
@@ -77,8 +65,9 @@ def parse_global(data: bytes) -> np.ndarray:
 
 
 def parse_local(data: bytes) -> DelgFeatures:
-    """The features of a DelfFeatures in the file's order; none is allowed. Raises Unusable where
-    the bytes are none.
+    """The features of a DelfFeatures in the file's order; none is allowed.
+
+    Raises Unusable where the bytes are none.
     """
     regular = _regular(data)
     if regular is not None:
@@ -149,8 +138,9 @@ def _datum_start(values: int) -> bytes:
 
 @cache
 def _datum_head(size: int) -> tuple[bytes, int]:
-    """What a DatumProto of `size` bytes starts with where it is a vector, and its dimension; 0: it
-    can be none.
+    """What a DatumProto of `size` bytes starts with where it is a vector, and its dimension.
+
+    A dimension of 0: it can be none.
     """
     for values in range(size // 4, max(0, size // 4 - 8), -1):
         if len(_datum_start(values)) + 4 * values == size:
@@ -160,8 +150,9 @@ def _datum_head(size: int) -> tuple[bytes, int]:
 
 @cache
 def _pattern(record: int) -> tuple[np.dtype[Any], bytes] | None:
-    """The layout of a feature of `record` bytes with tag and length, and the bytes before its
-    numbers.
+    """The layout of a feature of `record` bytes with tag and length.
+
+    With it come the bytes before its numbers.
     """
     for values in range(record // 4, max(0, record // 4 - 16), -1):
         datum = _datum_start(values)
@@ -187,6 +178,7 @@ def _regular(data: bytes) -> np.ndarray | None:
             break
     else:
         return None
+
     record = 1 + place + length
     pattern = _pattern(record) if record <= len(data) and len(data) % record == 0 else None
     if pattern is None:
@@ -196,10 +188,12 @@ def _regular(data: bytes) -> np.ndarray | None:
     raw = np.frombuffer(data, np.uint8).reshape(len(rows), record)
     if (raw[:, : len(before)] != np.frombuffer(before, np.uint8)).any():
         return None
+
     if any(
         (rows[f"tag_{name}"] != (number << 3 | 5)).any() for number, name in enumerate(_NUMBERS, 2)
     ):
         return None
+
     return rows
 
 
@@ -209,9 +203,8 @@ def _datum_array(datum: Any) -> np.ndarray:
     if kind is None:
         raise Unusable("it holds no descriptor", "empty")
     held = getattr(datum, kind)
-    if (
-        kind == "float_list"
-    ):  # written anew they are packed, at its end: five times as fast as one by one
+    # written anew they are packed, at its end: five times as fast as one by one
+    if kind == "float_list":
         data = held.SerializeToString()
         values = np.frombuffer(data, "<f4", len(held.value), len(data) - 4 * len(held.value))
     else:
@@ -236,8 +229,9 @@ def _parsed(name: str, data: bytes) -> Any:
 
 @cache
 def messages() -> dict[str, Any]:
-    """Message classes by name, in a pool of their own: DELG's generated modules can be loaded
-    beside them.
+    """Message classes by name, in a pool of their own.
+
+    So DELG's generated modules can be loaded beside them.
     """
     from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
@@ -253,9 +247,8 @@ def messages() -> dict[str, Any]:
                 added.type, added.type_name = kinds.TYPE_MESSAGE, f".delg.{kind}"
             else:
                 added.type = kind
-                added.options.packed = repeated
-            if not repeated and not isinstance(kind, str):
-                added.ClearField("options")
+                if repeated:
+                    added.options.packed = True
         return made
 
     message("DatumShape", ("dim", 1, kinds.TYPE_INT64, True))
@@ -275,6 +268,7 @@ def messages() -> dict[str, Any]:
     message("DelfFeatures", ("feature", 1, "DelfFeature", True))
     pool = descriptor_pool.DescriptorPool()
     pool.Add(file)
+
     return {
         made.name: message_factory.GetMessageClass(pool.FindMessageTypeByName(f"delg.{made.name}"))
         for made in file.message_type

@@ -64,9 +64,9 @@ def test_orders_equal_a_plain_loop() -> None:
     lambdas, gammas = rng.uniform(0.01, 0.99, 40), 10 ** rng.uniform(-1.3, 1, 40)
     for size in (1, 2, 57):
         scores, logits = candidates(rng, size)
-        found = orders(scores, logits, lambdas, gammas)
+        result = orders(scores, logits, lambdas, gammas)
         for row, (lambda_, gamma) in enumerate(zip(lambdas, gammas, strict=True)):
-            assert found[row].tolist() == naive_order(scores, logits, lambda_, gamma)
+            assert result[row].tolist() == naive_order(scores, logits, lambda_, gamma)
 
 
 def test_the_ends_are_the_reranked_and_the_global_order_exactly() -> None:
@@ -79,9 +79,9 @@ def test_the_ends_are_the_reranked_and_the_global_order_exactly() -> None:
     by_logit = metrics.replay(ranking, nobody, 400, logits)
     assert len(np.unique(sigmoid(10 * logits))) < 200
     for gamma in (0.05, 1.0, 10.0):
-        found = orders(scores, logits, [0.0, 1.0], [gamma, gamma])
-        assert found[0].tolist() == by_logit.tolist()
-        assert found[1].tolist() == list(range(400))
+        result = orders(scores, logits, [0.0, 1.0], [gamma, gamma])
+        assert result[0].tolist() == by_logit.tolist()
+        assert result[1].tolist() == list(range(400))
         assert (
             replay_ensemble(ranking, nobody, scores, logits, Ensemble(0, gamma, 400)).tolist()
             == by_logit.tolist()
@@ -124,9 +124,9 @@ def test_average_precisions_are_those_of_whole_rankings(protocol: str) -> None:
             metrics.positions_of(query, rule.junk),
         )
         ranking = rng.permutation(120)[: 120 - trial]  # some positives are never found
-        found = np.stack([rng.permutation(25) for _ in range(6)])
-        ours = judge(ranking, 25, positive, junk).average_precisions(found)
-        whole = [np.concatenate([ranking[:25][order], ranking[25:]]) for order in found]
+        result = np.stack([rng.permutation(25) for _ in range(6)])
+        ours = judge(ranking, 25, positive, junk).average_precisions(result)
+        whole = [np.concatenate([ranking[:25][order], ranking[25:]]) for order in result]
         theirs = [metrics.evaluate([one], [query], protocol).average_precision[0] for one in whole]
         np.testing.assert_allclose(ours, theirs, atol=1e-13)
 
@@ -143,7 +143,7 @@ def test_a_planted_ensemble_is_the_one_optimum_of_the_grid(chosen: Ensemble) -> 
     for number, (scores, logits) in enumerate(pairs):
         order = replay_ensemble(np.arange(40), [], scores, logits, chosen)
         judged.append(judge(np.arange(40), 40, order[: 1 + number % (chosen.k - 1)], []))
-    values = search(pairs, lambda number, found: judged[number].average_precisions(found), grid)
+    values = search(pairs, lambda number, result: judged[number].average_precisions(result), grid)
     assert best(values, grid) == chosen
     assert values.max() == pytest.approx(1.0, abs=1e-12)
     assert (values > 1 - 1e-9).sum() == 1
@@ -155,11 +155,11 @@ def test_search_equals_a_plain_loop_and_leaves_out_queries_without_a_value() -> 
     pairs = [candidates(rng, size) for size in (12, 5, 20)]
     worth = [rng.uniform(size=len(scores)) for scores, _ in pairs]
 
-    def metric(number: int, found: np.ndarray) -> np.ndarray:
+    def metric(number: int, result: np.ndarray) -> np.ndarray:
         return (
-            np.full(len(found), np.nan)
+            np.full(len(result), np.nan)
             if number == 1
-            else worth[number][found[:, :4]] @ [4.0, 3.0, 2.0, 1.0]
+            else worth[number][result[:, :4]] @ [4.0, 3.0, 2.0, 1.0]
         )
 
     values = search(pairs, metric, grid)
@@ -185,7 +185,7 @@ def test_a_query_without_candidates_counts_as_nothing_found() -> None:
         ([0.9, 0.1], [-1.0, 1.0]),
         ([0.5], [0.0]),
     ]  # the last one has no positive: it is left out
-    values = search(pairs, lambda number, found: judged[number].average_precisions(found), grid)
+    values = search(pairs, lambda number, result: judged[number].average_precisions(result), grid)
     assert values[:, :, 0].tolist() == [[0.5, 0.5], [0.125, 0.5]]
 
 
@@ -211,7 +211,7 @@ def test_the_default_grid() -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "told"),
+    ("values", "words"),
     [
         ((-0.1, 1.0, 5), "between 0 and 1"),
         ((np.nan, 1.0, 5), "between 0 and 1"),
@@ -220,8 +220,8 @@ def test_the_default_grid() -> None:
         ((0.5, 1.0, 0), "at least 1"),
     ],
 )
-def test_values_out_of_range_are_refused(values: tuple[float, float, int], told: str) -> None:
-    with pytest.raises(ValueError, match=told):
+def test_values_out_of_range_are_refused(values: tuple[float, float, int], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
         Ensemble(*values)
 
 

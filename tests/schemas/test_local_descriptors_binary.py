@@ -31,11 +31,14 @@ def part_rows(width: int, counts: dict[int, int]) -> list[LocalRow]:
     rng = np.random.default_rng(5)
     return [
         LocalRow(
-            row, unit(count, width, row), rng.uniform(0, 500, (count, 2)).astype(np.float32),
-            rng.integers(0, 3, count).astype(np.uint8), np.sort(rng.uniform(size=count).astype(np.float32))[::-1],  # noqa: E501
+            row,
+            unit(count, width, row),
+            rng.uniform(0, 500, (count, 2)).astype(np.float32),
+            rng.integers(0, 3, count).astype(np.uint8),
+            np.sort(rng.uniform(size=count).astype(np.float32))[::-1],
         )
         for row, count in counts.items()
-    ]  # fmt: skip
+    ]
 
 
 @pytest.mark.parametrize(("width", "stored"), [(128, 16), (1024, 128), (20, 3)])

@@ -1,0 +1,1 @@
+"""DELG in torch, and its weights out of TensorFlow."""

@@ -1,5 +1,4 @@
-"""DELG (Cao, Araujo, Sim, ECCV 2020) in torch, step by step as tensorflow/models, research/delf,
-extracts it.
+"""DELG (Cao, Araujo, Sim, ECCV 2020) in torch, as tensorflow/models, research/delf, extracts it.
 
 The steps are those of delg/extract_features.py, examples/extractor.py, utils.py,
 feature_extractor.py and training/model/export_model_utils.py (ExtractLocalAndGlobalFeatures);
@@ -13,7 +12,6 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import fsspec
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -25,6 +23,8 @@ from rrt_core.devices import choose_device
 from rrt_core.extractors import Description, Extractor, Failure, without_locals
 from rrt_core.extractors.delg.network import load_network
 from rrt_core.images import Image
+from rrt_core.options import check_whole
+from rrt_core.weight_files import read_weights
 from schemas.errors import UserError
 
 IMAGE_SCALES = (0.25, 0.35355338, 0.5, 0.70710677, 1.0, 1.4142135, 2.0)
@@ -45,9 +45,8 @@ class Locals(NamedTuple):
     """Cells of one image, of all scales, the strongest first."""
 
     descriptors: npt.NDArray[np.float32]  # [n, local_dim], L2 norm 1
-    yx: npt.NDArray[
-        np.float32
-    ]  # [n, 2], centres of the receptive fields, pixels of the resized image
+    # [n, 2], centres of the receptive fields, pixels of the resized image
+    yx: npt.NDArray[np.float32]
     scale: npt.NDArray[np.uint8]  # [n]
     strength: npt.NDArray[np.float32]  # [n]
 
@@ -58,15 +57,14 @@ class Delg(Extractor):
     weights         file or fsspec URL, made by `convert-delg`
     max_locals      at most this many locals, the strongest of all scales together; published: 1000,
                     of which the Reranking Transformer takes the first 500
-    threshold       least attention of a local; None: what the weights file says
+    threshold       least attention of a local; None: that of the weights file
     max_image_size  a longer side is shrunk to it (times the image's resize_factor), never enlarged
     device          auto | cpu | cuda | cuda:N
     group           images of equal size that a GPU runs together
 
     On the CPU images are run one at a time: the same bytes alone and among others. On a GPU the
-        bits of an image may
-    change with the group it is run in (below 1e-5), so device and group are part of the
-    configuration there.
+    bits of an image may change with the group it is run in (below 1e-5), so device and group are
+    part of the configuration there.
     """
 
     name = "delg"
@@ -90,16 +88,15 @@ class Delg(Extractor):
             ("max_image_size", max_image_size),
             ("group", group),
         ):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise UserError(
-                    f"The extractor's option {option} must be a whole number from 1, not {value!r}."
-                )
+            check_whole(f"The extractor's option {option}", value, 1)
+
         number = isinstance(threshold, (int, float)) and not isinstance(threshold, bool)
         if threshold is not None and not (number and math.isfinite(threshold)):
             raise UserError(
                 f"The extractor's option threshold must be a number, not {threshold!r}."
             )
-        data = _read(weights)
+
+        data = read_weights(weights, "DELG weights", "; make it with convert-delg")
         loaded = load_network(data, f"the DELG weights {weights}")
         self._device = choose_device(device)
         self._network = loaded.network.to(self._device)
@@ -139,32 +136,34 @@ class Delg(Extractor):
         resized = [
             resize(image.pixels, self._max_image_size * image.resize_factor) for image in images
         ]
+
         for place, pixels in enumerate(resized):
             if min(pixels.shape[:2]) < _MIN_SIDE:
                 answers[place] = Failure(
                     f"the picture is {pixels.shape[1]} x {pixels.shape[0]} pixels as DELG resizes "
-                    f"it; "
-                    f"at least {_MIN_SIDE} a side are needed",
+                    f"it; at least {_MIN_SIDE} a side are needed",
                     "too_small",
                 )
                 continue
             groups.setdefault(pixels.shape, []).append(place)
+
         for places in groups.values():
             for start in range(0, len(places), self.batch):
                 chosen = places[start : start + self.batch]
                 with torch.inference_mode(), _exact_convolutions():
                     described = self._describe([resized[place] for place in chosen], with_locals)
-                for place, (pooled, found) in zip(chosen, described, strict=True):
+                for place, (pooled, local) in zip(chosen, described, strict=True):
                     image = images[place]
                     shrunk = np.array(resized[place].shape[:2]) / np.array(image.span[::-1])
                     answers[place] = Description(
                         global_descriptor=pooled,
-                        descriptors=found.descriptors,
-                        xy=(found.yx / shrunk.astype(np.float32))[:, ::-1]
+                        descriptors=local.descriptors,
+                        xy=(local.yx / shrunk.astype(np.float32))[:, ::-1]
                         + np.array(image.origin, np.float32),
-                        scale=found.scale,
-                        strength=found.strength,
+                        scale=local.scale,
+                        strength=local.strength,
                     )
+
         ordered = [answers[place] for place in range(len(images))]
         return (
             ordered
@@ -175,13 +174,14 @@ class Delg(Extractor):
     def _describe(
         self, pictures: list[npt.NDArray[np.uint8]], with_locals: bool
     ) -> list[tuple[npt.NDArray[np.float32], Locals]]:
-        """Global descriptor and locals of pictures of equal size; locals are empty where none are
-        asked for.
+        """Global descriptor and locals of pictures of equal size.
+
+        Locals are empty without `with_locals`.
         """
         pixels = torch.from_numpy(np.stack(pictures)).to(self._device).permute(0, 3, 1, 2)
         normalised = (pixels.to(torch.float32) - 128.0) / 128.0
         pooled: list[Tensor] = []
-        cells: list[list[Locals]] = [[] for _ in pictures]
+        cells = [[self._no_locals()] for _ in pictures]
         for ordinal, scale in enumerate(IMAGE_SCALES):
             if not with_locals and ordinal not in GLOBAL_SCALES:
                 continue
@@ -192,10 +192,10 @@ class Delg(Extractor):
                 pooled.append(normalise(self._network.global_descriptors(block3)))
             if with_locals:
                 attention, descriptors = self._network.local_maps(block3)
-                for found, scores, raw in zip(cells, attention, descriptors, strict=True):
-                    found.append(self._strong(scores, raw, ordinal))
+                for of_image, scores, raw in zip(cells, attention, descriptors, strict=True):
+                    of_image.append(self._strong(scores, raw, ordinal))
         globals_ = normalise(torch.stack(pooled).sum(0)).cpu().numpy()
-        return [(own, self._strongest(found)) for own, found in zip(globals_, cells, strict=True)]
+        return [(own, self._strongest(pieces)) for own, pieces in zip(globals_, cells, strict=True)]
 
     def _strong(self, scores: Tensor, raw: Tensor, ordinal: int) -> Locals:
         """Cells of one map [h, w] whose attention reaches the threshold, row by row."""
@@ -211,16 +211,16 @@ class Delg(Extractor):
             strength=strength[kept],
         )
 
-    def _strongest(self, found: list[Locals]) -> Locals:
-        if not found:
-            empty = np.zeros(0, np.float32)
-            return Locals(
-                np.zeros((0, self.local_dim), np.float32),
-                np.zeros((0, 2), np.float32),
-                np.zeros(0, np.uint8),
-                empty,
-            )
-        joined = [np.concatenate(column) for column in zip(*found, strict=True)]
+    def _no_locals(self) -> Locals:
+        return Locals(
+            np.zeros((0, self.local_dim), np.float32),
+            np.zeros((0, 2), np.float32),
+            np.zeros(0, np.uint8),
+            np.zeros(0, np.float32),
+        )
+
+    def _strongest(self, pieces: list[Locals]) -> Locals:
+        joined = [np.concatenate(column) for column in zip(*pieces, strict=True)]
         best = strongest(joined[3], self._max_locals)
         return Locals(*(column[best] for column in joined))
 
@@ -229,8 +229,7 @@ def strongest(strength: npt.NDArray[np.float32], most: int) -> npt.NDArray[np.in
     """Places of the `most` greatest values, falling; of equal ones the first comes first.
 
     That is the order of tf.image.non_max_suppression, which suppresses nothing here: its threshold
-        is an overlap of
-    1.0, and even equal boxes do not exceed it.
+    is an overlap of 1.0, and even equal boxes do not exceed it.
     """
     return np.argsort(-strength, kind="stable")[:most]
 
@@ -252,8 +251,9 @@ def field_centres(
 
 
 def resize(pixels: npt.NDArray[np.uint8], longest: float) -> npt.NDArray[np.uint8]:
-    """utils.ResizeImage: shrunk by PIL, bilinear, where the longer side exceeds `longest`; never
-    enlarged.
+    """utils.ResizeImage: shrunk by PIL, bilinear, where the longer side exceeds `longest`.
+
+    Nothing is enlarged.
     """
     height, width = pixels.shape[:2]
     if max(width, height) <= longest:
@@ -268,8 +268,9 @@ def resize(pixels: npt.NDArray[np.uint8], longest: float) -> npt.NDArray[np.uint
 
 
 def scaled(images: Tensor, scale: float) -> Tensor:
-    """tf.image.resize (bilinear, half-pixel centres, no antialiasing) of [B, 3, H, W] to round(side
-    * scale).
+    """tf.image.resize of [B, 3, H, W] to round(side * scale).
+
+    Bilinear, with half-pixel centres, without antialiasing.
     """
     sides = np.round(np.array(images.shape[2:], np.float32) * np.float32(scale)).astype(int)
     size = (int(sides[0]), int(sides[1]))
@@ -290,13 +291,3 @@ def _exact_convolutions() -> Any:
     return torch.backends.cudnn.flags(
         enabled=True, benchmark=False, deterministic=True, allow_tf32=False
     )
-
-
-def _read(path: str) -> bytes:
-    try:
-        with fsspec.open(path, "rb") as file:
-            return bytes(file.read())
-    except FileNotFoundError:
-        raise UserError(f"DELG weights {path}: no such file; make it with convert-delg.") from None
-    except (OSError, ValueError, ImportError) as error:
-        raise UserError(f"DELG weights {path} cannot be read: {error}.") from None

@@ -1,5 +1,6 @@
-"""The network of DELG (Cao, Araujo, Sim, ECCV 2020) in torch: ResNet v1, attention, autoencoder,
-GeM and whitening.
+"""The network of DELG (Cao, Araujo, Sim, ECCV 2020) in torch.
+
+It has a ResNet v1, attention, an autoencoder, GeM and whitening.
 
 Two layouts of the ResNet are in use, and weights of one are of no use in the other:
 
@@ -33,7 +34,7 @@ from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 
-from rrt_core.weight_files import sorted_header
+from rrt_core.weight_files import misfit, shapes_of, sorted_header
 from schemas.errors import UserError
 
 KERAS, SLIM = "keras", "slim"
@@ -46,7 +47,7 @@ GEM_POWER, GEM_FLOOR = 3.0, 1e-6
 
 @dataclass(frozen=True)
 class Architecture:
-    """What of a DELG network its tensors do not tell; the sizes are of the published ones.
+    """What of a DELG network its tensors do not show; the sizes are of the published ones.
 
     units            residual units in each of the four stages
     layout           keras | slim, see the module
@@ -74,7 +75,7 @@ class Architecture:
             isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in sizes
         ):
             raise UserError(
-                f"DELG: units and channels must be whole numbers from 1, and units four of them: "
+                "DELG: units and channels must be whole numbers from 1, and units four of them: "
                 f"{self}."
             )
         if self.layout not in EPSILON or self.attention_input not in (EXPANDED, BLOCK3):
@@ -97,9 +98,7 @@ class Architecture:
 
 
 class NormalisedConvolution(nn.Module):
-    """A convolution, TensorFlow's padding and a batch normalisation of fixed statistics: [B, C, H,
-    W] in and out.
-    """
+    """A convolution [B, C, H, W] with TensorFlow's padding and fixed batch normalisation."""
 
     def __init__(
         self, inputs: int, outputs: int, side: int, stride: int, epsilon: float, layout: str
@@ -129,8 +128,9 @@ class NormalisedConvolution(nn.Module):
 
 
 class Unit(nn.Module):
-    """A bottleneck: 1x1, 3x3, 1x1 and the shortcut, which has a convolution where the number of
-    channels changes.
+    """A bottleneck: 1x1, 3x3, 1x1 and the shortcut.
+
+    The shortcut has a convolution where the number of channels changes.
     """
 
     def __init__(self, inputs: int, width: int, stride: int, layout: str) -> None:
@@ -177,8 +177,9 @@ class DelgNetwork(nn.Module):
         self.requires_grad_(False)
 
     def trunk(self, x: Tensor) -> Tensor | None:
-        """Pixels float32 [B, 3, H, W], (value - 128) / 128, RGB -> the third stage [B, 16 width, h,
-        w], rectified.
+        """Pixels float32 [B, 3, H, W] -> the third stage [B, 16 width, h, w], rectified.
+
+        Pixels are RGB, (value - 128) / 128.
 
         None where the image is so small that the max-pool without padding leaves nothing (layout
         keras).
@@ -195,8 +196,9 @@ class DelgNetwork(nn.Module):
         return x
 
     def local_maps(self, block3: Tensor) -> tuple[Tensor, Tensor]:
-        """The third stage -> attention float32 [B, h, w], > 0, and descriptors [B, local_dim, h,
-        w], raw.
+        """The third stage -> attention and raw descriptors.
+
+        Attention is float32 [B, h, w], > 0; descriptors are [B, local_dim, h, w].
         """
         reduced = self.reduce(block3)
         seen = (
@@ -210,8 +212,9 @@ class DelgNetwork(nn.Module):
         return F.softplus(scores[:, 0]), reduced
 
     def global_descriptors(self, block3: Tensor) -> Tensor:
-        """The third stage -> fourth stage, GeM (p = 3), whitening: float32 [B, global_dim], not
-        normalised.
+        """The third stage -> global descriptors float32 [B, global_dim], not normalised.
+
+        They go through the fourth stage, GeM (p = 3) and whitening.
         """
         x = self.stage4(block3)
         pooled = x.clamp(min=GEM_FLOOR).pow(GEM_POWER).mean((2, 3)).pow(1.0 / GEM_POWER)
@@ -251,8 +254,7 @@ def _strides(a: Architecture, number: int) -> list[int]:
 def tensor_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
     """Name and shape of every tensor that a weights file of this architecture holds."""
     with torch.device("meta"):
-        state = DelgNetwork(architecture).state_dict()
-    return {name: tuple(tensor.shape) for name, tensor in state.items()}
+        return shapes_of(DelgNetwork(architecture).state_dict())
 
 
 def weights_file(
@@ -281,7 +283,7 @@ def weights_file(
 
 @dataclass(frozen=True)
 class LoadedNetwork:
-    """A network ready to run, on the CPU, and what its file says of it."""
+    """A network ready to run, on the CPU, and what its file adds."""
 
     network: DelgNetwork
     threshold: float
@@ -294,19 +296,21 @@ def load_network(data: bytes, where: str) -> LoadedNetwork:
     Raises UserError: another format, another configuration, tensors missing, too many, of another
         shape or not finite.
     """
-    mend = "make it with convert-delg."
+    fix = "make it with convert-delg."
     try:
         size = int.from_bytes(data[:8], "little")
         metadata: Mapping[str, Any] = json.loads(data[8 : 8 + size]).get("__metadata__", {})
         state = load_safetensors(data)
     except (SafetensorError, ValueError, AttributeError) as error:
         raise UserError(
-            f"{where} is no safetensors file ({type(error).__name__}): {mend}"
+            f"{where} is no safetensors file ({type(error).__name__}): {fix}"
         ) from error
+
     if metadata.get("format") != FORMAT:
         raise UserError(
-            f"{where} holds no DELG weights (its format is {metadata.get('format')!r}): {mend}"
+            f"{where} holds no DELG weights (its format is {metadata.get('format')!r}): {fix}"
         )
+
     try:
         config = json.loads(metadata["config"])
         threshold, source, depth = (
@@ -316,45 +320,23 @@ def load_network(data: bytes, where: str) -> LoadedNetwork:
         )
         architecture = Architecture(**config)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"The configuration in {where} cannot be read ({error}): {mend}") from error
+        raise UserError(f"The configuration in {where} cannot be read ({error}): {fix}") from error
+
     if depth != architecture.depth:
         raise UserError(
-            f"{where} says that its depth is {depth}, but its units make {architecture.depth}: "
-            f"{mend}"
+            f"{where} gives its depth as {depth}, but its units make {architecture.depth}: {fix}"
         )
-    check_tensors(
-        {name: tuple(tensor.shape) for name, tensor in state.items()}, architecture, where
-    )
+
+    if reason := misfit(shapes_of(state), tensor_shapes(architecture)):
+        raise UserError(f"{where} is no DELG network of depth {architecture.depth}: {reason}.")
     for name, tensor in state.items():
         if not bool(torch.isfinite(tensor.float()).all()):
-            raise UserError(f"The tensor {name} in {where} has values that are not finite: {mend}")
+            raise UserError(f"The tensor {name} in {where} has values that are not finite: {fix}")
     network = DelgNetwork(architecture)
     network.load_state_dict({name: tensor.float() for name, tensor in state.items()})
     for module in network.modules():
         if isinstance(module, NormalisedConvolution):
             module.fold()
     network.to(memory_format=torch.channels_last)
+
     return LoadedNetwork(network.eval(), threshold, source)
-
-
-def check_tensors(
-    found: Mapping[str, tuple[int, ...]], architecture: Architecture, where: str
-) -> None:
-    """Raise UserError unless these are the names and shapes of the architecture."""
-    wanted = tensor_shapes(architecture)
-    missing, other = sorted(set(wanted) - set(found)), sorted(set(found) - set(wanted))
-    if missing or other:
-        raise UserError(
-            f"{where} is no DELG network of depth {architecture.depth}: "
-            + "; ".join(
-                f"{len(names)} tensors are {word}, such as {names[0]}"
-                for names, word in ((missing, "missing"), (other, "unknown"))
-                if names
-            )
-            + "."
-        )
-    for name, shape in wanted.items():
-        if found[name] != shape:
-            raise UserError(
-                f"The tensor {name} in {where} has the shape {found[name]}, not {shape}."
-            )

@@ -53,7 +53,7 @@ _KERAS_NORM = {
 class Mapped:
     """How an export's variables make our tensors.
 
-    architecture  as far as names and shapes tell it: not where attention looks; block3_strides from
+    architecture  as far as names and shapes show it: not where attention looks; block3_strides from
                   an object graph
     variables     tensor name -> name of the variable, or None where TensorFlow has none (a bias of
                   0, a factor of 1)
@@ -76,15 +76,15 @@ def object_paths(
     models = [
         node for node, named in enumerate(children) if {"backbone", "attention"} <= set(named)
     ]
-    found: dict[str, str | None] = {}
-    under_way = [("", node, 0) for node in models[:1]]
-    while under_way:
-        path, node, depth = under_way.pop()
+    by_path: dict[str, str | None] = {}
+    pending = [("", node, 0) for node in models[:1]]
+    while pending:
+        path, node, depth = pending.pop()
         for name, child in children[node].items():
-            found[path + name] = keys[child]
+            by_path[path + name] = keys[child]
             if depth < _DEEPEST:
-                under_way.append((f"{path}{name}/", child, depth + 1))
-    return found
+                pending.append((f"{path}{name}/", child, depth + 1))
+    return by_path
 
 
 def map_variables(
@@ -111,8 +111,7 @@ def map_variables(
     else:
         raise UserError(
             f"{where} holds no DELG network: none of its {len(shapes)} variables is named as in a "
-            f"ResNet of DELG "
-            "(backbone/l2a/conv2a/kernel, or "
+            "ResNet of DELG (backbone/l2a/conv2a/kernel, or "
             "resnet_v1_50/block1/unit_1/bottleneck_v1/conv1/weights)."
         )
     return Mapped(_sized(mapped, shapes, where), mapped.variables)
@@ -135,8 +134,7 @@ def tensors(
         if _turned(shapes[variable], wanted[name]) != wanted[name]:
             raise UserError(
                 f"The variable {variable} in {where} has the shape {shapes[variable]}, which does "
-                f"not fit "
-                f"{wanted[name]} of {name}: is this a DELG model with autoencoder?"
+                f"not fit {wanted[name]} of {name}: is this a DELG model with autoencoder?"
             )
         values = np.asarray(read(variable), np.float32)
         if not np.isfinite(values).all():
@@ -146,6 +144,7 @@ def tensors(
         elif len(wanted[name]) == 2:
             values = values.reshape(values.shape[-2:]).T
         made[name] = np.ascontiguousarray(values)
+
     return made
 
 
@@ -172,7 +171,7 @@ def _sized(mapped: Mapped, shapes: Mapping[str, Shape], where: str) -> Architect
         if not shape:
             raise UserError(
                 f"The variable {variable} in {where} is a single number, not the weights of a "
-                f"layer."
+                "layer."
             )
         return int(shape[-1])
 
@@ -186,11 +185,11 @@ def _sized(mapped: Mapped, shapes: Mapping[str, Shape], where: str) -> Architect
 
 
 def _map_keras(plain: Mapping[str, str], where: str, block3_strides: bool) -> Mapped:
-    found: dict[int, set[str]] = {stage: set() for stage in range(2, 6)}
+    letters: dict[int, set[str]] = {stage: set() for stage in range(2, 6)}
     for name in plain:
         if match := _KERAS_UNIT.search(name):
-            found[int(match[1])].add(match[2])
-    units = _counted([len(found[stage]) for stage in range(2, 6)], where)
+            letters[int(match[1])].add(match[2])
+    units = _counted([len(letters[stage]) for stage in range(2, 6)], where)
 
     ends: dict[str, str | None] = {}
 
@@ -212,6 +211,7 @@ def _map_keras(plain: Mapping[str, str], where: str, block3_strides: bool) -> Ma
                 )
             if unit == 0:
                 layer(f"stage{stage}.0.shortcut", f"{at}/conv_shortcut", f"{at}/bn_shortcut")
+
     layer("reduce", "autoencoder/conv1", None)
     layer("expand", "autoencoder/conv2", None)
     layer("attention", "attention/conv1", "attention/bn_conv1")
@@ -219,11 +219,13 @@ def _map_keras(plain: Mapping[str, str], where: str, block3_strides: bool) -> Ma
     layer("embedding", "backbone/embedding_layer", None)
     paths = _by_end(plain, {end for end in ends.values() if end is not None})
     missing = sorted(end for end in ends.values() if end is not None and end not in paths)
+
     if missing:
         raise UserError(
             f"{where} lacks {len(missing)} variables of DELG, such as "
             f"{missing[0]}{_hint(missing[0])}."
         )
+
     variables = {tensor: paths[end] for tensor, end in ends.items() if end is not None}
     architecture = Architecture(
         units=units, layout=KERAS, block3_strides=block3_strides, attention_input=EXPANDED
@@ -232,17 +234,18 @@ def _map_keras(plain: Mapping[str, str], where: str, block3_strides: bool) -> Ma
 
 
 def _by_end(plain: Mapping[str, str], ends: set[str]) -> dict[str, str]:
-    """The variable of each path, whatever stands before it (`_model/`, nothing); the shortest name
-    of several.
+    """The variable of each path, whatever stands before it (`_model/`, nothing).
+
+    Of several it is the shortest name.
     """
-    found: dict[str, str] = {}
+    variables: dict[str, str] = {}
     for name in sorted(plain, key=lambda name: (len(name), name)):
         pieces = name.split("/")
         for start in range(len(pieces) - 2):
             end = "/".join(pieces[start:])
             if end in ends:
-                found.setdefault(end, plain[name])
-    return found
+                variables.setdefault(end, plain[name])
+    return variables
 
 
 def _hint(missing: str) -> str:
@@ -260,10 +263,12 @@ def _map_slim(plain: Mapping[str, str], shapes: Mapping[str, Shape], where: str)
             scope = name[: match.end(1)]
             stages = scopes.setdefault(scope, {})
             stages[int(match[2])] = max(stages.get(int(match[2]), 0), int(match[3]))
+
     if len(scopes) > 1:
         raise UserError(
             f"{where} holds several ResNets ({', '.join(sorted(scopes))}); a DELG model has one."
         )
+
     scope, stages = next(iter(scopes.items()))
     units = _counted([stages.get(stage, 0) for stage in range(1, 5)], where)
     names: dict[str, str | None] = {}
@@ -281,7 +286,7 @@ def _map_slim(plain: Mapping[str, str], shapes: Mapping[str, Shape], where: str)
         if lacking and not (tensor == "attention" and names["attention.bias"] is not None):
             raise UserError(
                 f"{where} lacks the variable {path}/BatchNorm/moving_mean or moving_variance of "
-                f"DELG."
+                "DELG."
             )
 
     layer("stem", f"{scope}/conv1", True)
@@ -292,6 +297,7 @@ def _map_slim(plain: Mapping[str, str], shapes: Mapping[str, Shape], where: str)
                 layer(f"stage{stage}.{unit}.conv{number}", f"{at}/conv{number}", True)
             if unit == 0:
                 layer(f"stage{stage}.0.shortcut", f"{at}/shortcut", True)
+
     stem = names["stem.weight"]
     width = shapes[stem][-1] if stem is not None else 0
     heads = _slim_heads(
@@ -307,11 +313,12 @@ def _map_slim(plain: Mapping[str, str], shapes: Mapping[str, Shape], where: str)
     for tensor, path in heads.items():
         layer(tensor, path, tensor == "attention")
     seen = EXPANDED if "expand" in heads else BLOCK3
+
     return Mapped(Architecture(units=units, layout=SLIM, attention_input=seen), names)
 
 
 def _slim_heads(paths: Mapping[str, Shape], block3: int, block4: int, where: str) -> dict[str, str]:
-    """The layers beside the ResNet, told from one another by what they turn into what."""
+    """The layers beside the ResNet, distinguished by what they turn into what."""
 
     def find(what: str, fits: Callable[[int, int], bool]) -> str:
         flat = {
@@ -319,14 +326,13 @@ def _slim_heads(paths: Mapping[str, Shape], block3: int, block4: int, where: str
             for path, shape in paths.items()
             if len(shape) >= 2 and set(shape[:-2]) <= {1}
         }
-        found = sorted(path for path, shape in flat.items() if fits(shape[-2], shape[-1]))
-        if len(found) != 1:
+        fitting = sorted(path for path, shape in flat.items() if fits(shape[-2], shape[-1]))
+        if len(fitting) != 1:
             raise UserError(
                 f"{where}: {what} must be one variable of that shape beside the ResNet, but there "
-                f"are {len(found)}"
-                f"{': ' + ', '.join(found) if found else ''}."
+                f"are {len(fitting)}{': ' + ', '.join(fitting) if fitting else ''}."
             )
-        return found[0]
+        return fitting[0]
 
     score = find("the attention's score (channels -> 1)", lambda i, o: o == 1)
     hidden = paths[score][-2]
@@ -349,6 +355,7 @@ def _slim_heads(paths: Mapping[str, Shape], block3: int, block4: int, where: str
     if any(shape[-2:] == (reduced, block3) for shape in paths.values()):
         what = f"the autoencoder's second layer ({reduced} -> {block3})"
         heads["expand"] = find(what, lambda i, o: (i, o) == (reduced, block3))
+
     return heads
 
 
@@ -367,6 +374,6 @@ def _counted(counts: list[int], where: str) -> tuple[int, int, int, int]:
     if min(counts) < 1:
         raise UserError(
             f"{where} lacks a stage of its ResNet: {first}, {second}, {third}, {fourth} units in "
-            f"the four."
+            "the four."
         )
     return first, second, third, fourth

@@ -1,0 +1,1 @@
+"""The default extractor, by EfficientNet-Lite0."""

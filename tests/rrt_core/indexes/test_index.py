@@ -20,8 +20,8 @@ def test_flat_equals_numpy() -> None:
     ids = np.arange(500) * 4096 + 3
     index = indexes.empty_index("Flat", 32)
     indexes.add(index, gallery, ids)
-    found = indexes.search(index, queries, 20, nprobe=1)
-    np.testing.assert_array_equal(found, ids[np.argsort(-(queries @ gallery.T), axis=1)[:, :20]])
+    result = indexes.search(index, queries, 20, nprobe=1)
+    np.testing.assert_array_equal(result, ids[np.argsort(-(queries @ gallery.T), axis=1)[:, :20]])
 
 
 def test_fewer_rows_than_asked() -> None:
@@ -58,8 +58,8 @@ def test_flat_shards_merge() -> None:
     indexes.add(a, rows[:10], np.arange(10))
     indexes.add(b, rows[10:], np.arange(10, 20) + 4096)
     indexes.merge(a, b)
-    found = indexes.search(a, rows[15:16], 1, 1)
-    assert found.tolist() == [[15 + 4096]]
+    result = indexes.search(a, rows[15:16], 1, 1)
+    assert result.tolist() == [[15 + 4096]]
 
 
 def test_keys_that_cannot_be() -> None:

@@ -199,7 +199,7 @@ def test_worked_by_hand():
 def test_a_ranking_without_any_positive_scores_zero():
     result = metrics.evaluate([[7, -1], []], [query(easy=[1]), query(hard=[2])], "medium")
     assert result.means == {"mAP": 0, "mP@1": 0, "mP@5": 0, "mP@10": 0}
-    assert result.found.tolist() == [0, 0]
+    assert result.retrieved.tolist() == [0, 0]
     assert result.positives.tolist() == [1, 1]
 
 

@@ -63,23 +63,23 @@ def test_augmentation_is_a_function_of_seed_row_and_copy(tmp_path: Path) -> None
         cv2.imwrite(str(files[-1]), np.roll(picture(), 11 * number, axis=1))
     options = CropOptions(resize=40, crop=32, degrees=20, jitter=0.3, flip=True)
     rows, copies = np.array([0, 1, 0]), np.array([2, 1, 0])
-    found = CropReader(files, options, seed=5).read(rows, copies)
-    assert found.shape == (3, 3, 32, 32) and found.dtype == np.uint8
-    assert np.array_equal(found, CropReader(files, options, seed=5, threads=2).read(rows, copies))
+    result = CropReader(files, options, seed=5).read(rows, copies)
+    assert result.shape == (3, 3, 32, 32) and result.dtype == np.uint8
+    assert np.array_equal(result, CropReader(files, options, seed=5, threads=2).read(rows, copies))
     assert np.array_equal(
-        found[1], CropReader(files, options, seed=5).read(rows[1:2], copies[1:2])[0]
+        result[1], CropReader(files, options, seed=5).read(rows[1:2], copies[1:2])[0]
     )
-    assert not np.array_equal(found[0], CropReader(files, options, seed=6).read(rows, copies)[0])
+    assert not np.array_equal(result[0], CropReader(files, options, seed=6).read(rows, copies)[0])
     assert np.array_equal(
-        found[2].transpose(1, 2, 0), plain_crop(cv2.imread(str(files[0]))[:, :, ::-1], options)
+        result[2].transpose(1, 2, 0), plain_crop(cv2.imread(str(files[0]))[:, :, ::-1], options)
     )
 
 
 def test_reader_names_what_it_cannot_read(tmp_path: Path) -> None:
     (tmp_path / "bad.jpg").write_bytes(b"no picture")
     reader = CropReader([tmp_path / "bad.jpg", tmp_path / "none.jpg"], CropOptions())
-    for row, said in ((0, r"bad\.jpg cannot be used"), (1, r"none\.jpg cannot be read")):
-        with pytest.raises(UserError, match=said):
+    for row, words in ((0, r"bad\.jpg cannot be used"), (1, r"none\.jpg cannot be read")):
+        with pytest.raises(UserError, match=words):
             reader.read(np.array([row]), np.array([0]))
 
 
@@ -100,12 +100,12 @@ def test_lite0_in_two_parts_is_the_network() -> None:
     crops = torch.randint(0, 256, (2, 3, 80, 64), dtype=torch.uint8)
     with torch.no_grad():
         maps = plain.network((crops.float() - 127) / 128)
-        found = both(crops)
+        result = both(crops)
         assert torch.allclose(plain(crops), maps.head, rtol=1e-4, atol=1e-3)
-    assert found.shape == (2, both.map_channels, 3, 2)
-    assert torch.equal(found[:, :1280], plain(crops).detach())
+    assert result.shape == (2, both.map_channels, 3, 2)
+    assert torch.equal(result[:, :1280], plain(crops).detach())
     cell = maps.stage112[:, :, 2:4, 0:2].reshape(2, -1)  # 5 x 4 cells, padded to 6 x 4
-    assert torch.allclose(found[:, 1280:, 1, 0], cell, rtol=1e-4, atol=1e-3)
+    assert torch.allclose(result[:, 1280:, 1, 0], cell, rtol=1e-4, atol=1e-3)
 
 
 def test_lite0_gradients_in_spite_of_in_place_operations() -> None:
@@ -146,7 +146,7 @@ def test_unknown_backbones(tmp_path: Path) -> None:
     torch.save({"conv.weight": torch.zeros(2)}, file)
     with pytest.raises(UserError, match="no state dict of EfficientNet-Lite0"):
         create_backbone("efficientnet_lite0", str(file))
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match=r"none\.pth: no such file"):
         create_backbone("efficientnet_lite0", str(tmp_path / "none.pth"))
 
 
@@ -224,11 +224,11 @@ def test_kept_part_of_a_backbone(tmp_path: Path) -> None:
 
 def test_neighbours_by_brute_force() -> None:
     x = F.normalize(torch.randn(37, 8), dim=1).numpy()
-    found = neighbours(x, 5, block=10)
+    result = neighbours(x, 5, block=10)
     for row in range(37):
         similarity = x @ x[row]
         others = [other for other in np.argsort(-similarity, kind="stable") if other != row]
-        assert found[row].tolist() == others[:5]
+        assert result[row].tolist() == others[:5]
     assert neighbours(x, 100).shape == (37, 36)
 
 
@@ -276,9 +276,9 @@ def test_average_precision_is_scikit_learns() -> None:
 def test_figures_by_hand() -> None:
     gallery = np.array([0, 1, 0, 1, 2])
     order = np.array([[1, 0, 2, 3, 4], [4, 3, 2, 1, 0]])
-    found = figures(order, np.array([0, 1]), gallery, at=(1, 2, 3))
-    assert found == pytest.approx({"map": ((1 / 2 + 2 / 3) / 2 + (1 / 2 + 2 / 4) / 2) / 2, "recall_1": 0.0,  # noqa: E501
-                                   "recall_2": 1.0, "recall_3": 1.0})  # fmt: skip
+    result = figures(order, np.array([0, 1]), gallery, at=(1, 2, 3))
+    mean = ((1 / 2 + 2 / 3) / 2 + (1 / 2 + 2 / 4) / 2) / 2
+    assert result == pytest.approx({"map": mean, "recall_1": 0.0, "recall_2": 1.0, "recall_3": 1.0})
     # A query of the gallery is no hit of its own, and one without another of its product does not
     # count.
     own = np.array([0, 4])

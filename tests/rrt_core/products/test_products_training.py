@@ -48,12 +48,12 @@ class TinyBackbone(Backbone):
         self.network = nn.ModuleList([nn.Conv2d(3, 5, 2, 2), nn.Conv2d(5, 6, 2, 2)])
 
     def early(self, crops: Tensor) -> Tensor:
-        found: Tensor = self.network[0](crops.float() / 255).relu()
-        return found
+        result: Tensor = self.network[0](crops.float() / 255).relu()
+        return result
 
     def late(self, x: Tensor) -> Tensor:
-        found: Tensor = self.network[1](x)
-        return found
+        result: Tensor = self.network[1](x)
+        return result
 
     def late_parameters(self) -> list[nn.Parameter]:
         return list(self.network[1].parameters())
@@ -178,9 +178,9 @@ def test_joint_learns_what_tells_the_products_apart(tmp_path: Path) -> None:
     )
     assert rows[-1]["step"] == 200 and rows[-1]["val_x"] == 1.0 and "val_x" not in rows[0]
     assert rows[0]["accuracy"] < 0.7 and rows[-1]["accuracy"] > 0.9
-    found = describe(network, Pictures(), np.arange(6), batch=4)
-    assert found.descriptors.shape == (6, 4) and found.local.shape == (6, 16, 2, 2)
-    similarity = found.descriptors @ found.descriptors.T
+    result = describe(network, Pictures(), np.arange(6), batch=4)
+    assert result.descriptors.shape == (6, 4) and result.local.shape == (6, 16, 2, 2)
+    similarity = result.descriptors @ result.descriptors.T
     assert similarity[0, 1] > similarity[0, 3] and similarity[3, 4] > similarity[3, 0]
 
 
@@ -264,15 +264,17 @@ def test_principal_components_are_numpys() -> None:
     torch.manual_seed(0)
     cells = torch.randn(500, 6) @ torch.randn(6, 6) + 3
     weight, bias = principal_components(cells, 4, 1.0)
-    found = (cells @ weight.T + bias).numpy()
+    result = (cells @ weight.T + bias).numpy()
     _, singular, rows = np.linalg.svd((cells - cells.mean(0)).double().numpy(), full_matrices=False)
     expected = (cells - cells.mean(0)).double().numpy() @ rows[:4].T / singular[:4]
     cosine = (
-        (found * expected).sum(0) / np.linalg.norm(found, axis=0) / np.linalg.norm(expected, axis=0)
+        (result * expected).sum(0)
+        / np.linalg.norm(result, axis=0)
+        / np.linalg.norm(expected, axis=0)
     )
     assert np.allclose(np.abs(cosine), 1, atol=1e-4)
-    assert np.square(found).sum(1).mean() == pytest.approx(1, rel=0.01)
-    assert np.allclose(found.var(0), 0.25, rtol=0.01)
+    assert np.square(result).sum(1).mean() == pytest.approx(1, rel=0.01)
+    assert np.allclose(result.var(0), 0.25, rtol=0.01)
     with pytest.raises(UserError, match="no 7 principal components"):
         principal_components(cells, 7, 1.0)
 

@@ -68,29 +68,29 @@ class TorchReference(nn.Module):
             place = torch.from_numpy(positions_by_numpy(*local.shape[2:], local.shape[1])).float()
             tokens.append(cells + place + self.seg_encoder.weight[row])
             tokens.append(self.seg_encoder.weight[1].expand(len(query), 1, -1))
-        found: torch.Tensor = self.classifier(self.encoder(torch.cat(tokens[:-1], 1))[:, 0])[:, 0]
-        return found
+        result: torch.Tensor = self.classifier(self.encoder(torch.cat(tokens[:-1], 1))[:, 0])[:, 0]
+        return result
 
 
 def positions_by_numpy(rows: int, columns: int, width: int) -> np.ndarray:
     """Entry by entry in float64."""
     half = width // 2
-    found = np.zeros((rows, columns, width))
+    result = np.zeros((rows, columns, width))
     for y in range(rows):
         for x in range(columns):
             for i in range(half):
                 power = 10000.0 ** (2 * (i // 2) / half)
                 wave = np.sin if i % 2 == 0 else np.cos
-                found[y, x, i] = wave(2.0 * (y + 1) / (rows + 1e-6) / power)
-                found[y, x, half + i] = wave(2.0 * (x + 1) / (columns + 1e-6) / power)
-    return found.reshape(-1, width)
+                result[y, x, i] = wave(2.0 * (y + 1) / (rows + 1e-6) / power)
+                result[y, x, half + i] = wave(2.0 * (x + 1) / (columns + 1e-6) / power)
+    return result.reshape(-1, width)
 
 
 @pytest.mark.parametrize(("rows", "columns", "width"), [(7, 7, 128), (3, 5, 16), (1, 1, 8)])
 def test_positions_equal_the_closed_form(rows: int, columns: int, width: int) -> None:
-    found = sine_positions(rows, columns, width)
-    assert found.dtype == torch.float32
-    assert np.abs(found.numpy() - positions_by_numpy(rows, columns, width)).max() <= 1e-6
+    result = sine_positions(rows, columns, width)
+    assert result.dtype == torch.float32
+    assert np.abs(result.numpy() - positions_by_numpy(rows, columns, width)).max() <= 1e-6
 
 
 @pytest.mark.parametrize("sides", [((7, 7), (7, 7)), ((3, 5), (4, 2)), ((1, 1), (1, 1))], ids=str)
@@ -99,8 +99,8 @@ def test_matcher_equals_torch_encoder(sides: tuple) -> None:
     query, gallery = (torch.randn(4, SMALL.d_model, *side) for side in sides)
     with torch.no_grad():
         expected = TorchReference(matcher, SMALL).eval()(query, gallery)
-        found = matcher(query, gallery)
-    assert float((found - expected).abs().max()) <= 1e-5
+        result = matcher(query, gallery)
+    assert float((result - expected).abs().max()) <= 1e-5
     assert float(expected.std()) > 0.01
 
 
@@ -149,17 +149,19 @@ def test_own_checkpoint_with_its_backbone(tmp_path: Path) -> None:
     model, path = small_model(), str(tmp_path / "own.safetensors")
     backbone = {"stem.weight": torch.randn(2, 3)}
     sha256 = save_checkpoint(path, model, {"mode": "joint"}, backbone)
-    found = load_checkpoint(path, variant=PRODUCTS)
+    result = load_checkpoint(path, variant=PRODUCTS)
     assert (
-        found.model.config == SMALL and found.notes == {"mode": "joint"} and found.sha256 == sha256
+        result.model.config == SMALL
+        and result.notes == {"mode": "joint"}
+        and result.sha256 == sha256
     )
-    assert not found.model.training
-    assert list(found.backbone) == ["stem.weight"] and torch.equal(
-        found.backbone["stem.weight"], backbone["stem.weight"]
+    assert not result.model.training
+    assert list(result.backbone) == ["stem.weight"] and torch.equal(
+        result.backbone["stem.weight"], backbone["stem.weight"]
     )
     maps = torch.randn(2, 24, 3, 3)
     with torch.no_grad():
-        assert torch.equal(found.model(maps, maps), model(maps, maps))
+        assert torch.equal(result.model(maps, maps), model(maps, maps))
 
 
 @pytest.mark.parametrize("prefix", ["", "module."])
@@ -178,12 +180,12 @@ def test_paper_checkpoint(tmp_path: Path, prefix: str) -> None:
     }
     path = tmp_path / "paper.pt"
     torch.save({"state": state, "optim": {"state": {}}, "scheduler": {}}, path)
-    found = load_checkpoint(str(path), variant=PRODUCTS)
-    assert found.model.config == dataclasses.replace(SMALL, backbone="timm:resnet50")
-    assert set(found.backbone) == set(resnet)
+    result = load_checkpoint(str(path), variant=PRODUCTS)
+    assert result.model.config == dataclasses.replace(SMALL, backbone="timm:resnet50")
+    assert set(result.backbone) == set(resnet)
     maps = torch.randn(2, 24, 3, 3)
     with torch.no_grad():
-        assert torch.equal(found.model(maps, maps), model(maps, maps))
+        assert torch.equal(result.model(maps, maps), model(maps, maps))
 
 
 def test_variants_are_not_mistaken(tmp_path: Path) -> None:
@@ -214,9 +216,7 @@ def test_broken_products_checkpoints(tmp_path: Path) -> None:
     torch.save(
         {"state": {key: value for key, value in state.items() if key != "remap_local.bias"}}, path
     )
-    with pytest.raises(
-        UserError, match=r"1 parameters are missing, the first is remap_local\.bias"
-    ):
+    with pytest.raises(UserError, match=r"1 tensors are missing, such as remap_local\.bias"):
         load_checkpoint(str(path), variant=PRODUCTS)
     torch.save({"state": {"matcher.seg_encoder.weight": torch.zeros(4, 16)}}, path)
     with pytest.raises(UserError, match=r"remap\.weight is missing; not a products model"):

@@ -89,9 +89,9 @@ def test_couples_are_those_of_scipys_tree() -> None:
     query, gallery = unit(rng.standard_normal((200, 16))), unit(rng.standard_normal((90, 16)))
     for bound in (0.3, 0.7, 1.0, 2.0):
         _, nearest = cKDTree(gallery).query(query, distance_upper_bound=bound)
-        used, found = couples(query, gallery, bound)
+        used, result = couples(query, gallery, bound)
         assert used.tolist() == np.flatnonzero(nearest < len(gallery)).tolist()
-        assert found.tolist() == nearest[used].tolist()
+        assert result.tolist() == nearest[used].tolist()
 
 
 def test_residual_is_in_pixels_of_the_query() -> None:

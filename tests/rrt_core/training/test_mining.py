@@ -20,8 +20,8 @@ def naive_nearest(descriptors: np.ndarray, query: int, pool: np.ndarray, count: 
     scored = [
         (-float(descriptors[query] @ descriptors[row]), int(row)) for row in pool if row != query
     ]
-    found = [row for _, row in sorted(scored)][:count]
-    return found + [NONE] * (count - len(found))
+    result = [row for _, row in sorted(scored)][:count]
+    return result + [NONE] * (count - len(result))
 
 
 @pytest.mark.parametrize(("block", "count"), [(7, 10), (64, 10), (1000, 10), (5, 60)])
@@ -29,18 +29,18 @@ def test_nearest_equals_a_loop(block: int, count: int) -> None:
     descriptors = small_integers(60, 4)  # with many equal products, and equal records
     pool = np.arange(0, 60, 2)
     queries = np.array([0, 3, 4, 58, 59])
-    found = nearest(descriptors, queries, pool, count, block=block)
-    assert found.dtype == np.int32
+    result = nearest(descriptors, queries, pool, count, block=block)
+    assert result.dtype == np.int32
     for row, query in enumerate(queries):
-        assert found[row].tolist() == naive_nearest(descriptors, query, pool, count)
+        assert result[row].tolist() == naive_nearest(descriptors, query, pool, count)
 
 
 def test_nearest_of_halves_from_a_memory_map(tmp_path) -> None:
     path = tmp_path / "globals.npy"
     np.save(path, small_integers(40, 6).astype(np.float16))
     mapped = np.load(path, mmap_mode="r")
-    found = nearest(mapped, np.arange(40), np.arange(40), 5, block=16)
-    assert [row.tolist() for row in found] == [
+    result = nearest(mapped, np.arange(40), np.arange(40), 5, block=16)
+    assert [row.tolist() for row in result] == [
         naive_nearest(mapped.astype(np.float32), query, np.arange(40), 5) for query in range(40)
     ]
 
@@ -65,9 +65,9 @@ def test_anchors_equal_a_loop() -> None:
         without += sum(same) >= 5 and all(same)
         if sum(same) >= 5 and not all(same):
             wanted.append(row)
-    found = choose_anchors(neighbours, labels, np.arange(50, 200), 5)
-    assert found.rows.tolist() == wanted and len(wanted) > 20
-    assert (found.too_few, found.without_negative) == (too_few, without)
+    result = choose_anchors(neighbours, labels, np.arange(50, 200), 5)
+    assert result.rows.tolist() == wanted and len(wanted) > 20
+    assert (result.too_few, result.without_negative) == (too_few, without)
     assert choose_anchors(neighbours, labels, np.array([5, 6]), 5).without_negative == 1
 
 
@@ -121,9 +121,9 @@ def test_pair_figures_equal_scikit_learn() -> None:
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 2, 300)
     logits = np.round(rng.normal(labels, 2.0), 1)  # with equal ones
-    found = pair_figures(logits, labels)
-    assert found["val_auc"] == pytest.approx(roc_auc_score(labels, logits), abs=1e-12)
-    assert found["val_loss"] == pytest.approx(
+    result = pair_figures(logits, labels)
+    assert result["val_auc"] == pytest.approx(roc_auc_score(labels, logits), abs=1e-12)
+    assert result["val_loss"] == pytest.approx(
         log_loss(labels, 1 / (1 + np.exp(-logits))), abs=1e-12
     )
 

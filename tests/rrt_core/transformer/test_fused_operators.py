@@ -66,9 +66,9 @@ def test_products_are_those_of_float32_rounded(dtype: torch.dtype) -> None:
     bias, residual = random(384, seed=3), random(40, 384, seed=4)
     layer = FusedLinear(weight, bias, dtype, rows=40)
     expected = F.linear(x.to(dtype).float(), weight.to(dtype).float(), bias.to(dtype).float())
-    for found, wanted in [(layer.plain(x), expected), (layer.relu(x), expected.relu())]:
-        assert found.dtype == dtype
-        assert (found.float() - wanted).abs().max() <= ROUNDING[dtype]
+    for result, wanted in [(layer.plain(x), expected), (layer.relu(x), expected.relu())]:
+        assert result.dtype == dtype
+        assert (result.float() - wanted).abs().max() <= ROUNDING[dtype]
     total = layer.add(x, residual)
     assert total.dtype == torch.float32
     assert (total - (expected + residual)).abs().max() <= ROUNDING[dtype]
@@ -110,14 +110,14 @@ def score_elsewhere(out: Path, *replaced: str, **variables: str) -> dict[str, An
         return dict(arrays)
 
 
-def check_logits(found: dict[str, Any]) -> None:
+def check_logits(result: dict[str, Any]) -> None:
     """The tolerances are those of test_scorer."""
     expected = np.asarray([plain_logit(make_model(), *pair) for pair in random_pairs(2, 8)])
     for precision, within in (("float32", 1e-5), ("bfloat16", 0.03)):
-        assert np.abs(found[precision] - expected).max() <= within
-        assert np.abs(found[f"{precision} in batches"] - expected).max() <= within
-        assert found[precision].tobytes() == found[f"{precision} backwards"].tobytes()
-    assert np.abs(found["float32"] - found["bfloat16"]).max() > 0
+        assert np.abs(result[precision] - expected).max() <= within
+        assert np.abs(result[f"{precision} in batches"] - expected).max() <= within
+        assert result[precision].tobytes() == result[f"{precision} backwards"].tobytes()
+    assert np.abs(result["float32"] - result["bfloat16"]).max() > 0
 
 
 @pytest.mark.parametrize(
@@ -131,11 +131,11 @@ def check_logits(found: dict[str, Any]) -> None:
     ids=" ".join,
 )
 def test_logits_without_an_operator(tmp_path: Path, replaced: list[str]) -> None:
-    found = score_elsewhere(tmp_path / "found.npz", *replaced)
+    result = score_elsewhere(tmp_path / "found.npz", *replaced)
     for what in replaced:
         operator = what.split("-")[0]
-        assert not found[f"float32 {operator}"] and not found[f"bfloat16 {operator}"]
-    check_logits(found)
+        assert not result[f"float32 {operator}"] and not result[f"bfloat16 {operator}"]
+    check_logits(result)
 
 
 @pytest.mark.skipif(
@@ -144,7 +144,7 @@ def test_logits_without_an_operator(tmp_path: Path, replaced: list[str]) -> None
 )
 def test_logits_without_avx512(tmp_path: Path) -> None:
     limits = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
-    found = score_elsewhere(tmp_path / "found.npz", **limits)
-    assert not found["bfloat16 linear"]
-    assert found["float32 linear"]
-    check_logits(found)
+    result = score_elsewhere(tmp_path / "found.npz", **limits)
+    assert not result["bfloat16 linear"]
+    assert result["float32 linear"]
+    check_logits(result)

@@ -63,10 +63,10 @@ def random_pairs(seed: int, count: int) -> list[tuple[TokenSet, TokenSet]]:
 @pytest.mark.parametrize("batch_tokens", [None, 300, 100_000])
 def test_equals_plain_model(model: RerankingTransformer, batch_tokens: int | None) -> None:
     pairs = random_pairs(2, 12) * 2
-    found = PairScorer(model, "cpu", batch_tokens).score(pairs)
+    result = PairScorer(model, "cpu", batch_tokens).score(pairs)
     expected = np.asarray([plain_logit(model, *pair) for pair in pairs])
-    assert found.dtype == np.float32 and found.shape == (24,)
-    assert np.abs(found - expected).max() <= 1e-5
+    assert result.dtype == np.float32 and result.shape == (24,)
+    assert np.abs(result - expected).max() <= 1e-5
     assert expected.std() > 0.01
 
 
@@ -76,8 +76,8 @@ def test_equals_plain_model_of_few_layers(layers: int, batch_tokens: int | None)
     torch.manual_seed(4)
     model = RerankingTransformer(dataclasses.replace(CONFIG, layers=layers, heads=8)).eval()
     pairs = random_pairs(5, 8)
-    found = PairScorer(model, "cpu", batch_tokens).score(pairs)
-    assert np.abs(found - [plain_logit(model, *pair) for pair in pairs]).max() <= 1e-5
+    result = PairScorer(model, "cpu", batch_tokens).score(pairs)
+    assert np.abs(result - [plain_logit(model, *pair) for pair in pairs]).max() <= 1e-5
 
 
 def test_blocks_of_rows_change_nothing_but_rounding(
@@ -85,8 +85,8 @@ def test_blocks_of_rows_change_nothing_but_rounding(
 ) -> None:
     monkeypatch.setattr(pair_encoder, "BLOCK_ROWS", 7)
     pairs = random_pairs(6, 8)
-    found = PairScorer(model, "cpu").score(pairs)
-    assert np.abs(found - [plain_logit(model, *pair) for pair in pairs]).max() <= 1e-5
+    result = PairScorer(model, "cpu").score(pairs)
+    assert np.abs(result - [plain_logit(model, *pair) for pair in pairs]).max() <= 1e-5
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
@@ -106,15 +106,15 @@ def test_same_bits_in_any_company(model: RerankingTransformer, precision: str) -
 
 def test_same_bits_with_any_number_of_workers(model: RerankingTransformer) -> None:
     pairs = random_pairs(3, 14)
-    found = [
+    result = [
         PairScorer(model, "cpu", workers=workers).score(pairs).tobytes() for workers in (2, 3, 20)
     ]
-    assert len(set(found)) == 1
+    assert len(set(result)) == 1
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        assert PairScorer(model, "cpu", workers=1).score(pairs).tobytes() == found[0]
-        assert PairScorer(model, "cpu").score(pairs).tobytes() == found[0]
+        assert PairScorer(model, "cpu", workers=1).score(pairs).tobytes() == result[0]
+        assert PairScorer(model, "cpu").score(pairs).tobytes() == result[0]
     finally:
         torch.set_num_threads(threads)
 

@@ -85,8 +85,8 @@ def test_plain_forward_equals_torch_encoder(config: ModelConfig) -> None:
     gallery = random_side(config, 5, 9, [9, 3, 1, 9, 0])
     with torch.no_grad():
         expected = TorchReference(model).eval()(*query, *gallery)
-        found = model(*query, *gallery)
-    assert float((found - expected).abs().max()) <= 1e-5
+        result = model(*query, *gallery)
+    assert float((result - expected).abs().max()) <= 1e-5
     assert float(expected.std()) > 0.01
 
 
@@ -168,21 +168,21 @@ def test_bad_config(change: dict) -> None:
         ModelConfig(**change)
 
 
-def same_logits(found: Checkpoint, model: RerankingTransformer) -> bool:
+def same_logits(result: Checkpoint, model: RerankingTransformer) -> bool:
     query = random_side(model.config, 2, 4, [4, 4])
     with torch.no_grad():
-        return torch.equal(found.model(*query, *query), model(*query, *query))
+        return torch.equal(result.model(*query, *query), model(*query, *query))
 
 
 def test_own_checkpoint_round_trip(tmp_path: Path) -> None:
     model = random_model(SMALL)
     path = tmp_path / "own.safetensors"
     sha256 = save_checkpoint(str(path), model, {"steps": 12})
-    found = load_checkpoint(str(path))
-    assert found.model.config == SMALL and found.notes == {"steps": 12}
-    assert found.sha256 == sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
-    assert not found.model.training
-    assert same_logits(found, model)
+    result = load_checkpoint(str(path))
+    assert result.model.config == SMALL and result.notes == {"steps": 12}
+    assert result.sha256 == sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert not result.model.training
+    assert same_logits(result, model)
     assert load_checkpoint(str(path), "rrt_legacy").model.config.scale_binning == "rrt_legacy"
 
 
@@ -195,9 +195,9 @@ def test_paper_checkpoint(tmp_path: Path, prefix: str, zipped: bool) -> None:
     torch.save(
         {"state": state, "optim": {"state": {}}}, path, _use_new_zipfile_serialization=zipped
     )
-    found = load_checkpoint(str(path))
-    assert found.model.config == model.config and found.model.config.scale_binning == "rrt_legacy"
-    assert same_logits(found, model)
+    result = load_checkpoint(str(path))
+    assert result.model.config == model.config and result.model.config.scale_binning == "rrt_legacy"
+    assert same_logits(result, model)
 
 
 def test_paper_checkpoint_runs_no_code(tmp_path: Path) -> None:

@@ -56,12 +56,12 @@ def test_as_the_pickle(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["gnd_roxford5k.pkl", "gnd_rparis6k.pkl"])
 def test_the_real_ones(name: str, tmp_path: Path) -> None:
-    found = next(iter(DATA.rglob(name)), None)
-    if found is None:
+    result = next(iter(DATA.rglob(name)), None)
+    if result is None:
         pytest.skip(f"RRT_TEST_DATA has no {name}")
-    truth = load_plain(found.read_bytes(), name)
+    truth = load_plain(result.read_bytes(), name)
     path = as_matlab(tmp_path / name.replace(".pkl", ".mat"), truth)
-    assert load_ground_truth(str(path)) == load_ground_truth(str(found))
+    assert load_ground_truth(str(path)) == load_ground_truth(str(result))
 
 
 def test_what_is_no_ground_truth(tmp_path: Path) -> None:

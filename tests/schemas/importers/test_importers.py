@@ -22,16 +22,23 @@ from schemas.importers.arrays import FlatLocals, clip_names, open_matrix
 
 PROTO = """
     name: "d.proto" package: "d" syntax: "proto2"
-    message_type { name: "Shape" field { name: "dim" number: 1 type: TYPE_INT64 label: LABEL_REPEATED PACKED } }
-    message_type { name: "Floats" field { name: "value" number: 1 type: TYPE_FLOAT label: LABEL_REPEATED PACKED } }
-    message_type { name: "Whole" field { name: "value" number: 1 type: TYPE_UINT32 label: LABEL_REPEATED PACKED } }
+    message_type { name: "Shape" field { name: "dim" number: 1 type: TYPE_INT64
+        label: LABEL_REPEATED PACKED } }
+    message_type { name: "Floats" field { name: "value" number: 1 type: TYPE_FLOAT
+        label: LABEL_REPEATED PACKED } }
+    message_type { name: "Whole" field { name: "value" number: 1 type: TYPE_UINT32
+        label: LABEL_REPEATED PACKED } }
     message_type { name: "Datum"
-      field { name: "shape" number: 1 type: TYPE_MESSAGE type_name: ".d.Shape" label: LABEL_OPTIONAL }
-      field { name: "float_list" number: 2 type: TYPE_MESSAGE type_name: ".d.Floats" label: LABEL_OPTIONAL }
-      field { name: "uint32_list" number: 3 type: TYPE_MESSAGE type_name: ".d.Whole" label: LABEL_OPTIONAL }
+      field { name: "shape" number: 1 type: TYPE_MESSAGE type_name: ".d.Shape"
+        label: LABEL_OPTIONAL }
+      field { name: "float_list" number: 2 type: TYPE_MESSAGE type_name: ".d.Floats"
+        label: LABEL_OPTIONAL }
+      field { name: "uint32_list" number: 3 type: TYPE_MESSAGE type_name: ".d.Whole"
+        label: LABEL_OPTIONAL }
       field { name: "news" number: 9 type: TYPE_STRING label: LABEL_OPTIONAL } }
     message_type { name: "Feature"
-      field { name: "descriptor" number: 1 type: TYPE_MESSAGE type_name: ".d.Datum" label: LABEL_OPTIONAL }
+      field { name: "descriptor" number: 1 type: TYPE_MESSAGE type_name: ".d.Datum"
+        label: LABEL_OPTIONAL }
       field { name: "x" number: 2 type: TYPE_FLOAT label: LABEL_OPTIONAL }
       field { name: "y" number: 3 type: TYPE_FLOAT label: LABEL_OPTIONAL }
       field { name: "scale" number: 4 type: TYPE_FLOAT label: LABEL_OPTIONAL }
@@ -39,8 +46,9 @@ PROTO = """
       field { name: "strength" number: 6 type: TYPE_FLOAT label: LABEL_OPTIONAL }
       field { name: "news" number: 77 type: TYPE_INT64 label: LABEL_OPTIONAL } }
     message_type { name: "Features"
-      field { name: "feature" number: 1 type: TYPE_MESSAGE type_name: ".d.Feature" label: LABEL_REPEATED } }
-"""  # noqa: E501
+      field { name: "feature" number: 1 type: TYPE_MESSAGE type_name: ".d.Feature"
+        label: LABEL_REPEATED } }
+"""
 
 
 def protos(packed: bool) -> dict[str, Any]:
@@ -81,14 +89,14 @@ def features(count: int, dimension: int, kinds: dict[str, Any] = KINDS, seed: in
     return made
 
 
-def assert_same(found: delg.DelgFeatures, message: Any) -> None:
+def assert_same(result: delg.DelgFeatures, message: Any) -> None:
     wanted = [
         np.array(feature.descriptor.float_list.value, np.float32) for feature in message.feature
     ]
-    np.testing.assert_array_equal(found.descriptors, np.stack(wanted))
+    np.testing.assert_array_equal(result.descriptors, np.stack(wanted))
     for name in ("x", "y", "scale", "orientation", "strength"):
         np.testing.assert_array_equal(
-            getattr(found, name), np.float32([getattr(f, name) for f in message.feature])
+            getattr(result, name), np.float32([getattr(f, name) for f in message.feature])
         )
 
 
@@ -137,8 +145,8 @@ def test_any_other_encoding_is_read_too() -> None:
     )
     second.descriptor.CopyFrom(datum(np.float32([1, 0])))
     body = first.SerializeToString() + second.SerializeToString()
-    found = delg.parse_local(bytes([0x0A, len(body)]) + body)
-    assert (found.x[0], found.y[0], found.scale[0], found.strength[0]) == (1, 2, 2, 3)
+    result = delg.parse_local(bytes([0x0A, len(body)]) + body)
+    assert (result.x[0], result.y[0], result.scale[0], result.strength[0]) == (1, 2, 2, 3)
     assert delg.parse_local(b"").descriptors.shape == (0, 0)
 
 
@@ -192,19 +200,19 @@ def test_claimed_shapes_are_not_believed() -> None:
 
 def test_delg_features_become_ours() -> None:
     message = features(30, 16)
-    found = delg.locals_of(delg.parse_local(message.SerializeToString()), dimension=16, most=10)
+    result = delg.locals_of(delg.parse_local(message.SerializeToString()), dimension=16, most=10)
     order = np.argsort([-f.strength for f in message.feature], kind="stable")[:10]
     best = [message.feature[i] for i in order]
-    np.testing.assert_array_equal(found.xy, np.float32([(f.x, f.y) for f in best]))
-    np.testing.assert_array_equal(found.strength, np.float32([f.strength for f in best]))
+    np.testing.assert_array_equal(result.xy, np.float32([(f.x, f.y) for f in best]))
+    np.testing.assert_array_equal(result.strength, np.float32([f.strength for f in best]))
     np.testing.assert_allclose(
-        [delg.SCALES[o] for o in found.scale], [1 / f.scale for f in best], rtol=1e-6
+        [delg.SCALES[o] for o in result.scale], [1 / f.scale for f in best], rtol=1e-6
     )
     wanted = np.stack([np.array(f.descriptor.float_list.value, np.float32) for f in best])
     np.testing.assert_allclose(
-        found.descriptors, wanted / np.linalg.norm(wanted, axis=1, keepdims=True), atol=1e-6
+        result.descriptors, wanted / np.linalg.norm(wanted, axis=1, keepdims=True), atol=1e-6
     )
-    assert found.scale.dtype == np.uint8 and found.xy.dtype == np.float32
+    assert result.scale.dtype == np.uint8 and result.xy.dtype == np.float32
 
 
 def test_scales_of_either_kind_are_matched_and_others_refused() -> None:
@@ -265,12 +273,12 @@ def test_ames_floats(tmp_path: Path) -> None:
     assert (opened.rows, opened.dimension, opened.default_scales()) == (5, 16, (1.0,))
     images = opened.read(1, 4)
     for place, image in enumerate(images):
-        found = opened.locals_of(image, 6, (1.0,))
+        result = opened.locals_of(image, 6, (1.0,))
         kept = block[1 + place][block[1 + place][:, 3] == 0][:6]
-        np.testing.assert_array_equal(found.xy, kept[:, [1, 0]])
-        np.testing.assert_array_equal(found.strength, kept[:, 4])
+        np.testing.assert_array_equal(result.xy, kept[:, [1, 0]])
+        np.testing.assert_array_equal(result.strength, kept[:, 4])
         wanted = kept[:, 5:] / np.linalg.norm(kept[:, 5:], axis=1, keepdims=True)
-        np.testing.assert_allclose(found.descriptors, wanted, atol=1e-6)
+        np.testing.assert_allclose(result.descriptors, wanted, atol=1e-6)
     assert len(opened.locals_of(images[1], 6, (1.0,)).scale) == 4
     images[0][3, 2] = 1
     with pytest.raises(Unusable, match="none of 0 .. 0"):
@@ -291,8 +299,8 @@ def test_ames_signs(tmp_path: Path) -> None:
         file["features"] = packed
     opened = AmesFile(str(tmp_path / "a.hdf5"))
     assert opened.dimension == 16
-    found = opened.locals_of(opened.read(0, 1)[0], 100, (1.0,))
-    np.testing.assert_array_equal(found.descriptors, np.where(block[0, :, 5:] > 0, 0.25, -0.25))
+    result = opened.locals_of(opened.read(0, 1)[0], 100, (1.0,))
+    np.testing.assert_array_equal(result.descriptors, np.where(block[0, :, 5:] > 0, 0.25, -0.25))
 
 
 @pytest.mark.parametrize("layout", ["rows", "columns", "auto"])
@@ -348,9 +356,9 @@ def test_mistakes_of_arrays_name_the_file(tmp_path: Path) -> None:
         ("absent.mat", "mat", "no such file"),
         ("text.npy", "h5", "cannot be read as HDF5"),
     ):
-        with pytest.raises(UserError, match=why) as told:
+        with pytest.raises(UserError, match=why) as expected_words:
             open_matrix(str(tmp_path / name), kind)
-        assert name in str(told.value)
+        assert name in str(expected_words.value)
 
 
 def test_what_cannot_be_mapped_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -399,7 +407,7 @@ def clip_folder(folder: Path, vectors: dict[int, int], metadata: dict[int, int])
 
 
 @pytest.mark.parametrize(
-    ("vectors", "metadata", "told"),
+    ("vectors", "metadata", "expected_words"),
     [
         ({0: 2, 1: 2}, {0: 2, 2: 2}, "only one of the two is there for N = 1"),
         (
@@ -411,13 +419,13 @@ def clip_folder(folder: Path, vectors: dict[int, int], metadata: dict[int, int])
     ],
 )
 def test_clip_names_belong_to_their_own_vectors(
-    tmp_path: Path, vectors: dict[int, int], metadata: dict[int, int], told: str
+    tmp_path: Path, vectors: dict[int, int], metadata: dict[int, int], expected_words: str
 ) -> None:
     folder = clip_folder(tmp_path, vectors, metadata)
-    if not told:
+    if not expected_words:
         assert clip_names(folder) == ["0/0.jpg", "0/1.jpg", "1/0.jpg", "1/1.jpg"]
         return
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=expected_words):
         clip_names(folder)
 
 
