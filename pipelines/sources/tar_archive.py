@@ -41,18 +41,20 @@ def tar_members(file: BlockFile) -> Iterator[Member]:
     Raises archive_members.Broken.
     """
     stream = forward(file)
+    packed = stream is not file
     first, name, pax = True, b"", {}
     while True:
         position = file.position
         block = stream.read(BLOCK)
-        if not block and stream.packed and not first:
+        if not block and packed and not first:
             return  # whole by the compression's own end
         if len(block) < BLOCK:
             raise Broken(
                 "it is empty" if first and not block else "it ends without the mark of its end"
             )
         if not any(block):
-            _drain(stream)
+            if packed:
+                stream.skip(MOST_BEHIND)  # to the checksum, which is of all that came before
             return
         try:
             info = tarfile.TarInfo.frombuf(block, "latin-1", "strict")
@@ -162,12 +164,3 @@ def _pass_sparse_headers(stream: Forward, block: bytes) -> None:
         if len(block) < BLOCK:
             raise Broken("it ends in the middle of a header")
         more = block[504]
-
-
-def _drain(stream: Forward) -> None:
-    """Read on to the end of the compressed data: its checksum tells whether all before was
-    right.
-    """
-    left = MOST_BEHIND if stream.packed else 0
-    while left > 0 and (data := stream.read(min(left, 1 << 20))):
-        left -= len(data)
