@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import IO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -43,6 +42,6 @@ def write_part(path: str, rows: Sequence[FailureRow]) -> None:
     )
 
 
-def read_part(file: IO[bytes] | str) -> list[FailureRow]:
-    """Read a part's failures."""
-    return [FailureRow(**row) for row in pq.read_table(file).to_pylist()]
+def rows_of(table: pa.Table) -> list[FailureRow]:
+    """The failures of a part's table."""
+    return [FailureRow(**row) for row in table.to_pylist()]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -93,6 +93,9 @@ def write_part(path: str, rows: Sequence[GlobalRow], dimension: int, dtype: str)
     )
 
 
+PART_COLUMNS = ("record_id", "status", "descriptor")
+
+
 @dataclass(frozen=True)
 class GlobalPart:
     """A part in memory: ids, which rows are ok, the descriptors [rows, D] as stored."""
@@ -102,9 +105,11 @@ class GlobalPart:
     descriptors: np.ndarray  # float32 | float16 [rows, D]
 
 
-def read_part(file: IO[bytes] | str) -> GlobalPart:
-    """Read a part's ids, statuses and descriptors."""
-    table = pq.read_table(file, columns=["record_id", "status", "descriptor"])
+def part_of(table: pa.Table) -> GlobalPart:
+    """A part of its table, of which PART_COLUMNS are used.
+
+    Raises ValueError where its schema is another.
+    """
     return GlobalPart(
         record_ids=table.column("record_id").to_pylist(),
         ok=np.array([status == "ok" for status in table.column("status").to_pylist()], bool),

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import io
 from collections import Counter
 from collections.abc import Mapping, Sequence
-
-import pyarrow as pa
 
 from pipelines.engines.assignments import Assignments
 from pipelines.engines.counts import Shortfall
 from pipelines.engines.pool import Ended
 from pipelines.engines.under_way import UnderWay, attempts_of
 from pipelines.jobs.errors import read_error
+from pipelines.storage.tables import Damaged, read_table
 from schemas import failures
 from schemas.errors import JobFailed, UserError
 from schemas.layout import PIECES
@@ -106,8 +104,8 @@ class Judge:
         for marker in reversed(self.assignments.finished.values()):
             for entry in reversed(marker.files):
                 if entry.name.startswith("failures/") and entry.rows:
-                    with contextlib.suppress(OSError, pa.ArrowInvalid):
-                        rows = failures.read_part(io.BytesIO(self.place.read(entry.name)))
+                    with contextlib.suppress(OSError, Damaged):
+                        rows = failures.rows_of(read_table(self.place, entry.name))
                         return rows[-1].reason
 
         return ""

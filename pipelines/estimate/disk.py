@@ -4,7 +4,6 @@ beside its rows.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +12,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipelines.estimate.probe import Probe
 from pipelines.jobs.plan import write_plan
 from pipelines.storage.place import open_place
 from pipelines.storage.protocol import Place
+from pipelines.storage.tables import read_table, table_bytes
 from schemas.layout import PLAN_FOLDER
 from schemas.manifest import MANIFEST_NAME, PARTS_NAME, FileEntry
 from schemas.plan import Job
@@ -40,9 +39,7 @@ class Sizes:
 
 def parquet_bytes(table: pa.Table, **how: Any) -> int:
     """Bytes of the table as a Parquet file; `how` are options of its writer."""
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer, **how)
-    return len(buffer.getvalue())
+    return len(table_bytes(table, **how))
 
 
 def parquet_sizes(table: pa.Table, **how: Any) -> Sizes:
@@ -58,7 +55,7 @@ def parquet_sizes(table: pa.Table, **how: Any) -> Sizes:
 def written(probe: Probe, folder: str = "") -> pa.Table:
     """The rows of the probe's Parquet files, of those below a folder."""
     names = [entry.name for entry in probe.files(folder)]
-    return pa.concat_tables(pq.read_table(probe.place.path(name)) for name in names)
+    return pa.concat_tables(read_table(probe.place, name) for name in names)
 
 
 def store_sizes(probe: Probe) -> dict[str, Sizes]:
@@ -108,7 +105,7 @@ def bookkeeping(probe: Probe, plan: Place, parts: int, pieces: int = 0) -> int:
     pieces  parts of archives: each has a marker of its own, and is in that of its archive
     """
     planned = sum(plan.size(f"{PLAN_FOLDER}/{name}") or 0 for name in plan.names(PLAN_FOLDER))
-    listed = pq.read_table(probe.place.path(PARTS_NAME))
+    listed = read_table(probe.place, PARTS_NAME)
     files = len(listed) / len(set(listed.column("unit").to_pylist()))
     table = parquet_sizes(listed, compression="none").total(1, files * (parts + pieces))
     mark = mean(len(one.marker.to_bytes()) for one in probe.measured)

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipelines.jobs.markers import marker_name
 from pipelines.jobs.plan import planned_units
 from pipelines.sources.archive_images import hashes, holds, short_hash
-from pipelines.storage.blocks import BlockFile
-from pipelines.storage.byte_sources import open_bytes
 from pipelines.storage.protocol import Place
-from pipelines.stores.store import part_columns
+from pipelines.storage.tables import open_table, read_columns
 from schemas.errors import UserError
 from schemas.image_list import ImageReference, decode_name, make_record_id
 from schemas.layout import LISTED_NAME
@@ -34,8 +29,8 @@ def missing_images(place: Place) -> Iterator[ImageReference]:
 
     absent: set[int] = set()
     of_use: dict[str, bool] = {}  # source -> whether the archives hold any of its list
-    with contextlib.closing(BlockFile(open_bytes(f"{place.url}/{LISTED_NAME}"))) as stream:
-        for batch in pq.ParquetFile(pa.PythonFile(stream, "r")).iter_batches():
+    with open_table(place, LISTED_NAME) as file:
+        for batch in file.iter_batches():
             for row in batch.to_pylist():
                 source = row["source"]
                 record_id = make_record_id(source, decode_name(row["name"]))
@@ -64,7 +59,7 @@ def _ids_of_archives(place: Place) -> Iterator[set[str]]:
             record_id
             for name in names
             if name.startswith("global/")
-            for record_id in part_columns(place, name, ["record_id"])["record_id"].to_pylist()
+            for record_id in read_columns(place, name, ["record_id"])["record_id"].to_pylist()
         }
 
 

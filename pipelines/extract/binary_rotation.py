@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import io
 from collections.abc import Iterable, Mapping
 from itertools import islice
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from pipelines.engines.settings import RunSettings
 from pipelines.extract.batches import isolated
@@ -17,6 +15,7 @@ from pipelines.extract.isolated import DescribingFailed
 from pipelines.sources.archive_images import ArchiveImages
 from pipelines.sources.item import Item
 from pipelines.storage.protocol import Place
+from pipelines.storage.tables import parse_table
 from pipelines.stores.image_plan import Planned
 from rrt_core.binary import learn_rotation
 from rrt_core.extractors import create
@@ -63,7 +62,7 @@ def make_rotation(
 
 def _sample(place: Place, planned: Planned, files: Mapping[str, bytes]) -> Iterable[Item]:
     name = IMAGES_NAME if planned.ids else ARCHIVES_NAME
-    table = pq.read_table(io.BytesIO(files.get(name) or place.read(name)))
+    table = parse_table(files.get(name) or place.read(name), f"{place.url}/{name}")
     if planned.ids:
         chosen = np.unique(np.linspace(0, len(table) - 1, SAMPLE).astype(int))
         return [Item(reference) for reference in references_of(table.take(chosen))]

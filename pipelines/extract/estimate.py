@@ -13,7 +13,6 @@ from itertools import count
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from pipelines.engines.settings import LOCAL, RunSettings
 from pipelines.estimate.disk import bookkeeping, store_sizes, written, written_plan
@@ -31,6 +30,7 @@ from pipelines.jobs.plan import refuse_other_recipe
 from pipelines.sources.archive_images import ArchiveImages, Listed
 from pipelines.storage.place import open_place
 from pipelines.storage.protocol import Place
+from pipelines.storage.tables import read_table
 from pipelines.stores.store import Store
 from rrt_core.extractors import create
 from schemas import layout
@@ -166,10 +166,10 @@ def _work(job: Job, planned: Place, settings: RunSettings) -> Work:
     finished = valid_markers(job, settings)
     archives = {u.name: u.work for u in job.units if isinstance(u.work, ArchivedImages)}
     if archives:
-        urls = pq.read_table(planned.path(layout.ARCHIVES_NAME)).column("url").to_pylist()
+        urls = read_table(planned, layout.ARCHIVES_NAME).column("url").to_pylist()
         sources = {archive.source for archive in archives.values() if archive.listed}
         lists = {source: Listed(planned, source) for source in sources}
-        work.names = len(pq.read_table(planned.path(layout.LISTED_NAME))) if lists else 0
+        work.names = len(read_table(planned, layout.LISTED_NAME)) if lists else 0
         for name, one in archives.items():
             url, listed = urls[one.archive], lists.get(one.source)
             work.archives[name] = ArchiveImages(url, one.source, one.prefix, listed)
@@ -197,7 +197,7 @@ def _probe(work: Work, planned: Place, settings: RunSettings, folder: Path, batc
     packed = {unit.name: n for unit, n in work.left if unit.name in work.archives}
     listed = [(u.work, u.inputs) for u, _ in work.left if isinstance(u.work, ListedImages)]
     rows = [np.arange(run.start, run.start + inputs) for run, inputs in listed]
-    table = pq.read_table(planned.path(layout.IMAGES_NAME))
+    table = read_table(planned, layout.IMAGES_NAME)
     sample = Sample(
         table.take(np.concatenate([np.zeros(0, np.int64), *rows])),
         [work.archives[name] for name in packed],

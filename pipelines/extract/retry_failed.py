@@ -6,7 +6,6 @@ was killed, the next one goes on with it.
 
 from __future__ import annotations
 
-import io
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,7 +14,6 @@ from dataclasses import replace
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from pipelines.engines.driver import run_job
 from pipelines.engines.settings import RunSettings
@@ -24,6 +22,7 @@ from pipelines.jobs.markers import read_marker
 from pipelines.jobs.plan import refuse_other_recipe
 from pipelines.storage.place import open_place
 from pipelines.storage.protocol import Place
+from pipelines.storage.tables import parse_table, read_table
 from pipelines.stores.image_plan import images_file, listed_units
 from pipelines.stores.store import Store
 from schemas import failures
@@ -94,7 +93,7 @@ def failed_images(store: Store, units: Sequence[Unit]) -> tuple[list[str], dict[
         maker = makers.get(part.number)
         archived_in = maker.work if maker and isinstance(maker.work, ArchivedImages) else None
         archive = archived_in.archive if archived_in else None
-        for row in failures.read_part(io.BytesIO(store.place.read(part.failures.name))):
+        for row in failures.rows_of(read_table(store.place, part.failures.name)):
             if row.error_class not in NOT_AGAIN and failed.get(row.record_id) is None:
                 failed[row.record_id] = archive
 
@@ -115,7 +114,7 @@ def _references(images: bytes, ids: Sequence[str]) -> list[ImageReference]:
     """Where listed images lie, each once, of the plan's table of images."""
     if not ids:
         return []
-    table = pq.read_table(io.BytesIO(images))
+    table = parse_table(images, IMAGES_NAME)
     chosen = table.filter(pc.is_in(table.column("record_id"), pa.array(ids, pa.string())))
     return list({reference.record_id: reference for reference in references_of(chosen)}.values())
 

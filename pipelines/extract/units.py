@@ -16,9 +16,10 @@ from pipelines.sources.archive_images import ArchiveImages, Listed, archive_url,
 from pipelines.sources.item import Item
 from pipelines.storage.place import open_place
 from pipelines.storage.protocol import Place
+from pipelines.storage.tables import read_columns
 from pipelines.stores.image_plan import read_ids, read_slice
 from pipelines.stores.part_writer import OF_A_LAYER, OF_A_STORE, PartRows, PartWriter, read_rotation
-from pipelines.stores.store import Store, part_columns
+from pipelines.stores.store import Store
 from rrt_core.images import DecodeError
 from schemas.errors import UserError
 from schemas.failures import FailureRow
@@ -227,7 +228,7 @@ class DescribeLocals(ImageWorker):
 
     def _rows(self, number: int, rows: Sequence[int]) -> Iterable[tuple[int, dict[str, Any]]]:
         name = self.store.part(number).globals.name
-        table = part_columns(self.store.place, name, ["record_id", "sha256"])
+        table = read_columns(self.store.place, name, ["record_id", "sha256"])
         return zip(rows, table.take(list(rows)).to_pylist(), strict=True)
 
     def _items(self, maker: Unit, expected: dict[str, tuple[int, int, str]]) -> Iterable[Item]:

@@ -5,13 +5,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from io import BytesIO
-
-import pyarrow.parquet as pq
 
 from pipelines.jobs.markers import software_versions
 from pipelines.storage.place import open_place
 from pipelines.storage.protocol import Place
+from pipelines.storage.tables import parse_table, read_table, table_bytes
 from schemas.errors import UserError
 from schemas.layout import PLAN_NAME
 from schemas.manifest import (
@@ -32,9 +30,8 @@ def write_manifest(
     place: Place, job: Job, markers: Sequence[Marker], wall_seconds: float
 ) -> Manifest:
     """Write parts.parquet and, last, manifest.json."""
-    buffer = BytesIO()
-    pq.write_table(parts_table(markers), buffer, compression="none")
-    place.write(PARTS_NAME, buffer.getvalue())
+    parts = table_bytes(parts_table(markers), compression="none")
+    place.write(PARTS_NAME, parts)
 
     files = [entry for marker in markers for entry in marker.files]
     counts = (unit.adds(one.counts) for unit, one in zip(job.units, markers, strict=True))
@@ -49,7 +46,7 @@ def write_manifest(
         facts={**job.facts, **({"units": summaries} if summaries else {})},
         parts={
             "name": PARTS_NAME,
-            "sha256": hashlib.sha256(buffer.getvalue()).hexdigest(),
+            "sha256": hashlib.sha256(parts).hexdigest(),
             "files": len(files),
             "bytes": sum(entry.bytes for entry in files),
         },
@@ -93,7 +90,7 @@ def parts_of(place: Place, manifest: Manifest) -> list[tuple[str, FileEntry]] | 
     if hashlib.sha256(data).hexdigest() != manifest.parts.get("sha256"):
         return None
 
-    table = pq.read_table(BytesIO(data))
+    table = parse_table(data, f"{place.url}/{PARTS_NAME}")
     return list(zip(table.column("unit").to_pylist(), entries_of(table), strict=True))
 
 
@@ -109,7 +106,7 @@ def require_manifest(url: str, what: str, command: str) -> Manifest:
 
 def read_entries(url: str) -> list[FileEntry]:
     """The files of a finished output."""
-    return entries_of(pq.read_table(BytesIO(open_place(url).read(PARTS_NAME))))
+    return entries_of(read_table(open_place(url), PARTS_NAME))
 
 
 def as_input(url: str, manifest: Manifest) -> dict[str, str]:

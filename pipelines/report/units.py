@@ -26,9 +26,10 @@ from pipelines.report.pictures import Pictures
 from pipelines.report.provenance import fact_groups
 from pipelines.results.outputs import output_of
 from pipelines.results.scores import read_ranking
-from pipelines.results.shortlists import read_shortlist, read_table
+from pipelines.results.shortlists import read_shortlist
 from pipelines.results.truth import Truth, truth_of
 from pipelines.storage.place import open_place
+from pipelines.storage.tables import read_table
 from pipelines.stores.gallery import open_stores
 from pipelines.stores.store import Store
 from rrt_core.metrics.revisited import PROTOCOLS, positions_of

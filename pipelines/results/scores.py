@@ -9,9 +9,10 @@ import numpy as np
 import pyarrow as pa
 
 from pipelines.jobs.manifests import read_entries
-from pipelines.results.shortlists import read_table, split_by_query
+from pipelines.results.shortlists import split_by_query
 from pipelines.results.truth import Truth
 from pipelines.storage.place import open_place
+from pipelines.storage.tables import read_table
 from rrt_core.metrics.revisited import shortlist_positions
 from rrt_core.rerankers.cascade import best, combine
 from schemas.scores import KEEP_KEY

@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipelines.jobs.manifests import read_entries
 from pipelines.results.outputs import output_of
 from pipelines.storage.place import open_place
-from pipelines.storage.protocol import Place
+from pipelines.storage.tables import read_table
 from schemas.manifest import FileEntry
-
-
-def read_table(place: Place, name: str, columns: Sequence[str] | None = None) -> pa.Table:
-    """A Parquet file of an output, or some of its columns."""
-    return pq.read_table(io.BytesIO(place.read(name)), columns=columns)
 
 
 def shortlist_files(url: str) -> list[FileEntry]:

@@ -12,8 +12,8 @@ from pipelines.jobs.attempt import Attempt
 from pipelines.jobs.manifests import read_entries
 from pipelines.jobs.unit_worker import UnitWorker
 from pipelines.results.indexes import open_search, read_index
-from pipelines.results.shortlists import read_table
 from pipelines.storage.place import open_place
+from pipelines.storage.tables import read_table
 from pipelines.stores.gallery import Gallery, open_stores
 from pipelines.stores.store import Store
 from rrt_core.indexes import faiss_index as indexes

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Collection, Iterable, Iterator
 from hashlib import blake2b
 
 import numpy as np
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from pipelines.sources.archives import entries
 from pipelines.sources.item import MOST_BYTES, Item
 from pipelines.storage.protocol import Place
+from pipelines.storage.tables import read_table
 from rrt_core.images import DecodeError
 from schemas.image_list import ImageReference, decode_name, encode_name, make_record_id
 from schemas.layout import ARCHIVES_NAME, LISTED_NAME
@@ -42,7 +41,7 @@ class Listed:
     """The names (as id text) that a source's list holds, 8 bytes a name."""
 
     def __init__(self, place: Place, source: str) -> None:
-        table = pq.read_table(io.BytesIO(place.read(LISTED_NAME)))
+        table = read_table(place, LISTED_NAME)
         names = table.filter(pc.equal(table.column("source"), source)).column("name")
         self.hashes = hashes(name.as_py() for name in names)
 
@@ -55,7 +54,7 @@ class Listed:
 
 def archive_url(place: Place, ordinal: int) -> str:
     """Where an archive of a store's plan lies."""
-    url: str = pq.read_table(io.BytesIO(place.read(ARCHIVES_NAME))).column("url")[ordinal].as_py()
+    url: str = read_table(place, ARCHIVES_NAME).column("url")[ordinal].as_py()
     return url
 
 

@@ -13,14 +13,12 @@ import os
 from collections.abc import Callable, Iterator
 from urllib.parse import unquote
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from pipelines.sources.archives import ARCHIVE_SUFFIXES, is_archive
 from pipelines.sources.spec import SourceSpec, _folder_of, read_input
 from pipelines.storage.place import open_place
 from pipelines.storage.protocol import Place
 from pipelines.storage.remote import RemotePlace
+from pipelines.storage.tables import parse_table
 from schemas.errors import UserError
 from schemas.ground_truth.ground_truth import GroundTruth, load_ground_truth
 from schemas.image_list import (
@@ -152,10 +150,8 @@ def listed_names(spec: SourceSpec) -> Iterator[str]:
     column of names. A name comes without `./` (as `find .` writes it) and doubled slashes.
     """
     data = read_input(spec.list, "image list")
-    try:
-        names = _parquet_names(data) if spec.list.endswith(".parquet") else _csv_names(data)
-    except (csv.Error, pa.ArrowException, OSError) as error:
-        raise UserError(f"{spec.list}: it cannot be read as an image list: {error}") from None
+    read = _parquet_names if spec.list.endswith(".parquet") else _csv_names
+    names = read(data, spec.list)
     if names is None:
         raise UserError(
             f"{spec.list}: it has no column of names (one of {', '.join(NAME_COLUMNS)})"
@@ -167,16 +163,19 @@ def listed_names(spec: SourceSpec) -> Iterator[str]:
         yield relative
 
 
-def _parquet_names(data: bytes) -> list[str] | None:
-    table = pq.read_table(io.BytesIO(data))
+def _parquet_names(data: bytes, where: str) -> list[str] | None:
+    table = parse_table(data, where)
     column = next((name for name in NAME_COLUMNS if name in table.column_names), None)
     return None if column is None else table.column(column).to_pylist()
 
 
-def _csv_names(data: bytes) -> list[str]:
-    rows = csv.reader(
-        io.StringIO(data.decode("utf-8-sig", "surrogateescape"), newline="")
-    )  # -sig: a BOM is no name
+def _csv_names(data: bytes, where: str) -> list[str]:
+    text = data.decode("utf-8-sig", "surrogateescape")  # -sig: a BOM is no name
+    try:
+        rows = list(csv.reader(io.StringIO(text, newline="")))
+    except csv.Error as error:
+        raise UserError(f"{where}: it cannot be read as an image list: {error}") from None
+
     names = [row[0].strip() for row in rows if row and row[0].strip()]
     return names[1:] if names and names[0].lower() in NAME_COLUMNS else names
 

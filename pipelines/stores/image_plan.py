@@ -5,8 +5,6 @@ Reruns and workers read it; `extract` and `import` cut it into parts alike.
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -14,14 +12,12 @@ from dataclasses import asdict, dataclass
 from hashlib import sha256
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipelines.sources.archives import ARCHIVE_SUFFIXES, archive_size, find_archives, path_of
 from pipelines.sources.listing import list_images, listed_names
 from pipelines.sources.spec import SourceSpec
-from pipelines.storage.blocks import BlockFile
-from pipelines.storage.byte_sources import open_bytes
 from pipelines.storage.protocol import Place
+from pipelines.storage.tables import open_table, parse_table, read_table, table_bytes
 from schemas.errors import UserError
 from schemas.image_list import ImageReference, encode_name, image_table, references_of
 from schemas.inside import check_inside
@@ -92,7 +88,7 @@ def read_planned(place: Place, specs: Sequence[SourceSpec]) -> Planned | None:
     if not same or any(sha256(files[name]).hexdigest() != hashes[name] for name in files):
         return None
 
-    table = pq.read_table(io.BytesIO(files[IMAGES_NAME]), columns=["record_id"])
+    table = parse_table(files[IMAGES_NAME], IMAGES_NAME, ["record_id"])
     return Planned(table.column("record_id").to_pylist(), archives, listed, names)
 
 
@@ -187,14 +183,13 @@ def read_slice(place: Place, unit: Unit) -> Sequence[ImageReference]:
 
 def read_ids(place: Place, name: str) -> frozenset[str]:
     """The record ids of a plan's table of images."""
-    table = pq.read_table(io.BytesIO(place.read(name)), columns=["record_id"])
+    table = read_table(place, name, ["record_id"])
     return frozenset(table.column("record_id").to_pylist())
 
 
 def read_rows(place: Place, name: str, start: int, rows: int) -> pa.Table:
     """Rows of a plan's table; reads only the row groups that hold them."""
-    with contextlib.closing(BlockFile(open_bytes(f"{place.url}/{name}"))) as stream:
-        file = pq.ParquetFile(pa.PythonFile(stream, "r"))
+    with open_table(place, name) as file:
         first, last = start // ROWS_A_PART, (start + rows - 1) // ROWS_A_PART
         table = file.read_row_groups(list(range(first, last + 1)))
     return table.slice(start - first * ROWS_A_PART, rows)
@@ -234,9 +229,7 @@ def listed_units(
 
 def table_file(table: pa.Table) -> bytes:
     """A plan's table as `read_rows` reads it."""
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer, row_group_size=ROWS_A_PART)
-    return buffer.getvalue()
+    return table_bytes(table, row_group_size=ROWS_A_PART)
 
 
 def images_file(references: Sequence[ImageReference]) -> bytes:

@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from pipelines.jobs.manifests import as_input, parts_of, read_manifest, require_manifest
-from pipelines.storage.blocks import LOCAL_BLOCK, BlockFile
-from pipelines.storage.byte_sources import open_bytes
 from pipelines.storage.place import open_place
 from pipelines.storage.protocol import Place
+from pipelines.storage.tables import read_columns, read_table
 from schemas import global_descriptors
 from schemas.errors import UserError
 from schemas.global_descriptors import GlobalPart
 from schemas.image_list import ImageReference, references_of
-from schemas.layout import LAYERS, ROWS_A_PART
+from schemas.layout import IMAGES_NAME, LAYERS, ROWS_A_PART
 from schemas.manifest import FileEntry
 from schemas.plan import Unit
 
@@ -34,20 +30,6 @@ def part_number(name: str) -> int | None:
     """The number of the part of a store that a file belongs to by its name; None of other files."""
     match = _PART.search(name.rpartition("/")[2])
     return int(match[1]) if match else None
-
-
-def part_columns(place: Place, name: str, columns: Sequence[str]) -> pa.Table:
-    """Some columns of a part's Parquet file: of a remote one only the blocks that hold them are
-    fetched.
-
-    Of a part of 4,096 globals that is 2 MB, not the whole file. Raises FileNotFoundError, of a
-    remote one UserError.
-    """
-    if place.local:
-        with open(place.path(name), "rb") as file:
-            return pq.ParquetFile(file).read(list(columns), use_threads=False)
-    with contextlib.closing(BlockFile(open_bytes(f"{place.url}/{name}"), LOCAL_BLOCK)) as stream:
-        return pq.ParquetFile(pa.PythonFile(stream, "r")).read(list(columns), use_threads=False)
 
 
 @dataclass(frozen=True)
@@ -165,11 +147,12 @@ class Store:
 
     def read_global(self, part: PartFiles) -> GlobalPart:
         """A part's ids, statuses and descriptors."""
-        return global_descriptors.read_part(io.BytesIO(self.place.read(part.globals.name)))
+        table = read_table(self.place, part.globals.name, global_descriptors.PART_COLUMNS)
+        return global_descriptors.part_of(table)
 
     def read_ids(self, part: PartFiles) -> PartIds:
         """A part's ids and statuses; the descriptors are not read."""
-        table = part_columns(self.place, part.globals.name, ["record_id", "status"])
+        table = read_columns(self.place, part.globals.name, ["record_id", "status"])
         ok = pc.equal(table.column("status"), "ok").to_numpy(zero_copy_only=False)
         return PartIds(table.column("record_id").to_pylist(), np.asarray(ok, bool))
 
@@ -182,7 +165,7 @@ class Store:
         absent.
         """
         try:
-            table = pq.read_table(io.BytesIO(self.place.read("plan/images.parquet")))
+            table = read_table(self.place, IMAGES_NAME)
         except FileNotFoundError:  # an imported store
             return {}
         wanted = pa.array(sorted(record_ids), pa.string())

@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from pipelines.storage.blocks import BlockFile
 from pipelines.storage.byte_sources import open_bytes
 from pipelines.storage.place import open_place
+from pipelines.storage.tables import parse_table
 from pipelines.stores.store import part_number
 from pipelines.verify.outputs import Output
 from pipelines.verify.part_rows import (
@@ -131,7 +131,7 @@ class FileChecks:
         with contextlib.suppress(FileNotFoundError):
             data = open_place(above).read(check_inside(globals_name))
             if hashlib.sha256(data).hexdigest()[:12] in globals_name.split("."):
-                return PartRows.of(pq.read_table(io.BytesIO(data)))
+                return PartRows.of(parse_table(data, f"{above}/{globals_name}"))
         return None
 
 

@@ -6,7 +6,6 @@ rows.
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import re
@@ -24,6 +23,7 @@ from pipelines.sources.item import read_location
 from pipelines.stages import worker_class
 from pipelines.storage.place import open_place
 from pipelines.storage.protocol import Place
+from pipelines.storage.tables import read_table
 from pipelines.stores.image_plan import read_rows, read_slice
 from pipelines.verify.outputs import Output
 from pipelines.verify.problems import UNREADABLE
@@ -191,8 +191,8 @@ def _failed(output: Output, unit: Unit, damaged: Collection[str]) -> set[str]:
         for name, (of, _) in output.expected.items()
         if of == unit.name and name.startswith("failures/") and name not in damaged
     ]
-    files = (io.BytesIO(output.place.read(name)) for name in names)
-    return {row.record_id for file in files for row in failures.read_part(file)}
+    tables = (read_table(output.place, name) for name in names)
+    return {row.record_id for table in tables for row in failures.rows_of(table)}
 
 
 def _all_unreadable(files: Sequence[bytes], local: bool, read: Callable[[bytes], object]) -> str:

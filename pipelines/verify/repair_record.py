@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from itertools import chain
 
-import pyarrow.parquet as pq
-
 from pipelines.jobs.markers import software_versions
 from pipelines.jobs.plan import differences
 from pipelines.storage.protocol import Place
+from pipelines.storage.tables import read_table
 from pipelines.verify.outputs import Output
 from pipelines.verify.problems import REDO, UNREADABLE, Findings
 from schemas.inside import check_inside, check_unit_name, read_strictly
@@ -120,10 +118,7 @@ def _row_changes(place: Place, before: str, now: str) -> Iterator[str]:
     """How the images of a part's rows changed, where its globals of before are still readable."""
     columns = ["record_id", "sha256", "status"]
     with contextlib.suppress(*UNREADABLE):
-        old, new = (
-            pq.read_table(io.BytesIO(place.read(name)), columns=columns).to_pylist()
-            for name in (before, now)
-        )
+        old, new = (read_table(place, name, columns).to_pylist() for name in (before, now))
         for row, (was, is_) in enumerate(zip(old, new, strict=False)):
             what = {
                 "ok": "is described now, and failed before",

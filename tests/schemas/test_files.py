@@ -104,7 +104,7 @@ def test_globals_round_trip(tmp_path: Path, dtype: str) -> None:
     rows = [row(f"s/{i}", None if i == 2 else described[i]) for i in range(5)]
     path = str(tmp_path / "part.parquet")
     global_descriptors.write_part(path, rows, 33, dtype)
-    part = global_descriptors.read_part(path)
+    part = global_descriptors.part_of(pq.read_table(path))
     assert part.record_ids == [f"s/{i}" for i in range(5)]
     assert part.ok.tolist() == [True, True, False, True, True]
     assert part.descriptors.dtype == np.dtype(dtype)
@@ -243,9 +243,9 @@ def test_failures_round_trip(tmp_path: Path) -> None:
     rows = [FailureRow("s/a", "extract", "the file is empty", "empty")]
     path = str(tmp_path / "f.parquet")
     failures.write_part(path, rows)
-    assert failures.read_part(path) == rows
+    assert failures.rows_of(pq.read_table(path)) == rows
     failures.write_part(path, [])
-    assert failures.read_part(path) == []
+    assert failures.rows_of(pq.read_table(path)) == []
 
 
 def test_counts_must_add_up() -> None:

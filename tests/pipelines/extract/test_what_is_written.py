@@ -59,7 +59,7 @@ def test_rows_fit_together(make: Any, tmp_path: Path) -> None:
         for part in parts.values():
             files = {kind: store / entry.name for kind, entry in part.items()}
             rows = pq.read_table(files["global"]).to_pylist()
-            listed = failures.read_part(str(files["failures"]))
+            listed = failures.rows_of(pq.read_table(files["failures"]))
             arrays = local_descriptors.read_part(str(files["local"]))
 
             assert part["global"].rows == len(rows)

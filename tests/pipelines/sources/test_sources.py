@@ -76,7 +76,7 @@ def test_lists_and_sources_that_are_no_files(tmp_path: Path) -> None:
         np_import = Options("npy", str(tmp_path / "v.npy"), str(tmp_path / "out"), record_ids=url)
         with pytest.raises(UserError, match=sentence):
             describe_inputs(np_import)
-    with pytest.raises(UserError, match="cannot be read as an image list"):
+    with pytest.raises(UserError, match="junk.parquet cannot be read as a Parquet table"):
         list(listed_names(SourceSpec(str(tmp_path), list=str(tmp_path / "junk.parquet"))))
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import fsspec
+import pyarrow as pa
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
@@ -19,6 +20,7 @@ from pipelines.storage import retries
 from pipelines.storage.local import LocalPlace, full_disk, is_temporary
 from pipelines.storage.place import open_place, read_url
 from pipelines.storage.protocol import Place
+from pipelines.storage.tables import read_columns, read_table, table_bytes
 from schemas.errors import UserError
 from tests.support.s3_server import BUCKET
 
@@ -345,3 +347,23 @@ def test_which_errors_pass() -> None:
     assert [error for error in passing if not retries.passes(error)] == []
     assert [error for error in final if retries.passes(error)] == []
     assert retries.condition_failed(final[2]) and not retries.condition_failed(final[1])
+
+
+def test_a_table_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    table = pa.table({"name": ["a", "b"], "row": [1, 2]})
+    place, whole = open_place(str(tmp_path)), table_bytes(table)
+    place.write("whole.parquet", whole)
+    place.write("cut.parquet", whole[:-9])
+    assert read_table(place, "whole.parquet") == table
+    assert read_table(place, "whole.parquet", ["row"]) == table.select(["row"])
+    assert read_columns(place, "whole.parquet", ["name"]) == table.select(["name"])
+
+    for read in (read_table, read_columns):
+        with pytest.raises(UserError, match=r"cut\.parquet cannot be read as a Parquet table: "):
+            read(place, "cut.parquet", ["name"])
+        with pytest.raises(UserError, match=r"whole\.parquet .*: it has no column 'none'"):
+            read(place, "whole.parquet", ["none"])
+    with pytest.raises(FileNotFoundError):
+        read_table(place, "absent.parquet")
+    with pytest.raises(UserError, match=r"absent\.parquet"):
+        read_columns(place, "absent.parquet", ["name"])

@@ -15,7 +15,8 @@ from pipelines.engines import pool
 from pipelines.extract import lazy_locals as layers
 from pipelines.storage.byte_sources import RemoteBytes
 from pipelines.storage.place import open_place
-from pipelines.stores.store import Store, part_columns, part_number
+from pipelines.storage.tables import read_columns
+from pipelines.stores.store import Store, part_number
 from schemas import global_descriptors
 from schemas.errors import UserError
 from schemas.global_descriptors import GlobalRow
@@ -69,7 +70,7 @@ def test_of_a_remote_part_only_blocks_are_fetched(
 
     monkeypatch.setattr(RemoteBytes, "fetch", counted)
     try:
-        table = part_columns(
+        table = read_columns(
             open_place("memory://columns"), "global/part-00000.parquet", ["record_id", "status"]
         )
     finally:
