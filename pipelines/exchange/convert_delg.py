@@ -1,8 +1,7 @@
-"""convert-delg: a TensorFlow SavedModel of DELG -> the safetensors file that the extractor `delg`
-reads.
+"""convert-delg: a TensorFlow SavedModel of DELG -> the safetensors file of the extractor `delg`.
 
-The variables are read from the model's checkpoint. What they do not tell (where attention looks,
-the stride of the local map) is found by running the SavedModel itself on a picture and comparing; a
+The variables are read from the model's checkpoint. What they leave open (where attention looks, the
+stride of the local map) is settled by running the SavedModel itself on a picture and comparing; a
 network that does not give what the SavedModel gives is not written. TensorFlow (extra `convert`) is
 needed here alone.
 """
@@ -57,18 +56,21 @@ def run(options: Options, settings: RunSettings = RunSettings()) -> Converted:
         )
     place = open_place(folder or ".")
     if place.exists(name) and not settings.overwrite:
-        raise UserError(f"{options.out} is there already: name another file, or give --overwrite.")
+        raise UserError(f"{options.out} exists: name another file, or give --overwrite.")
     if options.local_stride not in (0, *STRIDES):
         raise UserError(
             f"convert-delg: --local-stride is {options.local_stride}; it must be 16 or 32."
         )
+
     model = Path(options.model)
     _require_saved_model(model, options.check)
     threshold = threshold_of(options)
+
     tensorflow = import_tensorflow()
     shapes, reader = _open_checkpoint(tensorflow, model)
     mapped = map_variables(shapes, options.model, _object_paths(reader, shapes))
     saved = load_saved_model(tensorflow, model) if options.check else None
+
     refused: list[tuple[Mapped, Agreement]] = []
     for candidate in candidates(mapped, options):
         made = tensors(candidate, shapes, reader.get_tensor, options.model)
@@ -78,14 +80,13 @@ def run(options: Options, settings: RunSettings = RunSettings()) -> Converted:
             place.write(name, data)
             return Converted(candidate, threshold, len(data), agreement)
         refused.append((candidate, agreement))
-    nearest, by = min(refused, key=lambda pair: pair[1].worst())
+
+    mapped, nearest = min(refused, key=lambda pair: pair[1].worst())
+    a = mapped.architecture
     raise UserError(
         f"The network converted from {options.model} does not give what the SavedModel gives, so "
-        f"nothing was written: "
-        f"{by} (layout {nearest.architecture.layout}, attention at "
-        f"{nearest.architecture.attention_input}, stride "
-        f"{nearest.architecture.local_stride}). It is of another architecture than those that are "
-        f"known here."
+        f"nothing was written: {nearest} (layout {a.layout}, attention at {a.attention_input}, "
+        f"stride {a.local_stride}). It is of another architecture than those that are known here."
     )
 
 
@@ -94,49 +95,49 @@ def summarise(options: Options, converted: Converted) -> None:
     a = converted.mapped.architecture
     print(
         f"{options.out}: ResNet-{a.depth} ({a.layout}), attention at {a.attention_input}, local "
-        f"stride "
-        f"{a.local_stride}, {a.local_dim}-D locals, {a.global_dim}-D global, threshold "
-        f"{converted.threshold:g}, "
-        f"{converted.size / 1e6:.1f} MB"
+        f"stride {a.local_stride}, {a.local_dim}-D locals, {a.global_dim}-D global, threshold "
+        f"{converted.threshold:g}, {converted.size / 1e6:.1f} MB"
     )
-    if converted.agreement is None:
-        print("not compared with the SavedModel (--no-check)")
-    else:
-        print(f"agrees with the SavedModel: {converted.agreement}")
+    agreement = converted.agreement
+    print(
+        f"agrees with the SavedModel: {agreement}"
+        if agreement
+        else "not compared with the SavedModel (--no-check)"
+    )
 
 
 def threshold_of(options: Options) -> float:
-    """The threshold given, or that of the published model named or told by the folder's name.
+    """The threshold given, or that of the published model that is named, or that the folder names.
 
     Raises UserError.
     """
     if options.threshold is not None:
         return options.threshold
-    if options.published:
-        return THRESHOLDS[options.published]
-    name = Path(options.model).resolve().name
-    told = [
-        known for known in THRESHOLDS if name == known or name.startswith(f"{known}_")
-    ]  # a date follows
-    if not told:
-        raise UserError(
-            f"The folder {options.model} is not named as a published model, so the threshold of "
-            f"its attention is "
-            f"unknown: give --published ({', '.join(THRESHOLDS)}) or --threshold."
-        )
-    return THRESHOLDS[told[0]]
+
+    name = options.published or Path(options.model).resolve().name
+    for published, threshold in THRESHOLDS.items():
+        if name == published or name.startswith(f"{published}_"):  # a date follows
+            return threshold
+
+    raise UserError(
+        f"The folder {options.model} is not named as a published model, so the threshold of its "
+        f"attention is unknown: give --published ({', '.join(THRESHOLDS)}) or --threshold."
+    )
 
 
 def candidates(mapped: Mapped, options: Options) -> Iterator[Mapped]:
-    """The architectures that the variables leave open, the likeliest first; with --no-check the
-    first is taken.
+    """The architectures that the variables leave open, the likeliest first.
+
+    With --no-check the first is taken.
     """
-    seen = [EXPANDED, BLOCK3] if mapped.architecture.attention_input == EXPANDED else [BLOCK3]
-    if mapped.architecture.layout != KERAS:
+    known = mapped.architecture
+    seen = [EXPANDED, BLOCK3] if known.attention_input == EXPANDED else [BLOCK3]
+    if known.layout != KERAS:
         seen.reverse()  # the paper's attention looks at the third stage
-    strides = STRIDES if mapped.architecture.layout == KERAS else STRIDES[:1]
-    if not mapped.architecture.block3_strides:
+    strides = STRIDES if known.layout == KERAS else STRIDES[:1]
+    if not known.block3_strides:
         strides = STRIDES[::-1]
+
     if options.attention_input:
         if options.attention_input not in seen:
             raise UserError(
@@ -145,14 +146,11 @@ def candidates(mapped: Mapped, options: Options) -> Iterator[Mapped]:
         seen = [options.attention_input]
     if options.local_stride:
         if options.local_stride not in strides:
-            raise UserError(
-                f"{options.model} is of layout {mapped.architecture.layout}: its local stride is "
-                f"32."
-            )
+            raise UserError(f"{options.model} is of layout {known.layout}: its local stride is 32.")
         strides = (options.local_stride,)
     for stride in strides:
         for attention_input in seen:
-            one = looking_at_block3(mapped) if attention_input == BLOCK3 else mapped
+            one = mapped if attention_input == EXPANDED else looking_at_block3(mapped)
             yield Mapped(replace(one.architecture, block3_strides=stride == 32), one.variables)
 
 
@@ -170,8 +168,7 @@ def import_tensorflow() -> Any:
     except ImportError as error:
         raise UserError(
             f"convert-delg needs TensorFlow, which cannot be imported ({error}): install the "
-            f"extra `convert` "
-            "(pip install 'rrt-pipelines[convert]')."
+            f"extra `convert` (pip install 'rrt-pipelines[convert]')."
         ) from error
     return tensorflow
 
@@ -190,9 +187,9 @@ def _open_checkpoint(tensorflow: Any, model: Path) -> tuple[dict[str, tuple[int,
         reader = tensorflow.train.load_checkpoint(str(model / CHECKPOINT))
         shapes = {name: tuple(shape) for name, shape in reader.get_variable_to_shape_map().items()}
     except Exception as error:  # TensorFlow's own errors, of a damaged file
-        said = str(error).split("\n")[0][:200]
+        why = str(error).split("\n")[0][:200]
         raise UserError(
-            f"The variables of {model} cannot be read ({said}): the files are damaged."
+            f"The variables of {model} cannot be read ({why}): the files are damaged."
         ) from error
     return shapes, reader
 

@@ -65,8 +65,7 @@ class Agreement:
     def __str__(self) -> str:
         return (
             f"{100 * self.places:.1f}% of its places, attention within {self.attention:.1e}, "
-            f"descriptors within "
-            f"{self.descriptors:.1e}, global within {self.globals:.1e}"
+            f"descriptors within {self.descriptors:.1e}, global within {self.globals:.1e}"
         )
 
 
@@ -142,11 +141,11 @@ def load_saved_model(tensorflow: Any, model: Path) -> SavedDelg:
             outputs = dict(zip(_FETCHES, run(*(inputs[feed] for feed in _FEEDS)), strict=True))
         arrays = {name: np.asarray(outputs[name].numpy(), np.float32) for name in _FETCHES}
     except Exception as error:  # TensorFlow raises many kinds for a model of other inputs
-        said = str(error).split("\n")[0][:200]
+        why = str(error).split("\n")[0][:200]
         raise UserError(
             f"The SavedModel in {model} cannot be run as one of DELG's local and global features "
-            f"({said}): export it "
-            "with export_local_and_global_model.py, or convert it unchecked with --no-check."
+            f"({why}): export it with export_local_and_global_model.py, or convert it unchecked "
+            f"with --no-check."
         ) from error
     return SavedDelg(arrays, shown)
 

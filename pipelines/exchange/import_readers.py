@@ -1,11 +1,15 @@
-"""What `import`'s workers read, a format a class: one image after the other, none of them kept."""
+"""What `import`'s workers read, a format a class: one image after the other, none of them kept.
+
+The `images` of a reader give for each image from the plan's row `start` on, in order, what gives
+its descriptors: called at once, it raises Unusable where they cannot be taken.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import os
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -23,41 +27,17 @@ BLOCK_BYTES = 64_000_000  # of a matrix that is read at once
 
 @dataclass(frozen=True)
 class ImportedImage:
-    """One image's descriptors as a store has them; `bytes` of the files that hold them alone, else
-    0.
-    """
+    """One image's descriptors as a store has them."""
 
     global_descriptor: np.ndarray
     locals: ImportedLocals | None
-    bytes: int = 0
+    bytes: int = 0  # of the files that hold them alone
 
 
-Taken = Callable[[], ImportedImage]  # raises Unusable
+Taken = Callable[[], ImportedImage]
 
 
-class Reader(ABC):
-    """An opened input."""
-
-    @abstractmethod
-    def images(
-        self, start: int, references: Sequence[ImageReference], stems: Sequence[bytes | None]
-    ) -> Iterator[Taken]:
-        """For each image from the plan's row `start` on, in order, what gives its descriptors;
-        called at once.
-        """
-
-
-def open_reader(options: dict[str, Any]) -> Reader:
-    """The reader of a job's settings.
-
-    Raises UserError where the input has gone or changed its shape.
-    """
-    if options["format"] == "delg":
-        return DelgReader(options)
-    return MatrixReader(options)
-
-
-class DelgReader(Reader):
+class DelgReader:
     """Pairs of `.delg_global` and `.delg_local`."""
 
     def __init__(self, options: dict[str, Any]) -> None:
@@ -68,39 +48,34 @@ class DelgReader(Reader):
     def images(
         self, start: int, references: Sequence[ImageReference], stems: Sequence[bytes | None]
     ) -> Iterator[Taken]:
-        """As Reader.images."""
+        """Each from its own files, by their stems."""
         for reference, stem in zip(references, stems, strict=True):
             yield partial(self._image, reference, None if stem is None else os.fsdecode(stem))
 
     def _image(self, reference: ImageReference, stem: str | None) -> ImportedImage:
         if stem is None:
             raise Unusable(f"no {delg.GLOBAL_SUFFIX} of this name is there", "missing")
+
         data = self._read(stem, delg.GLOBAL_SUFFIX)
-        try:
+        with _in_file(delg.GLOBAL_SUFFIX):
             described = unit_global(delg.parse_global(data), self.options["global_dim"])
-        except Unusable as error:
-            raise Unusable(f"{delg.GLOBAL_SUFFIX}: {error.reason}", error.error_class) from None
         if not self.options["local_dim"]:
             return ImportedImage(described, None, len(data))
+
         local = self._read(stem, delg.LOCAL_SUFFIX)
-        try:
-            found = delg.locals_of(
+        with _in_file(delg.LOCAL_SUFFIX):
+            taken = delg.locals_of(
                 delg.parse_local(local),
                 dimension=self.options["local_dim"],
                 most=self.options["max_locals"],
                 scales=self.scales,
                 scale_field=self.options["scale_field"],
             )
-        except Unusable as error:
-            raise Unusable(f"{delg.LOCAL_SUFFIX}: {error.reason}", error.error_class) from None
-        if (
-            self.crops and reference.box
-        ):  # DELG crops at whole pixels and counts from the crop's corner
+        if self.crops and reference.box:
+            # DELG crops at whole pixels and counts from the crop's corner
             corner = np.array([round(reference.box[0]), round(reference.box[1])], np.float32)
-            found = ImportedLocals(
-                found.descriptors, found.xy + corner, found.scale, found.strength
-            )
-        return ImportedImage(described, found, len(data) + len(local))
+            taken = replace(taken, xy=taken.xy + corner)
+        return ImportedImage(described, taken, len(data) + len(local))
 
     def _read(self, stem: str, suffix: str) -> bytes:
         name = stem + suffix
@@ -119,10 +94,16 @@ class DelgReader(Reader):
             raise Unusable(f"its {suffix} cannot be read: {reason}", "unreadable") from None
 
 
-class MatrixReader(Reader):
-    """A matrix of globals, with locals of AMES's file or of flat arrays where they are given; row k
-    is image k.
-    """
+@contextlib.contextmanager
+def _in_file(suffix: str) -> Iterator[None]:
+    try:
+        yield
+    except Unusable as error:
+        raise Unusable(f"{suffix}: {error.reason}", error.error_class) from None
+
+
+class MatrixReader:
+    """A matrix of globals, with AMES's locals or those of flat arrays; row k is image k."""
 
     def __init__(self, options: dict[str, Any]) -> None:
         self.options, self.scales = options, tuple(options["scales"])
@@ -137,7 +118,7 @@ class MatrixReader(Reader):
     def images(
         self, start: int, references: Sequence[ImageReference], stems: Sequence[bytes | None]
     ) -> Iterator[Taken]:
-        """As Reader.images; a block of rows is in memory."""
+        """Each from its row; a block of rows is in memory."""
         a_row = 8 * self.matrix.dimension + (self.ames.row_bytes() if self.ames else 0)
         step = max(1, BLOCK_BYTES // a_row)
         for first in range(start, start + len(references), step):
@@ -145,19 +126,28 @@ class MatrixReader(Reader):
             globals_ = self.matrix.read(first, last)
             block = self.ames.read(first, last) if self.ames else None
             for place, described in enumerate(globals_):
-                yield partial(
-                    self._image, first + place, described, None if block is None else block[place]
-                )
+                local = None if block is None else block[place]
+                yield partial(self._image, first + place, described, local)
 
     def _image(self, row: int, described: np.ndarray, local: np.ndarray | None) -> ImportedImage:
         vector = unit_global(described, self.options["global_dim"])
-        found = None
         most = self.options["max_locals"]
         if local is not None and self.ames is not None:
-            found = self.ames.locals_of(local, most, self.scales)
-        elif self.flat is not None:
-            found = self.flat.locals_of(row, most, len(self.scales))
-        return ImportedImage(vector, found)
+            return ImportedImage(vector, self.ames.locals_of(local, most, self.scales))
+        if self.flat is not None:
+            return ImportedImage(vector, self.flat.locals_of(row, most, len(self.scales)))
+        return ImportedImage(vector, None)
+
+
+Reader = DelgReader | MatrixReader
+
+
+def open_reader(options: dict[str, Any]) -> Reader:
+    """The reader of a job's settings.
+
+    Raises UserError where the input has gone or changed its shape.
+    """
+    return DelgReader(options) if options["format"] == "delg" else MatrixReader(options)
 
 
 def matrix_of(options: dict[str, Any], expected: int) -> Matrix:

@@ -1,5 +1,4 @@
-"""import: descriptors that other software made -> a store as `extract` makes it, for index, search
-and rerank.
+"""import: descriptors that other software made -> a store as `extract` makes it.
 
 The driver lists what there is, once, and cuts it into parts; a worker reads its part's files,
 checks every descriptor and writes the part. What cannot be taken is a failed row with its reason
@@ -59,8 +58,13 @@ def plan(options: Options) -> tuple[Job, dict[str, bytes]]:
     refuse_mistakes(options)
     inputs = describe_inputs(options)
     names = [reference.record_id for reference in inputs.references]
-    rows = _rows_per_part(options, inputs)
-    has_locals = inputs.local_dim > 0
+    has_locals, a_local = inputs.local_dim > 0, 0
+    if has_locals:
+        a_local = local_descriptors.bytes_a_local(inputs.local_dim, options.local_dtype)
+    an_image = 4 * inputs.global_dim + options.max_locals * a_local
+    rows = options.rows_per_part or rows_per_part(an_image, len(names))
+    # by absolute paths, wherever workers run
+    opened = {name: getattr(options, name) for name in ("input", "globals", "local_arrays")}
     job = Job(
         stage=STAGE,
         output=options.out,
@@ -81,7 +85,7 @@ def plan(options: Options) -> tuple[Job, dict[str, bytes]]:
         units=tuple(listed_units(names, rows)),
         settings={
             **asdict(options),
-            **{name: open_place(given).url for name, given in _inputs_of(options).items() if given},
+            **{name: open_place(given).url for name, given in opened.items() if given},
             "variable": inputs.variable,
             "scales": list(inputs.scales),
             "rows": inputs.matrix_rows,
@@ -92,23 +96,12 @@ def plan(options: Options) -> tuple[Job, dict[str, bytes]]:
             "kind": "store",
             **({"layer": LAYER} if has_locals else {}),
             "rows_per_part": rows,
-            "bytes_a_local": local_descriptors.bytes_a_local(inputs.local_dim, options.local_dtype)
-            if has_locals
-            else 0,
+            "bytes_a_local": a_local,
             "unlisted": inputs.unlisted,
         },
         noun="images",
     )
     return job, _plan_files(inputs)
-
-
-def _inputs_of(options: Options) -> dict[str, str]:
-    """What workers open: by absolute paths, wherever they run."""
-    return {
-        "input": options.input,
-        "globals": options.globals,
-        "local_arrays": options.local_arrays,
-    }
 
 
 def _extractor(options: Options, inputs: Inputs) -> dict[str, Any]:
@@ -123,20 +116,6 @@ def _extractor(options: Options, inputs: Inputs) -> dict[str, Any]:
         "scales": list(inputs.scales),
         "config": {"max_locals": options.max_locals} if inputs.local_dim else {},
     }
-
-
-def _rows_per_part(options: Options, inputs: Inputs) -> int:
-    """Images a part: as many as are asked for, else as `extract` has them."""
-    if options.rows_per_part:
-        return options.rows_per_part
-    a_local = (
-        local_descriptors.bytes_a_local(inputs.local_dim, options.local_dtype)
-        if inputs.local_dim
-        else 0
-    )
-    return rows_per_part(
-        4 * inputs.global_dim + options.max_locals * a_local, len(inputs.references)
-    )
 
 
 def _plan_files(inputs: Inputs) -> dict[str, bytes]:

@@ -9,8 +9,8 @@ import numpy as np
 from pipelines.jobs.markers import marker_name
 from pipelines.jobs.plan import planned_units
 from pipelines.sources.archive_images import hashes, holds, short_hash
+from pipelines.storage.byte_sources import open_table, read_columns
 from pipelines.storage.protocol import Place
-from pipelines.storage.tables import open_table, read_columns
 from schemas.errors import UserError
 from schemas.image_list import ImageReference, decode_name, make_record_id
 from schemas.layout import LISTED_NAME

@@ -14,9 +14,9 @@ from pipelines.jobs.attempt import Attempt
 from pipelines.jobs.unit_worker import UnitWorker
 from pipelines.sources.archive_images import ArchiveImages, Listed, archive_url, open_archive
 from pipelines.sources.item import Item
+from pipelines.storage.byte_sources import read_columns
 from pipelines.storage.place import open_place
 from pipelines.storage.protocol import Place
-from pipelines.storage.tables import read_columns
 from pipelines.stores.image_plan import read_ids, read_slice
 from pipelines.stores.part_writer import OF_A_LAYER, OF_A_STORE, PartRows, PartWriter, read_rotation
 from pipelines.stores.store import Store

@@ -1,5 +1,4 @@
-"""What is to be described: a folder, a glob, archives, an image list, or the gallery or queries of
-a ground truth.
+"""The images of a folder, a glob, an image list, or of a ground truth's gallery or queries.
 
 The listing is made once, by the driver, and written into the store's plan; reruns and workers read
 it there and never list again. Archives are not opened for it.
@@ -10,11 +9,11 @@ from __future__ import annotations
 import csv
 import io
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from urllib.parse import unquote
 
-from pipelines.sources.archives import ARCHIVE_SUFFIXES, is_archive
-from pipelines.sources.spec import SourceSpec, _folder_of, read_input
+from pipelines.sources.archives import ARCHIVE_SUFFIXES
+from pipelines.sources.spec import SourceSpec, read_input
 from pipelines.storage.place import open_place
 from pipelines.storage.protocol import Place
 from pipelines.storage.remote import RemotePlace
@@ -35,92 +34,83 @@ _RELATIVE = "must be a name relative to the folder of images, without '..'"
 
 
 def list_images(spec: SourceSpec) -> list[ImageReference]:
-    """The references of a source, in the order of their record ids' UTF-8 bytes, or as the list
-    gives them.
+    """The references of a source, as its list or ground truth gives them.
 
-    Raises UserError where nothing is found, or a list or ground truth cannot be read.
+    Without these in the order of their record ids' UTF-8 bytes. Raises UserError where nothing is
+    listed, or a list or ground truth cannot be read.
     """
-    place = open_place(_folder_of(spec.images))
+    place = open_place(spec.folder)
     listed_on_web = place.http and bool(spec.list)  # the server need not show its folders
     if not listed_on_web and not place.is_folder():
+        what = "there is no such folder of images"
         if place.exists():
-            raise UserError(
-                f"{spec.images}: it is a file; give its folder, and --list for some of the images "
-                f"there"
-            )
-        raise UserError(f"{spec.images}: there is no such folder of images")
+            what = "it is a file; give its folder, and --list for some of the images there"
+        raise UserError(f"{spec.images}: {what}")
+
+    names: Iterable[tuple[str, Box | None]]
     if spec.ground_truth:
-        references = list(_from_ground_truth(spec, place))
-    elif spec.list:
-        references = list(_from_list(spec, place))
+        names = _names_of_truth(spec, place)
     else:
-        references = sorted(
-            _from_folder(spec, place), key=lambda reference: reference.record_id.encode()
-        )
+        plain = listed_names(spec) if spec.list else _names_below(spec, place)
+        names = ((name, None) for name in plain)
+
+    source, folder = spec.name, os.fsencode(place.url.rstrip("/"))
+    references = [
+        ImageReference(make_record_id(source, raw, box), source, folder + b"/" + raw, box)
+        for raw, box in ((_encoded(spec, name), box) for name, box in names)
+    ]
     if not references:
-        whole_folder = (
-            not (spec.list or spec.ground_truth) and _folder_of(spec.images) == spec.images
-        )
-        if whole_folder and any(map(is_archive, place.names(""))):
-            suffix = next(
-                suffix
-                for name in place.names("")
-                for suffix in ARCHIVE_SUFFIXES
-                if name.endswith(suffix)
-            )
-            raise UserError(
-                f"{spec.images}: no images are here, but archives lie here; give "
-                f"{place.url}/*{suffix}"
-            )
-        raise UserError(
-            f"{spec.list or spec.ground_truth or spec.images}: no images are named here"
-        )
+        raise _nothing_named(spec, place)
+    if not (spec.list or spec.ground_truth):
+        references.sort(key=lambda reference: reference.record_id.encode())
     return references
 
 
-def _reference(
-    spec: SourceSpec, place: Place, name: str | bytes, box: Box | None = None
-) -> ImageReference:
+def is_image(name: str) -> bool:
+    """Whether a file is taken for an image, by its suffix."""
+    return os.path.splitext(name)[1].lower() in SUFFIXES
+
+
+def _encoded(spec: SourceSpec, name: str) -> bytes:
     try:
-        raw = os.fsencode(name) if isinstance(name, str) else name
+        return os.fsencode(name)
     except UnicodeEncodeError:
         raise UserError(
             f"{spec.list or spec.ground_truth}: {name!r} is no valid Unicode text"
         ) from None
-    location = os.fsencode(place.url.rstrip("/")) + b"/" + raw
-    return ImageReference(make_record_id(spec.name, raw, box), spec.name, location, box)
 
 
-def _from_folder(spec: SourceSpec, place: Place) -> Iterator[ImageReference]:
-    """All files below the folder whose suffix is an image's; hidden files and folders are left out.
+def _nothing_named(spec: SourceSpec, place: Place) -> UserError:
+    listed = spec.list or spec.ground_truth
+    files = place.names("") if not listed and spec.folder == spec.images else []
+    suffixes = [suffix for suffix in ARCHIVE_SUFFIXES for file in files if file.endswith(suffix)]
+    if suffixes:
+        return UserError(
+            f"{spec.images}: no images are here, but archives lie here; give "
+            f"{place.url}/*{suffixes[0]}"
+        )
 
-    Of a glob, those that it matches.
-    """
-    folder = _folder_of(spec.images)
-    if folder != spec.images:
-        below = spec.images.removeprefix(folder).lstrip("/")
-        for name in place.glob(below):
-            if os.path.splitext(name)[1].lower() in SUFFIXES:
-                yield _reference(spec, place, name)
-        return
-    if not isinstance(place, RemotePlace):
-        for path in _walk(place.root, frozenset()):
-            if os.path.splitext(path)[1].lower() in SUFFIXES:
-                yield _reference(spec, place, os.path.relpath(path, place.root))
-        return
-    for name in place.files_below():
-        relative = unquote(name) if place.http else name  # links of a page
-        hidden = any(piece.startswith(".") for piece in relative.split("/"))
-        if not hidden and os.path.splitext(relative)[1].lower() in SUFFIXES:
-            yield _reference(spec, place, relative)
+    return UserError(f"{listed or spec.images}: no images are named here")
+
+
+def _names_below(spec: SourceSpec, place: Place) -> Iterator[str]:
+    """All images below the folder, hidden files and folders left out; of a glob, its matches."""
+    names: Iterable[str]
+    if spec.folder != spec.images:
+        names = place.glob(spec.images.removeprefix(spec.folder).lstrip("/"))
+    elif isinstance(place, RemotePlace):
+        below = (unquote(name) if place.http else name for name in place.files_below())  # of links
+        names = (name for name in below if not name.startswith(".") and "/." not in name)
+    else:
+        names = (os.path.relpath(path, place.root) for path in _walk(place.root, frozenset()))
+    return filter(is_image, names)
 
 
 def _walk(folder: str, above: frozenset[tuple[int, int]]) -> Iterator[str]:
-    """Files below a folder that are not hidden, links followed; a link to a folder above leads
-    nowhere.
+    """Files below a folder that are not hidden, links followed.
 
-    Raises UserError for a folder that cannot be listed: a store without its images would look
-        complete.
+    A link to a folder above leads nowhere. Raises UserError for a folder that cannot be listed: a
+    store without its images would look complete.
     """
     try:
         about = os.stat(folder)
@@ -128,19 +118,16 @@ def _walk(folder: str, above: frozenset[tuple[int, int]]) -> Iterator[str]:
             listed = [entry for entry in entries if not entry.name.startswith(".")]
     except OSError as error:
         raise UserError(f"{folder}: the folder cannot be listed: {error.strerror}") from None
+
     here = (about.st_dev, about.st_ino)
     if here in above:
         return
+
     for entry in listed:
         if entry.is_dir():
             yield from _walk(entry.path, above | {here})
         else:
             yield entry.path
-
-
-def _from_list(spec: SourceSpec, place: Place) -> Iterator[ImageReference]:
-    for name in listed_names(spec):
-        yield _reference(spec, place, name)
 
 
 def listed_names(spec: SourceSpec) -> Iterator[str]:
@@ -151,22 +138,21 @@ def listed_names(spec: SourceSpec) -> Iterator[str]:
     """
     data = read_input(spec.list, "image list")
     read = _parquet_names if spec.list.endswith(".parquet") else _csv_names
-    names = read(data, spec.list)
-    if names is None:
-        raise UserError(
-            f"{spec.list}: it has no column of names (one of {', '.join(NAME_COLUMNS)})"
-        )
-    for number, name in enumerate(names, 1):
+    for number, name in enumerate(read(data, spec.list), 1):
         relative = relative_name(name) if isinstance(name, str) else None
         if relative is None:
             raise UserError(f"{spec.list}: row {number}: {name!r} {_RELATIVE}")
         yield relative
 
 
-def _parquet_names(data: bytes, where: str) -> list[str] | None:
+def _parquet_names(data: bytes, where: str) -> list[object]:
     table = parse_table(data, where)
     column = next((name for name in NAME_COLUMNS if name in table.column_names), None)
-    return None if column is None else table.column(column).to_pylist()
+    if column is None:
+        raise UserError(f"{where}: it has no column of names (one of {', '.join(NAME_COLUMNS)})")
+
+    names: list[object] = table.column(column).to_pylist()
+    return names
 
 
 def _csv_names(data: bytes, where: str) -> list[str]:
@@ -180,37 +166,35 @@ def _csv_names(data: bytes, where: str) -> list[str]:
     return names[1:] if names and names[0].lower() in NAME_COLUMNS else names
 
 
-def _from_ground_truth(spec: SourceSpec, place: Place) -> Iterator[ImageReference]:
-    """The gallery or the queries (with their boxes) that a ground-truth file names."""
+def _names_of_truth(spec: SourceSpec, place: Place) -> list[tuple[str, Box | None]]:
+    """Revisitop's files name images without a suffix: it is looked up in the folder, once."""
     truth = load_ground_truth(spec.ground_truth)
-    complete = _complete_names(truth, place, spec)
-    for name, box in truth_entries(truth, spec.take, spec.ground_truth):
-        yield _reference(spec, place, complete(name), box)
+    names = truth_names(truth, spec.take, spec.ground_truth)
+    if not lacks_suffixes(truth):
+        return names
+
+    by_stem: dict[str, str] = {}
+    for name in _names_below(spec, place):
+        by_stem.setdefault(encode_name(os.path.splitext(name)[0]), name)
+    return [(by_stem.get(encode_name(name), f"{name}.jpg"), box) for name, box in names]
 
 
-def truth_entries(truth: GroundTruth, take: str, url: str) -> list[tuple[str, Box | None]]:
+def lacks_suffixes(truth: GroundTruth) -> bool:
+    """Whether a ground truth names images without the suffix of their files, as revisitop's do."""
+    return not all(is_image(name) for name in truth.gallery[:100])
+
+
+def truth_names(truth: GroundTruth, take: str, url: str) -> list[tuple[str, Box | None]]:
     """The names of a gallery, or of queries with their boxes.
 
     Raises UserError for one that leads out of the folder.
     """
-    entries: list[tuple[str, Box | None]] = [(name, None) for name in truth.gallery]
-    if take == "queries":
-        entries = [(query.name, query.box) for query in truth.queries]
     kind = "query" if take == "queries" else "gallery image"
-    for number, (name, _) in enumerate(entries):
+    names: list[tuple[str, Box | None]] = [(name, None) for name in truth.gallery]
+    if take == "queries":
+        names = [(query.name, query.box) for query in truth.queries]
+
+    for number, (name, _) in enumerate(names):
         if relative_name(name) is None:
             raise UserError(f"{url}: {kind} {number}: {name!r} {_RELATIVE}")
-    return entries
-
-
-def _complete_names(
-    truth: GroundTruth, place: Place, spec: SourceSpec
-) -> Callable[[str], str | bytes]:
-    """Revisitop's files name images without a suffix: it is found in the folder, once for all."""
-    if all(os.path.splitext(name)[1].lower() in SUFFIXES for name in truth.gallery[:100]):
-        return lambda name: name
-    by_stem: dict[str, bytes] = {}
-    for reference in _from_folder(spec, place):
-        relative = reference.location[len(os.fsencode(place.url.rstrip("/"))) + 1 :]
-        by_stem.setdefault(encode_name(os.path.splitext(relative)[0]), relative)
-    return lambda name: by_stem.get(encode_name(name), os.fsencode(name) + b".jpg")
+    return names

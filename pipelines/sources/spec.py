@@ -11,6 +11,8 @@ from pipelines.sources.archives import is_archive, path_of
 from pipelines.storage.place import open_place
 from schemas.errors import UserError
 
+KEYS = ("name", "images", "list", "ground_truth", "take")  # of a source in a file of sources
+
 
 @dataclass(frozen=True)
 class SourceSpec:
@@ -30,15 +32,30 @@ class SourceSpec:
         """The source's name: the folder's that holds the images, or the archives."""
         if self.source:
             return self.source
-        folder = (
-            path_of(self.images).rpartition("/")[0] if self.in_archives else _folder_of(self.images)
-        )
+
+        folder = path_of(self.images).rpartition("/")[0] if self.in_archives else self.folder
         return open_place(folder).root.rstrip("/").rsplit("/", 1)[-1] or "images"
 
     @property
     def in_archives(self) -> bool:
         """Whether the images lie in archives."""
         return is_archive(self.images)
+
+    @property
+    def folder(self) -> str:
+        """The folder itself, or the part of a glob above its first wildcard.
+
+        A folder may have brackets in its name.
+        """
+        if not glob.has_magic(self.images) or open_place(self.images).is_folder():
+            return self.images
+
+        pieces = self.images.split("/")
+        for first, piece in enumerate(pieces):
+            if glob.has_magic(piece) and not open_place("/".join(pieces[: first + 1])).is_folder():
+                return "/".join(pieces[:first]) or ("/" if self.images.startswith("/") else ".")
+
+        return self.images  # no wildcard is left: what it names is a file, or is not there
 
 
 def read_input(path: str, what: str) -> bytes:
@@ -56,8 +73,7 @@ def read_input(path: str, what: str) -> bytes:
 
 
 def read_sources(path: str) -> list[SourceSpec]:
-    """The sources of a YAML file: a list of mappings with images, and name, list, ground_truth,
-    take where wanted.
+    """The sources of a YAML file: a list of mappings with images, and the other KEYS where wanted.
 
     Raises UserError.
     """
@@ -65,47 +81,37 @@ def read_sources(path: str) -> list[SourceSpec]:
         content = yaml.safe_load(read_input(path, "file of sources"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: it is no valid YAML: {' '.join(str(error).split())}") from None
+
     listed = content.get("sources") if isinstance(content, dict) else content
-    known = ("name", "images", "list", "ground_truth", "take")
     if not isinstance(listed, list) or not listed:
         raise UserError(f"{path}: it must be a list of sources, each a mapping with 'images'")
-    specs = []
-    for number, entry in enumerate(listed, 1):
-        unknown = sorted(set(map(str, entry)) - set(known)) if isinstance(entry, dict) else []
-        if unknown:
-            raise UserError(
-                f"{path}: source {number} has an entry {unknown[0]!r}; known are {', '.join(known)}"
-            )
-        if not isinstance(entry, dict) or not entry.get("images"):
-            raise UserError(f"{path}: source {number} must be a mapping with 'images'")
-        wrong = next(
-            (key for key in known if not isinstance(entry.get(key), str | int | float | None)), None
-        )
-        if wrong:
-            raise UserError(
-                f"{path}: source {number}: {wrong} is a {type(entry[wrong]).__name__}; it must be "
-                f"one text"
-            )
-        images, names, truth, take, name = (
-            str(entry.get(key) or "") for key in ("images", *known[2:], "name")
-        )
-        if "/" in name:
-            raise UserError(
-                f"{path}: source {number}: its name is {name!r}; the name of a source has no '/'"
-            )
-        specs.append(SourceSpec(images, names, truth, take, name))
-    return specs
+
+    return [_spec(entry, f"{path}: source {number}") for number, entry in enumerate(listed, 1)]
+
+
+def _spec(entry: object, where: str) -> SourceSpec:
+    fields = entry if isinstance(entry, dict) else {}
+    for key in sorted(map(str, fields)):
+        if key not in KEYS:
+            raise UserError(f"{where} has an entry {key!r}; known are {', '.join(KEYS)}")
+    if not fields.get("images"):
+        raise UserError(f"{where} must be a mapping with 'images'")
+
+    for key, value in fields.items():
+        if not isinstance(value, str | int | float | None):
+            kind = type(value).__name__
+            raise UserError(f"{where}: {key} is a {kind}; it must be one text")
+
+    texts = {key: str(fields.get(key) or "") for key in KEYS}
+    check_source_name(where, texts["name"])
+    return SourceSpec(source=texts.pop("name"), **texts)
 
 
 def check_sources(specs: list[SourceSpec]) -> None:
     """Raise UserError where sources cannot stand together."""
     names = [spec.name for spec in specs]
     for spec in specs:
-        if "/" in spec.source:
-            raise UserError(
-                f"extract: --source is {spec.source!r}; the name of a source has no '/'"
-            )
-        refuse_unreadable_name("extract", spec.name)
+        check_source_name("extract", spec.name)
         if spec.ground_truth and not spec.take:
             raise UserError(
                 f"extract: the ground truth {spec.ground_truth} needs take: gallery or queries"
@@ -117,7 +123,7 @@ def check_sources(specs: list[SourceSpec]) -> None:
                 f"extract: {spec.images}: --list and --ground-truth both name the images; give "
                 f"one of them"
             )
-        if spec.list and not spec.in_archives and _folder_of(spec.images) != spec.images:
+        if spec.list and not spec.in_archives and spec.folder != spec.images:
             raise UserError(
                 f"extract: {spec.images}: a list names images of a folder, not of a glob; give "
                 f"the folder"
@@ -132,30 +138,13 @@ def check_sources(specs: list[SourceSpec]) -> None:
             )
 
 
-def refuse_unreadable_name(stage: str, name: str) -> None:
-    """Raise UserError for the name of a source that no record can hold: a folder's need not be
-    text.
-    """
+def check_source_name(where: str, name: str) -> None:
+    """Raise UserError for a source's name that no record can hold: a folder's need not be text."""
+    if "/" in name:
+        raise UserError(f"{where}: the source's name is {name!r}; it must have no '/'")
     try:
         name.encode()
     except UnicodeEncodeError:
         raise UserError(
-            f"{stage}: the source's name {name!r} is no UTF-8; give it another with --source"
+            f"{where}: the source's name {name!r} is no UTF-8; give it another with --source"
         ) from None
-
-
-def _folder_of(images: str) -> str:
-    """The folder itself, or the part of a glob above its first wildcard; a folder may have brackets
-    in its name.
-    """
-    if not glob.has_magic(images) or open_place(images).is_folder():
-        return images
-    pieces = images.split("/")
-    first = 0
-    while (
-        not glob.has_magic(pieces[first]) or open_place("/".join(pieces[: first + 1])).is_folder()
-    ):
-        first += 1
-        if first == len(pieces):  # no wildcard is left: what it names is a file, or is not there
-            return images
-    return "/".join(pieces[:first]) or ("/" if images.startswith("/") else ".")

@@ -1,6 +1,4 @@
-"""Parquet tables: read whole, or by the blocks that hold what is wanted; one that is damaged is
-named in a sentence.
-"""
+"""Parquet tables in memory; one that is damaged is named in a sentence."""
 
 from __future__ import annotations
 
@@ -12,8 +10,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.storage.blocks import LOCAL_BLOCK, BlockFile
-from pipelines.storage.byte_sources import open_bytes
 from pipelines.storage.protocol import Place
 from schemas.errors import UserError
 
@@ -32,29 +28,8 @@ def read_table(place: Place, name: str, columns: Sequence[str] | None = None) ->
 
 def parse_table(data: bytes, where: str, columns: Sequence[str] | None = None) -> pa.Table:
     """As read_table, of the bytes of the file `where`."""
-    with _named(where):
-        return _columns(pq.ParquetFile(io.BytesIO(data)), columns)
-
-
-def read_columns(place: Place, name: str, columns: Sequence[str]) -> pa.Table:
-    """As read_table, but only the blocks of the file that hold the columns are fetched.
-
-    Of a part of 4,096 globals that is 2 MB, not the whole file. Raises Damaged, and UserError
-    where the file is absent.
-    """
-    with open_table(place, name, LOCAL_BLOCK) as file:
-        return _columns(file, columns)
-
-
-@contextlib.contextmanager
-def open_table(place: Place, name: str, block: int = 0) -> Iterator[pq.ParquetFile]:
-    """A place's file, of which only the blocks that are read are fetched.
-
-    Raises Damaged, and UserError where the file is absent.
-    """
-    where = f"{place.url}/{name}"
-    with contextlib.closing(BlockFile(open_bytes(where), block)) as stream, _named(where):
-        yield pq.ParquetFile(pa.PythonFile(stream, "r"))
+    with naming(where):
+        return columns_of(pq.ParquetFile(io.BytesIO(data)), columns)
 
 
 def table_bytes(table: pa.Table, **how: Any) -> bytes:
@@ -64,7 +39,8 @@ def table_bytes(table: pa.Table, **how: Any) -> bytes:
     return buffer.getvalue()
 
 
-def _columns(file: pq.ParquetFile, columns: Sequence[str] | None) -> pa.Table:
+def columns_of(file: pq.ParquetFile, columns: Sequence[str] | None) -> pa.Table:
+    """All columns or some. Raises pa.ArrowInvalid where one is lacking."""
     for name in columns or ():
         if name not in file.schema_arrow.names:
             raise pa.ArrowInvalid(f"it has no column {name!r}")
@@ -73,7 +49,8 @@ def _columns(file: pq.ParquetFile, columns: Sequence[str] | None) -> pa.Table:
 
 
 @contextlib.contextmanager
-def _named(where: str) -> Iterator[None]:
+def naming(where: str) -> Iterator[None]:
+    """What the block cannot read is Damaged: the file `where`."""
     try:
         yield
     except (pa.ArrowException, OSError) as error:

@@ -16,8 +16,9 @@ import pyarrow as pa
 from pipelines.sources.archives import ARCHIVE_SUFFIXES, archive_size, find_archives, path_of
 from pipelines.sources.listing import list_images, listed_names
 from pipelines.sources.spec import SourceSpec
+from pipelines.storage.byte_sources import open_table
 from pipelines.storage.protocol import Place
-from pipelines.storage.tables import open_table, parse_table, read_table, table_bytes
+from pipelines.storage.tables import parse_table, read_table, table_bytes
 from schemas.errors import UserError
 from schemas.image_list import ImageReference, encode_name, image_table, references_of
 from schemas.inside import check_inside

@@ -12,9 +12,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.jobs.manifests import as_input, parts_of, read_manifest, require_manifest
+from pipelines.storage.byte_sources import read_columns
 from pipelines.storage.place import open_place
 from pipelines.storage.protocol import Place
-from pipelines.storage.tables import read_columns, read_table
+from pipelines.storage.tables import read_table
 from schemas import global_descriptors
 from schemas.errors import UserError
 from schemas.global_descriptors import GlobalPart

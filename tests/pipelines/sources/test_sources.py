@@ -176,7 +176,7 @@ def test_a_folder_with_brackets_in_its_name_may_hold_a_glob(tmp_path: Path) -> N
 def test_what_is_wrong_in_a_file_of_sources_is_told_with_its_place(tmp_path: Path) -> None:
     for text, told in (
         ("- {name: a, image: x}", "source 1 has an entry 'image'"),
-        ("- images: x\n- {name: a/b, images: y}", "source 2: its name is 'a/b'"),
+        ("- images: x\n- {name: a/b, images: y}", "source 2: the source's name is 'a/b'"),
         ("- {name: a}", "source 1 must be a mapping with 'images'"),
     ):
         (tmp_path / "sources.yaml").write_text(text)

@@ -17,10 +17,11 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from pipelines.storage import retries
+from pipelines.storage.byte_sources import read_columns
 from pipelines.storage.local import LocalPlace, full_disk, is_temporary
 from pipelines.storage.place import open_place, read_url
 from pipelines.storage.protocol import Place
-from pipelines.storage.tables import read_columns, read_table, table_bytes
+from pipelines.storage.tables import read_table, table_bytes
 from schemas.errors import UserError
 from tests.support.s3_server import BUCKET
 

@@ -13,9 +13,8 @@ import pytest
 
 from pipelines.engines import pool
 from pipelines.extract import lazy_locals as layers
-from pipelines.storage.byte_sources import RemoteBytes
+from pipelines.storage.byte_sources import RemoteBytes, read_columns
 from pipelines.storage.place import open_place
-from pipelines.storage.tables import read_columns
 from pipelines.stores.store import Store, part_number
 from schemas import global_descriptors
 from schemas.errors import UserError
