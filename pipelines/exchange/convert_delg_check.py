@@ -108,7 +108,9 @@ class SavedDelg:
         them, us = (list(side) for side in zip(*both, strict=True))
         return Agreement(
             places=len(both) / len(theirs),
-            attention=_greatest(self._scores[them] - ours.strength[us]) / float(self._scores.max()),
+            attention=float(
+                np.abs(self._scores[them] - ours.strength[us]).max() / self._scores.max()
+            ),
             descriptors=float(
                 np.linalg.norm(self._descriptors[them] - ours.descriptors[us], axis=1).max()
             ),
@@ -165,7 +167,3 @@ def _key(scale: Any, x: Any, y: Any) -> tuple[int, int, int]:
 def _rows(rows: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     norms = np.sqrt(np.maximum(np.square(rows, dtype=np.float64).sum(1, keepdims=True), 1e-12))
     return (rows / norms).astype(np.float32)
-
-
-def _greatest(values: npt.NDArray[np.float32]) -> float:
-    return float(np.abs(values).max())

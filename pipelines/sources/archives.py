@@ -1,6 +1,4 @@
-"""Images in tar and zip archives, read as a stream: nothing is unpacked, and one member at a time
-is in memory.
-"""
+"""Images in tar and zip archives, read as a stream: a member at a time is in memory."""
 
 from __future__ import annotations
 
@@ -44,9 +42,8 @@ class Entry:
     position: float  # share of the archive's bytes read so far, 0..1; 0 where the size is unknown
     data: bytes | None  # None where it was not wanted, or refused
     reason: str = ""  # why it was refused, a sentence
-    error_class: str = (
-        ""  # unsafe_name | link | special | sparse | encrypted | too_large | unreadable
-    )
+    # unsafe_name | link | special | sparse | encrypted | too_large | unreadable
+    error_class: str = ""
 
 
 def is_archive(url: str) -> bool:
@@ -67,32 +64,33 @@ def find_archives(pattern: str) -> list[str]:
     something is not there.
     """
     if is_http(pattern):
-        return [_checked(url) for url in _expanded(pattern)]
-    if (whole := _file(pattern)) is not None:
-        return [_checked(whole)]
-    found: list[str] = []
-    for url in _expanded(pattern):
-        if (one := _file(url)) is not None:
-            found.append(_checked(one))
-            continue
-        matches = _matches(url) if glob.has_magic(url) else []
-        if not matches:
-            what = "no archive is there" if glob.has_magic(url) else "there is no such archive"
-            if "://" not in url and os.path.isdir(url):
-                what = "it is a folder, not an archive"
-            elif "{" in url:
-                what += "; a range is written as in name.{1..100}.tar"
-            raise UserError(f"{url}: {what}")
-        found += matches
-    return found
+        archives = _expanded(pattern)
+    else:
+        whole = _file(pattern)
+        names = [] if whole else _expanded(pattern)
+        archives = [whole] if whole else [url for name in names for url in _archives_at(name)]
+
+    for url in archives:
+        if not is_archive(url):
+            raise UserError(
+                f"{url}: an archive's name must end with one of {', '.join(ARCHIVE_SUFFIXES)}"
+            )
+    return archives
 
 
-def _checked(url: str) -> str:
-    if not is_archive(url):
-        raise UserError(
-            f"{url}: an archive's name must end with one of {', '.join(ARCHIVE_SUFFIXES)}"
-        )
-    return url
+def _archives_at(url: str) -> list[str]:
+    """The file of a name, or what it matches as a glob."""
+    one, pattern = _file(url), glob.has_magic(url)
+    archives = [one] if one else _matches(url) if pattern else []
+    if archives:
+        return archives
+
+    what = "no archive is there" if pattern else "there is no such archive"
+    if "://" not in url and os.path.isdir(url):
+        what = "it is a folder, not an archive"
+    elif "{" in url:
+        what += "; a range is written as in name.{1..100}.tar"
+    raise UserError(f"{url}: {what}")
 
 
 def _file(url: str) -> str | None:
@@ -123,7 +121,7 @@ def _natural(name: str) -> list[tuple[int, str]]:
 
 def _expanded(pattern: str) -> list[str]:
     """The names of a pattern with its numeric ranges written out, the last one counting fastest."""
-    pieces = _BRACES.split(pattern)
+    pieces = _BRACES.split(pattern)  # text, first, last, text, ...
     ranges, total = [], 1
     for first, last in zip(pieces[1::3], pieces[2::3], strict=True):
         low, high = int(first), int(last)
@@ -133,6 +131,7 @@ def _expanded(pattern: str) -> list[str]:
                 f"{pattern}: it names more than {MOST_ARCHIVES:,} archives; give the range in "
                 f"smaller ones"
             )
+
         # As in a shell: a 0 alone is no leading zero.
         padded = any(len(end) > 1 and end.startswith("0") for end in (first, last))
         width = max(len(first), len(last)) if padded else 0
@@ -146,9 +145,7 @@ def _expanded(pattern: str) -> list[str]:
 
 
 def archive_size(url: str) -> int:
-    """Bytes of an archive as it lies there; 0 where a server does not tell. Raises UserError where
-    it is not there.
-    """
+    """Bytes of an archive; 0 where a server does not say. Raises UserError where it is absent."""
     with contextlib.closing(open_bytes(url)) as source:
         return source.size or 0
 
@@ -156,19 +153,18 @@ def archive_size(url: str) -> int:
 def entries(
     url: str, wanted: Callable[[bytes], bool] | None = None, *, most_bytes: int = 1_000_000_000
 ) -> Iterator[Entry]:
-    """The images of an archive, in the order in which they lie there; the same name as often as it
-    stands there.
+    """The images of an archive, in its order; the same name as often as the archive has it.
 
     Files that are no images by their suffix, hidden ones and folders are passed over, as in a
     folder of images. What is no plain file, lies outside by its name or is larger than `most_bytes`
-    is refused: an entry with a reason. `wanted` is asked once for each other entry, in order; what
+    is refused: an entry with a reason. `wanted` is called once for each other entry, in order; what
     it does not want is passed over without a copy.
 
     Raises ArchiveDamaged after the entries before the damage; UserError where the archive is not
     there, changes, or its place does not answer (Unreachable).
     """
+    yielded = 0
     with contextlib.closing(BlockFile(open_bytes(url))) as file:
-        yielded = 0
         try:
             for member in _members(url, file):
                 entry = _entry(member, wanted, most_bytes)
@@ -178,8 +174,7 @@ def entries(
         except Broken as error:
             raise ArchiveDamaged(
                 f"{url}: the archive is damaged or cut off: {error}; {yielded:,} images before "
-                f"were read; "
-                "fetch it again"
+                f"were read; fetch it again"
             ) from error
 
 
@@ -201,21 +196,21 @@ def _entry(member: Member, wanted: Callable[[bytes], bool] | None, most_bytes: i
     unsafe = _unsafe(member.name)
     if unsafe:
         return Entry(member.name[:MOST_NAME], member.position, None, unsafe, "unsafe_name")
+
     pieces = [piece for piece in member.name.split(b"/") if piece not in (b"", b".")]
     if any(piece.startswith(b".") or piece == b"__MACOSX" for piece in pieces):
         return None
-    name = b"/".join(pieces)
-    refusal = member.refusal
+
+    name, data, refusal = b"/".join(pieces), None, member.refusal
     if refusal is None and member.size > most_bytes:
         refusal = ("too_large", f"it has {member.size:,} bytes; at most {most_bytes:,} are read")
-    if refusal is not None:
-        return Entry(name, member.position, None, refusal[1], refusal[0])
-    if wanted is not None and not wanted(name):
-        return Entry(name, member.position, None)
-    try:
-        return Entry(name, member.position, member.read())
-    except Unreadable as error:
-        return Entry(name, member.position, None, str(error), "unreadable")
+    if refusal is None and (wanted is None or wanted(name)):
+        try:
+            data = member.read()
+        except Unreadable as error:
+            refusal = ("unreadable", str(error))
+    error_class, reason = refusal or ("", "")
+    return Entry(name, member.position, data, reason, error_class)
 
 
 def _unsafe(name: bytes) -> str:

@@ -11,7 +11,7 @@ import bz2
 import lzma
 import zlib
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from typing import Any
 
 from pipelines.sources.member import Broken
 from pipelines.storage.blocks import BlockFile
@@ -28,18 +28,6 @@ _KINDS: dict[bytes, Callable[[], Any]] = {
 _DAMAGED = (zlib.error, lzma.LZMAError, OSError, EOFError, ValueError, MemoryError)
 
 
-class Forward(Protocol):
-    """What is read in order."""
-
-    def read(self, count: int, /) -> bytes:
-        """`count` bytes; fewer only at the end. Raises Broken."""
-        ...
-
-    def skip(self, count: int, /) -> None:
-        """Pass over bytes, at most to the end. Raises Broken."""
-        ...
-
-
 class Unpacked:
     """The unpacked stream of a file: of its members, one after the other, and of nothing else."""
 
@@ -48,10 +36,12 @@ class Unpacked:
         self._ready, self._at = b"", 0  # the last piece, and how far it was read
 
     def read(self, count: int) -> bytes:
+        """`count` bytes; fewer only at the end. Raises Broken."""
         pieces = list(self._read(count))
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def skip(self, count: int) -> None:
+        """Pass over bytes, at most to the end. Raises Broken."""
         for _ in self._read(count):
             pass
 
@@ -92,6 +82,9 @@ def _unpacked(file: BlockFile, magic: bytes) -> Iterator[bytes]:
         data = decoder.unused_data.lstrip(b"\0")
         while len(data) < len(magic) and (more := file.read(CHUNK)):
             data = (data + more).lstrip(b"\0")
+
+
+Forward = BlockFile | Unpacked  # what is read in order
 
 
 def forward(file: BlockFile) -> Forward:

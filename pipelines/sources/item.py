@@ -16,9 +16,7 @@ MOST_BYTES = 1_000_000_000  # of an image file
 
 @dataclass(frozen=True)
 class Item:
-    """An image of a unit: where it lies, its bytes where they came from a stream, or why it is not
-    looked at.
-    """
+    """An image of a unit: where it lies, its bytes where they were streamed, or its refusal."""
 
     reference: ImageReference
     data: bytes | None = None
@@ -32,13 +30,13 @@ class Item:
 
 
 def read_location(location: bytes) -> bytes:
-    """The bytes of a file by local path or URL. Raises OSError; a device or a pipe is never waited
-    for.
+    """The bytes of a file by local path or URL; a device or a pipe is never waited for.
 
-    Raises UserError where a remote place does not answer: no image is failed for that.
+    Raises OSError, and UserError where a remote place does not answer: no image is failed for that.
     """
     if not location.startswith(b"/"):
         return read_url(location.decode(), MOST_BYTES)
+
     descriptor = os.open(location, os.O_RDONLY | os.O_NONBLOCK)
     try:
         about = os.fstat(descriptor)

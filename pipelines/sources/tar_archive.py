@@ -38,7 +38,7 @@ _SPARSE = ("sparse", "it is a sparse file; put it into the archive without --spa
 def tar_members(file: BlockFile) -> Iterator[Member]:
     """The members of a tar file that are no folders, compressed or not.
 
-    Raises archive_members.Broken.
+    Raises Broken.
     """
     stream = forward(file)
     packed = stream is not file
@@ -56,31 +56,33 @@ def tar_members(file: BlockFile) -> Iterator[Member]:
             if packed:
                 stream.skip(MOST_BEHIND)  # to the checksum, which is of all that came before
             return
+
         try:
             info = tarfile.TarInfo.frombuf(block, "latin-1", "strict")
         except tarfile.HeaderError as error:
             raise Broken(
                 "it is no tar file" if first else f"a header cannot be read: {error}"
             ) from None
-        first = False
-        kind, size = info.type, info.size
+
+        first, kind, size = False, info.type, info.size
         if size < 0:
             raise Broken("a header declares a negative size")
+
         if kind in _EXTENDED or kind in _LONG:
             content = _extended(stream, size)
             if kind == tarfile.GNUTYPE_LONGNAME:
                 name = content.partition(b"\0")[0]
             elif kind in (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE):
                 pax = _pax(content)
-            continue  # a global header tells nothing of a single file
+            continue  # a global header says nothing of a single file
+
         if b"size" in pax:
             size = _number(pax[b"size"])
         if kind == tarfile.GNUTYPE_SPARSE:
             _pass_sparse_headers(stream, block)
         name = pax.get(b"GNU.sparse.name") or pax.get(b"path") or name or _plain_name(block)
-        sparse = kind == tarfile.GNUTYPE_SPARSE or any(
-            key.startswith(b"GNU.sparse.") for key in pax
-        )
+        sparse = kind == tarfile.GNUTYPE_SPARSE or any(key.startswith(b"GNU.") for key in pax)
+
         member = _Pending(stream, 0 if kind in _BARE else size)
         if kind != tarfile.DIRTYPE and not name.endswith(b"/"):
             yield Member(name, size, position, _refusal(kind, sparse), member.read)
@@ -96,11 +98,8 @@ class _Pending:
         self._padding = -size % BLOCK
 
     def read(self) -> bytes:
-        data = self._stream.read(self._size)
-        if len(data) < self._size:
-            raise Broken("it ends in the middle of a file")
-        self._size = 0
-        return data
+        size, self._size = self._size, 0
+        return _exactly(self._stream, size, "file")
 
     def pass_over(self) -> None:
         self._stream.skip(self._size + self._padding)
@@ -127,14 +126,18 @@ def _extended(stream: Forward, size: int) -> bytes:
         raise Broken(
             f"a header of {size:,} bytes stands in it; more than {MOST_HEADER:,} are not read"
         )
-    content = stream.read(size + -size % BLOCK)
-    if len(content) < size:
-        raise Broken("it ends in the middle of a header")
-    return content[:size]
+    return _exactly(stream, size + -size % BLOCK, "header")[:size]
+
+
+def _exactly(stream: Forward, count: int, what: str) -> bytes:
+    data = stream.read(count)
+    if len(data) < count:
+        raise Broken(f"it ends in the middle of a {what}")
+    return data
 
 
 def _pax(content: bytes) -> dict[bytes, bytes]:
-    """The records ("length key=value" and a line's end) that tell of name, size and sparseness."""
+    """The records ("length key=value" and a line's end) that say name, size and sparseness."""
     records: dict[bytes, bytes] = {}
     at = 0
     while at < len(content) and content[at]:
@@ -160,7 +163,4 @@ def _pass_sparse_headers(stream: Forward, block: bytes) -> None:
     """Old GNU sparse files have further blocks of their map before the data."""
     more = block[482]
     while more:
-        block = stream.read(BLOCK)
-        if len(block) < BLOCK:
-            raise Broken("it ends in the middle of a header")
-        more = block[504]
+        more = _exactly(stream, BLOCK, "header")[504]

@@ -33,20 +33,21 @@ class _Bounded:
 def zip_members(file: BlockFile, size: int) -> Iterator[Member]:
     """The members of a zip file of `size` bytes that are no folders.
 
-    Raises archive_members.Broken.
+    Raises Broken.
     """
     try:
         archive = zipfile.ZipFile(_Bounded(file))
     except (Broken, UserError, MemoryError):
         raise
-    except (
-        Exception
-    ) as error:  # names that are not the UTF-8 they claim to be, offsets out of the file, ...
+    # names that are not the UTF-8 they claim to be, offsets out of the file, ...
+    except Exception as error:
         raise Broken(f"its directory cannot be read: {error}") from error
+
     infos = sorted(archive.infolist(), key=lambda info: info.header_offset)
     for place, info in enumerate(infos):
         if info.is_dir():
             continue
+
         name = info.orig_filename.encode("utf-8" if info.flag_bits & _UTF8 else "cp437")
         behind = infos[place + 1].header_offset if place + 1 < len(infos) else archive.start_dir
         position = min(1.0, max(0.0, info.header_offset / size))
@@ -76,11 +77,10 @@ def _reader(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Callable[[], byt
         try:
             with archive.open(info) as member:
                 data = member.read(info.file_size)
-                if len(data) < info.file_size or member.read(
-                    1
-                ):  # the last read compares the checksum
+                more = member.read(1)  # this read compares the checksum
+                if len(data) < info.file_size or more:
                     raise Unreadable(
-                        f"its data have not the {info.file_size:,} bytes that the directory tells"
+                        f"its data have not the {info.file_size:,} bytes that the directory says"
                     )
                 return data
         except (Unreadable, Broken, UserError, MemoryError):

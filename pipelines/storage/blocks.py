@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable
+import sys
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol
 
@@ -73,17 +73,16 @@ class BlockFile:
     def read(self, count: int | None = -1) -> bytes:
         """Up to `count` bytes; fewer only at the end."""
         pieces: list[bytes] = []
-        missing = count if count is not None and count >= 0 else None
-        while missing is None or missing > 0:
+        missing = count if count is not None and count >= 0 else sys.maxsize
+        while missing > 0:
             number, start = divmod(self._at, self.block)
-            data = self._block(number)
-            piece = data[start:] if missing is None else data[start : start + missing]
+            piece = self._block(number)[start : start + missing]
             if not piece:
                 break
 
             pieces.append(piece)
             self._at += len(piece)
-            missing = None if missing is None else missing - len(piece)
+            missing -= len(piece)
 
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
@@ -103,13 +102,13 @@ class BlockFile:
 
         more = self._end is None or (number + 1) * self.block < self._end
         if self._thread is not None and follows and more:
-            self._ahead = (number + 1, self._thread.submit(self._range(number + 1)))
+            self._ahead = (number + 1, self._thread.submit(self._range, number + 1))
 
         return data
 
     def _fetched(self, number: int) -> bytes:
         if self._thread is None:
-            return self._range(number)()
+            return self._range(number)
 
         ahead, self._ahead = self._ahead, None
         if ahead is not None and ahead[0] == number:
@@ -119,10 +118,10 @@ class BlockFile:
             ahead[1].cancel()
 
         # In the thread as well, so that there is one request at a time: a session is no thread's.
-        return self._thread.submit(self._range(number)).result()
+        return self._thread.submit(self._range, number).result()
 
-    def _range(self, number: int) -> Callable[[], bytes]:
-        return lambda: self.source.fetch(number * self.block, (number + 1) * self.block)
+    def _range(self, number: int) -> bytes:
+        return self.source.fetch(number * self.block, (number + 1) * self.block)
 
     def close(self) -> None:
         """Let the thread and the source go."""

@@ -36,14 +36,14 @@ class LocalBytes:
         try:
             self._file = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe would be waited for
         except FileNotFoundError:
-            raise UserError(f"{url}: there is no such archive") from None
+            raise UserError(f"{url}: there is no such file") from None
         except OSError as error:
-            raise UserError(f"{url}: the archive cannot be read: {error.strerror}") from None
+            raise UserError(f"{url}: it cannot be read: {error.strerror}") from None
 
         about = os.fstat(self._file)
         if not stat.S_ISREG(about.st_mode):
             os.close(self._file)
-            raise UserError(f"{url}: it is no file, thus no archive")
+            raise UserError(f"{url}: it is no file")
 
         self.size: int | None = about.st_size
         self._written = about.st_mtime_ns
@@ -73,10 +73,10 @@ class RemoteBytes:
         self.url, self.place = url, place
         about = place.info()
         if about is None:
-            raise UserError(f"{url}: there is no such archive")
+            raise UserError(f"{url}: there is no such file")
 
         if about.get("type") == "directory" or about.get("size") is None:
-            raise UserError(f"{url}: it is no file, thus no archive")
+            raise UserError(f"{url}: it is no file")
 
         self.size: int | None = int(about["size"])
         self._tags = self._tags_of(about)

@@ -1,4 +1,4 @@
-"""An archive behind http(s): by byte ranges, or as one stream that is started again.
+"""A file behind http(s): by byte ranges, or as one stream that is started again.
 
 Not by fsspec's http file system: where a server answers a range with the whole object, that holds
 it in memory. The package `requests` is imported when a URL is opened.
@@ -23,9 +23,9 @@ _ALL = re.compile(r"bytes \*/(\d+)")
 
 
 def changed(url: str) -> UserError:
-    """The refusal of an archive that is being written."""
+    """The refusal of a file that is being written."""
     return UserError(
-        f"{url}: the archive changed while it was read; run the command again when it is complete"
+        f"{url}: it changed while it was read; run the command again when it is complete"
     )
 
 
@@ -85,14 +85,11 @@ class HttpBytes:
         try:
             retried(one_try, f"{self.url} cannot be read")
         except OSError as error:
-            raise self._refused(error) from error
-
-    def _refused(self, error: OSError) -> UserError:
-        status = getattr(getattr(error, "response", None), "status_code", None)
-        if status in (404, 410):
-            return UserError(f"{self.url}: there is no such archive (the server answers {status})")
-
-        return UserError(f"{self.url}: the archive cannot be read: {words(error)}")
+            status = getattr(getattr(error, "response", None), "status_code", None)
+            what = f"it cannot be read: {words(error)}"
+            if status in (404, 410):
+                what = f"there is no such file (the server answers {status})"
+            raise UserError(f"{self.url}: {what}") from error
 
     def _open(self, start: int, stop: int) -> urllib3.BaseHTTPResponse | None:
         """The body of a range; None where it lies behind the end, or where all is `_stream`."""
@@ -117,13 +114,9 @@ class HttpBytes:
                 f"{self.url}: the server answers a byte range with status {response.status_code}"
             )
 
-        if part is not None:
-            size = None if part[3] == "*" else int(part[3])
-        else:
-            length = response.headers.get("Content-Length", "")
-            # not known where it is no number
-            size = int(length) if re.fullmatch(r"[0-9]{1,18}", length) else None
-
+        length = part[3] if part else response.headers.get("Content-Length", "")
+        # not known where it is no number
+        size = int(length) if re.fullmatch(r"[0-9]{1,18}", length) else None
         tag = (size, response.headers.get("ETag") or response.headers.get("Last-Modified") or "")
         if self._tag is None:
             self._tag, self.size, self.seekable = tag, size, part is not None

@@ -17,20 +17,18 @@ def open_gallery(urls: Sequence[str]) -> list[Store]:
 
     Raises UserError where they do not fit together.
     """
+    if not urls:
+        raise UserError("index: --stores is empty")
+
     stores: list[Store] = []
-    base = 0
     for url in urls:
-        store = Store(url, base)
+        store = Store(url, stores[-1].base + stores[-1].span if stores else 0)
         if stores and store.extractor != stores[0].extractor:
             raise UserError(
                 f"{store.place.url} was described by {store.extractor['name']} with other "
-                f"settings or weights than "
-                f"{stores[0].place.url}; describe both alike"
+                f"settings or weights than {stores[0].place.url}; describe both alike"
             )
         stores.append(store)
-        base += store.span
-    if not stores:
-        raise UserError("index: --stores is empty")
     return stores
 
 
@@ -39,14 +37,12 @@ def open_stores(inputs: Sequence[dict[str, Any]]) -> list[Store]:
 
     Raises UserError where one was made again since.
     """
-    stores = []
-    for entry in inputs:
-        store = Store(entry["url"], int(entry["base"]))
+    stores = [Store(entry["url"], int(entry["base"])) for entry in inputs]
+    for store, entry in zip(stores, inputs, strict=True):
         if store.manifest.content != entry["content"]:
             raise UserError(
                 f"{store.place.url} was made again since it was indexed; run 'index' again"
             )
-        stores.append(store)
     return stores
 
 
@@ -73,7 +69,8 @@ class Gallery:
         names = [""] * len(row_ids)
         descriptors = np.zeros((len(row_ids), self.stores[0].dimension), np.float32)
         for number, positions in self.locate(row_ids).items():
-            read = self.part(number)[0].read_global(self.part(number)[1])
+            store, part = self.part(number)
+            read = store.read_global(part)
             rows = np.asarray(row_ids)[positions] % ROWS_A_PART
             descriptors[positions] = read.descriptors[rows]
             for position, row in zip(positions, rows, strict=True):

@@ -158,18 +158,18 @@ def list_sources(specs: Sequence[SourceSpec]) -> tuple[Planned, dict[str, bytes]
 def _archives_of(spec: SourceSpec) -> Iterator[tuple[str, Archive]]:
     """Where each archive of a source lies. Raises UserError where two are called alike."""
     urls = find_archives(spec.images)
-    stems = [_stem(url) for url in urls]
+    names = [path_of(url).rpartition("/")[2] for url in urls]
+    stems = [_stem(name) for name in names]
     if not spec.list and len(set(stems)) < len(stems):
         twice = next(stem for stem in stems if stems.count(stem) > 1)
         raise UserError(
             f"{spec.images}: two archives are called {twice}; give them as sources of their own"
         )
 
-    for url, stem in zip(urls, stems, strict=True):
+    for url, name, stem in zip(urls, names, stems, strict=True):
         prefix = f"{stem}/" if len(urls) > 1 and not spec.list else ""
         where = url if "://" in url else os.path.abspath(os.path.expanduser(url))
-        size = archive_size(url)
-        yield where, Archive(spec.name, _name(url), size, prefix, bool(spec.list))
+        yield where, Archive(spec.name, name, archive_size(url), prefix, bool(spec.list))
 
 
 def read_slice(place: Place, unit: Unit) -> Sequence[ImageReference]:
@@ -202,9 +202,7 @@ def rows_that_fit(bytes_an_image: int) -> int:
 
 
 def rows_per_part(bytes_an_image: int, images: int) -> int:
-    """Images a part of a listing: as many as fit, but a small one is cut into about 16 parts of 32
-    or more.
-    """
+    """Images a part: as many as fit; a small listing is cut into about 16 parts of 32 or more."""
     return min(rows_that_fit(bytes_an_image), max(32, -(-images // PARTS_WANTED)))
 
 
@@ -242,11 +240,6 @@ def _spec(specs: Sequence[SourceSpec]) -> str:
     return canonical_json([asdict(spec) for spec in specs])
 
 
-def _name(url: str) -> str:
-    return path_of(url).rstrip("/").rpartition("/")[2]
-
-
-def _stem(url: str) -> str:
-    name = _name(url)
-    suffix = next((suffix for suffix in ARCHIVE_SUFFIXES if name.lower().endswith(suffix)), "")
-    return name[: len(name) - len(suffix)]
+def _stem(name: str) -> str:
+    suffix = next(suffix for suffix in ARCHIVE_SUFFIXES if name.lower().endswith(suffix))
+    return name[: -len(suffix)]

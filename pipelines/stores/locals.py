@@ -37,9 +37,9 @@ class LocalsFile:
             (self.rotation,) = self._ranges([ROTATION], [(0, self.layout[ROTATION]["shape"][0])])
 
     def slice(self, row: int, most: int) -> tuple[int, int] | None:
-        """Entries start ..
+        """Entries start .. stop of a row, the strongest first, at most `most`.
 
-        stop of a row, the strongest first, at most `most`; None where the file has no such row.
+        None where the file has no such row.
         """
         place = int(np.searchsorted(self.rows, row))
         if place >= len(self.rows) or self.rows[place] != row:
@@ -48,9 +48,7 @@ class LocalsFile:
         return start, min(stop, start + most)
 
     def read(self, slices: Sequence[tuple[int, int]]) -> list[dict[str, np.ndarray]]:
-        """The entries of some slices, all in one go: descriptors float32, the others as they are
-        stored.
-        """
+        """The entries of some slices, all in one go: descriptors float32, the others as stored."""
         names = list(DATASETS) * len(slices)
         flat = self._ranges(names, [span for span in slices for _ in DATASETS])
         pieces = [dict(zip(DATASETS, flat[i : i + 4], strict=True)) for i in range(0, len(flat), 4)]
@@ -59,7 +57,7 @@ class LocalsFile:
         ]
 
     def _ranges(self, names: Sequence[str], spans: Sequence[tuple[int, int]]) -> list[np.ndarray]:
-        """Entries of datasets; empty ones are not asked for."""
+        """Entries of datasets; no request is made for empty ones."""
         ranges = [
             byte_range(self.layout, name, *span) for name, span in zip(names, spans, strict=True)
         ]
@@ -87,17 +85,18 @@ class LocalsReader:
 
         Raises UserError where a row has no locals on disk.
         """
-        found: dict[int, Locals] = {}
+        locals_of: dict[int, Locals] = {}  # position -> its locals
         for number, positions in self.gallery.locate(row_ids).items():
             store, part = self.gallery.part(number)
             slices: dict[LocalsFile, list[tuple[int, tuple[int, int]]]] = {}
             for position in positions:
                 file, span = self._find(store, part, int(row_ids[position]) % ROWS_A_PART, most)
                 slices.setdefault(file, []).append((int(position), span))
-            for file, asked in slices.items():
-                pieces = file.read([span for _, span in asked])
-                for (position, _), piece in zip(asked, pieces, strict=True):
-                    found[position] = Locals(
+
+            for file, wanted in slices.items():
+                pieces = file.read([span for _, span in wanted])
+                for (position, _), piece in zip(wanted, pieces, strict=True):
+                    locals_of[position] = Locals(
                         global_descriptor=globals_read[position],
                         descriptors=piece["descriptor"],
                         xy=piece["xy"],
@@ -105,7 +104,8 @@ class LocalsReader:
                         strength=piece["strength"],
                         scales=store.scales,
                     )
-        return [found[position] for position in range(len(row_ids))]
+
+        return [locals_of[position] for position in range(len(row_ids))]
 
     def _find(
         self, store: Store, part: PartFiles, row: int, most: int

@@ -50,9 +50,8 @@ class PartFiles:
     globals: FileEntry
     locals: FileEntry | None
     failures: FileEntry | None
-    layers: tuple[
-        tuple[Place, FileEntry], ...
-    ] = ()  # further local descriptors, made for a shortlist
+    # further local descriptors, made for a shortlist
+    layers: tuple[tuple[Place, FileEntry], ...] = ()
 
 
 class Store:
@@ -70,6 +69,7 @@ class Store:
                 f"{self.place.url} is an output of '{self.manifest.stage}', not a store of "
                 f"'extract'"
             )
+
         self.extractor: dict[str, Any] = self.manifest.recipe["extractor"]
         self.dimension = int(self.extractor["global_dim"])
         self.scales = tuple(float(scale) for scale in self.extractor["scales"])
@@ -96,14 +96,13 @@ class Store:
         return as_input(self.place.url, self.manifest)
 
     def _parts(self) -> list[PartFiles]:
-        """Raises UserError where the list of files is not the manifest's: the store is being made
-        again.
-        """
+        """Raises UserError where the list of files is not the manifest's: it is being replaced."""
         listed = parts_of(self.place, self.manifest)
         if listed is None:
             raise UserError(
                 f"{self.place.url} is not finished: give the command that makes it once more"
             )
+
         files: dict[int, dict[str, FileEntry]] = {}
         units: dict[int, str] = {}
         for unit, entry in listed:
@@ -112,6 +111,7 @@ class Store:
                 raise UserError(f"{self.place.url}/{entry.name} is no part of a store")
             files.setdefault(number, {})[entry.name.split("/")[0]] = entry
             units[number] = unit
+
         layers = self._layers()
         return [
             PartFiles(
@@ -131,7 +131,7 @@ class Store:
         A layer counts for the parts whose globals are still those that it was made for. One whose
         manifest or list of files is absent or damaged is being made again: it is not finished.
         """
-        found: dict[str, tuple[tuple[Place, FileEntry], ...]] = {}
+        layers: dict[str, tuple[tuple[Place, FileEntry], ...]] = {}
         for name in sorted(self.place.folders(LAYERS)):
             place = self.place.below(f"{LAYERS}/{name}")
             try:
@@ -143,8 +143,8 @@ class Store:
             for _, entry in parts_of(place, manifest) or ():
                 if entry.name.startswith("local/"):
                     globals_name = manifest.facts["globals"][str(part_number(entry.name))]
-                    found[globals_name] = (*found.get(globals_name, ()), (place, entry))
-        return found
+                    layers[globals_name] = (*layers.get(globals_name, ()), (place, entry))
+        return layers
 
     def read_global(self, part: PartFiles) -> GlobalPart:
         """A part's ids, statuses and descriptors."""
@@ -162,13 +162,11 @@ class Store:
         return (self.base + part.number) * ROWS_A_PART + rows.astype(np.int64)
 
     def references(self, record_ids: Iterable[str]) -> dict[str, ImageReference]:
-        """Where some images of the plan lie; ids that are not of this store, or in an archive, are
-        absent.
-        """
+        """Where some images of the plan lie; absent are those of archives or of another store."""
         try:
             table = read_table(self.place, IMAGES_NAME)
         except FileNotFoundError:  # an imported store
             return {}
         wanted = pa.array(sorted(record_ids), pa.string())
-        found = references_of(table.filter(pc.is_in(table.column("record_id"), wanted)))
-        return {reference.record_id: reference for reference in found}
+        chosen = references_of(table.filter(pc.is_in(table.column("record_id"), wanted)))
+        return {reference.record_id: reference for reference in chosen}

@@ -197,7 +197,7 @@ def test_an_object_that_changes_is_refused(site: Site, ranges: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "said"), [(404, "no such archive"), (403, "403"), (401, "401"), (410, "no such")]
+    ("status", "said"), [(404, "no such file"), (403, "403"), (401, "401"), (410, "no such")]
 )
 def test_what_the_server_refuses_is_a_sentence(site: Site, status: int, said: str) -> None:
     site.statuses = [status] * 2

@@ -154,7 +154,7 @@ def test_archives_that_are_gone_or_others(pattern: str, tmp_path: Path) -> None:
     gone = (
         "is not there; bring it back"
         if pattern == "a1.tar"
-        else r"a1.tar: there is no such archive; bring it back"
+        else r"a1.tar: there is no such file; bring it back"
     )
     refused(store, gone)
     mounted(folder)
