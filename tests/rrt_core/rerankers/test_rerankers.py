@@ -118,7 +118,7 @@ def test_rrt_precision_enters_its_identity(weights: str) -> None:
     assert (exact.config["precision"], rounded.config["precision"]) == ("float32", "bfloat16")
     assert 0 < abs(exact.score([pair])[0] - rounded.score([pair])[0]) < 0.03
     assert "device" not in exact.config and exact.device == "cpu, float32"
-    with pytest.raises(UserError, match="precision 'half' is unknown"):
+    with pytest.raises(UserError, match="precision is 'half'; it must be one of float32"):
         create("rrt", weights=weights, precision="half")
 
 
