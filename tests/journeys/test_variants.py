@@ -167,7 +167,7 @@ def test_pictures_with_nothing_to_describe() -> None:
         [an_image(np.zeros((3, 9, 3), np.uint8))]
     )
     assert isinstance(small, Failure) and small.error_class == "too_small"
-    with pytest.raises(UserError, match="cells must be a whole number of at least 1, not 'x'"):
+    with pytest.raises(UserError, match="cells must be a whole number from 1, not 'x'"):
         extractors.create("colours", cells="x")
 
 

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from rrt_core.rerankers import Locals, Reranker, check_same_width, check_tokens
+from rrt_core.options import check_whole
+from rrt_core.rerankers import Locals, Reranker, check_same_width
 
 
 class Chamfer(Reranker):
@@ -19,9 +20,10 @@ class Chamfer(Reranker):
 
     def __init__(self, tokens: int = 500) -> None:
         """tokens: strongest locals used of each image."""
-        self.tokens = check_tokens("tokens", tokens)
+        check_whole("The reranker's option tokens", tokens, 1)
+        self.tokens = tokens
         self.weights_sha256 = ""
-        self.config = {"tokens": self.tokens}
+        self.config = {"tokens": tokens}
 
     def score(self, pairs: Sequence[tuple[Locals, Locals]]) -> np.ndarray:
         """As the contract says: float32 [len(pairs)]."""

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from rrt_core.extractors import Description, Extractor, Failure
 from rrt_core.images import Image
-from schemas.errors import UserError
+from rrt_core.options import check_whole
 
 BINS = 4  # of each colour channel
 DIRECTIONS = 8  # of gradients
@@ -27,10 +27,7 @@ class Colours(Extractor):
     def __init__(self, cells: int = 4) -> None:
         """cells: of the grid, a side; a cell without any gradient gives no local descriptor."""
         # The command line gives what was typed: 2.5 or "many" must end in a sentence.
-        if not isinstance(cells, int) or isinstance(cells, bool) or cells < 1:
-            raise UserError(
-                f"Extractor option cells must be a whole number of at least 1, not {cells!r}."
-            )
+        check_whole("The extractor's option cells", cells, 1)
         self.name, self.revision = "colours", 1
         self.global_dim, self.local_dim, self.scales = BINS**3, 3 * DIRECTIONS, (1.0,)
         self.weights_sha256 = ""
