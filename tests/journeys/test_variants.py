@@ -203,6 +203,20 @@ def test_a_csv_that_is_no_ground_truth_is_refused(tmp_path: Path) -> None:
             load_ground_truth(str(path))
 
 
+def test_the_longest_ending_counts_and_a_reader_gives_a_dictionary(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = {".old.json": str(READERS.target(".csv")), ".bool": "operator:is_"}
+    more = replace(READERS, built_in={**READERS.built_in, **lines})
+    monkeypatch.setattr("schemas.ground_truth.ground_truth.READERS", more)
+    for name in ("truth.old.json", "truth.bool"):
+        (tmp_path / name).write_text("query,relevant\na.png,b.png\n")
+
+    assert load_ground_truth(str(tmp_path / "truth.old.json")).gallery == ("b.png",)
+    with pytest.raises(UserError, match=r"truth\.bool is read as bool, not as a dictionary"):
+        load_ground_truth(str(tmp_path / "truth.bool"))
+
+
 @pytest.mark.parametrize("registry", [extractors.REGISTRY, rerankers.REGISTRY, FORMATS, READERS])
 def test_every_line_of_the_registries_loads(registry: Registry) -> None:
     bases = {"extractor": Extractor, "reranker": Reranker}

@@ -77,7 +77,7 @@ class Colours(Extractor):
         sums = np.bincount(
             place.ravel(), np.hypot(down, right).ravel(), self.cells**2 * 3 * DIRECTIONS
         )
-        return sums.reshape(self.cells**2, 3 * DIRECTIONS)
+        return np.asarray(sums, np.float64).reshape(self.cells**2, 3 * DIRECTIONS)
 
     def _centres(self, image: Image) -> npt.NDArray[np.float32]:
         """x, y of the cells' middles in pixels of the upright original: float32 [cells², 2]."""
