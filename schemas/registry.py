@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
@@ -54,22 +54,29 @@ class Registry:
     def load(self, name: str, target: str = "") -> Any:
         """The object of a name, or of a `target` such as ``package.module:Class``.
 
-        None where the module does not hold it.
-
-        Raises UserError where the module cannot be imported.
+        Raises UserError where the module cannot be imported, or does not hold it.
         """
         module, _, attribute = (target or self.target(name) or name).partition(":")
 
         try:
-            return getattr(importlib.import_module(module), attribute, None)
+            holder = importlib.import_module(module)
         except ImportError as error:
             raise UserError(
                 f"The {self.kind} {name!r} cannot be imported ({error}): install what is missing, "
                 "or correct the name."
             ) from error
 
+        if not hasattr(holder, attribute):
+            raise UserError(
+                f"The {self.kind} {name!r} cannot be found: {module} holds no {attribute!r}."
+            )
+        return getattr(holder, attribute)
+
     def load_class(self, name: str, base: type, target: str = "") -> Any:
-        """As `load`. Raises UserError where it is no class derived from `base`."""
+        """As `load`, of a class that can be made.
+
+        Raises UserError where it is not derived from `base`, or lacks a method that `base` needs.
+        """
         made = self.load(name, target)
 
         if not (isinstance(made, type) and issubclass(made, base)):
@@ -77,6 +84,9 @@ class Registry:
                 f"The {self.kind} {target or name!r} is not a class derived from "
                 f"{base.__module__}.{base.__qualname__}."
             )
+
+        if missing := sorted(getattr(made, "__abstractmethods__", ())):
+            raise UserError(f"The {self.kind} {name!r} does not define {' and '.join(missing)}.")
 
         return made
 
@@ -88,6 +98,12 @@ class Registry:
             raise UserError(f"The {self.kind} {name!r} is not a function: {self.target(name)}.")
 
         return made
+
+    def check_attributes(self, made: Any, attributes: Iterable[str]) -> None:
+        """Raise UserError for attributes that a class's `__init__` should have set and did not."""
+        if missing := [one for one in attributes if not hasattr(made, one)]:
+            where = f"{type(made).__module__}.{type(made).__qualname__}"
+            raise UserError(f"The {self.kind} {where} does not set {' and '.join(missing)}.")
 
     def check_options(
         self, name: str, made: Any, options: Collection[str], given: Collection[str] = ()

@@ -14,7 +14,9 @@ class Options(Checked, command="evaluate"):
     out: str = option(
         "run folder that holds shortlist and rankings; the evaluation is made below it"
     )
-    ground_truth: str = option("ground-truth file (.json, revisitop's .pkl)")
+    ground_truth: str = option(
+        "ground-truth file (.json, revisitop's .pkl or .mat, or a form of an installed package)"
+    )
     ensemble: tuple[str, ...] = option(
         "rows for lambda * global + (1 - lambda) * sigmoid(gamma * logit) over the first k, "
         "replayed from the scores: "

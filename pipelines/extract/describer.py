@@ -9,6 +9,7 @@ from typing import Any
 
 from pipelines.sources.item import Item, read_location
 from rrt_core.extractors import Description, Extractor, Failure, create
+from rrt_core.extractors.answers import checked
 from rrt_core.images import DecodeError, Image, decode
 from schemas.failures import FailureRow
 from schemas.global_descriptors import GlobalRow
@@ -78,7 +79,7 @@ class Describer:
         """What became of a batch of decoded images, in order."""
         good = [decoded.image for decoded in images if isinstance(decoded.image, Image)]
         work = self.extractor.describe if self.with_locals else self.extractor.describe_globals
-        answers = iter(work(good) if good else [])
+        answers = iter(checked(self.extractor, work(good), len(good)) if good else [])
         for item, decoded in zip(items, images, strict=True):
             image = decoded.image
             answer = image if isinstance(image, DecodeError) else next(answers)

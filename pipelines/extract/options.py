@@ -25,7 +25,9 @@ class Options(Checked, command="extract"):
         "image list: CSV or text with a name first in each row, or Parquet with a column 'path'", ""
     )
     ground_truth: str = option(
-        "ground-truth file (.json, revisitop's .pkl or .mat) that names gallery and queries", ""
+        "ground-truth file (.json, revisitop's .pkl or .mat, or a form of an installed package) "
+        "that names gallery and queries",
+        "",
     )
     take: str = option(
         "what of the ground truth to describe", "", choices=("", "gallery", "queries")
@@ -35,7 +37,9 @@ class Options(Checked, command="extract"):
         "YAML file of several sources for one store, in place of the five options above", ""
     )
     extractor: str = option(
-        "efficientnet, rootsift, delg, timm:MODEL, or package.module:Class", "efficientnet"
+        "efficientnet, rootsift, delg, timm:MODEL, one of an installed package, or "
+        "package.module:Class",
+        "efficientnet",
     )
     extractor_option: dict[str, Any] = option(
         "an option of the extractor, such as sizes=512,360,256", {}

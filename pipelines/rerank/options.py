@@ -14,7 +14,10 @@ class Options(Checked, command="rerank"):
 
     queries: str = option("store of the queries")
     out: str = option("run folder that holds the shortlist; scores and rankings are made below it")
-    reranker: str = option("rrt, geometric, mutual_nn, cascade, or package.module:Class", "rrt")
+    reranker: str = option(
+        "rrt, geometric, mutual_nn, cascade, one of an installed package, or package.module:Class",
+        "rrt",
+    )
     reranker_option: dict[str, Any] = option(
         "an option of the reranker, such as gallery_tokens=128", {}
     )

@@ -146,7 +146,8 @@ def is_known(name: str) -> bool:
 def create(name: str, **options: Any) -> Extractor:
     """Make an extractor: a registered name, "timm:NAME", or a user's "package.module:Class".
 
-    Raises UserError for an unknown name, an unknown option, or a value the extractor refuses.
+    Raises UserError for an unknown name, an unknown option, a value the extractor refuses, or a
+    class that does not keep the contract.
     """
     family, _, model = name.partition(":")
     given = {"model": model} if family in _FAMILIES and model else {}
@@ -161,4 +162,6 @@ def create(name: str, **options: Any) -> Extractor:
 
     made = REGISTRY.load_class(name, Extractor, target)
     REGISTRY.check_options(name, made, options, given)
-    return made(**options, **given)
+    extractor: Extractor = made(**options, **given)
+    REGISTRY.check_attributes(extractor, Extractor.__annotations__)
+    return extractor

@@ -134,12 +134,17 @@ class Reranker(ABC):
             lists: int64 positions, rising, of the candidates in each list that will be ranked by
                 itself (the shortlists of the protocols); None: one list of all.
         """
-        logits = [
-            self.score(
-                [(query, candidate) for candidate in candidates[start : start + PAIRS_A_CALL]]
-            )
-            for start in range(0, len(candidates), PAIRS_A_CALL)
-        ]
+        logits = []
+        for start in range(0, len(candidates), PAIRS_A_CALL):
+            pairs = [(query, candidate) for candidate in candidates[start : start + PAIRS_A_CALL]]
+            answer = self.score(pairs)
+            if np.shape(answer) != (len(pairs),):
+                raise UserError(
+                    f"The reranker {self.name!r} gave logits of shape {np.shape(answer)} to "
+                    f"{len(pairs)} pairs; its score() must give one for each, in order."
+                )
+            logits.append(answer)
+
         return QueryScores(np.concatenate([np.zeros(0, np.float32), *logits]).astype(np.float32))
 
 
@@ -152,7 +157,8 @@ def create(name: str, **options: Any) -> Reranker:
     """Make a reranker: a registered name, or a user's own ``package.module:Class``.
 
     Raises:
-        UserError: unknown name, module or class; an option that the reranker does not have.
+        UserError: unknown name, module or class; an option that the reranker does not have; a
+            class that does not set what `Reranker` asks for.
     """
     target = REGISTRY.target(name) or name
 
@@ -164,7 +170,9 @@ def create(name: str, **options: Any) -> Reranker:
 
     made = REGISTRY.load_class(name, Reranker, target)
     REGISTRY.check_options(name, made, options)
-    return made(**options)
+    reranker: Reranker = made(**options)
+    REGISTRY.check_attributes(reranker, Reranker.__annotations__)
+    return reranker
 
 
 def check_same_width(query: np.ndarray, gallery: np.ndarray) -> None:

@@ -33,7 +33,8 @@ from schemas.registry import Registry
 SCHEMA = "rrt-ground-truth/1"
 
 # How a file's name ends -> ``read(data: bytes, where: str) -> dict``, the content in the words of
-# our JSON. It is checked here, so that a reader need not: a new form is one file and one line.
+# our JSON: "gallery" and "queries", as at the top. It is checked here, so that a reader need not,
+# and its "name", where it has none, is the file's. A new form is one file and one line.
 READERS = Registry(
     "ground truth",
     "rrt_pipelines.ground_truths",
@@ -82,8 +83,8 @@ class GroundTruth:
 
         Others, the distractors, are absent.
 
-        `schemas.name_matching` says what matches. `len(gallery) - len(result)` listed images have
-        no record.
+        `schemas.ground_truth.name_matching` says what matches. `len(gallery) - len(result)` listed
+        images have no record.
 
         Raises:
             UserError: two records match one name, or one record two.
@@ -121,7 +122,8 @@ def load_ground_truth(url: str) -> GroundTruth:
     except (OSError, ValueError, ImportError) as error:
         raise UserError(f"The ground truth {url} cannot be read: {error}.") from error
     path = str(url).replace("\\", "/")
-    suffix = next((one for one in READERS.names() if path.endswith(one)), "")
+    # The longest, so that ".relevant.csv" can stand beside ".csv".
+    suffix = max((one for one in READERS.names() if path.endswith(one)), key=len, default="")
     if not suffix:
         raise UserError(
             f"The ground truth {url} is of no form that is known here: its name must end in "
@@ -184,7 +186,10 @@ class _Reader:
             queries.append({"name": name, **query})
         return {"gallery": self.sequence(content, "imlist"), "queries": queries}
 
-    def read(self, content: dict[str, Any], name: str) -> GroundTruth:
+    def read(self, content: Any, name: str) -> GroundTruth:
+        if not isinstance(content, dict):  # of a package's reader
+            raise self.error(f"is read as {type(content).__name__}, not as a dictionary")
+
         gallery, queries = self.sequence(content, "gallery"), self.sequence(content, "queries")
         positions: dict[str, int] = {}
         for position, listed in enumerate(gallery):

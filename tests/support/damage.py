@@ -31,16 +31,16 @@ from tests.support.pictures import picture
 from tests.support.watching import EXTRACTOR
 from tests.tiny_extractor import TinyExtractor
 
-UNNORMALISED = "tests.support.damage:Unnormalised"
+OUTSIDE = "tests.support.damage:Outside"
 BROKEN = 7  # the photograph that cannot be decoded: row 2 of part 1
 
 
-class Unnormalised(TinyExtractor):
-    """An extractor that breaks its contract: its globals have an L2 norm of 2."""
+class Outside(TinyExtractor):
+    """An extractor that breaks its contract: its locals lie beyond the picture."""
 
     def _one(self, image: Image) -> Description:
         described = super()._one(image)
-        return replace(described, global_descriptor=2 * described.global_descriptor)
+        return replace(described, xy=described.xy + 1000)
 
 
 def make_photographs(folder: Path, count: int = 20) -> Path:

@@ -26,7 +26,7 @@ from pipelines.verify import repair, verify
 from pipelines.verify.repair_record import Record
 from schemas.errors import JobFailed, UserError
 from tests.support.damage import (
-    UNNORMALISED,
+    OUTSIDE,
     contents,
     flip,
     make_photographs,
@@ -64,7 +64,7 @@ def store(whole: Path, tmp_path: Path) -> Path:
 def mended(store: Path | str, **options: Any) -> None:
     """Repair in this process."""
     repair.run(
-        repair.Options(str(store), **{"own_class": (EXTRACTOR, UNNORMALISED), **options}), SETTINGS
+        repair.Options(str(store), **{"own_class": (EXTRACTOR, OUTSIDE), **options}), SETTINGS
     )
 
 
@@ -301,10 +301,10 @@ def test_an_input_that_is_gone_or_another_is_refused(tmp_path: Path) -> None:
 
 def test_what_is_wrong_again_is_said(whole: Path, tmp_path: Path) -> None:
     """An extractor that breaks its contract gives the same rows again."""
-    store = make_store(whole / "photographs", tmp_path / "store", extractor=UNNORMALISED)
+    store = make_store(whole / "photographs", tmp_path / "store", extractor=OUTSIDE)
     before = contents(store)
     with pytest.raises(
-        JobFailed, match=r"is as wrong as before \(global/.* norm is 2, not 1; redo part-00000;"
+        JobFailed, match=r"is as wrong as before \(local/.* outside the picture; redo part-00000;"
     ):
         mended(store)
     assert contents(store) == before

@@ -397,7 +397,10 @@ def test_a_users_own_extractor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     (tmp_path / "mine_extractor.py").write_text(
         "from rrt_core.extractors import Extractor, Failure\n"
         "class Mine(Extractor):\n"
-        "    def __init__(self, depth): self.name, self.depth = 'mine', depth\n"
+        "    def __init__(self, depth):\n"
+        "        self.name, self.revision, self.depth = 'mine', 1, depth\n"
+        "        self.global_dim, self.local_dim, self.scales = 8, 8, (1.0,)\n"
+        "        self.weights_sha256, self.config = '', {}\n"
         "    def describe(self, images): return [Failure('no', 'none') for _ in images]\n"
         "class Other: pass\n"
     )
@@ -406,7 +409,7 @@ def test_a_users_own_extractor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     for name, options, words in (
         ("mine_extractor:Mine", {}, "needs the option 'depth'"),
         ("mine_extractor:Other", {}, "derived from"),
-        ("mine_extractor:None", {}, "derived from"),
+        ("mine_extractor:None", {}, "mine_extractor holds no 'None'"),
         ("no_such_module_at_all:X", {}, "cannot be imported"),
         ("resnet", {}, "no extractor 'resnet'"),
         ("efficientnet", {"size": 3}, "no option 'size'"),
