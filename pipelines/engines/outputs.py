@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import TypeVar
 
@@ -47,7 +48,7 @@ def finish(url: str, wall_seconds: float = 0.0) -> Manifest:
     Raises UserError where no job was planned there, and JobFailed where units have no valid marker.
     """
     place = open_place(url)
-    with place.alone():
+    with place.alone(), _alone_above(place):
         try:
             header = Job.from_json(place.read(JOB_NAME).decode())
         except FileNotFoundError:
@@ -69,15 +70,21 @@ def finish(url: str, wall_seconds: float = 0.0) -> Manifest:
             )
 
         manifest = read_manifest(place)
-        if manifest is not None and manifest.recipe_hash == job.recipe_hash:
-            return manifest  # a runner may call this more than once
-
-        sweep(place)
-        manifest = write_manifest(place, job, valid, wall_seconds)
+        # a runner may call this more than once, and the first call may have died before the swap
+        if manifest is None or manifest.recipe_hash != job.recipe_hash:
+            sweep(place)
+            manifest = write_manifest(place, job, valid, wall_seconds)
         if is_beside(place):
             above, final = back(replace(job, output=place.url))
             swap_in(above, final)
         return manifest
+
+
+def _alone_above(place: Place) -> AbstractContextManager[None]:
+    """Hold the folder of the old output, too, where a new one is made beside it."""
+    if not is_beside(place):
+        return nullcontext()
+    return open_place(place.url.removesuffix(f"/{NEXT}")).alone()
 
 
 def sweep(place: Place) -> None:
@@ -86,6 +93,6 @@ def sweep(place: Place) -> None:
         place.remove_folder(folder)
 
     for folder in ("", "plan", "done", PIECES):
-        for name in place.names(folder):
+        for name in () if folder and place.is_link(folder) else place.names(folder):
             if is_temporary(name):  # others' files, of whatever suffix, are their own
                 place.remove(f"{folder}/{name}" if folder else name)

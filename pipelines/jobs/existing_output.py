@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from pipelines.jobs.manifests import is_whole, read_manifest
 from pipelines.jobs.plan import read_plan, refuse_other_recipe
 from pipelines.storage.protocol import Place
-from schemas.errors import UserError
+from schemas.errors import Unreachable, UserError
 from schemas.layout import (
     ABOUT_NAME,
     BESIDE_NAME,
@@ -89,6 +89,8 @@ def readable_manifest(place: Place) -> Manifest | None:
     """The folder's manifest, or None where it is absent or damaged: it is made again."""
     try:
         return read_manifest(place)
+    except Unreachable:
+        raise
     except UserError:
         return None
 

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import accumulate
 
 import pyarrow as pa
 
@@ -28,7 +28,7 @@ from pipelines.jobs.plan import planned_units, read_plan
 from pipelines.storage.local import is_temporary
 from pipelines.storage.place import open_place
 from pipelines.storage.protocol import Place
-from schemas.errors import UserError
+from schemas.errors import Unreachable, UserError
 from schemas.inside import check_inside, read_strictly
 from schemas.layout import (
     BESIDE_NAME,
@@ -81,7 +81,11 @@ def place_for(place: Place, overwrite: bool) -> Place:
     Writes nothing. Raises UserError where the folder holds files of something else.
     """
     refuse_foreign(place)
-    return place.below(NEXT) if overwrite and is_ours(place) else place
+    if not overwrite or not is_ours(place):
+        return place
+
+    _refuse_links(place, [f"{NEXT}/{BESIDE_NAME}"])
+    return place.below(NEXT)
 
 
 def begin_beside(new: Place, job: Job) -> None:
@@ -109,6 +113,8 @@ def _is_of(new: Place, job: Job) -> bool:
             planned.recipe_hash == job.recipe_hash
             and [unit.slice for unit in planned.units] == [unit.slice for unit in job.units]
         )
+    except Unreachable:  # it may be of the job: what it holds is not removed
+        raise
     except UserError:
         return False
 
@@ -165,6 +171,8 @@ def finish_swap(place: Place) -> None:
     if swap is None:
         return
 
+    names = (*swap.move, swap.last)
+    _refuse_links(place, [*(f"{NEXT}/{name}" for name in names), *names])
     if new.exists(swap.last):
         place.remove(swap.last)
         _remove(place, swap)
@@ -180,7 +188,7 @@ def _read_swap(new: Place) -> Swap | None:
         return read_strictly(read_record(new.read(SWAP_NAME), SWAP_SCHEMA), Swap)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except ValueError as error:
+    except (IsADirectoryError, RecursionError, ValueError) as error:
         raise UserError(
             f"{new.url}/{SWAP_NAME} is damaged ({error}); move the folder away and give the "
             f"command again, with --overwrite"
@@ -190,10 +198,11 @@ def _read_swap(new: Place) -> Swap | None:
 def _remove(place: Place, swap: Swap) -> None:
     """Remove the old output's files, and the folders that are empty without them."""
     for name in swap.remove:
-        if _is_inside(place, name):
-            place.remove(name)
+        if not _link_above(place, name):
+            with contextlib.suppress(IsADirectoryError):  # what is a folder is no file of ours
+                place.remove(name)
     for name in swap.folders:
-        if _is_inside(place, name):
+        if not _link_above(place, name):
             place.remove_folder(name)
 
     above: set[str] = set()
@@ -201,13 +210,27 @@ def _remove(place: Place, swap: Swap) -> None:
         while name := name.rpartition("/")[0]:
             above.add(name)
     for folder in sorted(above, reverse=True):
-        place.remove_empty_folder(folder)
+        if not _link_above(place, folder):
+            place.remove_empty_folder(folder)
 
 
-def _is_inside(place: Place, name: str) -> bool:
-    """Whether no link among the folders of an output, which may be from elsewhere, leads out."""
-    above = os.path.realpath(os.path.dirname(place.path(name)))
-    return not place.local or f"{above}/".startswith(f"{os.path.realpath(place.root)}/")
+def _link_above(place: Place, name: str) -> str:
+    """The first of the folders above a file that is a link, or "": the output may be a stranger's,
+    and a link may lead out of it.
+    """
+    folders = accumulate(name.split("/")[:-1], "{}/{}".format)
+    return next((folder for folder in folders if place.is_link(folder)), "")
+
+
+def _refuse_links(place: Place, names: Sequence[str]) -> None:
+    """Raise UserError where a file that is to be moved or written lies behind a link."""
+    for name in names:
+        if link := _link_above(place, name):
+            raise UserError(
+                f"{place.url}/{link} is a link to a folder elsewhere, behind which nothing is "
+                f"removed or written: put the folder itself in its place, then give the command "
+                f"again"
+            )
 
 
 def _when_moved(name: str) -> tuple[int, str]:

@@ -55,6 +55,9 @@ class LocalPlace(Place):
     def exists(self, name: str = "") -> bool:
         return os.path.exists(self.path(name))
 
+    def is_link(self, name: str = "") -> bool:
+        return os.path.islink(self.path(name))
+
     def is_folder(self) -> bool:
         return os.path.isdir(self.root)
 
@@ -134,7 +137,7 @@ class LocalPlace(Place):
                 fsync_folder(os.path.dirname(target))
 
     def remove(self, name: str) -> None:
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(*ABSENT):
             os.remove(self.path(name))
 
     def remove_all(self, name: str) -> None:

@@ -53,6 +53,10 @@ class Place(ABC):
     def exists(self, name: str = "") -> bool:
         """Whether there is a file (or, locally, a folder) of that name."""
 
+    def is_link(self, name: str = "") -> bool:
+        """Whether a name is a link to a file or folder elsewhere; links are a local disk's."""
+        return False
+
     @abstractmethod
     def is_folder(self) -> bool:
         """Whether the place itself is a folder; a remote one is where files lie below it."""
@@ -142,7 +146,8 @@ class Place(ABC):
         order = {MANIFEST_NAME: 0, PLAN_FOLDER: 2, BESIDE_NAME: 3, SWAP_NAME: 4}
         names = [entry.name for entry in self.entries("")]
         for name in sorted(names, key=lambda name: (order.get(name, 1), name)):
-            for planned in self.names(name) if name == PLAN_FOLDER else ():
+            own = name == PLAN_FOLDER and not self.is_link(name)
+            for planned in self.names(name) if own else ():
                 if planned != "plan.json":
                     self.remove(f"{name}/{planned}")
 

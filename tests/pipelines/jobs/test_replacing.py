@@ -17,6 +17,7 @@ import pytest
 
 from pipelines.engines import driver, pool
 from pipelines.engines.driver import run_job
+from pipelines.engines.outputs import finish
 from pipelines.engines.settings import RunSettings
 from pipelines.jobs import replacing
 from pipelines.jobs.do_unit import do_unit
@@ -27,7 +28,7 @@ from pipelines.jobs.plan import write_plan
 from pipelines.jobs.unit_worker import make_worker
 from pipelines.storage.place import Place, open_place
 from pipelines.verify.verify import verify
-from schemas.errors import JobFailed, UserError
+from schemas.errors import JobFailed, Unreachable, UserError
 from schemas.manifest import Manifest
 from schemas.plan import Job
 from tests.support.faulty_worker import faulty_job
@@ -249,6 +250,116 @@ def test_a_swap_from_elsewhere_removes_nothing_outside(
         with pytest.raises(UserError, match=r"swap\.json is damaged"):
             run_job(jobs_at(out)[0], OVERWRITE)
     assert (tmp_path / "thesis.tex").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("link", "swap"),
+    [
+        ("sub", {"move": ["sub/thesis.tex"]}),
+        ("sub", {"last": "sub/thesis.tex"}),
+        ("next/sub", {"move": ["sub/thesis.tex"]}),
+        ("next/plan", {}),
+        ("next", {"move": ["thesis.tex"]}),
+    ],
+)
+def test_a_swap_from_elsewhere_follows_no_link(
+    link: str, swap: dict[str, Any], tmp_path: Path
+) -> None:
+    """Nothing is written over, moved away or removed behind a link to a folder."""
+    home, out = tmp_path / "home", tmp_path / "out"
+    home.mkdir()
+    for name in ("thesis.tex", "manifest.json"):
+        (home / name).write_text("mine")
+    (out / "next").mkdir(parents=True)
+    if link == "next":
+        (out / "next").rmdir()
+    (out / link).symlink_to(home)
+    record = {"schema": "rrt-swap/1", "last": "manifest.json", "remove": [], "move": []}
+    (out / "next/swap.json").write_text(json.dumps({**record, "folders": [], **swap}))
+    (out / "next/manifest.json").write_text("mine")
+    if link == "sub":
+        (out / "next/sub").mkdir()
+        (out / "next/sub/thesis.tex").write_text("theirs")
+    before = files_of(home)
+
+    place = open_place(str(out))
+    if swap:
+        with pytest.raises(UserError, match=f"{link} is a link to a folder elsewhere"):
+            replacing.finish_swap(place)
+    else:
+        replacing.finish_swap(place)
+    assert files_of(home) == before
+
+
+def test_a_link_in_the_place_of_next_is_refused_before_anything_is_made(tmp_path: Path) -> None:
+    """What it leads to may be another output's, under way."""
+    out = tmp_path / "out"
+    old, new = jobs_at(out)
+    run_job(old, SETTINGS)
+    other = tmp_path / "other/next"
+    replacing.begin_beside(open_place(str(other)), old)
+    (other / "data").mkdir()
+    (other / "data/part").write_text("of the other")
+    (out / "next").symlink_to(other)
+    with pytest.raises(UserError, match="next is a link to a folder elsewhere"):
+        run_job(new, OVERWRITE)
+    assert {*files_of(other)} == {"overwrite.json", "data/part"}
+
+
+@pytest.mark.parametrize("data", [None, b"[" * 200_000])
+def test_a_swap_that_cannot_be_read_is_refused_in_a_sentence(
+    data: bytes | None, before_swap: Path, tmp_path: Path
+) -> None:
+    out = copied(before_swap, tmp_path)
+    swap = out / "next/swap.json"
+    if data is None:
+        swap.mkdir()
+    else:
+        swap.write_bytes(data)
+    with pytest.raises(UserError, match=r"swap\.json is damaged"):
+        run_job(jobs_at(out)[0], SETTINGS)
+
+
+def test_a_swap_leaves_folders_where_it_names_files(before_swap: Path, tmp_path: Path) -> None:
+    out = copied(before_swap, tmp_path)
+    record = {"schema": "rrt-swap/1", "last": "manifest.json", "move": [], "folders": []}
+    record["remove"] = ["data", "notes.txt/x"]
+    (out / "next/swap.json").write_text(json.dumps(record))
+    replacing.finish_swap(open_place(str(out)))
+    assert (out / "data/notes.txt").read_text() == (out / "notes.txt").read_text() == "mine"
+
+
+def test_what_was_begun_outlives_a_place_that_does_not_answer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A plan that cannot be read now is not one of another job: nothing is removed."""
+    url = f"memory://{secrets.token_hex(4)}/out"
+    _, new = jobs_at(url)
+    beside = open_place(url).below("next")
+    replacing.begin_beside(beside, new)
+    fill(replacing.at(new, beside))
+    before = sorted(beside.glob("**"))
+    read = type(beside).read
+
+    def silent(self: Place, name: str, *more: Any) -> bytes:
+        if name == "plan/plan.json":
+            raise Unreachable("it does not answer")
+        return read(self, name, *more)
+
+    with monkeypatch.context() as patch, pytest.raises(Unreachable):
+        patch.setattr(type(beside), "read", silent)
+        replacing.begin_beside(beside, new)
+    assert before and sorted(beside.glob("**")) == before
+
+
+def test_a_finish_that_died_before_the_swap_is_given_again(
+    before_swap: Path, tmp_path: Path
+) -> None:
+    out = copied(before_swap, tmp_path)
+    manifest = read_manifest(open_place(f"{out}/next"))
+    assert finish(f"{out}/next") == manifest == read_manifest(open_place(str(out)))
+    assert not (out / "next/swap.json").exists()
+    assert finish(f"{out}/next") == manifest
 
 
 def test_a_first_try_that_was_killed_at_once_is_gone_on_with(tmp_path: Path) -> None:
