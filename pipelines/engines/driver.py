@@ -64,7 +64,7 @@ def _run_job(
 ) -> Manifest:
     title = f"{job.stage:<9}"
     finish_swap(place)
-    new = place_for(place, settings.overwrite)
+    new = place_for(place, settings.overwrite, (entry["url"] for entry in job.inputs.values()))
     beside = new.url != place.url
     inner = at(job, new) if beside else job
     loop = Loop(inner, new, settings, title)  # refuses wrong settings before anything is written

@@ -51,7 +51,7 @@ def run(options: Options, settings: RunSettings = RunSettings()) -> dict[str, An
     job = Job(STAGE, options.out, "", recipe, {}, ())
     with place.alone():
         finish_swap(place)
-        new = place_for(place, settings.overwrite)
+        new = place_for(place, settings.overwrite, [store.place.url])
         beside = new.url != place.url
         if not beside:
             made = _read(place)

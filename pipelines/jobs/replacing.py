@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import accumulate
@@ -26,7 +27,7 @@ from pipelines.jobs.existing_output import (
 from pipelines.jobs.manifests import parts_of
 from pipelines.jobs.plan import planned_units, read_plan
 from pipelines.storage.local import is_temporary
-from pipelines.storage.place import open_place
+from pipelines.storage.place import URL, open_place
 from pipelines.storage.protocol import Place
 from schemas.errors import Unreachable, UserError
 from schemas.inside import check_inside, read_strictly
@@ -75,14 +76,25 @@ class Swap:
 # ------------------------------------------------------------------------- making the new output
 
 
-def place_for(place: Place, overwrite: bool) -> Place:
+def place_for(place: Place, overwrite: bool, inputs: Iterable[str]) -> Place:
     """Where an output is to be made: in its folder, or beside the old one that it replaces.
 
-    Writes nothing. Raises UserError where the folder holds files of something else.
+    inputs: paths or URLs of what the command reads.
+
+    Writes nothing. Raises UserError where the folder holds files of something else, or is an
+    input itself.
     """
     refuse_foreign(place)
     if not overwrite or not is_ours(place):
         return place
+
+    for url in inputs:
+        read = url if URL.match(url) else os.path.abspath(os.path.expanduser(url))
+        if read.rstrip("/") == place.url:
+            raise UserError(
+                f"{place.url} is an input of this command, which --overwrite would remove; give "
+                f"another place"
+            )
 
     _refuse_links(place, [f"{NEXT}/{BESIDE_NAME}"])
     return place.below(NEXT)

@@ -101,7 +101,7 @@ def open_output(job: Job, processes: Processes, overwrite: bool) -> Iterator[Out
             stack.enter_context(place.alone())
             finish_swap(place)
         processes.wait()
-        new = place_for(place, overwrite)
+        new = place_for(place, overwrite, (entry["url"] for entry in job.inputs.values()))
         output = Output(job, place, new, _made(job, place, new))
         processes.wait()  # all have looked before the first one writes
         if output.made is not None and processes.first:

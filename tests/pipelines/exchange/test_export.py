@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +132,14 @@ def test_locals_of_an_export_made_again_without_them_are_removed(
     given = build(export.Options, {"store": str(store), "out": str(tmp_path / "e")}, "test")
     export.run(given, RunSettings(overwrite=True))
     assert [path.name for path in (tmp_path / "e" / "locals").iterdir()] == ["notes.txt"]
+
+
+def test_a_store_is_not_replaced_by_its_own_arrays(store: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(store, tmp_path / "store"))
+    given = export.Options(store=str(copy), out=f"{copy}/")
+    with pytest.raises(UserError, match="is an input of this command"):
+        export.run(given, RunSettings(overwrite=True))
+    assert len(everything(str(copy))[0]) == len(everything(str(store))[0])
 
 
 def test_locals_that_are_not_there(tmp_path: Path) -> None:

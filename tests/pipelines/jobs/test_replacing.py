@@ -362,6 +362,24 @@ def test_a_finish_that_died_before_the_swap_is_given_again(
     assert finish(f"{out}/next") == manifest
 
 
+@pytest.mark.parametrize("read", ["out", "out/"])
+def test_an_output_that_the_command_reads_is_not_replaced(
+    read: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    old, new = jobs_at(out)
+    run_job(old, SETTINGS)
+    before = files_of(out)
+    monkeypatch.chdir(tmp_path)
+    for url in (read, f"{tmp_path}/{read}"):
+        reading = replace(new, inputs={"store": {"url": url, "content": "any"}})
+        with pytest.raises(UserError, match="is an input of this command"):
+            run_job(reading, OVERWRITE)
+        with pytest.raises(UserError, match="was made by another recipe"):
+            run_job(reading, SETTINGS)
+    assert files_of(out) == before
+
+
 def test_a_first_try_that_was_killed_at_once_is_gone_on_with(tmp_path: Path) -> None:
     """Only the first file of the plan stands: nothing proves that it is ours."""
     out = tmp_path / "out"
@@ -393,7 +411,7 @@ def test_a_swap_on_an_object_store(
     old, new = jobs_at(url)
     place = fill(old)
     place.write("notes.txt", b"mine")
-    beside = replacing.place_for(place, overwrite=True)
+    beside = replacing.place_for(place, True, ())
     replacing.begin_beside(beside, new)
     content = read_manifest(fill(replacing.at(new, beside)))
     left = [3]
