@@ -319,7 +319,9 @@ def _layers(place: Place) -> list[str]:
 
 
 def _below(place: Place, folder: str) -> Iterable[str]:
-    """All files below a folder."""
+    """All files below a folder; none behind a link, which may lead out or back to it."""
+    if place.is_link(folder):
+        return
     for name in place.names(folder):
         yield _join(folder, name)
     for name in place.folders(folder):

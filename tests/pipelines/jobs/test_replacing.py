@@ -306,6 +306,22 @@ def test_a_link_in_the_place_of_next_is_refused_before_anything_is_made(tmp_path
     assert {*files_of(other)} == {"overwrite.json", "data/part"}
 
 
+def test_a_folder_of_its_own_with_links_is_replaced(before_swap: Path, tmp_path: Path) -> None:
+    """Of a link that leads out, or back to its own folder, nothing is followed."""
+    out = copied(before_swap, tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/log").write_text("mine")
+    (out / "logs").mkdir()
+    (out / "logs/old").write_text("of the old output")
+    for name in ("again", "twice"):
+        (out / "logs" / name).symlink_to(".")
+    (out / "logs/out").symlink_to(tmp_path / "elsewhere")
+    (out / "cache").symlink_to(tmp_path / "elsewhere")
+    replacing.swap_in(open_place(str(out)), jobs_at(out)[1], ["logs/", "cache/"])
+    assert not (out / "logs/old").exists()
+    assert (tmp_path / "elsewhere/log").read_text() == "mine"
+
+
 @pytest.mark.parametrize("data", [None, b"[" * 200_000])
 def test_a_swap_that_cannot_be_read_is_refused_in_a_sentence(
     data: bytes | None, before_swap: Path, tmp_path: Path
