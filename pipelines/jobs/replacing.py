@@ -109,12 +109,17 @@ def begin_beside(new: Place, job: Job) -> None:
         if _is_of(new, job):
             return
         new.empty()
-    elif new.has_files():
+    elif any(not _is_begun(entry.name) for entry in new.entries("")):  # hidden ones, too
         raise UserError(
             f"{new.url} holds files of something else, and is where --overwrite makes the new "
             f"output; move them away"
         )
     new.write(BESIDE_NAME, (json.dumps({"schema": BESIDE_SCHEMA}) + "\n").encode())
+
+
+def _is_begun(name: str) -> bool:
+    """Whether it is what a kill leaves of the first file in the folder of a new output."""
+    return name.startswith(f"{BESIDE_NAME}.") and is_temporary(name)
 
 
 def _is_of(new: Place, job: Job) -> bool:

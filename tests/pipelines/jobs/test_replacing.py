@@ -223,12 +223,13 @@ def test_a_manifest_alone_and_a_parts_table_alone_are_ours(tmp_path: Path) -> No
     assert not is_ours(open_place(str(tmp_path / "cookbook")))
 
 
-def test_a_folder_called_next_that_is_a_users_own_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["photo.jpg", ".git/config", f"photo.jpg.{'0' * 12}.tmp"])
+def test_a_folder_called_next_that_is_a_users_own_is_refused(name: str, tmp_path: Path) -> None:
     out = tmp_path / "out"
     old, new = jobs_at(out)
     run_job(old, SETTINGS)
-    (out / "next").mkdir()
-    (out / "next/photo.jpg").write_text("mine")
+    (out / "next" / name).parent.mkdir(parents=True)
+    (out / "next" / name).write_text("mine")
     before = files_of(out)
     with pytest.raises(UserError, match="next holds files of something else"):
         run_job(new, OVERWRITE)
@@ -403,6 +404,18 @@ def test_a_first_try_that_was_killed_at_once_is_gone_on_with(tmp_path: Path) -> 
     (out / "plan/images.parquet").write_bytes(b"begun")
     manifest: Manifest = run_job(jobs_at(out)[0], OVERWRITE)
     assert manifest.counts.inputs == 9 and not (out / "next").exists()
+
+
+def test_a_kill_before_the_first_file_of_the_new_output_stands(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    old, new = jobs_at(out)
+    run_job(old, SETTINGS)
+    place = open_place(str(out))
+    beside = replacing.place_for(place, True, ())
+    assert not die_before(1, lambda: replacing.begin_beside(beside, new))
+    assert [name.endswith(".tmp") for name in beside.names("")] == [True]
+    run_job(new, OVERWRITE)
+    assert not (out / "next").exists() and verify(place.url)[0].problems == []
 
 
 def fill(job: Job) -> Place:
