@@ -32,7 +32,9 @@ def next_job(
     """A stage's first job that is not finished, its plan written; None where all are finished.
 
     `run` is the stage's own, such as `pipelines.index.stage.run`. A stage is a chain of jobs: give
-    this again when the job is finished. Raises UserError as the stage does.
+    this again when the job is finished. Where `settings` say overwrite, give them to the first call
+    alone: with them a job is planned anew, also one that was just finished. Raises UserError as the
+    stage does.
     """
     try:
         run(options, replace(settings or RunSettings(), plan_only=True))
