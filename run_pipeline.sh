@@ -8,7 +8,7 @@
 #
 # Settings, by environment variable:
 #   RRT_PYTHON       interpreter to build on (default: the first of python3.11, 3.12, ..., python3 that setup.py allows)
-#   RRT_EXTRAS       further extras, separated by commas or spaces: convert, dev, gcp, s3, spark, timm
+#   RRT_EXTRAS       further extras, separated by commas or spaces: convert, dev, gcp, heif, s3, spark, timm
 #   RRT_ACCELERATOR  cpu or gpu (default: gpu where an NVIDIA device and a wheel for this platform exist)
 #   RRT_INSTALLER    uv or pip (default: uv where it can be had, else pip)
 #   RRT_VENV         where the environment lies (default: .venv beside this script)
@@ -19,7 +19,7 @@
 set -euo pipefail
 ((BASH_VERSINFO[0] >= 4)) || { echo "run_pipeline.sh: bash 4 or newer is needed, this is $BASH_VERSION" >&2; exit 1; }
 
-readonly KNOWN_EXTRAS=' convert dev gcp s3 spark timm '
+readonly KNOWN_EXTRAS=' convert dev gcp heif s3 spark timm '
 readonly PYTHON_RANGE='PYTHON_REQUIRES = ">=3\.([0-9]+),<3\.([0-9]+)"'
 
 say() { printf 'run_pipeline.sh: %s\n' "$*" >&2; }

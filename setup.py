@@ -39,6 +39,9 @@ INSTALL_REQUIRES = [
 # pins both.
 TIMM = ["timm>=1.0.31,<2", "torchvision>=0.24,<1"]
 
+# HEIC, the photographs of telephones.
+HEIF = ["pillow-heif>=1.1,<2"]
+
 LINUX_X86 = "sys_platform == 'linux' and platform_machine == 'x86_64'"
 OTHERS = "sys_platform != 'linux' or platform_machine != 'x86_64'"
 EXTRAS_REQUIRE = {
@@ -58,10 +61,13 @@ EXTRAS_REQUIRE = {
         f"tensorflow>=2.20,<3; python_version < '3.14' and ({OTHERS})",
     ],
     "timm": [*TIMM],
+    "heif": [*HEIF],
     "dev": [
+        *HEIF,
         *TIMM,
         "build>=1.3",
         "efficientnet-lite-pytorch==0.1.0",  # the parity test of the default extractor
+        "hypothesis>=6.150,<7",
         "moto[server]>=5.1",
         "mypy>=2.4,<3",
         "pytest>=9,<10",
