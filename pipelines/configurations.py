@@ -5,12 +5,17 @@ from __future__ import annotations
 from importlib.resources import files
 from typing import Any
 
-import yaml
-
+from pipelines import yaml_text
+from pipelines.storage.input_file import read_input
 from pipelines.storage.place import open_place
 from schemas.errors import UserError
 
 SHIPPED = "configs"  # folder in this package; in a checkout the folder beside the packages is it
+
+
+def read_yaml(path: str, what: str) -> Any:
+    """What a YAML file or URL holds. `what` it is, for the sentences of the UserError."""
+    return yaml_text.parse_yaml(read_input(path, what, yaml_text.MOST_BYTES), path)
 
 
 def read_configuration(path: str) -> dict[str, Any]:
@@ -18,23 +23,16 @@ def read_configuration(path: str) -> dict[str, Any]:
 
     Raises UserError where there is none, or no mapping in it.
     """
-    try:
-        value = yaml.safe_load(_text(path)) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: it is no valid YAML: {' '.join(str(error).split())}") from None
+    folder, _, name = path.partition("/")
+    shipped = files("pipelines") / SHIPPED / name
+    is_ours = folder == SHIPPED and ".." not in name.split("/") and "\0" not in name
+    if is_ours and not open_place(path).exists() and shipped.is_file():
+        value = yaml_text.parse_yaml(shipped.read_bytes(), path)
+    else:
+        value = read_yaml(path, "configuration")
+
+    if value is None:
+        return {}
     if not isinstance(value, dict):
         raise UserError(f"{path}: it must be a mapping of options")
     return value
-
-
-def _text(path: str) -> str:
-    try:
-        return open_place(path).read("").decode()
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
-        pass
-
-    shipped = files("pipelines") / SHIPPED
-    folder, _, name = path.partition("/")
-    if folder == SHIPPED and ".." not in name.split("/") and (shipped / name).is_file():
-        return (shipped / name).read_text(encoding="utf-8")
-    raise UserError(f"{path}: there is no such configuration")

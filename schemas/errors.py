@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
+import re
 
-class UserError(Exception):
+LONGEST_WORD = 400  # characters of a name in a sentence
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+
+
+class _OneSentence(Exception):
+    def __init__(self, sentence: object = "") -> None:
+        super().__init__(_in_one_line(str(sentence)))
+
+
+class UserError(_OneSentence):
     """Bad input or settings: one clear sentence that names the file, the row and the fix.
 
     The command line prints the sentence alone, without a traceback, and exits with code 2.
@@ -17,5 +27,11 @@ class Unreachable(UserError):
     """A remote place that failed in all tries, or refuses. It is no fault of a single image."""
 
 
-class JobFailed(Exception):
+class JobFailed(_OneSentence):
     """A job could not be finished: one sentence. Exit code 1; finished units stay."""
+
+
+def _in_one_line(sentence: str) -> str:
+    """The sentence where names in it, which are others', may hold lines' ends or have no end."""
+    line = _CONTROL.sub(lambda match: ascii(match[0])[1:-1], sentence)
+    return re.sub(rf"(\S{{{LONGEST_WORD}}})\S+", r"\1...", line)

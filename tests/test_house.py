@@ -14,7 +14,7 @@ PACKAGES = ("pipelines", "rrt_core", "schemas")
 # From the ground up. A room may import those of lower floors, and none of its own floor or above
 # but where a line says so.
 FLOORS = (
-    ("storage", "options", "stages", "quantities", "configurations"),
+    ("storage", "options", "stages", "quantities", "configurations", "yaml_text"),
     ("jobs",),
     ("sources",),
     ("stores", "results"),

@@ -8,7 +8,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pipelines.sources.listing import lacks_suffixes, list_images, listed_names, truth_names
-from pipelines.sources.spec import SourceSpec, check_source_name, read_input
+from pipelines.sources.spec import SourceSpec, check_source_name
+from pipelines.storage.input_file import read_input
 from pipelines.storage.place import open_place
 from schemas.errors import UserError
 from schemas.ground_truth.ground_truth import load_ground_truth

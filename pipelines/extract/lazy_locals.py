@@ -22,7 +22,7 @@ from pipelines.jobs.manifests import read_manifest, require_manifest
 from pipelines.jobs.plan import planned_units
 from pipelines.results.shortlists import read_shortlist_part, shortlist_files
 from pipelines.results.truth import reranked_rows, truth_of
-from pipelines.sources.spec import read_input
+from pipelines.storage.input_file import read_input
 from pipelines.storage.place import open_place
 from pipelines.stores.locals import LocalsFile
 from pipelines.stores.store import Store

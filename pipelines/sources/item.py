@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import stat
 from dataclasses import dataclass
 from hashlib import sha256
 
+from pipelines.storage.local import read_file
 from pipelines.storage.place import read_url
 from rrt_core.images import DecodeError
 from schemas.image_list import ImageReference
@@ -37,14 +36,4 @@ def read_location(location: bytes) -> bytes:
     if not location.startswith(b"/"):
         return read_url(location.decode(), MOST_BYTES)
 
-    descriptor = os.open(location, os.O_RDONLY | os.O_NONBLOCK)
-    try:
-        about = os.fstat(descriptor)
-        if not stat.S_ISREG(about.st_mode):  # open() below would leave a folder's descriptor open
-            raise OSError("it is no regular file")
-        if about.st_size > MOST_BYTES:
-            raise OSError(f"it has {about.st_size:,} bytes; at most {MOST_BYTES:,} are read")
-        with open(descriptor, "rb", closefd=False) as file:
-            return file.read()
-    finally:
-        os.close(descriptor)
+    return read_file(location, MOST_BYTES)

@@ -13,7 +13,8 @@ from collections.abc import Iterable, Iterator
 from urllib.parse import unquote
 
 from pipelines.sources.archives import ARCHIVE_SUFFIXES
-from pipelines.sources.spec import SourceSpec, read_input
+from pipelines.sources.spec import SourceSpec
+from pipelines.storage.input_file import read_input
 from pipelines.storage.place import open_place
 from pipelines.storage.protocol import Place
 from pipelines.storage.remote import RemotePlace

@@ -5,8 +5,7 @@ from __future__ import annotations
 import glob
 from dataclasses import dataclass
 
-import yaml
-
+from pipelines.configurations import read_yaml
 from pipelines.sources.archives import is_archive, path_of
 from pipelines.storage.place import open_place
 from schemas.errors import UserError
@@ -58,30 +57,12 @@ class SourceSpec:
         return self.images  # no wildcard is left: what it names is a file, or is not there
 
 
-def read_input(path: str, what: str) -> bytes:
-    """The whole file that an option names. Raises UserError where none can be read there."""
-    try:
-        return open_place(path).read("")
-    except FileNotFoundError:
-        raise UserError(f"{path}: there is no such {what}") from None
-    except IsADirectoryError:
-        raise UserError(f"{path}: it is a folder; give the {what} itself") from None
-    except (OSError, ValueError) as error:  # below a file, not allowed, no path at all
-        raise UserError(
-            f"{path}: no {what} can be read there: {getattr(error, 'strerror', None) or error}"
-        ) from None
-
-
 def read_sources(path: str) -> list[SourceSpec]:
     """The sources of a YAML file: a list of mappings with images, and the other KEYS where wanted.
 
     Raises UserError.
     """
-    try:
-        content = yaml.safe_load(read_input(path, "file of sources"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: it is no valid YAML: {' '.join(str(error).split())}") from None
-
+    content = read_yaml(path, "file of sources")
     listed = content.get("sources") if isinstance(content, dict) else content
     if not isinstance(listed, list) or not listed:
         raise UserError(f"{path}: it must be a list of sources, each a mapping with 'images'")

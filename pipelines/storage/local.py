@@ -14,6 +14,7 @@ import os
 import re
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -38,6 +39,7 @@ REFUSED = {
 }
 NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EMLINK, errno.ENOSYS}
 TEMPORARY = re.compile(r".+\.[0-9a-f]{12}\.tmp", re.DOTALL)  # what is written before it is renamed
+UNSIZED = 1 << 24  # bytes that are read of a file whose size is said to be 0, as in /proc
 ABSENT = (FileNotFoundError, NotADirectoryError)
 
 
@@ -81,8 +83,9 @@ class LocalPlace(Place):
     def sizes(self, names: Sequence[str]) -> list[int | None]:
         return [self.size(name) for name in names]
 
-    def read(self, name: str) -> bytes:
-        return Path(self.path(name)).read_bytes()
+    def read(self, name: str, most: int | None = None) -> bytes:
+        """As the face says; raises OSError for more than `most` bytes, and what is no file."""
+        return read_file(self.path(name), most)
 
     def read_ranges(
         self, names: Sequence[str], starts: Sequence[int], stops: Sequence[int]
@@ -249,6 +252,26 @@ def full_disk(error: OSError, where: str) -> UserError | None:
     return UserError(
         f"{where} cannot be written: {why}; fix it, the same command goes on from there"
     )
+
+
+def read_file(path: str | bytes, most: int | None = None) -> bytes:
+    """A regular file of at most so many bytes; a device or a pipe is never waited for.
+
+    Raises OSError, and ValueError for what is no path.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        about = os.fstat(descriptor)
+        if stat.S_ISDIR(about.st_mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+        if not stat.S_ISREG(about.st_mode):
+            raise OSError("it is no regular file")
+        if most is not None and about.st_size > most:
+            raise OSError(f"it has {about.st_size:,} bytes; at most {most:,} are read")
+        with open(descriptor, "rb", closefd=False) as file:
+            return file.read(about.st_size or UNSIZED)
+    finally:
+        os.close(descriptor)
 
 
 def sha256_file(path: str | Path) -> str:

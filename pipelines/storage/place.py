@@ -13,6 +13,7 @@ from fsspec.implementations.local import LocalFileSystem
 from pipelines.storage.local import LocalPlace
 from pipelines.storage.protocol import Place as Place
 from pipelines.storage.remote import ABSENT, RemotePlace, TooLarge, file_system
+from pipelines.storage.retries import words
 from schemas.errors import UserError
 
 URL = re.compile(r"([a-z0-9]+::)*[A-Za-z][A-Za-z0-9+.-]*://")
@@ -68,5 +69,5 @@ def _file_system(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
         fix = "; give RRT_EXTRAS={} to run_pipeline.sh once, or install the package"
         more = fix.format(extra) if extra else ""
         raise UserError(f"{url}: cannot be opened: {error}{more}") from error
-    except ValueError as error:
-        raise UserError(f"{url}: cannot be opened: {error}") from error
+    except Exception as error:  # a protocol's own: it may need a server's answer, or more than this
+        raise UserError(f"{url}: cannot be opened: {words(error)}") from error
