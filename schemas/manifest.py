@@ -98,6 +98,22 @@ class Counts:
         )
 
 
+Note = int | str
+LEAST = "least_"  # how the name of a note begins, of which the least counts and not the sum
+
+
+def summed_notes(noted: Iterable[Mapping[str, Note]]) -> dict[str, Note]:
+    """The notes of an output's units as one: numbers added up, of texts the first."""
+    total: dict[str, Note] = {}
+    for notes in noted:
+        for name, note in notes.items():
+            before = total.get(name)
+            if isinstance(note, int) and isinstance(before, int):
+                note = min(note, before) if name.startswith(LEAST) else note + before
+            total[name] = note if isinstance(note, int) or before is None else before
+    return total
+
+
 @dataclass(frozen=True)
 class Marker:
     """A completed unit: what it was, what it wrote. Made by exclusive create, after the files."""
@@ -111,12 +127,14 @@ class Marker:
     seconds: float = 0.0
     host: str = ""
     versions: dict[str, str] = field(default_factory=dict)
+    notes: dict[str, Note] = field(default_factory=dict)  # to be reported; outside the identity
 
     def to_bytes(self) -> bytes:
         """UTF-8 JSON."""
-        return (
-            json.dumps({"schema": MARKER_SCHEMA, **asdict(self)}, sort_keys=True, indent=1) + "\n"
-        ).encode()
+        value = {"schema": MARKER_SCHEMA, **asdict(self)}
+        if not self.notes:
+            del value["notes"]
+        return (json.dumps(value, sort_keys=True, indent=1) + "\n").encode()
 
     @staticmethod
     def from_bytes(data: bytes) -> Marker | None:

@@ -17,6 +17,7 @@ from pipelines.engines.loop import Loop
 from pipelines.engines.outputs import sweep
 from pipelines.engines.settings import Planned, RunSettings
 from pipelines.jobs.existing_output import made_before, readable_manifest, say_made
+from pipelines.jobs.inputs import with_new_places
 from pipelines.jobs.manifests import write_manifest
 from pipelines.jobs.plan import write_plan
 from pipelines.jobs.replacing import at, begin_beside, finish_swap, place_for, swap_in
@@ -76,12 +77,14 @@ def _run_job(
 
     made = made_before(place, job)
     if made is not None and not again:
-        # Listed anew by another path it is the same, but its files may have moved; a lost plan is
+        # By another path it is the same, but files and inputs may have moved; a lost plan is
         # written again.
-        if plan_files or not (place.exists(PLAN_NAME) and place.exists(JOB_NAME)):
+        now = with_new_places(place, job, made) if place.writable() else made
+        lost = not (place.exists(PLAN_NAME) and place.exists(JOB_NAME))
+        if place.writable() and (plan_files or lost or now is not made):
             write_plan(place, job, plan_files)
         say_made(title, place, made)
-        return made
+        return now
 
     if not again and readable_manifest(place) is not None:
         text = "files are missing or damaged, they are made again"

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
+from pipelines.jobs.inputs import find_input
 from pipelines.jobs.manifests import read_entries, read_manifest
 from pipelines.jobs.plan import differences
 from pipelines.results.outputs import output_of
@@ -121,9 +122,11 @@ def refuse_other_truth(url: str, scores: Manifest, truth: dict[str, str]) -> Non
         )
 
 
-def extractor_of(shortlist: Manifest) -> dict[str, Any] | None:
-    """What described the queries, or None where their store is gone."""
-    store = read_manifest(open_place(shortlist.inputs["queries"]["url"]))
+def extractor_of(url: str, shortlist: Manifest) -> dict[str, Any] | None:
+    """What described a run's queries, or None where their store is not to be found."""
+    queries, home = shortlist.inputs["queries"], open_place(f"{url}/shortlist").url
+    place = find_input(queries["url"], queries["content"], home)
+    store = None if place is None else read_manifest(open_place(place))
     return None if store is None else store.recipe.get("extractor")
 
 
@@ -148,7 +151,7 @@ def refuse_where_tuned(
 
     for what, old, new in (
         ("reranker", requested.tuned.reranker, scores.recipe["reranker"]),
-        ("extractor", requested.tuned.extractor, extractor_of(shortlist)),
+        ("extractor", requested.tuned.extractor, extractor_of(url, shortlist)),
     ):
         first = "; ".join(islice(differences(old, new), 3)) if old and new else ""
         if first:

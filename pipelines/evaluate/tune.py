@@ -91,7 +91,7 @@ def run(options: Options, settings: RunSettings = RunSettings()) -> Tuned:
         recipe=job.identity,
         inputs=job.inputs,
         reranker=scores.recipe["reranker"],
-        extractor=extractor_of(shortlist),
+        extractor=extractor_of(options.out, shortlist),
     )
     place.write("", tuned.to_bytes())
     return tuned

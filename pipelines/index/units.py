@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from pipelines.jobs.attempt import Attempt
+from pipelines.jobs.facts import stores_of
 from pipelines.jobs.manifests import read_entries
 from pipelines.jobs.unit_worker import UnitWorker
 from pipelines.results.indexes import read_index
@@ -22,7 +23,7 @@ class _IndexWorker(UnitWorker):
 
     def __init__(self, job: Job) -> None:
         super().__init__(job)
-        self.stores = open_stores(job.settings["stores"])
+        self.stores = open_stores(stores_of(job.settings["stores"]), job.output)
         self.key, self.dimension = job.settings["key"], job.settings["dimension"]
 
     def start(self) -> Any:

@@ -27,7 +27,7 @@ from pipelines.jobs.markers import marker_name, read_marker, software_versions
 from pipelines.storage.local import sha256_file
 from pipelines.storage.protocol import Place
 from schemas.layout import PIECES
-from schemas.manifest import Counts, FileEntry, Marker
+from schemas.manifest import Counts, FileEntry, Marker, Note
 from schemas.plan import Job, Unit
 
 
@@ -36,6 +36,7 @@ class Attempt:
 
     number   1 for the first try; tries that were killed, or failed, count
     summary  small results of the unit, kept in its marker
+    notes    what is to be reported of it, kept there too, and no part of the output's identity
     """
 
     def __init__(self, place: Place, job: Job, unit: Unit) -> None:
@@ -46,6 +47,7 @@ class Attempt:
         self.finished: list[tuple[str, str, int, dict[str, Any] | None, bool]] = []
         self.pieces: list[FileEntry] = []  # files of the pieces that are committed
         self.summary: dict[str, Any] = {}
+        self.notes: dict[str, Note] = {}
         self.number = 1 + sum(name.endswith(".json") for name in self._attempts())
         self.name = f"attempts/{unit.name}.{self.id}.json"
         self._told = 0.0  # when progress was last written
@@ -185,6 +187,7 @@ class Attempt:
             seconds=round(time.monotonic() - self.started, 3),
             host=socket.gethostname(),
             versions=software_versions(),
+            notes=self.notes,
         )
 
     def _create(self, name: str, marker: Marker) -> Marker:

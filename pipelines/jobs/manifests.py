@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
+from pipelines.jobs.facts import F, facts_of
 from pipelines.jobs.markers import software_versions
 from pipelines.storage.place import open_place
 from pipelines.storage.protocol import Place
 from pipelines.storage.tables import parse_table, read_table, table_bytes
-from schemas.errors import UserError
+from schemas.errors import JobFailed, UserError
 from schemas.layout import PLAN_NAME
 from schemas.manifest import (
     MANIFEST_NAME,
@@ -19,23 +20,35 @@ from schemas.manifest import (
     FileEntry,
     Manifest,
     Marker,
+    Note,
     content_hash,
     entries_of,
     parts_table,
+    summed_notes,
 )
 from schemas.plan import Job
 
 
 def write_manifest(
-    place: Place, job: Job, markers: Sequence[Marker], wall_seconds: float
+    place: Place,
+    job: Job,
+    markers: Sequence[Marker],
+    wall_seconds: float,
+    notes: Mapping[str, Note] | None = None,
 ) -> Manifest:
-    """Write parts.parquet and, last, manifest.json."""
+    """Write parts.parquet and, last, manifest.json.
+
+    notes: what the driver has to report of the run. Raises JobFailed where what was made does not
+    add up to what was planned.
+    """
+    _prove(place, job, markers)
     parts = table_bytes(parts_table(markers), compression="none")
     place.write(PARTS_NAME, parts)
 
     files = [entry for marker in markers for entry in marker.files]
     counts = (unit.adds(one.counts) for unit, one in zip(job.units, markers, strict=True))
     summaries = {marker.unit: marker.summary for marker in markers if marker.summary}
+    noted = summed_notes([*(marker.notes for marker in markers), notes or {}])
     manifest = Manifest(
         stage=job.stage,
         recipe=job.identity,
@@ -43,7 +56,11 @@ def write_manifest(
         content=content_hash(files, summaries),
         inputs=job.inputs,
         counts=sum(counts, Counts(0, 0, 0)),
-        facts={**job.facts, **({"units": summaries} if summaries else {})},
+        facts={
+            **job.facts,
+            **({"units": summaries} if summaries else {}),
+            **({"notes": noted} if noted else {}),
+        },
         parts={
             "name": PARTS_NAME,
             "sha256": hashlib.sha256(parts).hexdigest(),
@@ -59,6 +76,22 @@ def write_manifest(
     return manifest
 
 
+def _prove(place: Place, job: Job, markers: Sequence[Marker]) -> None:
+    """Raise JobFailed where a unit counts other inputs than were planned for it, or there is
+    none: an output is not finished but empty.
+    """
+    if not job.units:
+        raise JobFailed(f"{job.stage}: {place.url} was planned without a part; nothing was made")
+
+    for unit, marker in zip(job.units, markers, strict=True):
+        known = not (unit.work.open or unit.work.again)
+        if known and marker.counts.inputs != unit.inputs:
+            raise JobFailed(
+                f"{job.stage}: {unit.name} of {place.url} counts {marker.counts.inputs:,} of its "
+                f"{unit.inputs:,} {job.noun}; nothing is finished by that"
+            )
+
+
 def read_manifest(place: Place) -> Manifest | None:
     """The folder's manifest, or None where there is none. Raises UserError where it is damaged."""
     try:
@@ -66,9 +99,7 @@ def read_manifest(place: Place) -> Manifest | None:
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         return None
     except ValueError as error:
-        raise UserError(
-            f"{place.url}/{MANIFEST_NAME} cannot be used: {error}; make it again"
-        ) from error
+        raise _unusable(place.url, error) from error
 
 
 def is_whole(place: Place, manifest: Manifest) -> bool:
@@ -102,6 +133,26 @@ def require_manifest(url: str, what: str, command: str) -> Manifest:
         state = "is not finished" if place.exists(PLAN_NAME) else "is not there"
         raise UserError(f"{place.url}: the {what} {state}; make it with '{command}'")
     return manifest
+
+
+def read_facts(url: str, manifest: Manifest, kind: type[F]) -> F:
+    """What a manifest says for the next stage. Raises UserError where it is of other types."""
+    try:
+        return facts_of(manifest, kind)
+    except ValueError as error:
+        raise _unusable(url, error) from error
+
+
+def input_content(url: str, manifest: Manifest, name: str) -> str:
+    """The content of an input that a manifest records. Raises UserError where it records none."""
+    try:
+        return manifest.inputs[name]["content"]
+    except KeyError:
+        raise _unusable(url, f"inputs.{name}: it has no content") from None
+
+
+def _unusable(url: str, why: object) -> UserError:
+    return UserError(f"{open_place(url).url}/{MANIFEST_NAME} cannot be used: {why}; make it again")
 
 
 def read_entries(url: str) -> list[FileEntry]:

@@ -47,7 +47,8 @@ def write_plan(place: Place, job: Job, files: Mapping[str, bytes]) -> None:
 
 def _write_files(place: Place, files: Mapping[str, bytes]) -> None:
     for name, content in files.items():
-        place.write(name, content)
+        if place.size(name) != len(content) or place.read(name) != content:
+            place.write(name, content)
 
 
 def _holds(place: Place, job: Job) -> bool:

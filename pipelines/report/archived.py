@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterator
 from itertools import islice
 
 from pipelines.jobs.plan import planned_units
+from pipelines.report.whereabouts import Whereabouts
 from pipelines.sources.archive_images import archive_url, open_archive
 from pipelines.stores.store import Store
 from schemas.errors import UserError
@@ -16,17 +17,25 @@ from schemas.plan import ArchivedImages
 MOST_BYTES = 4_000_000_000  # of archives that are read; pictures in further ones are not shown
 
 
-def archived_pictures(store: Store, record_ids: Collection[str]) -> Iterator[tuple[str, bytes]]:
-    """(record id, file) of the images that lie in local archives, as far as these are not large."""
+def archived_pictures(
+    store: Store, record_ids: Collection[str], places: Whereabouts
+) -> Iterator[tuple[str, bytes]]:
+    """(record id, file) of the images that lie in local archives, as far as these are not large.
+
+    places: where the archives may lie now.
+    """
     left = MOST_BYTES
     for work, wanted in _by_archive(store, record_ids):
         # One that is damaged, changed or not to be read: the rest is not shown.
         with contextlib.suppress(UserError, OSError):
             url, size = archive_url(store.place, work.archive), work.bytes
-            if "://" in url or not os.path.exists(url) or size > left:
+            if "://" in url or size > left:
+                continue
+            at = next(filter(os.path.exists, map(os.fsdecode, places.of(os.fsencode(url)))), None)
+            if at is None:
                 continue
             left -= size
-            for item in islice(open_archive(store.place, work, wanted), len(wanted)):
+            for item in islice(open_archive(store.place, work, wanted, url=at), len(wanted)):
                 if item.data is not None:
                     yield item.reference.record_id, item.data
 

@@ -16,6 +16,13 @@ class Options(Checked, command="report"):
     ensemble: tuple[str, ...] = option(
         "show the rows of this ensemble too, as given to evaluate", ()
     )
+    stores: tuple[str, ...] = option(
+        "where the stores of gallery and queries lie now, where they were moved apart from the run",
+        (),
+    )
+    images: tuple[str, ...] = option(
+        "folders where the pictures (or their archives) lie now, where these were moved", ()
+    )
     title: str = option("title of the page", "Retrieval report")
     thumbnail: int = option("longest side of the pictures, pixels", 180, least=1)
     max_queries: int = option(

@@ -31,11 +31,13 @@ class ReportImage:
             plenty).
         box_in_thumbnail: (x, y, w, h) in pixels of the thumbnail, drawn on it; None for the whole
             image.
+        missing: the picture cannot be read, and the thumbnail stands for it.
     """
 
     record_id: str
     thumbnail_jpeg: bytes
     box_in_thumbnail: tuple[float, float, float, float] | None = None
+    missing: bool = False
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ No times: the page is a function of what was made, so that the same results give
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from pipelines.jobs.manifests import read_manifest
@@ -22,8 +23,13 @@ JUNK_RULE = (
 )
 
 
-def fact_groups(url: str, shortlist: Manifest, evaluation_url: str) -> list[FactGroup]:
-    """Groups of facts of a run and of the evaluation that is shown; what is absent is left out."""
+def fact_groups(
+    url: str, shortlist: Manifest, evaluation_url: str, galleries: Sequence[str], queries: str
+) -> list[FactGroup]:
+    """Groups of facts of a run and of the evaluation that is shown; what is absent is left out.
+
+    galleries, queries: where the stores lie now.
+    """
     scores = read_manifest(open_place(f"{url}/scores"))
     evaluation = read_manifest(open_place(evaluation_url))
     groups: dict[str, Facts] = {}
@@ -40,10 +46,9 @@ def fact_groups(url: str, shortlist: Manifest, evaluation_url: str) -> list[Fact
         *([("Lists visited", str(visited))] if visited else []),
         ("Scores", "exact: float64 products of the stored globals"),
     ]
-    galleries = [entry["url"] for entry in shortlist.facts["stores"]]
     for number, place in enumerate(galleries, 1):
         groups[f"Gallery {number}" if len(galleries) > 1 else "Gallery"] = _store(place)
-    groups["Queries"] = _store(shortlist.inputs["queries"]["url"])
+    groups["Queries"] = _store(queries)
     groups["Software"] = sorted(shortlist.versions.items())
     return [FactGroup(title, facts) for title, facts in groups.items() if facts]
 

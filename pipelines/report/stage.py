@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import posixpath
+import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 from pipelines.engines.driver import run_job
 from pipelines.engines.settings import RunSettings
 from pipelines.evaluate.stage import evaluation_place
-from pipelines.jobs.manifests import as_input, read_manifest, require_manifest
+from pipelines.jobs.existing_output import readable_manifest
+from pipelines.jobs.facts import ShortlistFacts, StoreHint
+from pipelines.jobs.inputs import find_inputs
+from pipelines.jobs.manifests import (
+    as_input,
+    input_content,
+    read_facts,
+    read_manifest,
+    require_manifest,
+)
 from pipelines.report.options import Options as Options
+from pipelines.report.whereabouts import check_folders
 from pipelines.results.outputs import as_inputs, output_of
 from pipelines.results.truth import truth_input
 from pipelines.storage.place import open_place
@@ -35,6 +46,18 @@ def run(options: Options, settings: RunSettings = RunSettings()) -> Manifest:
     elif options.ensemble:
         raise UserError("report: --ensemble shows rows of an evaluation; give --ground-truth too")
 
+    check_folders(options.images)
+    place = open_place(f"{options.out}/shortlist").url
+    hints = read_facts(place, shortlist, ShortlistFacts).stores
+    queries = input_content(place, shortlist, "queries")
+    named = [(hint.url, hint.content) for hint in hints]
+    named.append((shortlist.inputs["queries"]["url"], queries))
+    *galleries, lying = find_inputs(named, place, options.stores, "--stores", "store")
+    stores = [
+        StoreHint(url, hint.content, hint.base).entry
+        for url, hint in zip(galleries, hints, strict=True)
+    ]
+
     job = Job(
         stage=STAGE,
         output=report_place(options.out, options.ensemble),
@@ -47,11 +70,36 @@ def run(options: Options, settings: RunSettings = RunSettings()) -> Manifest:
         },
         inputs=inputs,
         units=(Unit("report", WholeJob(), shortlist.counts.succeeded),),
-        settings={**asdict(options), "queries": shortlist.inputs["queries"]["url"]},
+        settings={**asdict(options), "queries": lying, "stores": stores},
         facts={"kind": "report"},
         noun="queries",
     )
-    return run_job(job, settings)
+    made = readable_manifest(open_place(job.output))
+    if options.images and made is not None and missing_pictures(made):
+        settings = replace(settings, overwrite=True)  # now there may be pictures
+
+    manifest = run_job(job, settings)
+    for line in missing_pictures(manifest):
+        print(f"{STAGE:<9}  {line}", file=sys.stderr)
+    return manifest
+
+
+def title_before(options: Options) -> str:
+    """The title of the page that is in place, or ""."""
+    made = readable_manifest(open_place(report_place(options.out, options.ensemble)))
+    return str(made.recipe.get("title") or "") if made else ""
+
+
+def missing_pictures(manifest: Manifest) -> list[str]:
+    """What a page lacks, in a sentence each."""
+    notes = manifest.facts.get("notes", {})
+    return [
+        f"{notes[f'{kind}_pictures_missing']:,} of {notes[f'{kind}_pictures']:,} {kind} pictures "
+        f"cannot be read: {notes[f'{kind}_pictures_why']}; give the folder where they lie now by "
+        f"--images"
+        for kind in ("query", "gallery")
+        if notes.get(f"{kind}_pictures_missing")
+    ]
 
 
 def report_place(url: str, ensemble: Sequence[str]) -> str:

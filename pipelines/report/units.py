@@ -12,8 +12,10 @@ import pyarrow as pa
 from pipelines.evaluate.stage import evaluation_place, read_metrics
 from pipelines.evaluate.table import TITLES
 from pipelines.jobs.attempt import Attempt
+from pipelines.jobs.facts import stores_of
+from pipelines.jobs.inputs import find_inputs
+from pipelines.jobs.manifests import input_content
 from pipelines.jobs.unit_worker import UnitWorker
-from pipelines.report.archived import archived_pictures
 from pipelines.report.page import (
     Label,
     MetricsRow,
@@ -24,7 +26,7 @@ from pipelines.report.page import (
 )
 from pipelines.report.pictures import Pictures
 from pipelines.report.provenance import fact_groups
-from pipelines.results.outputs import output_of
+from pipelines.results.outputs import output_of, shortlist_facts
 from pipelines.results.scores import read_ranking
 from pipelines.results.shortlists import read_shortlist
 from pipelines.results.truth import Truth, truth_of
@@ -70,7 +72,12 @@ class MakeReport(UnitWorker):
             precisions, metrics = _precisions(evaluation), read_metrics(url, ensemble)
 
         shown = _shown(list(before), precisions, options["max_queries"])
-        pictures = self._pictures(shown, before, after, manifest)
+        hints = stores_of(options.get("stores") or [])  # older outputs' jobs name none
+        galleries = open_stores(hints or shortlist_facts(url).stores, self.job.output)
+        recorded = (options["queries"], input_content(url, manifest, "queries"))
+        (lying,) = find_inputs([recorded], self.job.output, (), "--stores", "store")
+        stores = [Store(lying), *galleries]
+        pictures = self._pictures(shown, before, after, stores, attempt)
         queries = []
         for number, name in enumerate(shown):
             lists, known = (before[name], after[name]), precisions.get(name, {})
@@ -83,7 +90,13 @@ class MakeReport(UnitWorker):
             summary=_summary(len(before), manifest, len(shown)),
             metrics=_rows(rankings, metrics.get("ensemble")),
             queries=queries,
-            made_by=fact_groups(url, manifest, evaluation),
+            made_by=fact_groups(
+                url,
+                manifest,
+                evaluation,
+                [store.place.url for store in galleries],
+                lying,
+            ),
             counted={
                 protocol: (measures["counted"], metrics["queries"])
                 for protocol, measures in rankings.get(GLOBAL, {}).items()
@@ -96,11 +109,15 @@ class MakeReport(UnitWorker):
         return Counts(unit.inputs, unit.inputs)
 
     def _pictures(
-        self, shown: Sequence[str], before: Lists, after: Lists, manifest: Manifest
+        self,
+        shown: Sequence[str],
+        before: Lists,
+        after: Lists,
+        stores: Sequence[Store],
+        attempt: Attempt,
     ) -> Pictures:
-        """The pictures of the queries and of the first images of their lists.
-
-        Those in archives are made at once.
+        """The pictures of the queries and of the first images of their lists; which of them are
+        missing is noted.
         """
         first = {
             name
@@ -108,17 +125,13 @@ class MakeReport(UnitWorker):
             for rows in (before[query], after[query])
             for name in rows.column("record_id").slice(0, SHOWN).to_pylist()
         }
-        stores = [(store, first) for store in open_stores(manifest.facts["stores"])]
-        stores.insert(0, (Store(self.job.settings["queries"]), set(shown)))
+        options, pictures = self.job.settings, Pictures(self.job.settings["thumbnail"])
+        given = options.get("images") or ()
+        for number, store in enumerate(stores):
+            pictures.add(store, first if number else shown, given)
 
-        listed = {}
-        for store, names in stores:
-            listed.update(store.references(names))
-
-        pictures = Pictures(self.job.settings["thumbnail"], listed)
-        for store, names in stores:
-            for record_id, data in archived_pictures(store, names - listed.keys()):
-                pictures.add(record_id, data)
+        attempt.notes.update(pictures.notes("query", shown))
+        attempt.notes.update(pictures.notes("gallery", first))
         return pictures
 
 

@@ -25,4 +25,7 @@ class Options(Checked, command="rerank"):
     ground_truth: str = option(
         "ground-truth file: Medium and Hard are ranked too, after their junk is removed", ""
     )
+    stores: tuple[str, ...] = option(
+        "where the stores of the gallery lie now, where they were moved apart from the run", ()
+    )
     queries_per_unit: int = option("queries a unit; 0 chooses by memory", 0, least=0)

@@ -12,11 +12,14 @@ from typing import Any
 
 from pipelines.engines.driver import run_job
 from pipelines.engines.settings import RunSettings
-from pipelines.jobs.manifests import read_entries
+from pipelines.jobs.facts import ShortlistFacts
+from pipelines.jobs.manifests import input_content, read_entries, read_facts
 from pipelines.rerank.options import Options as Options
 from pipelines.results.outputs import as_inputs, output_of
 from pipelines.results.shortlists import queries_in, shortlist_files
 from pipelines.results.truth import truth_input
+from pipelines.storage.place import open_place
+from pipelines.stores.gallery import find_stores
 from pipelines.stores.store import Store
 from rrt_core.metrics.revisited import protocols_of
 from rrt_core.rerankers import create, identity_of
@@ -52,11 +55,13 @@ def plan_scores(options: Options, settings: RunSettings) -> Job:
     """The job that scores the pairs. Raises UserError."""
     queries = Store(options.queries)
     shortlist = output_of(options.out, "shortlist")
-    if shortlist.inputs["queries"]["content"] != queries.manifest.content:
+    place = open_place(f"{options.out}/shortlist").url
+    if input_content(place, shortlist, "queries") != queries.manifest.content:
         raise UserError(
             f"{queries.place.url} is not the store that {options.out}/shortlist was made for; "
             f"search again"
         )
+    found = find_stores(read_facts(place, shortlist, ShortlistFacts).stores, place, options.stores)
     reranker = create(options.reranker, **options.reranker_option)
     notes: dict[str, Any] = getattr(reranker, "notes", {})
     _refuse_other_descriptors(notes, queries)
@@ -74,7 +79,7 @@ def plan_scores(options: Options, settings: RunSettings) -> Job:
         },
         inputs=inputs,
         units=tuple(_units(options, queries, int(reranker.config.get("gallery_tokens", 500)))),
-        settings=asdict(options),
+        settings={**asdict(options), "stores": [hint.entry for hint in found]},
         facts={"kind": "scores", "weights_notes": notes},
         noun="queries",
     )

@@ -8,8 +8,9 @@ import numpy as np
 import pyarrow as pa
 
 from pipelines.jobs.attempt import Attempt
+from pipelines.jobs.facts import stores_of
 from pipelines.jobs.unit_worker import UnitWorker
-from pipelines.results.outputs import output_of
+from pipelines.results.outputs import shortlist_facts
 from pipelines.results.scores import ScoredList, read_scores, scored_lists
 from pipelines.results.shortlists import read_shortlist_part
 from pipelines.results.truth import Truth, reranked_rows, truth_of
@@ -32,8 +33,10 @@ class ScorePairs(UnitWorker):
         options = job.settings
         self.reranker = create(options["reranker"], **options["reranker_option"])
         self.queries = LocalsReader(Gallery([Store(options["queries"])]))
-        manifest = output_of(options["out"], "shortlist")
-        self.locals = LocalsReader(Gallery(open_stores(manifest.facts["stores"])))
+        hints = stores_of(options.get("stores") or [])  # older outputs' jobs name none
+        if not hints:
+            hints = shortlist_facts(options["out"]).stores
+        self.locals = LocalsReader(Gallery(open_stores(hints, job.output)))
         config = self.reranker.config
         self.query_tokens = int(config.get("query_tokens", 500))
         self.gallery_tokens = int(config.get("gallery_tokens", 500))

@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from pipelines.jobs.manifests import read_entries, require_manifest
+from pipelines.jobs.facts import IndexFacts
+from pipelines.jobs.manifests import read_entries, read_facts, require_manifest
 from pipelines.storage.place import open_place
 from schemas.manifest import Manifest
 
 
-def open_search(url: str) -> tuple[Manifest, list[str]]:
-    """The manifest of an index and the names of its search files. Raises UserError."""
-    manifest = require_manifest(f"{url}/search", "index", "index")
-    return manifest, [entry.name for entry in read_entries(f"{url}/search")]
+@dataclass(frozen=True)
+class SearchedIndex:
+    """An index as `search` sees it: its folder, manifest, facts, and the names of its files."""
+
+    url: str
+    manifest: Manifest
+    facts: IndexFacts
+    files: list[str]
+
+
+def open_search(url: str) -> SearchedIndex:
+    """The search files of an index. Raises UserError."""
+    folder = open_place(f"{url}/search").url
+    manifest = require_manifest(folder, "index", "index")
+    facts = read_facts(folder, manifest, IndexFacts)
+    files = [entry.name for entry in read_entries(folder)]
+    return SearchedIndex(folder, manifest, facts, files)
 
 
 def read_index(url: str, name: str) -> Any:

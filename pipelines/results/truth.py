@@ -7,10 +7,10 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import pyarrow as pa
 
+from pipelines.jobs.inputs import file_content
 from pipelines.storage.place import open_place
 from rrt_core.metrics.revisited import PROTOCOLS, positions_of, shortlist_positions
 from schemas.ground_truth.ground_truth import GroundTruth, QueryTruth, load_ground_truth
-from schemas.manifest import sha256_text
 
 
 def reranked_rows(
@@ -40,7 +40,7 @@ def truth_of(url: str, shortlists: Sequence[tuple[str, pa.Table]]) -> Truth | No
 
 def truth_input(url: str) -> dict[str, str]:
     """What a job records of a ground-truth file."""
-    return {"url": url, "content": sha256_text(open_place(url).read("").hex())}
+    return {"url": url, "content": file_content(open_place(url))}
 
 
 class Truth:

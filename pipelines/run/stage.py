@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import Any
 
 from pipelines.engines.settings import RunSettings
@@ -40,6 +41,10 @@ def run_config(config: dict[str, Any], where: str, settings: RunSettings) -> dic
         evaluate.run(stages.evaluate, settings)
         results["metrics"] = evaluate.read_metrics(stages.evaluate.out, stages.evaluate.ensemble)
 
+    if not (config.get("title") or (config.get("report") or {}).get("title")):
+        # the page was called after a folder that may have another name by now
+        title = report.title_before(stages.report) or stages.report.title
+        stages = replace(stages, report=replace(stages.report, title=title))
     report.run(stages.report, settings)
     place = report.report_place(stages.report.out, stages.report.ensemble)
     results["report"] = os.path.join(open_place(place).url, "report.html")

@@ -28,4 +28,7 @@ class Options(Checked, command="search"):
     oversample: float = option(
         "candidates fetched from an approximate index, as a multiple of k", 2.0, least=1
     )
+    stores: tuple[str, ...] = option(
+        "where the stores of the gallery lie now, where they were moved apart from the index", ()
+    )
     queries_per_block: int = option("queries a unit", 1_024, least=1)

@@ -12,9 +12,11 @@ import numpy as np
 
 from pipelines.engines.driver import run_job
 from pipelines.engines.settings import RunSettings
+from pipelines.jobs.facts import IndexFacts
 from pipelines.jobs.manifests import as_input
 from pipelines.results.indexes import open_search
 from pipelines.search.options import Options as Options
+from pipelines.stores.gallery import find_stores
 from pipelines.stores.store import Store
 from rrt_core.metrics.revisited import required_depth
 from schemas.errors import UserError
@@ -37,7 +39,7 @@ class Plan:
 
     job: Job
     blocks: list[tuple[tuple[int, int], ...]]
-    index: Manifest
+    index: IndexFacts
     files: list[str]
 
 
@@ -55,15 +57,17 @@ def run(options: Options, settings: RunSettings = RunSettings()) -> Manifest:
 def plan(options: Options, settings: RunSettings) -> Plan:
     """Open queries and index, choose how many candidates are kept. Raises UserError."""
     queries = Store(options.queries)
-    index, files = open_search(options.index)
-    if queries.extractor != Store(index.facts["stores"][0]["url"]).extractor:
+    index = open_search(options.index)
+    stores = [hint.entry for hint in find_stores(index.facts.stores, index.url, options.stores)]
+    if queries.extractor != Store(stores[0]["url"]).extractor:
         raise UserError(
             f"{queries.place.url} was described with other settings or weights than the gallery "
             f"of {options.index}; describe both alike"
         )
 
-    k, rows = choose_k(options, index), int(index.facts["rows"])
-    approximate = index.facts["key"] != "Flat"
+    rows = index.facts.rows
+    k = choose_k(options, rows)
+    approximate = index.facts.key != "Flat"
     fetched = min(round(k * options.oversample) if approximate else k + 16, rows)
     job = Job(
         stage=STAGE,
@@ -75,11 +79,12 @@ def plan(options: Options, settings: RunSettings) -> Plan:
             "nprobe": options.nprobe if approximate else None,
             "threads": settings.threads_per_worker,
         },
-        inputs={"queries": queries.as_input, "index": as_input(f"{options.index}/search", index)},
+        inputs={"queries": queries.as_input, "index": as_input(index.url, index.manifest)},
         units=(),
-        settings={**asdict(options), "k": k, "fetched": fetched, "files": files},
+        settings={**asdict(options), "k": k, "fetched": fetched, "files": index.files},
+        facts={"stores": stores},
     )
-    return Plan(job, query_blocks(queries, options.queries_per_block), index, files)
+    return Plan(job, query_blocks(queries, options.queries_per_block), index.facts, index.files)
 
 
 def candidates_job(planned: Plan, out: str) -> Job:
@@ -94,13 +99,14 @@ def candidates_job(planned: Plan, out: str) -> Job:
         output=f"{out}/candidates",
         worker="search/candidates",
         units=tuple(units),
+        facts={},
         noun="query blocks",
     )
 
 
 def shortlist_job(planned: Plan, out: str) -> Job:
     """The job that makes the shortlist, of an index with one search file."""
-    recipe, indexed = planned.job.recipe, planned.index.facts
+    recipe, indexed = planned.job.recipe, planned.index
     units = (
         Unit(f"part-{number:05}", ShortlistBlock(rows), len(rows))
         for number, rows in enumerate(planned.blocks)
@@ -113,22 +119,21 @@ def shortlist_job(planned: Plan, out: str) -> Job:
         facts={
             "kind": "shortlist",
             "k": recipe["k"],
-            "gallery_rows": indexed["rows"],
-            "truncated": recipe["k"] < int(indexed["rows"]),
-            "stores": indexed["stores"],
-            "index_key": indexed["key"],
+            "gallery_rows": indexed.rows,
+            "truncated": recipe["k"] < indexed.rows,
+            "stores": planned.job.facts["stores"],
+            "index_key": indexed.key,
             "nprobe": recipe["nprobe"],
         },
         noun="queries",
     )
 
 
-def choose_k(options: Options, index: Manifest) -> int:
-    """How many candidates are kept.
+def choose_k(options: Options, rows: int) -> int:
+    """How many candidates are kept of so many rows.
 
     Raises UserError where a given k is less than the protocols need.
     """
-    rows = int(index.facts["rows"])
     needed, why = options.shortlist, "the shortlist is as long"
     if options.ground_truth:
         needed = required_depth(load_ground_truth(options.ground_truth), options.shortlist)

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipelines.jobs.attempt import Attempt
+from pipelines.jobs.facts import stores_of
 from pipelines.jobs.manifests import read_entries
 from pipelines.jobs.unit_worker import UnitWorker
 from pipelines.results.indexes import open_search, read_index
@@ -65,8 +66,11 @@ class MakeShortlist(_Searching):
 
     def __init__(self, job: Job) -> None:
         super().__init__(job)
-        manifest, self.files = open_search(job.settings["index"])
-        self.gallery = Gallery(open_stores(manifest.facts["stores"]))
+        index = open_search(job.settings["index"])
+        self.files = index.files
+        # older outputs' jobs name no stores
+        hints = stores_of(job.facts["stores"]) if "stores" in job.facts else index.facts.stores
+        self.gallery = Gallery(open_stores(hints, job.output))
 
     def do(self, unit: Unit, attempt: Attempt) -> Counts:
         """Write the shortlist of a block."""

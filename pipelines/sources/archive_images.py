@@ -122,14 +122,17 @@ def open_archive(
     work: ArchivedImages,
     only: Collection[str] | None = None,
     lists: dict[str, Listed] | None = None,
+    url: str = "",
 ) -> ArchiveImages:
     """The images of an archive of a store's plan; `lists` keeps the lists of sources for the next.
 
     only  record ids of the images that are wanted; None for all
+    url   where it lies now; "": where the plan says
     """
     lists = {} if lists is None else lists
     if work.listed and work.source not in lists:
         lists[work.source] = Listed(place, work.source)
 
-    url, listed = archive_url(place, work.archive), lists[work.source] if work.listed else None
+    url = url or archive_url(place, work.archive)
+    listed = lists[work.source] if work.listed else None
     return ArchiveImages(url, work.source, work.prefix, listed, only)

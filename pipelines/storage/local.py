@@ -60,6 +60,9 @@ class LocalPlace(Place):
     def is_link(self, name: str = "") -> bool:
         return os.path.islink(self.path(name))
 
+    def writable(self) -> bool:
+        return os.access(self.root, os.W_OK)
+
     def is_folder(self) -> bool:
         return os.path.isdir(self.root)
 

@@ -57,6 +57,10 @@ class Place(ABC):
         """Whether a name is a link to a file or folder elsewhere; links are a local disk's."""
         return False
 
+    def writable(self) -> bool:
+        """Whether anything can be written in the folder, as far as that can be known."""
+        return True
+
     @abstractmethod
     def is_folder(self) -> bool:
         """Whether the place itself is a folder; a remote one is where files lie below it."""

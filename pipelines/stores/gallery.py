@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
+from pipelines.jobs.facts import StoreHint
+from pipelines.jobs.inputs import find_inputs
 from pipelines.stores.store import PartFiles, Store
 from schemas.errors import UserError
 from schemas.layout import ROWS_A_PART
@@ -32,18 +33,24 @@ def open_gallery(urls: Sequence[str]) -> list[Store]:
     return stores
 
 
-def open_stores(inputs: Sequence[dict[str, Any]]) -> list[Store]:
-    """The stores that an index names, with their bases.
+def find_stores(
+    hints: Sequence[StoreHint], home: str, given: Sequence[str] = ()
+) -> list[StoreHint]:
+    """The stores of an index, or of what was searched in it, with the places where they lie now.
 
-    Raises UserError where one was made again since.
+    home: the output that names them. given: places that stand for recorded ones. Raises UserError
+    where one is not to be found, or was made again since.
     """
-    stores = [Store(entry["url"], int(entry["base"])) for entry in inputs]
-    for store, entry in zip(stores, inputs, strict=True):
-        if store.manifest.content != entry["content"]:
-            raise UserError(
-                f"{store.place.url} was made again since it was indexed; run 'index' again"
-            )
-    return stores
+    named = [(hint.url, hint.content) for hint in hints]
+    places = find_inputs(named, home, given, "--stores", "store")
+    return [
+        StoreHint(url, hint.content, hint.base) for url, hint in zip(places, hints, strict=True)
+    ]
+
+
+def open_stores(hints: Sequence[StoreHint], home: str) -> list[Store]:
+    """The stores of an index, with their bases. Raises UserError as find_stores."""
+    return [Store(hint.url, hint.base) for hint in find_stores(hints, home)]
 
 
 class Gallery:

@@ -161,6 +161,16 @@ class Store:
         """int64 row ids of rows of a part."""
         return (self.base + part.number) * ROWS_A_PART + rows.astype(np.int64)
 
+    def digests(self, record_ids: Iterable[str]) -> dict[str, str]:
+        """The SHA-256 (hex) of some images' files, by their record ids; "" where not known."""
+        wanted, digests = pa.array(sorted(record_ids), pa.string()), dict[str, str]()
+        for part in self.parts if len(wanted) else ():
+            table = read_columns(self.place, part.globals.name, ["record_id", "sha256"])
+            chosen = table.filter(pc.is_in(table.column("record_id"), wanted))
+            columns = (chosen.column(name).to_pylist() for name in ("record_id", "sha256"))
+            digests.update(zip(*columns, strict=True))
+        return digests
+
     def references(self, record_ids: Iterable[str]) -> dict[str, ImageReference]:
         """Where some images of the plan lie; absent are those of archives or of another store."""
         try:

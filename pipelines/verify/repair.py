@@ -15,6 +15,7 @@ from typing import Any
 
 from pipelines.engines.driver import run_job
 from pipelines.engines.settings import RunSettings
+from pipelines.jobs.inputs import find_input
 from pipelines.jobs.plan import planned_units
 from pipelines.jobs.replacing import finish_swap
 from pipelines.storage.place import open_place
@@ -154,9 +155,16 @@ def _job(output: Output, findings: Findings) -> Job:
     folders = {key: str(job.settings[key] or "") for key in ("out", "store") if key in job.settings}
     moved: dict[str, Any] = {key: _moved(old, job.output, url) for key, old in folders.items()}
     inputs = {
-        name: {**entry, "url": _moved(entry["url"], job.output, url)}
+        name: {
+            **entry,
+            "url": find_input(entry["url"], entry["content"], url)
+            or _moved(entry["url"], job.output, url),
+        }
         for name, entry in job.inputs.items()
     }
+    for key, below in (("queries", ""), ("index", "/search"), ("ground_truth", "")):
+        if key in job.settings and key in inputs:
+            moved[key] = inputs[key]["url"].removesuffix(below)
     settings, units = {**job.settings, **moved}, planned_units(output.place)
     return replace(job, output=url, settings=settings, inputs=inputs, units=units)
 

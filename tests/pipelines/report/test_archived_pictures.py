@@ -15,6 +15,7 @@ from pipelines.extract import options as extract_options
 from pipelines.extract import stage as extract
 from pipelines.report import archived as module
 from pipelines.report.archived import archived_pictures
+from pipelines.report.whereabouts import Whereabouts
 from pipelines.stores.store import Store
 from tests.pipelines.extract.test_extract_edges import members, write_tar
 from tests.support.watching import EXTRACTOR
@@ -37,7 +38,8 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
 
 
 def shown(store: Store) -> list[str]:
-    return [record_id for record_id, _ in archived_pictures(store, IDS)]
+    places = Whereabouts((), store.place.url)
+    return [record_id for record_id, _ in archived_pictures(store, IDS, places)]
 
 
 def test_what_is_not_read_takes_nothing_from_the_budget(
