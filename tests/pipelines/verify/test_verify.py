@@ -25,6 +25,7 @@ from pipelines.verify.part_rows import repeated_rows
 from pipelines.verify.problems import Findings
 from schemas.errors import JobFailed, UserError
 from schemas.manifest import Counts, Manifest, Marker
+from schemas.plan import Unit, WholeJob
 from tests.support.damage import (
     change_marker,
     flip,
@@ -589,7 +590,8 @@ def test_a_training_output_has_no_units(tmp_path: Path) -> None:
 
     (tmp_path / "weights.safetensors").write_bytes(b"weights")
     (tmp_path / "log.csv").write_bytes(b"step,loss\n")
-    job = faulty_job(str(tmp_path), "ok")
+    unit = Unit("weights", WholeJob(), 9)
+    job = replace(faulty_job(str(tmp_path), "ok"), units=(unit,))
     entry = FileEntry("weights.safetensors", 1, 7, hashlib.sha256(b"weights").hexdigest())
     write_manifest(
         open_place(str(tmp_path)),
