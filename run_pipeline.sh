@@ -356,7 +356,7 @@ run_tests() {
     (($# > 0)) || whole=(--cov-fail-under=78) # a chosen few tests cover what they cover
     export PATH="$environment/bin:$PATH"
     # One thread a process: tests start workers of their own, and threads above the cores slow them manyfold.
-    export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+    export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE}
     ruff check . || failed+=(ruff)
     ruff format --check . || failed+=(ruff-format)
     mypy || failed+=(mypy)

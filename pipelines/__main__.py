@@ -12,6 +12,8 @@ def main() -> int:
     """The console script: signals are handled before anything heavy is imported. Ends the
     process.
     """
+    # Read by OpenMP when it is loaded: threads that wait by spinning take others' cores.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from pipelines.engines import signals as stopping
 
     stopping.install()

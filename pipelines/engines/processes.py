@@ -5,9 +5,11 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
+from functools import cache
 
 PARENT_VARIABLE = "RRT_PARENT_PID"
 THREAD_VARIABLES = (
@@ -16,6 +18,7 @@ THREAD_VARIABLES = (
     "OPENBLAS_NUM_THREADS",
     "NUMEXPR_NUM_THREADS",
 )
+WAIT_VARIABLE = "OMP_WAIT_POLICY"
 # of oneDNN's compiled layers kept: at its 1,024, for each layer and shape, a worker grows by half
 PRIMITIVES = "64"
 
@@ -42,11 +45,33 @@ def _watch(parent: int) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+@cache
+def kill_group_at_end() -> None:
+    """Have this process's group killed when this process ends, in whatever way.
+
+    For the leader of a group whose libraries start processes: those of a Beam runner outlive it.
+    """
+    if os.name != "posix" or os.getpgrp() != os.getpid():
+        return
+
+    # The pipe's other end is held by this process alone, so that its end is this process's own.
+    read, _ = os.pipe()
+    subprocess.Popen(
+        ["/bin/sh", "-c", "read line; kill -s KILL 0"], stdin=read, stdout=2, close_fds=True
+    )
+    os.close(read)
+
+
 def thread_environment(threads: int) -> dict[str, str]:
     """Environment, set before its imports, of a process that computes with so many threads."""
     variables = {name: str(threads) for name in THREAD_VARIABLES}
     primitives = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
-    return {**variables, primitives: os.environ.get(primitives, PRIMITIVES)}
+    return {
+        **variables,
+        primitives: os.environ.get(primitives, PRIMITIVES),
+        # threads that wait by spinning take the cores from the other workers' threads
+        WAIT_VARIABLE: os.environ.get(WAIT_VARIABLE, "PASSIVE"),
+    }
 
 
 def limit_threads(threads: int) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import sys
 
-from pipelines.engines.processes import PARENT_VARIABLE, die_with_parent
+from pipelines.engines.processes import PARENT_VARIABLE, die_with_parent, kill_group_at_end
 
 if __name__ == "__main__":
     die_with_parent(int(os.environ.get(PARENT_VARIABLE, "0")) or None)
@@ -36,6 +36,7 @@ if __name__ == "__main__":
             else:
                 from pipelines.engines import beam
 
+                kill_group_at_end()
                 beam.run_share(job, share["runner"], threads, share["beam_options"])
         except Exception as error:  # noqa: BLE001  the driver says it, and tries again
             traceback.print_exc()

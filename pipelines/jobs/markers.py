@@ -8,6 +8,7 @@ from functools import cache
 from importlib import metadata
 
 from pipelines.storage.protocol import Place
+from rrt_core.processor import vector_units
 from schemas.manifest import Marker
 from schemas.plan import Job, Unit
 
@@ -47,8 +48,10 @@ def read_marker(place: Place, job: Job, unit: Unit, name: str = "") -> Marker | 
 
 @cache
 def software_versions() -> dict[str, str]:
-    """Versions of what can change bytes, with the Python and the CPU type."""
+    """Versions of what can change bytes, with the Python, the CPU type and its vector units."""
     versions = {"python": platform.python_version(), "machine": platform.machine()}
+    if vector_units():
+        versions["vector units"] = vector_units()
     for package in PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):
             versions[package] = metadata.version(package)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from pipelines.engines import signals as stopping
@@ -23,6 +24,7 @@ from pipelines.storage.local import sha256_file
 from pipelines.storage.place import open_place
 from pipelines.storage.protocol import Place
 from rrt_core.checkpoints import save_checkpoint
+from rrt_core.processor import slow_bfloat16
 from rrt_core.products.model import ProductsTransformer
 from rrt_core.training.log import LOG_NAME, PLOT_NAME, Scalars, plot, read
 from rrt_core.training.processes import Processes
@@ -127,6 +129,13 @@ def _checkpoint(folder: Path) -> str:
     if (folder / STATE_NAME).exists():
         return f"the last checkpoint is in {folder}"
     return f"there is no checkpoint yet in {folder}"
+
+
+def say_slow(stage: str, precision: str, device: torch.device) -> None:
+    """Say where float32 would be the faster precision of a training."""
+    slow = slow_bfloat16(precision, device)
+    if slow:
+        print(f"{stage:<9}  NOTE: {slow} (--precision float32)", file=sys.stderr)
 
 
 def save_weights(

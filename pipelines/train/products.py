@@ -26,7 +26,7 @@ from pipelines.engines.progress import Progress
 from pipelines.engines.settings import RunSettings
 from pipelines.quantities import duration
 from pipelines.storage.local import sha256_file
-from pipelines.train.output import CACHE, WEIGHTS, Speaker, open_output, save_weights
+from pipelines.train.output import CACHE, WEIGHTS, Speaker, open_output, save_weights, say_slow
 from pipelines.train.products_options import Options, Photographs, read_photographs
 from rrt_core.checkpoints import PRODUCTS, load_checkpoint
 from rrt_core.devices import choose_device
@@ -80,6 +80,7 @@ def run(options: Options, settings: RunSettings) -> Manifest:
         torch.set_num_threads(settings.threads_per_worker)
         training = Training(options, photographs, output.folder, job.recipe_hash)
         output.begin()
+        say_slow(STAGE, options.precision, training.device)
         facts = training.run()
 
         unit = Unit("training", WholeJob(), len(photographs.files))

@@ -23,7 +23,16 @@ from pipelines.train.anchors import Mined, _mine, _steps, _told
 from pipelines.train.batches import Budget, PairBatches, Prefetched, TokenCache, read_budget
 from pipelines.train.neighbours import require_shortlist
 from pipelines.train.options import STAGE, Options, Settings
-from pipelines.train.output import BEST, CACHE, WEIGHTS, Output, Speaker, open_output, save_weights
+from pipelines.train.output import (
+    BEST,
+    CACHE,
+    WEIGHTS,
+    Output,
+    Speaker,
+    open_output,
+    save_weights,
+    say_slow,
+)
 from pipelines.train.records import Records, open_stores_of, read_records
 from pipelines.train.validation import SELECT, Validation
 from rrt_core.checkpoints import load_checkpoint
@@ -116,6 +125,7 @@ def _train(options: Options, settings: Settings, processes: Processes) -> Manife
             return output.made if processes.first else None
         if processes.first:
             output.begin()
+            say_slow(STAGE, options.precision, processes.device)
         processes.wait()
         mined = _mine(options, records, output.folder / CACHE, processes)
         if processes.first:

@@ -129,6 +129,7 @@ class Findings:
     counts: Counts | None = None
     problems: list[Problem] = field(default_factory=list)
     leftovers: list[Leftover] = field(default_factory=list)
+    processors: dict[str, int] = field(default_factory=dict)  # vector units: parts made by them
 
     @property
     def damaged_units(self) -> list[str]:

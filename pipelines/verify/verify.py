@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any
 
@@ -113,6 +114,13 @@ def findings_of(output: Output) -> Findings:
         counts=output.manifest.counts if output.manifest else None,
         problems=output.report.problems,
         leftovers=leftovers(output),
+        processors=dict(
+            Counter(
+                marker.versions["vector units"]
+                for marker in output.markers.values()
+                if "vector units" in marker.versions
+            )
+        ),
     )
 
 
@@ -130,6 +138,12 @@ def print_lines(findings: list[Findings]) -> None:
         if sizes:
             names, size = _listed([*sizes], 1), sum(sizes.values())
             lines.append(f"{one.url}: nothing names {names} ({size:,} bytes); this is no damage")
+        if len(one.processors) > 1:
+            parts = ", ".join(f"{n:,} by {units}" for units, n in sorted(one.processors.items()))
+            lines.append(
+                f"{one.url}: parts were made by processors with different vector units ({parts}): "
+                "descriptors may differ by 1e-4, logits by 1e-5; this is no damage"
+            )
     for line in lines:  # names of files need not be text that can be shown
         print(line.encode(errors="backslashreplace").decode())
 

@@ -69,6 +69,18 @@ def lines(store: Path, *, quick: bool = False) -> list[str]:
     return [problem.line() for problem in found(store, quick=quick).problems]
 
 
+def test_parts_of_different_processors_are_no_damage_and_are_reported(
+    store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number, units in enumerate(("AVX2", "AVX512", "AVX512", "AVX512")):
+        path = store / f"done/part-{number:05}.json"
+        record = json.loads(path.read_text())
+        path.write_text(json.dumps({**record, "versions": {"vector units": units}}))
+
+    assert cli.main(["verify", str(store)]) == 0
+    assert "different vector units (1 by AVX2, 3 by AVX512)" in capsys.readouterr().out
+
+
 def test_a_whole_store(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for quick in (False, True):
         findings = found(made, quick=quick)
