@@ -71,6 +71,12 @@ def plan(options: Options, settings: RunSettings) -> Plan:
     to_train = 0
     if indexes.needs_training(key, dimension):
         to_train = options.training_rows or indexes.training_rows(key, dimension)
+        least, given = indexes.least_rows(key, dimension), min(to_train, rows)
+        if given < least:
+            raise UserError(
+                f"index key {key!r} needs {least:,} images or more to be trained, and would be "
+                f"trained on {given:,}; choose one of fewer lists or smaller codes, or Flat"
+            )
 
     shards = _shards(stores, options.rows_per_shard)
     files = _files(shards, options.max_memory, key, dimension)
