@@ -102,9 +102,8 @@ def _transforms(index: faiss.Index) -> list[Any]:
         index = faiss.downcast_index(index.index)
     if not isinstance(index, faiss.IndexPreTransform):
         return []
-    return [
-        faiss.downcast_VectorTransform(index.chain.at(place)) for place in range(index.chain.size())
-    ]
+    chain: Any = index.chain
+    return [faiss.downcast_VectorTransform(chain.at(place)) for place in range(chain.size())]
 
 
 def _bare(index: faiss.Index) -> faiss.Index:
