@@ -15,10 +15,11 @@ from collections.abc import Mapping
 from pipelines.engines import signals as stopping
 from pipelines.engines.loop import Loop
 from pipelines.engines.outputs import sweep
-from pipelines.engines.settings import Planned, RunSettings
+from pipelines.engines.settings import LOCAL, Planned, RunSettings
 from pipelines.jobs.existing_output import made_before, readable_manifest, say_made
 from pipelines.jobs.inputs import with_new_places
 from pipelines.jobs.manifests import write_manifest
+from pipelines.jobs.memory import say_memory
 from pipelines.jobs.plan import write_plan
 from pipelines.jobs.replacing import at, begin_beside, finish_swap, place_for, swap_in
 from pipelines.storage.local import full_disk
@@ -103,6 +104,9 @@ def _make(
         write_plan(place, job, plan_files)
         if settings.plan_only:
             raise Planned(job)
+        if settings.runner == LOCAL:
+            workers = min(settings.worker_count, len(job.units))
+            say_memory(f"{job.stage:<9}", workers, settings.work_bytes)
         markers = loop.run()
         sweep(place)
         return write_manifest(place, job, markers, time.monotonic() - started)

@@ -42,6 +42,7 @@ class RunSettings(Checked):
     beam_options: tuple[str, ...] = option("", ())  # set from the flags that are not known here
     plan_only: bool = option("", False)  # set by outputs.next_job: the first unfinished job is
     # planned, then `Planned` is raised
+    work_bytes: int = option("", 0)  # set by a stage: about what a worker's data take in memory
 
     @property
     def worker_count(self) -> int:

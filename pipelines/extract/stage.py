@@ -35,6 +35,7 @@ from schemas.manifest import Manifest
 from schemas.plan import ArchivedImages, Job, MissingImages, Unit
 
 WORTH_SAYING = 1_000_000_000  # bytes
+WORK_BYTES = 300_000_000  # of a worker: images decoded ahead, and what a model computes of them
 ARCHIVE_ROWS = 512  # images a part of an archive: as much is lost on a kill
 
 
@@ -58,7 +59,7 @@ def run(options: Options, settings: RunSettings = RunSettings()) -> Manifest:
     else:
         _say_changes(options, job.inputs["images"]["content"])
 
-    manifest = run_job(job, settings, plan_files)
+    manifest = run_job(job, replace(settings, work_bytes=WORK_BYTES), plan_files)
     if not manifest.counts.inputs:
         raise UserError(
             f"{images_url(options)}: the archives hold no images; give others, and --overwrite"

@@ -37,7 +37,8 @@ BLOCKS_WANTED = 16
 def run(options: Options, settings: RunSettings = RunSettings()) -> Manifest:
     """Make (or finish, or skip) scores and rankings. Raises UserError and JobFailed."""
     job = plan_scores(options, settings)
-    scores, protocols = run_job(job, settings), rankings_of(options)
+    scoring = replace(settings, work_bytes=UNIT_BYTES)
+    scores, protocols = run_job(job, scoring), rankings_of(options)
     ranking = replace(
         job,
         output=f"{options.out}/ranking",

@@ -13,7 +13,7 @@ import numpy as np
 from pipelines.engines.driver import run_job
 from pipelines.engines.settings import RunSettings
 from pipelines.jobs.facts import IndexFacts
-from pipelines.jobs.manifests import as_input
+from pipelines.jobs.manifests import as_input, read_entries
 from pipelines.results.indexes import open_search
 from pipelines.search.options import Options as Options
 from pipelines.stores.gallery import find_stores
@@ -46,6 +46,8 @@ class Plan:
 def run(options: Options, settings: RunSettings = RunSettings()) -> Manifest:
     """Make (or finish, or skip) the shortlist. Raises UserError and JobFailed."""
     planned = plan(options, settings)
+    sizes = {entry.name: entry.bytes for entry in read_entries(f"{options.index}/search")}
+    settings = replace(settings, work_bytes=max(sizes[name] for name in planned.files))
     job = shortlist_job(planned, options.out)
     if len(planned.files) > 1:
         candidates = candidates_job(planned, options.out)

@@ -35,6 +35,9 @@ def random(*shape: int, seed: int, dtype: torch.dtype = torch.float32) -> torch.
 
 
 @pytest.mark.parametrize("dtype", PRECISIONS)
+@pytest.mark.skipif(
+    not torch.backends.mkldnn.enabled, reason="oneDNN is off: its products are not to be used"
+)
 def test_the_product_is_found_to_work_where_it_does(dtype: torch.dtype) -> None:
     x, weight = random(40, 128, seed=1, dtype=dtype), random(384, 128, seed=2, dtype=dtype) / 16
     bias = random(384, seed=3, dtype=dtype)
