@@ -7,37 +7,47 @@ memory.
 
 from __future__ import annotations
 
-import io
 import math
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image as PillowImage
-from PIL import UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
+from PIL.TiffImagePlugin import TiffImageFile
 
+from rrt_core import image_pixels, png_files, tiff_files
+from rrt_core.decode_error import DecodeError
+from rrt_core.image_formats import format_of, known_formats
 from schemas.image_list import Box
 
-# Raster formats only: Pillow would hand EPS to an external interpreter, and guesses wildly at
-# formats without a signature.
-_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
+__all__ = ["DecodeError", "Image", "decode"]
 
-_ORIENTATION_TAG = 0x0112
-_TO_UPRIGHT = {
-    2: PillowImage.Transpose.FLIP_LEFT_RIGHT,
-    3: PillowImage.Transpose.ROTATE_180,
-    4: PillowImage.Transpose.FLIP_TOP_BOTTOM,
-    5: PillowImage.Transpose.TRANSPOSE,
-    6: PillowImage.Transpose.ROTATE_270,
-    7: PillowImage.Transpose.TRANSVERSE,
-    8: PillowImage.Transpose.ROTATE_90,
-}
 _SWAPPING = (5, 6, 7, 8)  # orientations whose upright width is the stored height
 _LEFT_WAS_LAST = (2, 3, 6, 7)  # whose left column is the last column or row as stored
 _TOP_WAS_LAST = (3, 4, 7, 8)
 
+# Bytes that decoding takes for each pixel at its peak: the library's, Pillow's four, our three.
+_BYTES_A_PIXEL = {
+    "JPEG": 10,
+    "PNG": 8,
+    "GIF": 8,
+    "BMP": 8,
+    "DIB": 8,
+    "PPM": 10,
+    "TIFF": 10,
+    "WEBP": 16,
+    "JPEG2000": 24,
+    "AVIF": 16,
+    "HEIF": 16,
+}
+_BYTES_OF_DEEP = 12  # of 16-bit colours, decoded byte by byte
+MOST_BYTES_A_PIXEL = 10  # of those of `max_pixels`: larger pictures of costly formats are refused
+_ALWAYS = 50_000_000  # bytes that a picture may take however small `max_pixels` is
+
+Pixels = image_pixels.Pixels
 _REDUCTIONS = (8, 4, 2)  # what libjpeg decodes at by leaving out work
 
 
@@ -88,24 +98,6 @@ class Image:
         return width * self.reduction, height * self.reduction
 
 
-class DecodeError(Exception):
-    """Why an image cannot be described.
-
-    reason       one sentence for a person
-    error_class  one word to count by: empty, unreadable, truncated, unsupported, too_large,
-                 too_small, bad_box
-    """
-
-    def __init__(self, reason: str, error_class: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
-        self.error_class = error_class
-
-    def __reduce__(self) -> tuple[type[DecodeError], tuple[str, str]]:
-        # Exceptions of two arguments do not pickle by themselves.
-        return DecodeError, (self.reason, self.error_class)
-
-
 def decode(
     data: bytes,
     record_id: str,
@@ -114,6 +106,8 @@ def decode(
     max_pixels: int = 100_000_000,
     min_side: int = 10,
     largest_side: int | None = None,
+    min_rows: float = 1.0,
+    reserve: Callable[[int], None] | None = None,
 ) -> Image:
     """Decode an image file held in memory to upright RGB.
 
@@ -127,6 +121,10 @@ def decode(
                 longest side stays at least twice this: several times faster, and not the same
                 pixels as full decoding and shrinking gives. All limits count in original pixels.
                 None: every pixel.
+    min_rows    the least share of its rows that a JPEG which was cut off must have, above 0; grey
+                is below them. At 1 a JPEG that lacks nothing but its end marker is taken.
+    reserve     called once, when the header is read and before a pixel is, with the bytes that
+                decoding takes at most, the pixels included; it may wait
 
     EXIF orientation is applied; transparency is laid over white; of an animation the first frame is
     taken; 16-bit greys are scaled to 8 bits; CMYK is converted plainly, without colour profiles.
@@ -139,7 +137,7 @@ def decode(
         warnings.simplefilter("ignore")
         try:
             upright, (width, height), reduction, origin = _upright_rgb(
-                data, max_pixels, largest_side if box is None else None
+                data, max_pixels, largest_side if box is None else None, min_rows, reserve
             )
         except DecodeError:
             raise
@@ -159,11 +157,11 @@ def decode(
         )
 
     if box is not None:
-        upright = upright.crop((left, top, right, bottom))
+        upright = np.ascontiguousarray(upright[top:bottom, left:right])
         origin = (left, top)
     return Image(
         record_id=record_id,
-        pixels=np.array(upright, dtype=np.uint8),
+        pixels=upright,
         width=width,
         height=height,
         origin=(float(origin[0]), float(origin[1])),
@@ -173,41 +171,96 @@ def decode(
 
 
 def _upright_rgb(
-    data: bytes, max_pixels: int, largest_side: int | None
-) -> tuple[PillowImage.Image, tuple[int, int], int, tuple[int, int]]:
+    data: bytes,
+    max_pixels: int,
+    largest_side: int | None,
+    min_rows: float,
+    reserve: Callable[[int], None] | None,
+) -> tuple[Pixels, tuple[int, int], int, tuple[int, int]]:
     """The upright picture, the original's (width, height), the reduction, the origin.
 
     Width and height are of the upright original, the origin is the pixels'.
     """
-    with PillowImage.open(io.BytesIO(data), formats=_FORMATS) as file:
-        width, height = file.size
-        if width * height > max_pixels:
-            raise DecodeError(
-                f"the picture has {width} x {height} pixels, more than the {max_pixels:,} of "
-                "max_pixels",
-                "too_large",
-            )
-        reduction = 1 if largest_side is None else _reduced(file, largest_side)
-        file.load()
-        # After loading: Pillow turns TIFF upright by itself while it loads, and a PNG may carry
-        # EXIF behind its pixels.
-        orientation = _orientation(file)
-        image = _rgb(file)
-
-    turn = _TO_UPRIGHT.get(orientation)
-    if turn is not None:
-        image = image.transpose(turn)
-    if reduction == 1:
-        return image, image.size, 1, (0, 0)
+    file, data, kind = _opened(data, max_pixels)
+    width, height = file.size
+    reduction = 1 if largest_side is None else _reduced(file, largest_side)
+    _check_memory(file, kind, max_pixels, reserve)
+    rows, _, orientation = image_pixels.load(file, data, kind, min_rows)
+    columns, lines = file.size
     if orientation in _SWAPPING:
         width, height = height, width
+        columns, lines = lines, columns
+    pixels = np.empty((lines, columns, 3), np.uint8)
+    image_pixels.fill(_as_stored(pixels, orientation), rows)
+    if reduction == 1:
+        return pixels, (columns, lines), 1, (0, 0)
 
     # Columns and rows partly beyond the border are the stored picture's last; turned, they may come
     # first.
-    beyond = (width - image.width * reduction, height - image.height * reduction)
+    beyond = (width - columns * reduction, height - lines * reduction)
     left = beyond[0] if orientation in _LEFT_WAS_LAST else 0
     top = beyond[1] if orientation in _TOP_WAS_LAST else 0
-    return image, (width, height), reduction, (left, top)
+    return pixels, (width, height), reduction, (left, top)
+
+
+def _as_stored(upright: Pixels, orientation: int) -> Pixels:
+    """A view of the upright picture in which rows and columns lie as in the file."""
+    if orientation in _LEFT_WAS_LAST:
+        upright = upright[:, ::-1]
+    if orientation in _TOP_WAS_LAST:
+        upright = upright[::-1]
+    return upright.transpose(1, 0, 2) if orientation in _SWAPPING else upright
+
+
+def _opened(data: bytes, max_pixels: int) -> tuple[PillowImage.Image, bytes, str]:
+    """The file, its header read and judged; the bytes that it is read from; its format."""
+    form = format_of(data)
+    if form is None:
+        known = ", ".join(known_formats())
+        raise DecodeError(f"the bytes are no image of a known format ({known})", "unreadable")
+    if not form.decodes:
+        raise DecodeError(f"{form.name} does not decode here: {form.help}", "unsupported")
+    if form.name == "PNG":
+        data = png_files.without_needless_chunks(data)
+
+    try:
+        file = image_pixels.plugin(data, form.name)
+    except SyntaxError as error:  # as Pillow calls what is wrong in a file
+        raise _not_opened(form.name, str(error)) from None
+
+    width, height = file.size
+    if width * height > max_pixels:
+        raise DecodeError(
+            f"the picture has {width} x {height} pixels, more than the {max_pixels:,} of "
+            "max_pixels",
+            "too_large",
+        )
+    if width * height > 2 * (PillowImage.MAX_IMAGE_PIXELS or math.inf):
+        raise PillowImage.DecompressionBombError
+    if isinstance(file, TiffImageFile):
+        tiff_files.check(file, data, max_pixels)
+    return file, data, form.name
+
+
+def _check_memory(
+    file: PillowImage.Image,
+    kind: str,
+    max_pixels: int,
+    reserve: Callable[[int], None] | None,
+) -> None:
+    """Raise DecodeError where decoding takes more than MOST_BYTES_A_PIXEL of `max_pixels`."""
+    width, height = file.size
+    per_pixel = _BYTES_OF_DEEP if image_pixels.is_deep(file) else _BYTES_A_PIXEL[kind]
+    needed = math.ceil(width * height * per_pixel)
+    if needed > max(MOST_BYTES_A_PIXEL * max_pixels, _ALWAYS):
+        raise DecodeError(
+            f"the picture has {width} x {height} pixels; decoding that {kind} takes "
+            f"{needed / 1e9:.1f} GB, more than {MOST_BYTES_A_PIXEL} bytes for each of the "
+            f"{max_pixels:,} pixels of max_pixels",
+            "too_large",
+        )
+    if reserve is not None:
+        reserve(needed)
 
 
 def _reduced(file: PillowImage.Image, largest_side: int) -> int:
@@ -226,37 +279,6 @@ def _reduced(file: PillowImage.Image, largest_side: int) -> int:
     return 1
 
 
-def _orientation(image: PillowImage.Image) -> int:
-    try:
-        return int(image.getexif().get(_ORIENTATION_TAG, 1))
-    except Exception:  # noqa: BLE001  a broken EXIF block does not make the pixels worse
-        return 1
-
-
-def _rgb(image: PillowImage.Image) -> PillowImage.Image:
-    # the decoders of PPM and PNG fill mode I with 0..65535
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PPM", "PNG")):
-        return _from_16_bits(np.asarray(image))
-    if image.mode in ("I", "F"):
-        raise DecodeError(
-            f"the picture has 32-bit pixels (mode {image.mode}), of no agreed range: convert it to "
-            "8 bits",
-            "unsupported",
-        )
-    if image.has_transparency_data:
-        layer = image.convert("RGBA")
-        white = PillowImage.new("RGBA", layer.size, (255, 255, 255, 255))
-        return PillowImage.alpha_composite(white, layer).convert("RGB")
-    return image.convert("RGB")
-
-
-def _from_16_bits(values: npt.NDArray[np.generic]) -> PillowImage.Image:
-    # Pillow's own conversion clips at 255, which turns all but the darkest greys white. 65535 = 257
-    # * 255.
-    grey = (np.clip(values.astype(np.int64), 0, 65535) + 128) // 257
-    return PillowImage.fromarray(grey.astype(np.uint8)).convert("RGB")
-
-
 def _corners(box: Box, width: int, height: int) -> tuple[int, int, int, int]:
     x, y, w, h = box
     if not all(math.isfinite(value) for value in (x, y, w, h)):
@@ -272,16 +294,22 @@ def _corners(box: Box, width: int, height: int) -> tuple[int, int, int, int]:
     return left, top, right, bottom
 
 
+def _not_opened(kind: str, why: str) -> DecodeError:
+    if kind == "TIFF" and why in ("unknown pixel mode", "unknown data organization"):
+        return DecodeError(
+            "the TIFF cannot be decoded here: its samples are of an unusual number or kind; "
+            "convert it",
+            "unsupported",
+        )
+    return DecodeError(f"the {kind} is damaged: {why[:200] or 'its header is wrong'}", "unreadable")
+
+
 def _refusal(error: Exception) -> DecodeError:
     if isinstance(error, PillowImage.DecompressionBombError):
         return DecodeError(
             "the picture has more pixels than Pillow allows "
             f"({2 * (PillowImage.MAX_IMAGE_PIXELS or 0):,})",
             "too_large",
-        )
-    if isinstance(error, UnidentifiedImageError):
-        return DecodeError(
-            f"the bytes are no image of a known format ({', '.join(_FORMATS)})", "unreadable"
         )
     if isinstance(error, MemoryError):
         return DecodeError("there is not enough memory to decode the picture", "too_large")
