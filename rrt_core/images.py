@@ -18,8 +18,9 @@ from PIL import Image as PillowImage
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
-from rrt_core import image_pixels, png_files, tiff_files
-from rrt_core.decode_error import DecodeError
+from rrt_core.decoding import pixels as stored
+from rrt_core.decoding import png, tiff
+from rrt_core.decoding.error import DecodeError
 from rrt_core.image_formats import format_of, known_formats
 from schemas.image_list import Box
 
@@ -47,7 +48,7 @@ _BYTES_OF_DEEP = 12  # of 16-bit colours, decoded byte by byte
 MOST_BYTES_A_PIXEL = 10  # of those of `max_pixels`: larger pictures of costly formats are refused
 _ALWAYS = 50_000_000  # bytes that a picture may take however small `max_pixels` is
 
-Pixels = image_pixels.Pixels
+Pixels = stored.Pixels
 _REDUCTIONS = (8, 4, 2)  # what libjpeg decodes at by leaving out work
 
 
@@ -185,13 +186,13 @@ def _upright_rgb(
     width, height = file.size
     reduction = 1 if largest_side is None else _reduced(file, largest_side)
     _check_memory(file, kind, max_pixels, reserve)
-    rows, _, orientation = image_pixels.load(file, data, kind, min_rows)
+    rows, _, orientation = stored.load(file, data, kind, min_rows)
     columns, lines = file.size
     if orientation in _SWAPPING:
         width, height = height, width
         columns, lines = lines, columns
     pixels = np.empty((lines, columns, 3), np.uint8)
-    image_pixels.fill(_as_stored(pixels, orientation), rows)
+    stored.fill(_as_stored(pixels, orientation), rows)
     if reduction == 1:
         return pixels, (columns, lines), 1, (0, 0)
 
@@ -221,10 +222,10 @@ def _opened(data: bytes, max_pixels: int) -> tuple[PillowImage.Image, bytes, str
     if not form.decodes:
         raise DecodeError(f"{form.name} does not decode here: {form.help}", "unsupported")
     if form.name == "PNG":
-        data = png_files.without_needless_chunks(data)
+        data = png.without_needless_chunks(data)
 
     try:
-        file = image_pixels.plugin(data, form.name)
+        file = stored.plugin(data, form.name)
     except SyntaxError as error:  # as Pillow calls what is wrong in a file
         raise _not_opened(form.name, str(error)) from None
 
@@ -238,7 +239,7 @@ def _opened(data: bytes, max_pixels: int) -> tuple[PillowImage.Image, bytes, str
     if width * height > 2 * (PillowImage.MAX_IMAGE_PIXELS or math.inf):
         raise PillowImage.DecompressionBombError
     if isinstance(file, TiffImageFile):
-        tiff_files.check(file, data, max_pixels)
+        tiff.check(file, data, max_pixels)
     return file, data, form.name
 
 
@@ -250,7 +251,7 @@ def _check_memory(
 ) -> None:
     """Raise DecodeError where decoding takes more than MOST_BYTES_A_PIXEL of `max_pixels`."""
     width, height = file.size
-    per_pixel = _BYTES_OF_DEEP if image_pixels.is_deep(file) else _BYTES_A_PIXEL[kind]
+    per_pixel = _BYTES_OF_DEEP if stored.is_deep(file) else _BYTES_A_PIXEL[kind]
     needed = math.ceil(width * height * per_pixel)
     if needed > max(MOST_BYTES_A_PIXEL * max_pixels, _ALWAYS):
         raise DecodeError(

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rrt_core import ccitt
+from rrt_core.decoding import ccitt
 from rrt_core.images import DecodeError, decode
 from tests.support.image_files import (
     COMPRESSIONS,

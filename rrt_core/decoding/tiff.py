@@ -10,8 +10,8 @@ from typing import Any
 
 from PIL.TiffImagePlugin import TiffImageFile
 
-from rrt_core import ccitt
-from rrt_core.decode_error import DecodeError
+from rrt_core.decoding import ccitt
+from rrt_core.decoding.error import DecodeError
 
 _COMPRESSION, _PHOTOMETRIC, _FILL_ORDER, _STRIP_OFFSETS = 259, 262, 266, 273
 _ROWS_PER_STRIP, _STRIP_BYTES, _PLANAR, _T4_OPTIONS = 278, 279, 284, 292

@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from rrt_core.decode_error import DecodeError
+from rrt_core.decoding.error import DecodeError
 
 _SIGNATURE = 8
 _MOST_TEXT = 1_000_000  # bytes of a text that may say how the picture is turned

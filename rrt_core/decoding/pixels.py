@@ -17,8 +17,8 @@ from PIL import Image as PillowImage
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
-from rrt_core import jpeg_files, png_files, tiff_files
-from rrt_core.decode_error import DecodeError
+from rrt_core.decoding import jpeg, png, tiff
+from rrt_core.decoding.error import DecodeError
 
 Pixels = npt.NDArray[np.uint8]
 Rows = Callable[[int, int], Pixels]  # the rows from, to: uint8 [to - from, W, 3]
@@ -75,7 +75,7 @@ def load(file: PillowImage.Image, data: bytes, kind: str, min_rows: float) -> Lo
         rows, own_rows = _cut_rows(file, data, min_rows)
         return Loaded(rows, own_rows, _orientation(file))
 
-    clear = png_files.transparent_colour(data) if kind == "PNG" and file.mode != "P" else ()
+    clear = png.transparent_colour(data) if kind == "PNG" and file.mode != "P" else ()
     if clear and raw_mode in _SCALED:  # Pillow scales the pixels alone
         file.info["transparency"] = clear[0] * _SCALED[raw_mode]
     rows = partial(_converted, file, clear)
@@ -127,9 +127,9 @@ def _from_grey(values: npt.NDArray[Any], file: PillowImage.Image, clear: tuple[i
     # * 255.
     wide = np.clip(values.astype(np.int64), 0, 65535)
     grey = (wide + 128) // 257
-    if isinstance(file, TiffImageFile) and tiff_files.bits_of(file) == 12:
+    if isinstance(file, TiffImageFile) and tiff.bits_of(file) == 12:
         grey = (wide * 255 + 2047) // 4095
-    if isinstance(file, TiffImageFile) and tiff_files.white_is_zero(file):
+    if isinstance(file, TiffImageFile) and tiff.white_is_zero(file):
         grey = 255 - grey
     if len(clear) == 1:
         grey[wide == clear[0]] = 255
@@ -144,7 +144,7 @@ def _cut_rows(file: JpegImageFile, data: bytes, min_rows: float) -> tuple[Rows, 
         again.load()
         return np.asarray(again if again.mode == "RGB" else again.convert("RGB"))
 
-    pixels, rows = jpeg_files.whole_rows(data, decoded)
+    pixels, rows = jpeg.whole_rows(data, decoded)
     if rows < min_rows * len(pixels) or rows == 0:
         raise DecodeError(
             f"the file is truncated: {rows} of {len(pixels)} rows are there", "truncated"
@@ -179,8 +179,8 @@ def _deep_rows(file: PillowImage.Image, data: bytes, kind: str) -> tuple[Rows, i
         four, orientation = _loaded_as(file, "RGBA", "RGBA")
         return partial(_rows_of_grey_and_alpha, four), orientation
 
-    premultiplied = isinstance(file, TiffImageFile) and tiff_files.premultiplied(file)
-    clear = png_files.transparent_colour(data) if kind == "PNG" else ()
+    premultiplied = isinstance(file, TiffImageFile) and tiff.premultiplied(file)
+    clear = png.transparent_colour(data) if kind == "PNG" else ()
     again = plugin(data, kind)
     raw_mode = raw_mode.replace("RGBa", "RGBA")
     high, orientation = _loaded_as(file, mode, raw_mode)
