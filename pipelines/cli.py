@@ -96,7 +96,7 @@ def _run(arguments: list[str]) -> int:
     except (UserError, JobFailed) as error:
         stopping.pass_or_wait()  # what a signal stopped and cleaned away is no failure
         print(f"{'Error' if isinstance(error, UserError) else 'Failed'}: {error}", file=sys.stderr)
-        return 2 if isinstance(error, UserError) else 1
+        return error.exit_code if isinstance(error, UserError) else 1
 
 
 def unknown_to_beam(arguments: list[str]) -> list[str]:

@@ -16,11 +16,24 @@ class _OneSentence(Exception):
 class UserError(_OneSentence):
     """Bad input or settings: one clear sentence that names the file, the row and the fix.
 
-    The command line prints the sentence alone, without a traceback, and exits with code 2.
+    The command line prints the sentence alone, without a traceback, and exits with `exit_code`.
     """
 
+    exit_code: int = 2
     # False where one input is bad: a job does what it can of the others before it ends with it
     at_once: bool = True
+
+
+class Damaged(UserError):
+    """A file of an output that is missing, cut, or not what it must be: no mistake of the user."""
+
+    exit_code = 1
+
+    @classmethod
+    def file(cls, output: str, name: str, why: object) -> Damaged:
+        """The sentence for a file `name` of the output's folder, which 'repair' makes again."""
+        what = " ".join(str(why).split())
+        return cls(f"{output}/{name}: {what}; 'repair {output}' makes it again")
 
 
 class Unreachable(UserError):

@@ -105,22 +105,22 @@ class GlobalPart:
     descriptors: np.ndarray  # float32 | float16 [rows, D]
 
 
-def part_of(table: pa.Table) -> GlobalPart:
+def part_of(table: pa.Table, dimension: int) -> GlobalPart:
     """A part of its table, of which PART_COLUMNS are used.
 
-    Raises ValueError where its schema is another.
+    Raises ValueError where its schema is another, or that of another dimension.
     """
     return GlobalPart(
         record_ids=table.column("record_id").to_pylist(),
         ok=np.array([status == "ok" for status in table.column("status").to_pylist()], bool),
-        descriptors=descriptor_matrix(table),
+        descriptors=descriptor_matrix(table, dimension),
     )
 
 
-def descriptor_matrix(table: pa.Table) -> np.ndarray:
+def descriptor_matrix(table: pa.Table, dimension: int) -> np.ndarray:
     """The descriptors of a part's table as [rows, D] in the stored dtype.
 
-    They are not copied where that can be.
+    They are not copied where that can be. Raises ValueError where its schema is another.
     """
     metadata = {
         key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()
@@ -129,7 +129,17 @@ def descriptor_matrix(table: pa.Table) -> np.ndarray:
         raise ValueError(
             f"its schema is {metadata.get('schema')!r}, this software reads {SCHEMA_VERSION!r}"
         )
-    dimension, kind = int(metadata["dimension"]), DTYPES[metadata["dtype"]]
+    kind = DTYPES.get(metadata.get("dtype", ""))
+    if kind is None or metadata.get("dimension") != str(dimension):
+        said = f"{metadata.get('dtype')} of {metadata.get('dimension')} dimensions"
+        raise ValueError(f"its descriptors are {said}; the store has {dimension}")
+
+    wanted = arrow_schema(dimension, metadata["dtype"])
+    for name in PART_COLUMNS:
+        column = table.column(name)
+        if column.type != wanted.field(name).type or column.null_count:
+            raise ValueError(f"its column {name!r} is not what a part of globals holds")
+
     column = table.column("descriptor").combine_chunks()
     array = column.chunk(0) if isinstance(column, pa.ChunkedArray) else column
     flat = np.frombuffer(array.buffers()[1], kind, count=(array.offset + len(array)) * dimension)

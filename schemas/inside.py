@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import fields, is_dataclass
 from typing import Any, TypeVar
 
@@ -13,6 +15,10 @@ _UNSAFE = re.compile(r"[\x00-\x1f\x7f\\]|^/|^[A-Za-z]:|::|://")
 _PLACE = " - at `$"  # how msgspec names the place of a value, in front of .units[3].inputs`
 _NEWER = "a newer version of this software may have made it"
 
+MOST_BYTES = 128_000_000  # of JSON: the plan of a billion images has some 80 MB
+MOST_DEEP = 64  # brackets in each other; ours are some ten
+MOST_NAME, MOST_STEP = 1_000, 200  # bytes of a name; of its steps, to which a temporary one adds
+
 T = TypeVar("T")
 
 
@@ -20,14 +26,21 @@ def check_inside(name: object) -> str:
     """The name of a file below an output's folder, as it is.
 
     Raises ValueError for what is not text, is empty, absolute or a URL, holds a backslash or a
-    control character, or steps out of the folder by "..": markers, plans and tables may come from a
-    stranger.
+    control character, is longer than a disk takes, or steps out of the folder by "..": markers,
+    plans and tables may come from a stranger.
     """
     if not isinstance(name, str) or not name or _UNSAFE.search(name):
         raise ValueError(f"{name!r} is no name of a file in the output's folder")
 
     if any(step in ("", ".", "..") for step in name.split("/")):
         raise ValueError(f"{name!r} leads out of the output's folder")
+
+    try:
+        longest = max(len(step.encode()) for step in name.split("/"))
+    except UnicodeEncodeError:
+        raise ValueError(f"{name!r} is no text that can be written") from None
+    if longest > MOST_STEP or len(name.encode()) > MOST_NAME:
+        raise ValueError(f"{name[:40]!r}... is longer than the name of a file of ours")
 
     return name
 
@@ -43,10 +56,58 @@ def check_unit_name(name: object) -> str:
     return str(name)
 
 
+def read_json(data: bytes | str) -> Any:
+    """The value of JSON text, where it is one that this software may have written.
+
+    Raises ValueError where it is none, is too large or too deep for what it is read for, holds
+    NaN, an infinity or a number beyond float64, or a key twice.
+    """
+    if len(data) > MOST_BYTES:
+        raise ValueError(f"it has {len(data):,} bytes; at most {MOST_BYTES:,} are read")
+
+    try:
+        value = json.loads(
+            data, object_pairs_hook=_once, parse_constant=_finite, parse_float=_finite
+        )
+    except RecursionError:
+        raise ValueError(f"it holds more than {MOST_DEEP} brackets in each other") from None
+
+    level = [value]
+    for _ in range(MOST_DEEP):
+        level = [inner for one in level for inner in _inside(one)]
+        if not level:
+            return value
+
+    raise ValueError(f"it holds more than {MOST_DEEP} brackets in each other")
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"it holds the key {next(k for k in keys if keys.count(k) > 1)!r} twice")
+
+    return made
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(value := float(text)):
+        raise ValueError(f"it holds {text[:20]}, which is no finite number")
+
+    return value
+
+
+def _inside(value: Any) -> Iterable[Any]:
+    if isinstance(value, dict):
+        return value.values()
+
+    return value if isinstance(value, list) else ()
+
+
 def read_strictly(
     value: object, kind: type[T], hook: Callable[[type, Any], Any] | None = None
 ) -> T:
-    """Values that json.loads gave, as a struct or dataclass; `hook` makes what msgspec cannot.
+    """Values that `read_json` gave, as a struct or dataclass; `hook` makes what msgspec cannot.
 
     Raises ValueError with the place: "units[3].inputs: expected int, got str".
     """

@@ -25,12 +25,15 @@ ranges from any file system, without HDF5.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import h5py
 import numpy as np
+
+from schemas.openers.hdf5 import dataset, open_hdf5
 
 DTYPES = {"float32": "<f4", "float16": "<f2", "int8": "|i1", "binary": "|u1"}
 # Which software can read a file: what knows version 1 alone would take int8 for lengths.
@@ -42,6 +45,14 @@ SCHEMA_VERSIONS = {
 }
 NAMES = ("row", "offset", "descriptor", "xy", "scale", "strength")
 ROTATION = "rotation"
+OTHER_DTYPES = {  # of the datasets beside the descriptors
+    "row": "<i4",
+    "offset": "<i8",
+    "xy": "<f4",
+    "scale": "|u1",
+    "strength": "<f4",
+    ROTATION: "<f4",
+}
 PLACE_BYTES = 13  # xy, scale and strength of a descriptor
 
 
@@ -160,7 +171,7 @@ def layout_of(file: h5py.File) -> dict[str, Any]:
             "dtype": data.dtype.str,
             "shape": list(data.shape),
         }
-        for name, data in file.items()
+        for name, data in ((name, dataset(file, name)) for name in file)
     }
 
 
@@ -178,6 +189,45 @@ def _stack(pieces: Sequence[np.ndarray], tail: tuple[int, ...], dtype: str) -> n
     return np.concatenate(
         [np.zeros((0, *tail), dtype), *[np.asarray(piece, dtype) for piece in pieces]]
     )
+
+
+def check_layout(layout: dict[str, Any], size: int) -> None:
+    """Raise ValueError where a layout is not that of a file of so many bytes.
+
+    A marker may come from a stranger: whatever it says, no reader takes bytes or memory for it
+    that the file does not have.
+    """
+    for name in (*NAMES, *((ROTATION,) if ROTATION in layout else ())):
+        entry: Any = layout.get(name)
+        try:
+            offset, kind, shape = entry["offset"], np.dtype(entry["dtype"]), entry["shape"]
+            known = kind.str in {
+                OTHER_DTYPES.get(name),
+                *(DTYPES.values() if name == "descriptor" else ()),
+            } and all(type(n) is int and n >= 0 for n in shape)
+            end = offset + math.prod(shape) * kind.itemsize
+            axes = 2 if name in ("descriptor", "xy", ROTATION) else 1
+            if not known or type(offset) is not int or len(shape) != axes:
+                raise ValueError
+        except (KeyError, TypeError, ValueError):
+            raise ValueError(f"the layout of {name!r} in its marker is {entry!r:.100}") from None
+
+        if math.prod(shape) and not 0 <= offset <= end <= size:
+            raise ValueError(f"{name!r} ends at byte {end:,} by its marker; it has {size:,}")
+
+    counts = {name: layout[name]["shape"][0] for name in NAMES}
+    locals_ = {counts[name] for name in ("descriptor", "xy", "scale", "strength")}
+    if counts["offset"] != counts["row"] + 1 or len(locals_) != 1:
+        raise ValueError(f"the layout in its marker has {counts}")
+
+
+def check_rows(layout: dict[str, Any], rows: np.ndarray, offsets: np.ndarray) -> None:
+    """Raise ValueError where rows do not ascend, or offsets do not rise over all descriptors."""
+    total = layout["descriptor"]["shape"][0]
+    if (rows[1:] <= rows[:-1]).any() or (rows < 0).any():
+        raise ValueError("'row' does not ascend")
+    if (offsets[0], offsets[-1]) != (0, total) or (offsets[1:] < offsets[:-1]).any():
+        raise ValueError(f"'offset' does not rise from 0 to {total:,}")
 
 
 def byte_range(layout: dict[str, Any], name: str, start: int, stop: int) -> tuple[int, int]:
@@ -198,7 +248,7 @@ def read_part(path: str) -> dict[str, np.ndarray]:
 
     Raises ValueError for another schema's file.
     """
-    with h5py.File(path, "r", locking=False) as file:
+    with open_hdf5(path) as file:
         known = sorted(set(SCHEMA_VERSIONS.values()))
         if file.attrs.get("schema") not in known:
             raise ValueError(
@@ -206,5 +256,6 @@ def read_part(path: str) -> dict[str, np.ndarray]:
                 f"{', '.join(known)}"
             )
         return {
-            name: file[name][()] for name in (*NAMES, *((ROTATION,) if ROTATION in file else ()))
+            name: dataset(file, name)[()]
+            for name in (*NAMES, *((ROTATION,) if ROTATION in file else ()))
         }

@@ -17,7 +17,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from schemas.inside import check_inside, read_strictly
+from schemas.inside import check_inside, read_json, read_strictly
 
 MANIFEST_SCHEMA = "rrt-manifest/1"
 MARKER_SCHEMA = "rrt-marker/1"
@@ -56,7 +56,7 @@ def recipe_hash(recipe: Mapping[str, Any]) -> str:
 
 def read_record(data: bytes, schema: str) -> dict[str, Any]:
     """A JSON object without its key "schema". Raises ValueError where it is of another schema."""
-    value = json.loads(data)
+    value = read_json(data)
     made_by = value.pop("schema", None) if isinstance(value, dict) else None
     if made_by != schema:
         raise ValueError(f"its schema is {made_by!r}, this software reads {schema!r}")
@@ -76,6 +76,8 @@ class FileEntry:
 
     def __post_init__(self) -> None:
         check_inside(self.name)
+        if self.rows < 0 or self.bytes < 0:
+            raise ValueError(f"{self.name} has {self.rows} rows and {self.bytes} bytes")
 
 
 @dataclass(frozen=True)
@@ -129,6 +131,12 @@ class Marker:
     versions: dict[str, str] = field(default_factory=dict)
     notes: dict[str, Note] = field(default_factory=dict)  # to be reported; outside the identity
 
+    def __post_init__(self) -> None:
+        if min(self.counts.succeeded, self.counts.failed) < 0:
+            raise ValueError(
+                f"it counts {self.counts.succeeded} succeeded and {self.counts.failed} failed"
+            )
+
     def to_bytes(self) -> bytes:
         """UTF-8 JSON."""
         value = {"schema": MARKER_SCHEMA, **asdict(self)}
@@ -174,14 +182,22 @@ def parts_table(markers: Iterable[Marker]) -> pa.Table:
 
 
 def entries_of(table: pa.Table) -> list[FileEntry]:
-    """The file entries of a PARTS table, in its order."""
+    """The file entries of a PARTS table, in its order.
+
+    Raises ValueError where it is none, or names what no file of an output can be called.
+    """
+    if table.schema.names != PARTS.names or table.schema.types != PARTS.types:
+        raise ValueError(f"its columns are not {', '.join(PARTS.names)}")
+    if any(column.null_count for column in table.columns):
+        raise ValueError("it has rows without a value")
+
     return [
         FileEntry(
             name=row["name"],
             rows=row["rows"],
             bytes=row["bytes"],
             sha256=row["sha256"],
-            layout=json.loads(row["layout"]) if row["layout"] else None,
+            layout=read_strictly(read_json(row["layout"]), dict) if row["layout"] else None,
         )
         for row in table.to_pylist()
     ]

@@ -16,7 +16,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from schemas.errors import UserError
-from schemas.inside import check_inside, check_unit_name, read_strictly
+from schemas.inside import check_inside, check_unit_name, read_json, read_strictly
 from schemas.manifest import Counts, canonical_json, recipe_hash, sha256_text
 
 W = TypeVar("W", bound="Work")
@@ -345,7 +345,7 @@ class Plan:
     @staticmethod
     def from_bytes(data: bytes) -> Plan:
         """The plan. Raises ValueError, with the place of what is wrong."""
-        return read_strictly(json.loads(data), Plan, _make_work)
+        return read_strictly(read_json(data), Plan, _make_work)
 
 
 @dataclass(frozen=True)
@@ -388,4 +388,4 @@ class Job:
     @staticmethod
     def from_json(text: str) -> Job:
         """The inverse of `to_json`. Raises ValueError, with the place of what is wrong."""
-        return read_strictly(json.loads(text), Job, _make_work)
+        return read_strictly(read_json(text), Job, _make_work)

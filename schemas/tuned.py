@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from schemas.errors import UserError
+from schemas.inside import read_json
 
 TUNED_SCHEMA = "rrt-tuned/1"
 
@@ -50,7 +51,7 @@ class Tuned:
     def from_bytes(data: bytes, where: str) -> Tuned:
         """The result that a file holds. Raises UserError, naming `where`, for anything else."""
         try:
-            record = json.loads(data)
+            record = read_json(data)
             schema = record.pop("schema")
             if schema != TUNED_SCHEMA:
                 raise UserError(
@@ -67,7 +68,7 @@ class Tuned:
             ):
                 raise TypeError
             return Tuned(**{**record, "best": {**best, "k": int(tuned.best["k"])}})
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        except (ValueError, KeyError, TypeError, AttributeError):
             raise UserError(
                 f"{where} is no result of 'tune'; give a file that 'tune' wrote"
             ) from None

@@ -5,15 +5,16 @@ from __future__ import annotations
 import contextlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from pipelines.engines.assignments import Assignments
 from pipelines.engines.counts import Shortfall
 from pipelines.engines.pool import Ended
 from pipelines.engines.under_way import UnderWay, attempts_of
 from pipelines.jobs.errors import read_error
-from pipelines.storage.tables import Damaged, read_table
+from pipelines.storage.tables import read_table
 from schemas import failures
-from schemas.errors import JobFailed, UserError
+from schemas.errors import Damaged, JobFailed, UserError
 from schemas.layout import PIECES
 from schemas.plan import Unit
 
@@ -66,7 +67,7 @@ class Judge:
                 return True
 
             if record["final"]:
-                raise UserError(sentence)
+                raise self._as_raised(record)
 
             with contextlib.suppress(OSError), open(self.log, "a") as log:
                 log.write(str(record["traceback"]))
@@ -81,7 +82,7 @@ class Judge:
         for name in self.place.names("errors"):
             record = read_error(self.place, name.removesuffix(".json"))
             if record is not None and record["final"] and not record.get("later"):
-                raise UserError(str(record["sentence"]))
+                raise self._as_raised(record)
 
     def end_at_many_failures(self, under_way: Mapping[str, UnderWay]) -> None:
         """Too many failed inputs end the job: something is wrong with all of them."""
@@ -105,10 +106,17 @@ class Judge:
             for entry in reversed(marker.files):
                 if entry.name.startswith("failures/") and entry.rows:
                     with contextlib.suppress(OSError, Damaged):
-                        rows = failures.rows_of(read_table(self.place, entry.name))
+                        rows = failures.rows_of(
+                            read_table(self.place, entry.name, schema=failures.FAILURES)
+                        )
                         return rows[-1].reason
 
         return ""
+
+    @staticmethod
+    def _as_raised(record: Mapping[str, Any]) -> UserError:
+        """The mistake, or the damage, that a worker wrote down."""
+        return (Damaged if record.get("damaged") else UserError)(str(record["sentence"]))
 
     def _given_up(self, unit: Unit, why: str) -> JobFailed:
         return JobFailed(

@@ -6,7 +6,6 @@ from the scores.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
@@ -25,8 +24,10 @@ from pipelines.evaluate.table import metrics_table
 from pipelines.results.outputs import as_inputs, output_of
 from pipelines.results.truth import truth_input
 from pipelines.storage.place import open_place
+from pipelines.storage.tables import reading
 from rrt_core.metrics.revisited import KAPPAS
 from schemas.ground_truth.ground_truth import load_ground_truth
+from schemas.inside import read_json
 from schemas.manifest import Manifest
 from schemas.plan import Job, Unit, WholeJob
 from schemas.ranking import DEPLOY
@@ -102,9 +103,9 @@ def evaluation_place(url: str, ensemble: Sequence[str]) -> str:
 
 def read_metrics(url: str, ensemble: Sequence[str] = ()) -> dict[str, Any]:
     """The metrics of a run; with the pieces of `--ensemble` those that hold its rows too."""
-    data = open_place(evaluation_place(url, ensemble)).read("metrics.json")
-    metrics: dict[str, Any] = json.loads(data)
-    return metrics
+    place = open_place(evaluation_place(url, ensemble))
+    with reading(place, "metrics.json"):
+        return dict(read_json(place.read("metrics.json")))
 
 
 def summarise(options: Options, _: Manifest) -> None:

@@ -195,8 +195,11 @@ def _dimensions(place: Place, options: Options, stems: Sequence[str]) -> tuple[i
     for stem in stems[:TRIED]:
         for suffix, measure in measures.items():
             try:
+                size = place.size(stem + suffix) or 0
+                if size > delg.MOST_BYTES:
+                    raise Unusable(f"{stem}{suffix} has {size:,} bytes", "too_large")
                 dimension = measure(place.read(stem + suffix))
-            except (OSError, Unusable) as error:
+            except (OSError, ValueError, Unusable) as error:
                 why = str(error)
                 continue
 

@@ -93,7 +93,9 @@ def failed_images(store: Store, units: Sequence[Unit]) -> tuple[list[str], dict[
         maker = makers.get(part.number)
         archived_in = maker.work if maker and isinstance(maker.work, ArchivedImages) else None
         archive = archived_in.archive if archived_in else None
-        for row in failures.rows_of(read_table(store.place, part.failures.name)):
+        for row in failures.rows_of(
+            read_table(store.place, part.failures.name, schema=failures.FAILURES)
+        ):
             if row.error_class not in NOT_AGAIN and failed.get(row.record_id) is None:
                 failed[row.record_id] = archive
 

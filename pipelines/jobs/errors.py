@@ -7,9 +7,10 @@ import json
 import traceback
 from typing import Any
 
-from pipelines.storage.local import full_disk
+from pipelines.storage.local import REFUSED, full_disk
 from pipelines.storage.protocol import Place
-from schemas.errors import UserError
+from schemas.errors import Damaged, UserError
+from schemas.inside import read_json
 
 
 def final_error(error: Exception, place: Place) -> UserError | None:
@@ -17,7 +18,12 @@ def final_error(error: Exception, place: Place) -> UserError | None:
     if isinstance(error, UserError):
         return error
 
-    return full_disk(error, place.url) if isinstance(error, OSError) else None
+    refused = full_disk(error, place.url)
+    if refused is None and isinstance(error, OSError) and error.errno in REFUSED:
+        where = f"{error.filename or place.url} cannot be used"
+        return UserError(f"{where}: {REFUSED[error.errno]}; fix it, the same command goes on")
+
+    return refused
 
 
 def write_error(place: Place, unit: str, error: Exception) -> None:
@@ -29,6 +35,7 @@ def write_error(place: Place, unit: str, error: Exception) -> None:
         "unit": unit,
         "sentence": str(final) if final else f"{type(error).__name__}: {error}",
         "final": final is not None,
+        "damaged": isinstance(final, Damaged),
         "later": final is not None and not final.at_once,
         "traceback": "".join(traceback.format_exception(error)),
     }
@@ -39,6 +46,8 @@ def write_error(place: Place, unit: str, error: Exception) -> None:
 def read_error(place: Place, unit: str) -> dict[str, Any] | None:
     """What was written down of a unit's exception, if anything was."""
     with contextlib.suppress(FileNotFoundError, ValueError):
-        return dict(json.loads(place.read(f"errors/{unit}.json")))
+        record = read_json(place.read(f"errors/{unit}.json"))
+        if isinstance(record, dict) and {"sentence", "final", "traceback"} <= record.keys():
+            return record
 
     return None

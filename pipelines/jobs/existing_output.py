@@ -7,7 +7,6 @@ nothing, since anybody may have a folder "plan".
 from __future__ import annotations
 
 import contextlib
-import json
 import sys
 from io import BytesIO
 
@@ -18,6 +17,7 @@ from pipelines.jobs.manifests import is_whole, read_manifest
 from pipelines.jobs.plan import read_plan, refuse_other_recipe
 from pipelines.storage.protocol import Place
 from schemas.errors import Unreachable, UserError
+from schemas.inside import read_json
 from schemas.layout import (
     ABOUT_NAME,
     BESIDE_NAME,
@@ -63,8 +63,8 @@ def is_beside(place: Place) -> bool:
 
 def _read_json(place: Place, name: str) -> dict[str, object]:
     """A JSON mapping, or an empty one for whatever is none."""
-    with contextlib.suppress(OSError, ValueError, RecursionError):
-        value = json.loads(place.read(name))
+    with contextlib.suppress(OSError, ValueError):
+        value = read_json(place.read(name))
         if isinstance(value, dict):
             return value
     return {}

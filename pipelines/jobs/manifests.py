@@ -10,8 +10,8 @@ from pipelines.jobs.facts import F, facts_of
 from pipelines.jobs.markers import software_versions
 from pipelines.storage.place import open_place
 from pipelines.storage.protocol import Place
-from pipelines.storage.tables import parse_table, read_table, table_bytes
-from schemas.errors import JobFailed, UserError
+from pipelines.storage.tables import read_table, reading, table_bytes
+from schemas.errors import Damaged, JobFailed, UserError
 from schemas.layout import PLAN_NAME
 from schemas.manifest import (
     MANIFEST_NAME,
@@ -26,6 +26,7 @@ from schemas.manifest import (
     parts_table,
     summed_notes,
 )
+from schemas.openers.parquet import table_of
 from schemas.plan import Job
 
 
@@ -121,8 +122,10 @@ def parts_of(place: Place, manifest: Manifest) -> list[tuple[str, FileEntry]] | 
     if hashlib.sha256(data).hexdigest() != manifest.parts.get("sha256"):
         return None
 
-    table = parse_table(data, f"{place.url}/{PARTS_NAME}")
-    return list(zip(table.column("unit").to_pylist(), entries_of(table), strict=True))
+    with reading(place, PARTS_NAME):
+        table = table_of(data)
+        entries = entries_of(table)
+        return list(zip(table.column("unit").to_pylist(), entries, strict=True))
 
 
 def require_manifest(url: str, what: str, command: str) -> Manifest:
@@ -151,13 +154,15 @@ def input_content(url: str, manifest: Manifest, name: str) -> str:
         raise _unusable(url, f"inputs.{name}: it has no content") from None
 
 
-def _unusable(url: str, why: object) -> UserError:
-    return UserError(f"{open_place(url).url}/{MANIFEST_NAME} cannot be used: {why}; make it again")
+def _unusable(url: str, why: object) -> Damaged:
+    return Damaged.file(open_place(url).url, MANIFEST_NAME, f"it cannot be used: {why}")
 
 
 def read_entries(url: str) -> list[FileEntry]:
-    """The files of a finished output."""
-    return entries_of(read_table(open_place(url), PARTS_NAME))
+    """The files of a finished output. Raises Damaged."""
+    place = open_place(url)
+    with reading(place, PARTS_NAME):
+        return entries_of(read_table(place, PARTS_NAME))
 
 
 def as_input(url: str, manifest: Manifest) -> dict[str, str]:

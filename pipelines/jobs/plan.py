@@ -9,7 +9,7 @@ from typing import Any
 
 from pipelines.stages import worker_class
 from pipelines.storage.protocol import Place
-from schemas.errors import UserError
+from schemas.errors import Damaged, UserError
 from schemas.layout import JOB_NAME, PLAN_NAME
 from schemas.manifest import canonical_json
 from schemas.plan import Job, Plan, Unit
@@ -82,7 +82,7 @@ def read_plan(place: Place) -> Plan | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except ValueError as error:
-        raise UserError(
+        raise Damaged(
             f"{place.url}/{PLAN_NAME}: {error}; {PLAN_NAME} is damaged; give --overwrite or "
             f"another place"
         ) from error

@@ -205,7 +205,7 @@ def _read_swap(new: Place) -> Swap | None:
         return read_strictly(read_record(new.read(SWAP_NAME), SWAP_SCHEMA), Swap)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (IsADirectoryError, RecursionError, ValueError) as error:
+    except (IsADirectoryError, ValueError) as error:
         raise UserError(
             f"{new.url}/{SWAP_NAME} is damaged ({error}); move the folder away and give the "
             f"command again, with --overwrite"

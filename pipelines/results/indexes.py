@@ -10,6 +10,7 @@ import numpy as np
 from pipelines.jobs.facts import IndexFacts
 from pipelines.jobs.manifests import read_entries, read_facts, require_manifest
 from pipelines.storage.place import open_place
+from pipelines.storage.tables import reading
 from schemas.manifest import Manifest
 
 
@@ -33,10 +34,13 @@ def open_search(url: str) -> SearchedIndex:
 
 
 def read_index(url: str, name: str) -> Any:
-    """A faiss index in memory, from a file of one of an index's folders."""
+    """A faiss index in memory, from a file of one of an index's folders. Raises Damaged."""
     import faiss
 
     place = open_place(url)
-    if place.local:
-        return faiss.read_index(place.path(name))
-    return faiss.deserialize_index(np.frombuffer(place.read(name), np.uint8))
+    with reading(place, name):
+        if place.local and not place.exists(name):
+            raise FileNotFoundError
+        if place.local:
+            return faiss.read_index(place.path(name))
+        return faiss.deserialize_index(np.frombuffer(place.read(name), np.uint8))

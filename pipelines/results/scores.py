@@ -15,7 +15,8 @@ from pipelines.storage.place import open_place
 from pipelines.storage.tables import read_table
 from rrt_core.metrics.revisited import shortlist_positions
 from rrt_core.rerankers.cascade import best, combine
-from schemas.scores import KEEP_KEY
+from schemas.ranking import RANKING
+from schemas.scores import KEEP_KEY, SCORES
 
 
 @dataclass
@@ -51,7 +52,7 @@ def read_scores(url: str, names: Iterable[str]) -> dict[str, StoredScores]:
     """query id -> its scores, of some files of a run's scores."""
     place, scores = open_place(f"{url}/scores"), dict[str, StoredScores]()
     for name in names:
-        table = read_table(place, name)
+        table = read_table(place, name, schema=SCORES)
         keep = int((table.schema.metadata or {}).get(KEEP_KEY.encode(), b"0"))
         for query, rows in split_by_query(table):
             one = scores.setdefault(query, StoredScores({}, {}, keep))
@@ -125,4 +126,4 @@ def read_ranking(url: str, protocol: str) -> Iterator[tuple[str, pa.Table]]:
     place = open_place(f"{url}/ranking")
     for name in sorted(entry.name for entry in read_entries(place.url)):
         if name.startswith(f"protocol={protocol}/"):
-            yield from split_by_query(read_table(place, name))
+            yield from split_by_query(read_table(place, name, schema=RANKING))

@@ -13,6 +13,7 @@ from pipelines.results.outputs import output_of
 from pipelines.storage.place import open_place
 from pipelines.storage.tables import read_table
 from schemas.manifest import FileEntry
+from schemas.shortlist import SHORTLIST
 
 
 def shortlist_files(url: str) -> list[FileEntry]:
@@ -23,13 +24,13 @@ def shortlist_files(url: str) -> list[FileEntry]:
 
 def queries_in(url: str, name: str) -> int:
     """How many queries a part of the shortlist holds."""
-    ids = read_table(open_place(f"{url}/shortlist"), name, ["query_id"])
+    ids = read_table(open_place(f"{url}/shortlist"), name, ["query_id"], SHORTLIST)
     return len(ids.column("query_id").unique())
 
 
 def read_shortlist_part(url: str, name: str) -> list[tuple[str, pa.Table]]:
     """(query id, its candidates) of a part of the shortlist."""
-    return split_by_query(read_table(open_place(f"{url}/shortlist"), name))
+    return split_by_query(read_table(open_place(f"{url}/shortlist"), name, schema=SHORTLIST))
 
 
 def read_shortlist(url: str) -> Iterator[tuple[str, pa.Table]]:

@@ -103,7 +103,7 @@ class MakeShortlist(_Searching):
         place = open_place(self.job.inputs["candidates"]["url"])
         block = unit.name.removeprefix("part-")
         tables = [
-            read_table(place, entry.name)
+            read_table(place, entry.name, schema=CANDIDATES)
             for entry in read_entries(place.url)
             if entry.name.split(".")[0].endswith(f"-{block}")
         ]

@@ -20,8 +20,9 @@ from pipelines.storage.http import HttpBytes, changed
 from pipelines.storage.place import open_place
 from pipelines.storage.protocol import Place, is_http
 from pipelines.storage.remote import RemotePlace
-from pipelines.storage.tables import columns_of, naming
+from pipelines.storage.tables import reading
 from schemas.errors import Unreachable, UserError
+from schemas.openers.parquet import check_rows, columns_of
 
 _TAGS = ("ETag", "etag", "md5Hash", "generation", "version_id", "LastModified", "mtime", "created")
 
@@ -125,8 +126,7 @@ def open_bytes(url: str) -> Bytes:
 def read_columns(place: Place, name: str, columns: Sequence[str]) -> pa.Table:
     """As read_table, but only the blocks of the file that hold the columns are fetched.
 
-    Of a part of 4,096 globals that is 2 MB, not the whole file. Raises Damaged, and UserError
-    where the file is absent.
+    Of a part of 4,096 globals that is 2 MB, not the whole file. Raises Damaged.
     """
     with open_table(place, name, LOCAL_BLOCK) as file:
         return columns_of(file, columns)
@@ -136,8 +136,13 @@ def read_columns(place: Place, name: str, columns: Sequence[str]) -> pa.Table:
 def open_table(place: Place, name: str, block: int = 0) -> Iterator[pq.ParquetFile]:
     """A place's file, of which only the blocks that are read are fetched.
 
-    Raises Damaged, and UserError where the file is absent.
+    Raises Damaged.
     """
-    where = f"{place.url}/{name}"
-    with contextlib.closing(BlockFile(open_bytes(where), block)) as stream, naming(where):
-        yield pq.ParquetFile(pa.PythonFile(stream, "r"))
+    with reading(place, name):
+        if place.local and not place.exists(name):
+            raise FileNotFoundError
+        source = open_bytes(f"{place.url}/{name}")
+        with contextlib.closing(BlockFile(source, block)) as stream:
+            file = pq.ParquetFile(pa.PythonFile(stream, "r"))
+            check_rows(file.metadata)
+            yield file

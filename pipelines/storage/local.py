@@ -21,6 +21,7 @@ from pathlib import Path
 from fsspec.implementations.local import LocalFileSystem
 
 from pipelines.storage.protocol import Entry, Place
+from pipelines.storage.retries import ShortRead
 from schemas.errors import UserError
 
 FULL = {
@@ -36,6 +37,7 @@ REFUSED = {
     errno.EEXIST: "a file stands where a folder must be",
     errno.EISDIR: "a folder stands in its place",
     errno.ENAMETOOLONG: "the name is too long",
+    errno.ELOOP: "it is a link that leads to itself",
 }
 NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EMLINK, errno.ENOSYS}
 TEMPORARY = re.compile(r".+\.[0-9a-f]{12}\.tmp", re.DOTALL)  # what is written before it is renamed
@@ -101,7 +103,10 @@ class LocalPlace(Place):
                     opened[name] = os.open(self.path(name), os.O_RDONLY)
                     stack.callback(os.close, opened[name])
 
-                pieces.append(os.pread(opened[name], stop - start, start))
+                piece = os.pread(opened[name], stop - start, start)
+                if len(piece) < stop - start:
+                    raise ShortRead(f"it ends before byte {stop:,}")
+                pieces.append(piece)
 
         return pieces
 
@@ -246,9 +251,18 @@ def is_temporary(name: str) -> bool:
     return TEMPORARY.fullmatch(name.rpartition("/")[2]) is not None
 
 
-def full_disk(error: OSError, where: str) -> UserError | None:
-    """The sentence for an error of a disk that takes no more; None for any other error."""
-    why = FULL.get(error.errno or 0)
+def full_disk(error: Exception, where: str) -> UserError | None:
+    """The sentence for an error of a disk that takes no more; None for any other error.
+
+    HDF5 and faiss write the system's number or words into their own errors.
+    """
+    number, text = getattr(error, "errno", None), str(error)
+    if number not in FULL and isinstance(error, OSError | RuntimeError | ValueError):
+        told = re.search(r"\berrno = (\d+)", text)
+        spoken = (code for code in FULL if os.strerror(code) in text)
+        number = int(told[1]) if told else next(spoken, None)
+
+    why = FULL.get(number or 0)
     if not why:
         return None
 

@@ -11,25 +11,31 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.storage.protocol import Place
-from schemas.errors import UserError
+from schemas.errors import Damaged, UserError
+from schemas.layout import PLAN_FOLDER
+from schemas.openers.parquet import UNREADABLE, check_types, table_of
 
 
-class Damaged(UserError):
-    """A file that cannot be read as a table."""
+def read_table(
+    place: Place,
+    name: str,
+    columns: Sequence[str] | None = None,
+    schema: pa.Schema | None = None,
+) -> pa.Table:
+    """The table of an output's file, or some of its columns, of the types that `schema` gives them.
 
-
-def read_table(place: Place, name: str, columns: Sequence[str] | None = None) -> pa.Table:
-    """The table of a place's file, or some of its columns.
-
-    Raises FileNotFoundError, and Damaged where the file is, or lacks a column.
+    Raises Damaged where the file is missing, no such table, or lacks a column.
     """
-    return parse_table(place.read(name), f"{place.url}/{name}", columns)
+    with reading(place, name):
+        table = table_of(place.read(name), columns)
+        check_types(table, schema)
+        return table
 
 
 def parse_table(data: bytes, where: str, columns: Sequence[str] | None = None) -> pa.Table:
-    """As read_table, of the bytes of the file `where`."""
+    """As read_table, of the bytes of the file `where`, which is no output's."""
     with naming(where):
-        return columns_of(pq.ParquetFile(io.BytesIO(data)), columns)
+        return table_of(data, columns)
 
 
 def table_bytes(table: pa.Table, **how: Any) -> bytes:
@@ -39,13 +45,26 @@ def table_bytes(table: pa.Table, **how: Any) -> bytes:
     return buffer.getvalue()
 
 
-def columns_of(file: pq.ParquetFile, columns: Sequence[str] | None) -> pa.Table:
-    """All columns or some. Raises pa.ArrowInvalid where one is lacking."""
-    for name in columns or ():
-        if name not in file.schema_arrow.names:
-            raise pa.ArrowInvalid(f"it has no column {name!r}")
+@contextlib.contextmanager
+def reading(place: Place, name: str) -> Iterator[None]:
+    """The gate of what is read of an output: what the block cannot use is Damaged, by its name."""
+    try:
+        yield
+    except UserError:  # it names its file already, or the place does not answer
+        raise
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise _damaged(place, name, "it is missing") from error
+    except UNREADABLE as error:
+        why = f"it lacks {error}" if isinstance(error, KeyError) else str(error) or repr(error)
+        raise _damaged(place, name, f"it is damaged: {why[:300]}") from error
 
-    return file.read(columns and list(columns), use_threads=False)
+
+def _damaged(place: Place, name: str, why: str) -> Damaged:
+    if name.startswith(f"{PLAN_FOLDER}/"):  # which repair cannot write
+        what = " ".join(why.split())
+        return Damaged(f"{place.url}/{name}: {what}; give the command that made it again")
+
+    return Damaged.file(place.url, name, why)
 
 
 @contextlib.contextmanager
@@ -53,7 +72,9 @@ def naming(where: str) -> Iterator[None]:
     """What the block cannot read is Damaged: the file `where`."""
     try:
         yield
-    except (pa.ArrowException, OSError) as error:
+    except UserError:
+        raise
+    except UNREADABLE as error:
         why = " ".join(str(error).split())
         raise Damaged(
             f"{where} cannot be read as a Parquet table: {why}; bring the file back or make it "

@@ -9,7 +9,7 @@ import numpy as np
 from pipelines.jobs.facts import StoreHint
 from pipelines.jobs.inputs import find_inputs
 from pipelines.stores.store import PartFiles, Store
-from schemas.errors import UserError
+from schemas.errors import Damaged, UserError
 from schemas.layout import ROWS_A_PART
 
 
@@ -68,7 +68,12 @@ class Gallery:
         return {int(part): np.flatnonzero(parts == part) for part in np.unique(parts)}
 
     def part(self, number: int) -> tuple[Store, PartFiles]:
-        """The store and files of a global part number."""
+        """The store and files of a global part number. Raises Damaged where there is none."""
+        if number not in self._by_part:
+            raise Damaged(
+                f"{self.stores[0].place.url}: a row of part {number} is named, and it has no such "
+                f"part; make the index, or the shortlist, again with --overwrite"
+            )
         return self._by_part[number]
 
     def read_globals(self, row_ids: np.ndarray) -> tuple[list[str], np.ndarray]:
@@ -79,6 +84,11 @@ class Gallery:
             store, part = self.part(number)
             read = store.read_global(part)
             rows = np.asarray(row_ids)[positions] % ROWS_A_PART
+            if rows.max(initial=0) >= len(read.record_ids):
+                raise Damaged(
+                    f"{store.place.url}: row {rows.max()} of part {part.number} is named, and it "
+                    f"has no such row; make the index, or the shortlist, again with --overwrite"
+                )
             descriptors[positions] = read.descriptors[rows]
             for position, row in zip(positions, rows, strict=True):
                 names[position] = read.record_ids[row]

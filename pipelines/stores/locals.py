@@ -8,12 +8,20 @@ from collections.abc import Sequence
 import numpy as np
 
 from pipelines.storage.protocol import Place
+from pipelines.storage.tables import reading
 from pipelines.stores.gallery import Gallery
 from pipelines.stores.store import PartFiles, Store
 from rrt_core.rerankers import Locals
 from schemas.errors import UserError
 from schemas.layout import ROWS_A_PART
-from schemas.local_descriptors import ROTATION, byte_range, decoded, from_bytes
+from schemas.local_descriptors import (
+    ROTATION,
+    byte_range,
+    check_layout,
+    check_rows,
+    decoded,
+    from_bytes,
+)
 from schemas.manifest import FileEntry
 
 # files whose row and offset arrays stay in memory (at most 48 kB each; a rotation is 64 kB)
@@ -30,11 +38,24 @@ class LocalsFile:
                 f"{place.url}/{entry.name}: its layout is not known; make the store again"
             )
         self.place, self.entry, self.layout = place, entry, entry.layout
-        spans = [(0, self.layout["row"]["shape"][0]), (0, self.layout["offset"]["shape"][0])]
-        self.rows, self.offsets = self._ranges(["row", "offset"], spans)
+        with reading(place, entry.name):
+            self._check_size()
+            check_layout(self.layout, entry.bytes)
+            spans = [(0, self.layout["row"]["shape"][0]), (0, self.layout["offset"]["shape"][0])]
+            self.rows, self.offsets = self._ranges(["row", "offset"], spans)
+            check_rows(self.layout, self.rows, self.offsets)
+
         self.rotation: np.ndarray | None = None  # of binary descriptors
         if ROTATION in self.layout:
             (self.rotation,) = self._ranges([ROTATION], [(0, self.layout[ROTATION]["shape"][0])])
+
+    def _check_size(self) -> None:
+        """By size: a cut file gives short reads, which a remote place would try again."""
+        size = self.place.size(self.entry.name)
+        if size is None:
+            raise FileNotFoundError
+        if size != self.entry.bytes:
+            raise ValueError(f"it has {size:,} bytes, not {self.entry.bytes:,}")
 
     def slice(self, row: int, most: int) -> tuple[int, int] | None:
         """Entries start .. stop of a row, the strongest first, at most `most`.
@@ -62,11 +83,12 @@ class LocalsFile:
             byte_range(self.layout, name, *span) for name, span in zip(names, spans, strict=True)
         ]
         full = [index for index, (begin, end) in enumerate(ranges) if end > begin]
-        read = self.place.read_ranges(
-            [self.entry.name] * len(full),
-            [ranges[index][0] for index in full],
-            [ranges[index][1] for index in full],
-        )
+        with reading(self.place, self.entry.name):
+            read = self.place.read_ranges(
+                [self.entry.name] * len(full),
+                [ranges[index][0] for index in full],
+                [ranges[index][1] for index in full],
+            )
         data = dict(zip(full, read, strict=True))
         return [
             from_bytes(self.layout, name, data.get(index, b"")) for index, name in enumerate(names)

@@ -15,13 +15,14 @@ from pipelines.jobs.manifests import as_input, parts_of, read_manifest, require_
 from pipelines.storage.byte_sources import read_columns
 from pipelines.storage.place import open_place
 from pipelines.storage.protocol import Place
-from pipelines.storage.tables import read_table
+from pipelines.storage.tables import read_table, reading
 from schemas import global_descriptors
-from schemas.errors import UserError
+from schemas.errors import Damaged, UserError
 from schemas.global_descriptors import GlobalPart
 from schemas.image_list import ImageReference, references_of
 from schemas.layout import IMAGES_NAME, LAYERS, ROWS_A_PART
-from schemas.manifest import FileEntry
+from schemas.manifest import MANIFEST_NAME, PARTS_NAME, FileEntry
+from schemas.openers.parquet import check_types
 from schemas.plan import Unit
 
 _PART = re.compile(r"part-(\d+)\.")
@@ -70,9 +71,10 @@ class Store:
                 f"'extract'"
             )
 
-        self.extractor: dict[str, Any] = self.manifest.recipe["extractor"]
-        self.dimension = int(self.extractor["global_dim"])
-        self.scales = tuple(float(scale) for scale in self.extractor["scales"])
+        with reading(self.place, MANIFEST_NAME):
+            self.extractor: dict[str, Any] = dict(self.manifest.recipe["extractor"])
+            self.dimension = int(self.extractor["global_dim"])
+            self.scales = tuple(float(scale) for scale in self.extractor["scales"])
         self.parts = self._parts()
         self._by_number = {part.number: part for part in self.parts}
 
@@ -96,21 +98,26 @@ class Store:
         return as_input(self.place.url, self.manifest)
 
     def _parts(self) -> list[PartFiles]:
-        """Raises UserError where the list of files is not the manifest's: it is being replaced."""
+        """Raises Damaged where the list of files is not the manifest's, or no list of parts."""
         listed = parts_of(self.place, self.manifest)
         if listed is None:
-            raise UserError(
-                f"{self.place.url} is not finished: give the command that makes it once more"
-            )
+            why = "it is missing, or not the one that the manifest names"
+            raise Damaged.file(self.place.url, PARTS_NAME, why)
 
         files: dict[int, dict[str, FileEntry]] = {}
         units: dict[int, str] = {}
         for unit, entry in listed:
             number = part_number(entry.name)
             if number is None:
-                raise UserError(f"{self.place.url}/{entry.name} is no part of a store")
+                why = f"it names {entry.name}, which is no part of a store"
+                raise Damaged.file(self.place.url, PARTS_NAME, why)
             files.setdefault(number, {})[entry.name.split("/")[0]] = entry
             units[number] = unit
+
+        for number, kinds in files.items():
+            if "global" not in kinds:
+                why = f"it names no globals of part {number}"
+                raise Damaged.file(self.place.url, PARTS_NAME, why)
 
         layers = self._layers()
         return [
@@ -136,24 +143,38 @@ class Store:
             place = self.place.below(f"{LAYERS}/{name}")
             try:
                 manifest = read_manifest(place)
+                if manifest is None or manifest.facts.get("kind") != "layer":
+                    continue
+                listed = parts_of(place, manifest)
             except UserError:
                 continue
-            if manifest is None or manifest.facts.get("kind") != "layer":
-                continue
-            for _, entry in parts_of(place, manifest) or ():
+            for _, entry in listed or ():
                 if entry.name.startswith("local/"):
-                    globals_name = manifest.facts["globals"][str(part_number(entry.name))]
-                    layers[globals_name] = (*layers.get(globals_name, ()), (place, entry))
+                    with reading(place, MANIFEST_NAME):
+                        globals_name = manifest.facts["globals"][str(part_number(entry.name))]
+                        layers[globals_name] = (*layers.get(globals_name, ()), (place, entry))
         return layers
 
     def read_global(self, part: PartFiles) -> GlobalPart:
-        """A part's ids, statuses and descriptors."""
-        table = read_table(self.place, part.globals.name, global_descriptors.PART_COLUMNS)
-        return global_descriptors.part_of(table)
+        """A part's ids, statuses and descriptors. Raises Damaged."""
+        name = part.globals.name
+        with reading(self.place, name):
+            table = read_table(self.place, name, global_descriptors.PART_COLUMNS)
+            self._check_rows(part, len(table))
+            return global_descriptors.part_of(table, self.dimension)
+
+    @staticmethod
+    def _check_rows(part: PartFiles, rows: int) -> None:
+        if rows != part.globals.rows:
+            raise ValueError(f"it has {rows:,} rows; {PARTS_NAME} says {part.globals.rows:,}")
 
     def read_ids(self, part: PartFiles) -> PartIds:
-        """A part's ids and statuses; the descriptors are not read."""
-        table = read_columns(self.place, part.globals.name, ["record_id", "status"])
+        """A part's ids and statuses; the descriptors are not read. Raises Damaged."""
+        name = part.globals.name
+        with reading(self.place, name):
+            table = read_columns(self.place, name, ["record_id", "status"])
+            check_types(table, global_descriptors.arrow_schema(self.dimension, "float32"))
+            self._check_rows(part, len(table))
         ok = pc.equal(table.column("status"), "ok").to_numpy(zero_copy_only=False)
         return PartIds(table.column("record_id").to_pylist(), np.asarray(ok, bool))
 
@@ -173,10 +194,9 @@ class Store:
 
     def references(self, record_ids: Iterable[str]) -> dict[str, ImageReference]:
         """Where some images of the plan lie; absent are those of archives or of another store."""
-        try:
-            table = read_table(self.place, IMAGES_NAME)
-        except FileNotFoundError:  # an imported store
+        if not self.place.exists(IMAGES_NAME):  # an imported store
             return {}
+        table = read_table(self.place, IMAGES_NAME)
         wanted = pa.array(sorted(record_ids), pa.string())
         chosen = references_of(table.filter(pc.is_in(table.column("record_id"), wanted)))
         return {reference.record_id: reference for reference in chosen}

@@ -14,6 +14,7 @@ from pipelines.storage.blocks import BlockFile
 from pipelines.storage.byte_sources import open_bytes
 from pipelines.storage.place import open_place
 from pipelines.storage.tables import parse_table
+from pipelines.stores.image_plan import read_slice
 from pipelines.stores.store import part_number
 from pipelines.verify.outputs import Output
 from pipelines.verify.part_rows import (
@@ -24,10 +25,11 @@ from pipelines.verify.part_rows import (
     repeated_rows,
 )
 from pipelines.verify.problems import Problem, Report
+from schemas.errors import UserError
 from schemas.inside import check_inside
 from schemas.layout import LAYERS
 from schemas.manifest import FileEntry, sha256_text
-from schemas.plan import ListedImages
+from schemas.plan import ListedImages, Unit
 
 PIECE_BYTES = 8_000_000  # read at a time of what is in no store
 
@@ -94,18 +96,30 @@ class FileChecks:
 
             file.seek(0)
             if shape is not None and folder == "global":
-                rows = check_globals(file, entry.name, shape, report)
+                rows = check_globals(file, entry, shape, report)
                 group.name, group.digests = entry.name, rows.digests
                 group.ok = np.flatnonzero(rows.ok).astype(np.uint16)
                 unit = self.output.units.get(group.unit)
                 ids = unit.work.ids if unit and isinstance(unit.work, ListedImages) else ""
-                if ids and sha256_text("\n".join(rows.ids)) != ids:
-                    what = "its record ids are not those of its slice of the plan"
-                    report.add(entry.name, what)
+                if unit and ids and sha256_text("\n".join(rows.ids)) != ids:
+                    self._compare_ids(entry.name, unit, rows.ids, report)
             elif shape is not None and folder == "local":
                 of_part = rows or self._rows_of_store(entry.name)
                 check_locals(file, entry, of_part, shape, report)
         return rows
+
+    def _compare_ids(self, name: str, unit: Unit, ids: list[str], report: Report) -> None:
+        """Name the rows whose record id is not the plan's."""
+        what, other = "its record ids are not those of its slice of the plan", []
+        with contextlib.suppress(UserError):  # a damaged plan is reported by itself
+            planned = [one.record_id for one in read_slice(self.output.place, unit)]
+            pairs = enumerate(zip(ids, planned, strict=False))
+            other = [row for row, (is_, was) in pairs if is_ != was]
+            if other:
+                what = f"its record id is {ids[other[0]]!r}, the plan's is {planned[other[0]]!r}"
+                report.add(name, what, other[0])
+                what = "its record id is not the plan's"
+        report.rows(name, other[1:], what) if other else report.add(name, what)
 
     def _opened(self, name: str) -> contextlib.AbstractContextManager[Any]:
         """A file to read; a store's, of 256 MB at most, in any order: a remote one is fetched."""

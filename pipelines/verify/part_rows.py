@@ -18,8 +18,18 @@ import pyarrow.parquet as pq
 
 from pipelines.verify.problems import UNREADABLE, Report
 from schemas.global_descriptors import arrow_schema, descriptor_matrix
-from schemas.local_descriptors import DTYPES, NAMES, ROTATION, layout_of
+from schemas.local_descriptors import (
+    DTYPES,
+    NAMES,
+    OTHER_DTYPES,
+    ROTATION,
+    SCHEMA_VERSIONS,
+    check_layout,
+    layout_of,
+)
 from schemas.manifest import FileEntry
+from schemas.openers.hdf5 import open_hdf5
+from schemas.openers.parquet import columns_of
 
 # float16 rounds a component by 2^-11 of it at most
 NORM_TOLERANCE = {"float32": 1e-3, "float16": 3e-3}
@@ -76,19 +86,22 @@ class PartRows:
         return np.frombuffer(joined, np.uint64).reshape(-1, 2)
 
 
-def check_globals(file: IO[bytes], name: str, shape: StoreShape, report: Report) -> PartRows:
+def check_globals(file: IO[bytes], entry: FileEntry, shape: StoreShape, report: Report) -> PartRows:
     """Descriptors of a part: finite, L2 norm 1, of failed rows zeros; gives the part's rows.
 
     Raises KeyError or ValueError where its columns are not those of globals.
     """
     wanted = arrow_schema(shape.global_dim, shape.global_dtype)
-    table = pq.read_table(file).select(wanted.names)
+    name = entry.name
+    table = columns_of(pq.ParquetFile(file), None).select(wanted.names)
     metadata = table.schema.metadata or {}
     if table.schema.types != wanted.types or wanted.metadata.items() - metadata.items():
         raise ValueError("its columns are not those that the recipe asks for")
 
     rows = PartRows.of(table)
-    values = descriptor_matrix(table).astype(np.float32)
+    if len(rows.ids) != entry.rows:
+        report.add(name, f"it has {len(rows.ids):,} rows; its marker says {entry.rows:,}")
+    values = descriptor_matrix(table, shape.global_dim).astype(np.float32)
     finite, norms = finite_norms(values)
     off = rows.ok & finite & (np.abs(norms - 1.0) > NORM_TOLERANCE[shape.global_dtype])
     full = ~rows.ok & (values != 0).any(axis=1)
@@ -115,9 +128,13 @@ def check_locals(
 
     `rows` is None where the part's globals are not at hand: what depends on them is left out.
     """
-    with h5py.File(file, "r") as opened:
+    with open_hdf5(file) as opened:
+        if opened.attrs.get("schema") != SCHEMA_VERSIONS[shape.local_dtype]:
+            what = f"its schema is {opened.attrs.get('schema')!r}"
+            report.add(entry.name, f"{what}, not {SCHEMA_VERSIONS[shape.local_dtype]!r}")
         if not _layout_fits(opened, entry, shape.local_dtype, report):
             return
+        check_layout(entry.layout or {}, entry.bytes)
         row, offset = opened["row"][()], opened["offset"][()]
         falls = np.flatnonzero(np.diff(row) <= 0)
         if len(falls):
@@ -125,7 +142,16 @@ def check_locals(
         if not _offsets_fit(entry.name, offset, len(opened["descriptor"]), report):
             return
 
-        sizes = rows.sizes[row] if rows is not None else None
+        if len(row) != entry.rows:
+            what = f"it has the locals of {len(row):,} images; its marker says {entry.rows:,}"
+            report.add(entry.name, what)
+        sizes = None
+        if rows is not None:
+            absent = row[(row < 0) | (row >= len(rows.ok)) | ~rows.ok[row % max(1, len(rows.ok))]]
+            report.rows(entry.name, absent, "its globals have no described image in this row")
+            if len(absent):
+                return
+            sizes = rows.sizes[row]
         for what, wrong in _wrong_locals(opened, offset, sizes, shape):
             images = np.searchsorted(offset, np.flatnonzero(wrong), side="right") - 1
             report.rows(entry.name, row[np.unique(images)], what)
@@ -140,8 +166,8 @@ def _layout_fits(file: h5py.File, entry: FileEntry, dtype: str, report: Report) 
         if name not in layout or layout[name] != marked.get(name):
             what = f"lies as {layout.get(name)}; its marker says {marked.get(name)}"
             report.add(entry.name, f"dataset {name!r} {what}")
-        elif name == "descriptor" and layout[name]["dtype"] != DTYPES[dtype]:
-            what = f"is of {layout[name]['dtype']}, not {DTYPES[dtype]}"
+        elif layout[name]["dtype"] != OTHER_DTYPES.get(name, DTYPES[dtype]):
+            what = f"is of {layout[name]['dtype']}, not {OTHER_DTYPES.get(name, DTYPES[dtype])}"
             report.add(entry.name, f"dataset {name!r} {what}")
     return len(report.problems) == before
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipelines.storage.tables import Damaged
+from schemas.errors import Damaged
 from schemas.manifest import Counts
 
 REDO = "redo"  # the unit is done again

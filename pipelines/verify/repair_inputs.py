@@ -191,7 +191,7 @@ def _failed(output: Output, unit: Unit, damaged: Collection[str]) -> set[str]:
         for name, (of, _) in output.expected.items()
         if of == unit.name and name.startswith("failures/") and name not in damaged
     ]
-    tables = (read_table(output.place, name) for name in names)
+    tables = (read_table(output.place, name, schema=failures.FAILURES) for name in names)
     return {row.record_id for table in tables for row in failures.rows_of(table)}
 
 

@@ -11,6 +11,8 @@ None of them runs code that a file brings: no pickles, no object arrays.
 
 from __future__ import annotations
 
+import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -36,17 +38,21 @@ class Unusable(Exception):
 
 
 @contextmanager
-def reading(path: str, form: str, *damaged: type[Exception]) -> Iterator[None]:
-    """Raise UserError for a file that is absent or no `form`: for OSError and what is `damaged`."""
-    expected: tuple[type[Exception], ...] = (OSError, *damaged)
+def reading(path: str, form: str) -> Iterator[None]:
+    """The gate of a local input file: raise UserError where it is absent or no `form`."""
     try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would be waited for
+            raise UserError(f"{path}: it is no file; give {form}")
         yield
+    except (UserError, Unusable):
+        raise
     except FileNotFoundError:
         raise UserError(f"{path}: there is no such file") from None
-    except expected as error:
+    except Exception as error:  # noqa: BLE001  a damaged file fails with almost any exception
         # NumPy advises to allow pickles, which run code
         reason = "it holds Python objects, or is none" if "pickle" in str(error) else str(error)
-        raise UserError(f"{path}: it cannot be read as {form}: {reason}") from None
+        why = " ".join((reason or repr(error)).split())[:300]
+        raise UserError(f"{path}: it cannot be read as {form}: {why}") from None
 
 
 @dataclass(frozen=True)

@@ -18,11 +18,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import h5py
 import numpy as np
 
 from schemas.errors import UserError
 from schemas.importers import ImportedLocals, Unusable, checked_locals, reading
+from schemas.openers.hdf5 import dataset, open_hdf5
 
 DATASET = "features"
 LEADING = 5
@@ -40,11 +40,9 @@ class AmesFile:
     """
 
     def __init__(self, path: str) -> None:
-        with reading(path, f"HDF5 with a dataset {DATASET!r}", KeyError):
-            self._file = h5py.File(path, "r", locking=False)
-            features = self._file[DATASET]
-        if not isinstance(features, h5py.Dataset):
-            raise UserError(f"{path}: {DATASET!r} is no dataset")
+        with reading(path, f"HDF5 with a dataset {DATASET!r}"):
+            self._file = open_hdf5(path)
+            features = dataset(self._file, DATASET)
         self.path, self._features = path, features
         self.rows = int(features.shape[0]) if features.shape else 0
         self.signs = False
@@ -87,12 +85,8 @@ class AmesFile:
 
         Raises UserError where a block cannot be read.
         """
-        try:
+        with reading(self.path, f"HDF5: images {start} to {stop - 1}"):
             return self._features[start:stop]
-        except OSError as error:
-            raise UserError(
-                f"{self.path}: images {start} to {stop - 1} cannot be read: {error}"
-            ) from None
 
     def locals_of(self, image: np.ndarray, most: int, scales: tuple[float, ...]) -> ImportedLocals:
         """One image of `read` as our stores have it. Raises Unusable (schemas.importers)."""

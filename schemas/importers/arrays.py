@@ -12,22 +12,24 @@ Object arrays are refused: reading one would run code of the file.
 
 from __future__ import annotations
 
-import math
 import os
 import re
 import zipfile
-import zlib
 from collections.abc import Sequence
-from typing import IO, Any
+from typing import Any
 
 import h5py
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from schemas.errors import UserError
 from schemas.importers import ImportedLocals, Unusable, checked_locals, reading
+from schemas.openers.hdf5 import dataset, datasets, open_hdf5
+from schemas.openers.npy import open_npy, read_header
+from schemas.openers.parquet import columns_of
 
+# MATLAB's classes of numbers
+NUMBERS = ("double", "single", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32)))
 MOST_BYTES = 4_000_000_000  # of a matrix that cannot be mapped
 LAYOUTS = ("auto", "rows", "columns")
 LOCAL_ARRAYS = ("descriptor", "xy", "scale", "strength", "offset")
@@ -116,54 +118,29 @@ def open_matrix(
 
 
 def _npy(path: str) -> np.ndarray:
-    # of a header that claims too much
-    with reading(path, ".npy", ValueError, EOFError, OverflowError), np.errstate(over="ignore"):
-        array: Any = np.load(path, mmap_mode="r", allow_pickle=False)
-    if not isinstance(array, np.ndarray):
-        raise UserError(f"{path}: it is no single array; is it .npz?")
-    return array
+    with reading(path, ".npy"):
+        return open_npy(path)
 
 
 def _npz(path: str, variable: str) -> np.ndarray:
-    damaged = (ValueError, EOFError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error)
-    with reading(path, ".npz", *damaged):
+    with reading(path, ".npz"):
         with zipfile.ZipFile(path) as archive:
             members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
             name = _choose(path, variable, list(members))
             _bounded(path, members[name].file_size)
             with archive.open(members[name]) as member:
-                _check_header(member, members[name].file_size)
+                read_header(member, members[name].file_size)
         with np.load(path, allow_pickle=False) as arrays:
-            return arrays[name]
-
-
-def _check_header(member: IO[bytes], size: int) -> None:
-    """Raise ValueError where the header of an .npy of `size` bytes claims more.
-
-    NumPy would take the memory for it.
-    """
-    version = np.lib.format.read_magic(member)
-    readers = {
-        (1, 0): np.lib.format.read_array_header_1_0,
-        (2, 0): np.lib.format.read_array_header_2_0,
-    }
-    if version not in readers:
-        raise ValueError(
-            f"version {version[0]}.{version[1]} of .npy is that of structures, not of a matrix of "
-            "numbers"
-        )
-    shape, _, kind = readers[version](member)
-    if math.prod(shape) * kind.itemsize > size:
-        raise ValueError(f"its header claims {kind} {list(shape)}, but its data are {size:,} bytes")
+            array: np.ndarray = arrays[name]
+            return array
 
 
 def _mat(path: str, variable: str) -> Any:
     from scipy.io import loadmat, whosmat
-    from scipy.io.matlab import MatReadError
 
-    with reading(path, "a MATLAB file", ValueError, TypeError, KeyError, MatReadError):
+    with reading(path, "a MATLAB file"):
         try:
-            listed = {name: shape for name, shape, _ in whosmat(path)}
+            listed = {name: shape for name, shape, kind in whosmat(path) if kind in NUMBERS}
         except NotImplementedError:  # version 7.3
             return _hdf5(path, variable)
         name = _choose(path, variable, list(listed))
@@ -173,10 +150,8 @@ def _mat(path: str, variable: str) -> Any:
 
 def _hdf5(path: str, variable: str) -> Any:
     with reading(path, "HDF5"):
-        file = h5py.File(path, "r", locking=False)
-    return file[
-        _choose(path, variable, [name for name in file if isinstance(file[name], h5py.Dataset)])
-    ]
+        file = open_hdf5(path)
+        return dataset(file, _choose(path, variable, datasets(file)))
 
 
 def _choose(path: str, variable: str, names: Sequence[str]) -> str:
@@ -236,11 +211,10 @@ def clip_names(folder: str) -> list[str] | None:
     names: list[str] = []
     # strict=False: there may be no metadata
     for vectors, path in zip(*clip_files(folder), strict=False):
-        with reading(path, "Parquet", ValueError, pa.ArrowException):
-            file = pq.ParquetFile(path)
+        with reading(path, "Parquet"), pq.ParquetFile(path) as file:
             if "image_path" not in file.schema_arrow.names:
                 return None
-            paths = file.read(columns=["image_path"]).column("image_path").to_pylist()
+            paths = columns_of(file, ["image_path"]).column("image_path").to_pylist()
         rows = _npy(vectors).shape[:1]
         if rows != (len(paths),):
             raise UserError(

@@ -104,7 +104,7 @@ def test_globals_round_trip(tmp_path: Path, dtype: str) -> None:
     rows = [row(f"s/{i}", None if i == 2 else described[i]) for i in range(5)]
     path = str(tmp_path / "part.parquet")
     global_descriptors.write_part(path, rows, 33, dtype)
-    part = global_descriptors.part_of(pq.read_table(path))
+    part = global_descriptors.part_of(pq.read_table(path), 33)
     assert part.record_ids == [f"s/{i}" for i in range(5)]
     assert part.ok.tolist() == [True, True, False, True, True]
     assert part.descriptors.dtype == np.dtype(dtype)

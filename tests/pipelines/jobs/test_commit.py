@@ -202,7 +202,7 @@ def test_an_input_that_is_not_finished_is_said(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="the store is not finished"):
         require_manifest(job.output, "store", "extract")
     open_place(job.output).write("manifest.json", b'{"schema": "rrt-manifest/1"')
-    with pytest.raises(UserError, match=r"manifest\.json cannot be used"):
+    with pytest.raises(UserError, match=r"manifest\.json: it cannot be used"):
         require_manifest(job.output, "store", "extract")
 
 

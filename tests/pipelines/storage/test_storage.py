@@ -22,7 +22,7 @@ from pipelines.storage.local import LocalPlace, full_disk, is_temporary
 from pipelines.storage.place import open_place, read_url
 from pipelines.storage.protocol import Place
 from pipelines.storage.tables import read_table, table_bytes
-from schemas.errors import UserError
+from schemas.errors import Damaged, UserError
 from tests.support.s3_server import BUCKET
 
 
@@ -196,7 +196,7 @@ def test_what_cannot_be_opened_or_written_is_said(tmp_path: Path) -> None:
 def test_a_file_that_the_system_refuses_leaves_nothing(tmp_path: Path) -> None:
     program = (
         "import resource, sys; from pipelines.storage.place import open_place\n"
-        "from schemas.errors import UserError\n"
+        "from schemas.errors import Damaged, UserError\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
         "try: open_place(sys.argv[1]).write('a', bytes(2000))\n"
         "except UserError as error: print(error)"
@@ -360,11 +360,11 @@ def test_a_table_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     assert read_columns(place, "whole.parquet", ["name"]) == table.select(["name"])
 
     for read in (read_table, read_columns):
-        with pytest.raises(UserError, match=r"cut\.parquet cannot be read as a Parquet table: "):
+        with pytest.raises(Damaged, match=r"cut\.parquet: it is damaged: .*'repair .*' makes it"):
             read(place, "cut.parquet", ["name"])
-        with pytest.raises(UserError, match=r"whole\.parquet .*: it has no column 'none'"):
+        with pytest.raises(UserError, match=r"whole\.parquet: .*: it has no column 'none'"):
             read(place, "whole.parquet", ["none"])
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(Damaged, match=r"absent\.parquet: it is missing"):
         read_table(place, "absent.parquet")
     with pytest.raises(UserError, match=r"absent\.parquet"):
         read_columns(place, "absent.parquet", ["name"])

@@ -17,7 +17,7 @@ from pipelines.storage.byte_sources import RemoteBytes, read_columns
 from pipelines.storage.place import open_place
 from pipelines.stores.store import Store, part_number
 from schemas import global_descriptors
-from schemas.errors import UserError
+from schemas.errors import Damaged, UserError
 from schemas.global_descriptors import GlobalRow
 from tests.support.damage import contents, flip, make_photographs, make_store, one
 
@@ -123,7 +123,7 @@ def test_a_store_whose_list_of_files_is_gone(whole: Path, tmp_path: Path) -> Non
     store = Path(shutil.copytree(whole / "store", tmp_path / "store"))
     (store / "parts.parquet").unlink()
     with pytest.raises(
-        UserError, match="is not finished: give the command that makes it once more"
+        Damaged, match=r"parts\.parquet: it is missing, or not .*; 'repair .*' makes it again"
     ):
         Store(str(store))
 

@@ -102,7 +102,7 @@ def test_names_that_no_terminal_can_show(store: Path, capsys: pytest.CaptureFixt
     (store / "manifest.json").unlink()
     assert main(["verify", str(store)]) == 1
     said = capsys.readouterr()
-    assert "the file is missing" in said.out and "Traceback" not in said.err
+    assert "is no text that can be written" in said.out and "Traceback" not in said.err
 
 
 def test_facts_of_another_kind(store: Path) -> None:

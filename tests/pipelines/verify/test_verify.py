@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
+import h5py
 import numpy as np
 import pytest
 
@@ -302,13 +303,13 @@ GLOBALS: list[tuple[Callable[[Path], Any], int | None, str]] = [
     ),
     (
         set_cells("record_id", {1: "elsewhere/06.png"}),
-        None,
-        "its record ids are not those of its slice of the plan",
+        1,
+        "its record id is 'elsewhere/06.png', the plan's is 'photographs/06.png'",
     ),
     (
         set_cells("record_id", {1: "photographs/6.png"}),
-        None,
-        "its record ids are not those of its slice of the plan",
+        1,
+        "its record id is 'photographs/6.png', the plan's is 'photographs/06.png'",
     ),
 ]
 
@@ -343,6 +344,7 @@ def test_columns_and_rows_of_another_number(store: Path) -> None:
     )
     what = "its record ids are not those of its slice of the plan"
     assert f"{other}: {what}; redo part-00003" in said
+    assert f"{other}: it has 4 rows; its marker says 5; redo part-00003" in said
 
 
 def test_an_id_that_two_parts_hold(store: Path) -> None:
@@ -404,8 +406,11 @@ def _swap_rows(arrays: dict[str, np.ndarray]) -> None:
     arrays["row"][:2] = arrays["row"][1::-1]
 
 
-def _to_float32(arrays: dict[str, np.ndarray]) -> None:
-    arrays["descriptor"] = arrays["descriptor"].astype("<f4")
+def _as(name: str, dtype: str) -> Callable[[dict[str, np.ndarray]], None]:
+    def change(arrays: dict[str, np.ndarray]) -> None:
+        arrays[name] = arrays[name].astype(dtype)
+
+    return change
 
 
 # Rows 0, 1, 3, 4 are ok, with 16 locals each; local 20 belongs to row 1.
@@ -420,9 +425,15 @@ LOCALS: list[tuple[Callable[[dict[str, np.ndarray]], None], int | None, str]] = 
     (_set("offset", 1, 40), None, "'offset' falls at its entry 2; it must rise from 0 to 64"),
     (_set("offset", 4, 63), None, "'offset' runs from 0 to 63; it must rise from 0 to 64"),
     (_set("offset", 0, 1), None, "'offset' runs from 1 to 64; it must rise from 0 to 64"),
-    (_set("row", 3, 9), None, "it cannot be read: index 9 is out of bounds"),
+    (_set("row", 3, 9), 9, "its globals have no described image in this row"),
+    (_set("row", 2, 2), 2, "its globals have no described image in this row"),
     (_swap_rows, None, "'row' is not ascending at its entry 1"),
-    (_to_float32, None, "dataset 'descriptor' is of <f4, not <f2"),
+    (_as("descriptor", "<f4"), None, "dataset 'descriptor' is of <f4, not <f2"),
+    (_as("xy", "<f8"), None, "dataset 'xy' is of <f8, not <f4"),
+    (_as("row", "<i8"), None, "dataset 'row' is of <i8, not <i4"),
+    (_as("offset", "<i4"), None, "dataset 'offset' is of <i4, not <i8"),
+    (_as("scale", "<u2"), None, "dataset 'scale' is of <u2, not |u1"),
+    (_as("strength", "<f2"), None, "dataset 'strength' is of <f2, not <f4"),
 ]
 
 
@@ -442,6 +453,30 @@ def test_locals(
         UNIT,
         [UNIT],
     )
+
+
+def test_locals_of_another_schema(store: Path) -> None:
+    def other(path: Path) -> None:
+        with h5py.File(path, "r+") as file:
+            file.attrs["schema"] = "rrt-local/9"
+
+    name = rewrite(store, "local/full", UNIT, other)
+    assert lines(store) == [
+        f"{name}: its schema is 'rrt-local/9', not 'rrt-local/1'; redo {UNIT}",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("counts", "sentence"),
+    [
+        ({"inputs": 5, "succeeded": 6, "failed": -1}, "it counts 6 succeeded and -1 failed"),
+        ({"inputs": -1, "succeeded": -1, "failed": 0}, "it counts -1 succeeded and 0 failed"),
+    ],
+)
+def test_a_negative_count_in_a_marker(counts: dict[str, int], sentence: str, store: Path) -> None:
+    path = store / f"done/{UNIT}.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "counts": counts}))
+    assert any(sentence in line and line.endswith(f"redo {UNIT}") for line in lines(store))
 
 
 def test_a_layout_that_is_not_the_files_own(store: Path) -> None:
