@@ -6,6 +6,8 @@ import re
 
 import pyarrow as pa
 
+from schemas.manifest import MANIFEST_NAME, PARTS_NAME
+
 ROWS_A_PART = 4096  # a row id, int64, is (base of the store + part number) * ROWS_A_PART + row
 
 ENTRIES = "plan/entries.parquet"  # of imported DELG files: the stem of each image's, or null
@@ -54,6 +56,50 @@ SWAP_NAME = "swap.json"  # in NEXT, once it is whole: which files go and which o
 
 EXPORT_NAME = "export.json"  # of `export`, last
 ABOUT_NAME = "about.json"  # of the demo's pictures: what they were made from
+
+
+# What 'export', 'train' and the stages of a run write under fixed names.
+EXPORT_ARRAYS = ("descriptor", "xy", "scale", "strength", "offset")
+_FIXED = (
+    *PLAN_FILES,
+    MANIFEST_NAME,
+    PARTS_NAME,
+    EXPORT_NAME,
+    ABOUT_NAME,
+    "globals.npy",
+    "record_ids.txt",
+    *(f"locals/{name}.npy" for name in EXPORT_ARRAYS),
+    "metrics.json",
+    "per_query.parquet",
+    "report.html",
+    "weights.safetensors",
+    "best.safetensors",
+    "state.pt",
+    "log.csv",
+    "plot.png",
+)
+_HASHED = r"(?:[^/]+/)*[^/]+\.[0-9a-f]{12}\.\w+"
+_OURS = re.compile(
+    "|".join(
+        [
+            rf"(?:{LAYERS}/[^/]+/)?(?:{'|'.join(map(re.escape, _FIXED))})(?:\.tmp)?",
+            _HASHED,  # data files, and what was written before it is renamed
+            rf"(?:{LAYERS}/[^/]+/)?done/[^/]+\.json",
+            rf"(?:{LAYERS}/[^/]+/)?{PIECES}/[^/]+\.json",
+            "(?:cache|tensorboard)/.+",  # of 'train'
+            rf"(?:{LAYERS}/[^/]+/)?plan/retry-\d+\.parquet",
+        ]
+    ),
+    re.DOTALL,
+)
+
+
+def is_layout_name(name: str) -> bool:
+    """Whether a file of an output could be called so by this software.
+
+    What bookkeeping names besides may be its owner's: it can come from a stranger.
+    """
+    return _OURS.fullmatch(name) is not None
 
 
 def retry_number(name: str) -> int:

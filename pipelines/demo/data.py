@@ -149,7 +149,7 @@ def _is_made(place: Place, parameters: Mapping[str, Any], overwrite: bool) -> bo
     """
     if Path(place.root, "done").is_file():
         try:
-            about = json.loads(place.read(ABOUT_NAME))
+            about = json.loads(place.read_record(ABOUT_NAME))
             made = {key: about[key] for key in parameters}
         except (OSError, ValueError, KeyError, TypeError):
             return False

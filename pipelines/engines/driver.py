@@ -16,6 +16,7 @@ from pipelines.engines import signals as stopping
 from pipelines.engines.loop import Loop
 from pipelines.engines.outputs import sweep
 from pipelines.engines.settings import LOCAL, Planned, RunSettings
+from pipelines.jobs.errors import gone
 from pipelines.jobs.existing_output import made_before, readable_manifest, say_made
 from pipelines.jobs.inputs import with_new_places
 from pipelines.jobs.manifests import write_manifest
@@ -24,8 +25,7 @@ from pipelines.jobs.plan import write_plan
 from pipelines.jobs.replacing import at, begin_beside, finish_swap, place_for, swap_in
 from pipelines.storage.local import full_disk
 from pipelines.storage.place import open_place
-from pipelines.storage.protocol import Place, is_http
-from schemas.errors import UserError
+from pipelines.storage.protocol import Place, refuse_unwritable
 from schemas.layout import JOB_NAME, PLAN_NAME
 from schemas.manifest import Manifest
 from schemas.plan import Job
@@ -46,11 +46,8 @@ def run_job(
     UserError (another recipe's output is there, bad input, a disk that takes no more) and
     JobFailed.
     """
-    if is_http(job.output):
-        raise UserError(
-            f"{job.output}: nothing can be written there; name a folder, or a place on S3 or GCS"
-        )
     place = open_place(job.output)
+    refuse_unwritable(place)
     try:
         with place.alone():
             return _run_job(job, place, settings, plan_files or {}, again)
@@ -108,6 +105,8 @@ def _make(
             workers = min(settings.worker_count, len(job.units))
             say_memory(f"{job.stage:<9}", workers, settings.work_bytes)
         markers = loop.run()
+        if place.local and not place.exists(PLAN_NAME):
+            raise gone(place)
         sweep(place)
         return write_manifest(place, job, markers, time.monotonic() - started)
     finally:

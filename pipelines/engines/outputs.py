@@ -52,7 +52,7 @@ def finish(url: str, wall_seconds: float = 0.0) -> Manifest:
     place = open_place(url)
     with place.alone(), _alone_above(place):
         try:
-            header = Job.from_json(place.read(JOB_NAME).decode())
+            header = Job.from_json(place.read_record(JOB_NAME).decode())
         except FileNotFoundError:
             swapped = read_manifest(open_place(url.removesuffix(f"/{NEXT}")))
             if swapped is not None and url.endswith(f"/{NEXT}"):

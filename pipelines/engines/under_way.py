@@ -38,7 +38,7 @@ class Watch:
         marked = {name.removesuffix(".json") for name in self.place.names("done")} & names
         for name in marked - self._marked.keys():
             with contextlib.suppress(OSError):
-                marker = Marker.from_bytes(self.place.read(f"done/{name}.json"))
+                marker = Marker.from_bytes(self.place.read_record(f"done/{name}.json"))
                 if marker is not None:
                     self._marked[name] = UnderWay(
                         marker.counts.inputs, marker.counts.failed, 1.0, ""
@@ -49,7 +49,7 @@ class Watch:
             unit = name.partition(".")[0]
             if name.endswith(".progress") and unit in names - marked:
                 with contextlib.suppress(OSError, ValueError, TypeError):
-                    state = UnderWay(**json.loads(self.place.read(f"attempts/{name}")))
+                    state = UnderWay(**json.loads(self.place.read_record(f"attempts/{name}")))
                     if unit not in states or state.done > states[unit].done:
                         states[unit] = state
 
@@ -62,7 +62,7 @@ def attempts_of(place: Place, pids: set[int]) -> list[str]:
     for name in place.names("attempts") if pids else ():
         if name.endswith(".json"):
             with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
-                about = json.loads(place.read(f"attempts/{name}"))
+                about = json.loads(place.read_record(f"attempts/{name}"))
                 if about["pid"] in pids and about["host"] == socket.gethostname():
                     left.append(name)
 

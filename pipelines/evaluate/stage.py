@@ -105,7 +105,7 @@ def read_metrics(url: str, ensemble: Sequence[str] = ()) -> dict[str, Any]:
     """The metrics of a run; with the pieces of `--ensemble` those that hold its rows too."""
     place = open_place(evaluation_place(url, ensemble))
     with reading(place, "metrics.json"):
-        return dict(read_json(place.read("metrics.json")))
+        return dict(read_json(place.read_record("metrics.json")))
 
 
 def summarise(options: Options, _: Manifest) -> None:

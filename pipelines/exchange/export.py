@@ -29,6 +29,7 @@ from pipelines.stores.locals import LocalsFile
 from pipelines.stores.store import PartFiles, Store
 from schemas.errors import UserError
 from schemas.exporters.arrays import GrowingArray
+from schemas.inside import read_json
 from schemas.layout import EXPORT_NAME
 from schemas.plan import Job
 
@@ -84,7 +85,7 @@ def _files(locals: bool) -> list[str]:
 def _read(place: Place) -> dict[str, Any]:
     """What `export.json` says; nothing where it is absent or damaged."""
     try:
-        written = json.loads(place.read(EXPORT_NAME))
+        written = read_json(place.read_record(EXPORT_NAME))
     except (FileNotFoundError, NotADirectoryError, ValueError):
         return {}
     return written if isinstance(written, dict) and written.get("schema") == SCHEMA else {}

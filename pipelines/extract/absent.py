@@ -53,7 +53,7 @@ def _ids_of_archives(place: Place) -> Iterator[set[str]]:
     for unit in planned_units(place):
         if not isinstance(unit.work, ArchivedImages) or unit.work.again:
             continue
-        marker = Marker.from_bytes(place.read(marker_name(unit)))
+        marker = Marker.from_bytes(place.read_record(marker_name(unit)))
         names = [entry.name for entry in marker.files] if marker else []
         yield {
             record_id

@@ -185,7 +185,7 @@ def _work(job: Job, planned: Place, settings: RunSettings) -> Work:
     place = open_place(job.output)
     for name in () if settings.overwrite else place.names(layout.PIECES):
         of = name.partition(".")[0]
-        piece = Marker.from_bytes(place.read(f"{layout.PIECES}/{name}"))
+        piece = Marker.from_bytes(place.read_record(f"{layout.PIECES}/{name}"))
         if piece is not None and piece.recipe == job.recipe_hash and of not in finished:
             work.add(of, piece)
     return work

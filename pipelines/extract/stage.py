@@ -16,6 +16,7 @@ from pipelines.extract.describer import STAGE
 from pipelines.extract.image_sources import check_seconds, images_url, specs_of
 from pipelines.extract.options import Options as Options
 from pipelines.jobs.plan import planned_units
+from pipelines.jobs.replacing import finish_begun
 from pipelines.quantities import byte_text
 from pipelines.storage.place import free_bytes, open_place
 from pipelines.stores.image_plan import (
@@ -42,6 +43,7 @@ ARCHIVE_ROWS = 512  # images a part of an archive: as much is lost on a kill
 def run(options: Options, settings: RunSettings = RunSettings()) -> Manifest:
     """Make (or finish, or skip) the store, or add to it. Raises UserError and JobFailed."""
     check_seconds(options, settings)
+    finish_begun(options.out)  # before anything of its plan is read
     if options.locals_for:
         _refuse_other_sources(options)
         return layers.run(asdict(options), settings)

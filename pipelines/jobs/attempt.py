@@ -23,10 +23,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipelines.jobs.errors import gone
 from pipelines.jobs.markers import marker_name, read_marker, software_versions
 from pipelines.storage.local import sha256_file
 from pipelines.storage.protocol import Place
-from schemas.layout import PIECES
+from schemas.layout import PIECES, PLAN_NAME, is_layout_name
 from schemas.manifest import Counts, FileEntry, Marker, Note
 from schemas.plan import Job, Unit
 
@@ -52,6 +53,8 @@ class Attempt:
         self.name = f"attempts/{unit.name}.{self.id}.json"
         self._told = 0.0  # when progress was last written
 
+        self._planned = place.local and place.exists(PLAN_NAME)
+
         about = {"pid": os.getpid(), "host": socket.gethostname()}
         place.write(self.name, json.dumps(about).encode(), durable=False)
         if place.local:  # on the same disk, so that the final rename is one step
@@ -59,6 +62,11 @@ class Attempt:
             os.makedirs(self.scratch)
         else:
             self.scratch = tempfile.mkdtemp(prefix="rrt-")
+
+    @property
+    def removed(self) -> bool:
+        """Whether the output was removed since the attempt began."""
+        return self._planned and not self.place.exists(PLAN_NAME)
 
     def _attempts(self) -> list[str]:
         """Names of the files of this unit's attempts."""
@@ -145,7 +153,8 @@ class Attempt:
 
         for marker in dropped.values():
             for entry in marker.files if marker else ():
-                self.place.remove(entry.name)
+                if is_layout_name(entry.name):  # else it is the owner's, whatever a marker names
+                    self.place.remove(entry.name)
 
     def take_piece(self, marker: Marker) -> None:
         """Count a committed piece's files among the unit's."""
@@ -191,7 +200,13 @@ class Attempt:
         )
 
     def _create(self, name: str, marker: Marker) -> Marker:
-        """Create a marker exclusively; where another attempt was first, its marker counts."""
+        """Create a marker exclusively; where another attempt was first, its marker counts.
+
+        Raises UserError where the output was removed meanwhile.
+        """
+        if self.removed:
+            raise gone(self.place)
+
         while not self.place.create(name, marker.to_bytes()):
             other = read_marker(self.place, self.job, self.unit, name)
             if other is not None:

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable
 
 from pipelines.jobs.attempt import Attempt
-from pipelines.jobs.errors import final_error, write_error
+from pipelines.jobs.errors import final_error, gone, write_error
 from pipelines.jobs.markers import read_marker
 from pipelines.jobs.unit_worker import UnitWorker
 from pipelines.storage.place import open_place
@@ -52,6 +52,8 @@ def begin_unit(worker: UnitWorker, unit: Unit) -> Callable[[], bool]:
 
 
 def _fail(place: Place, unit: Unit, attempt: Attempt | None, error: Exception) -> None:
+    if attempt is not None and attempt.removed:
+        error = gone(place)
     if attempt is not None:
         with contextlib.suppress(UserError):  # a place that does not answer: its first error counts
             attempt.close(failed=not final_error(error, place))

@@ -11,6 +11,7 @@ from pipelines.storage.local import REFUSED, full_disk
 from pipelines.storage.protocol import Place
 from schemas.errors import Damaged, UserError
 from schemas.inside import read_json
+from schemas.layout import PLAN_NAME
 
 
 def final_error(error: Exception, place: Place) -> UserError | None:
@@ -24,6 +25,14 @@ def final_error(error: Exception, place: Place) -> UserError | None:
         return UserError(f"{where}: {REFUSED[error.errno]}; fix it, the same command goes on")
 
     return refused
+
+
+def gone(place: Place) -> UserError:
+    """The sentence for an output that somebody removed under its workers."""
+    return UserError(
+        f"{place.url}: the folder, or its {PLAN_NAME}, was removed while the command ran; give the "
+        f"command again"
+    )
 
 
 def write_error(place: Place, unit: str, error: Exception) -> None:
@@ -46,7 +55,7 @@ def write_error(place: Place, unit: str, error: Exception) -> None:
 def read_error(place: Place, unit: str) -> dict[str, Any] | None:
     """What was written down of a unit's exception, if anything was."""
     with contextlib.suppress(FileNotFoundError, ValueError):
-        record = read_json(place.read(f"errors/{unit}.json"))
+        record = read_json(place.read_record(f"errors/{unit}.json"))
         if isinstance(record, dict) and {"sentence", "final", "traceback"} <= record.keys():
             return record
 

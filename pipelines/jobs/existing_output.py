@@ -7,12 +7,15 @@ nothing, since anybody may have a folder "plan".
 from __future__ import annotations
 
 import contextlib
+import os
+import re
 import sys
 from io import BytesIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipelines.jobs.errors import read_error
 from pipelines.jobs.manifests import is_whole, read_manifest
 from pipelines.jobs.plan import read_plan, refuse_other_recipe
 from pipelines.storage.protocol import Place
@@ -32,6 +35,13 @@ from schemas.plan import Job
 
 BESIDE_SCHEMA = "rrt-overwrite/1"
 
+
+# What is written while units are under way, by names that nobody else gives.
+LITTER = re.compile(
+    r"attempts/[^/]+\.[0-9a-f]{12}\.json(\.progress(\.tmp)?)?|scratch/[^/]+\.[0-9a-f]{12}/.+"
+    r"|([^/]+/)*[^/]+\.[0-9a-f]{12}\.(tmp|parquet|h5|faiss)",
+    re.DOTALL,
+)
 
 # File -> keys that it holds where it is ours: a name alone proves nothing.
 PROOFS = {
@@ -53,7 +63,13 @@ def is_ours(place: Place) -> bool:
         return True
 
     markers = (name for name in place.names("done") if name.endswith(".json"))
-    return any(Marker.from_bytes(place.read(f"done/{name}")) is not None for name in markers)
+    return any(_is_marker(place, f"done/{name}") for name in markers)
+
+
+def _is_marker(place: Place, name: str) -> bool:
+    with contextlib.suppress(OSError, ValueError):
+        return Marker.from_bytes(place.read_record(name)) is not None
+    return False
 
 
 def is_beside(place: Place) -> bool:
@@ -64,7 +80,7 @@ def is_beside(place: Place) -> bool:
 def _read_json(place: Place, name: str) -> dict[str, object]:
     """A JSON mapping, or an empty one for whatever is none."""
     with contextlib.suppress(OSError, ValueError):
-        value = read_json(place.read(name))
+        value = read_json(place.read_record(name))
         if isinstance(value, dict):
             return value
     return {}
@@ -81,8 +97,25 @@ def refuse_foreign(place: Place) -> None:
 
     An entry "plan" alone may be what a kill at the very start has left: nothing of it is removed.
     """
-    if place.has_files(besides=PLAN_FOLDER) and not is_ours(place):
+    if place.has_files(besides=PLAN_FOLDER) and not (is_ours(place) or _is_litter(place)):
         raise UserError(f"{place.url} holds files of something else; give an empty or a new folder")
+
+
+def _is_litter(place: Place) -> bool:
+    """Whether a folder holds nothing but what workers leave where it was removed under them."""
+    if not place.local:
+        return False
+
+    for above, folders, names in os.walk(place.root):
+        if any(os.path.islink(os.path.join(above, name)) for name in folders):
+            return False
+        for name in names:
+            path = os.path.relpath(os.path.join(above, name), place.root)
+            of_unit = re.fullmatch(r"errors/([^/]+)\.json", path)
+            if not (read_error(place, of_unit[1]) if of_unit else LITTER.fullmatch(path)):
+                return False
+
+    return True
 
 
 def readable_manifest(place: Place) -> Manifest | None:

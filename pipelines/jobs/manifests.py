@@ -96,7 +96,7 @@ def _prove(place: Place, job: Job, markers: Sequence[Marker]) -> None:
 def read_manifest(place: Place) -> Manifest | None:
     """The folder's manifest, or None where there is none. Raises UserError where it is damaged."""
     try:
-        return Manifest.from_bytes(place.read(MANIFEST_NAME))
+        return Manifest.from_bytes(place.read_record(MANIFEST_NAME))
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         return None
     except ValueError as error:

@@ -35,8 +35,8 @@ def read_marker(place: Place, job: Job, unit: Unit, name: str = "") -> Marker | 
     It is where it can be read, is of this recipe and slice, and its files are in place.
     """
     try:
-        marker = Marker.from_bytes(place.read(name or marker_name(unit)))
-    except (FileNotFoundError, IsADirectoryError):
+        marker = Marker.from_bytes(place.read_record(name or marker_name(unit)))
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError, ValueError):
         return None
 
     if marker is None or marker.recipe != job.recipe_hash or marker.slice != unit.slice:

@@ -58,7 +58,7 @@ def _holds(place: Place, job: Job) -> bool:
     options that are new since.
     """
     try:
-        there = Job.from_json(place.read(JOB_NAME).decode())
+        there = Job.from_json(place.read_record(JOB_NAME).decode())
         if worker_class(there.worker) != worker_class(job.worker):
             return False
     except (FileNotFoundError, ValueError, UserError):  # lost, damaged, of a worker that is unknown
@@ -78,7 +78,7 @@ def planned_units(place: Place) -> tuple[Unit, ...]:
 def read_plan(place: Place) -> Plan | None:
     """The folder's plan, or None where there is none. Raises UserError where it is damaged."""
     try:
-        return Plan.from_bytes(place.read(PLAN_NAME))
+        return Plan.from_bytes(place.read_record(PLAN_NAME))
     except (FileNotFoundError, NotADirectoryError):
         return None
     except ValueError as error:

@@ -12,7 +12,8 @@ import contextlib
 import json
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
+from hashlib import sha256
 from itertools import accumulate
 
 import pyarrow as pa
@@ -26,7 +27,7 @@ from pipelines.jobs.existing_output import (
 )
 from pipelines.jobs.manifests import parts_of
 from pipelines.jobs.plan import planned_units, read_plan
-from pipelines.storage.local import is_temporary
+from pipelines.storage.local import ABSENT, is_temporary
 from pipelines.storage.place import URL, open_place
 from pipelines.storage.protocol import Place
 from schemas.errors import Unreachable, UserError
@@ -41,9 +42,10 @@ from schemas.layout import (
     PLAN_FOLDER,
     SWAP_NAME,
     TRANSIENT,
+    is_layout_name,
     retry_number,
 )
-from schemas.manifest import MANIFEST_NAME, PARTS_NAME, Marker, read_record
+from schemas.manifest import MANIFEST_NAME, PARTS_NAME, FileEntry, Marker, read_record
 from schemas.plan import Job
 
 SWAP_SCHEMA = "rrt-swap/1"
@@ -57,15 +59,17 @@ class Swap:
     last: the file by which the output is finished: it goes first and comes last.
     remove: files of the old output. folders: whole ones, of TRANSIENT and NEXT.
     move: files of the new output, in their order.
+    plain: SHA-256 of files of the old output that are called as this software calls none.
     """
 
     last: str
     remove: list[str]
     folders: list[str]
     move: list[str]
+    plain: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in (self.last, *self.remove, *self.folders, *self.move):
+        for name in (self.last, *self.remove, *self.folders, *self.move, *self.plain):
             check_inside(name)
 
         for name in self.folders:
@@ -175,10 +179,25 @@ def swap_in(
     move |= {name for name in _fixed(own) - {last} if new.exists(name)}
     move |= {f"{PLAN_FOLDER}/{name}" for name in new.names(PLAN_FOLDER)}
     move = {name for name in move if not is_temporary(name)}
-    remove = _named(place, own) - move - {last}
-    swap = Swap(last, sorted(remove), _folders(place), sorted(move, key=_when_moved))
+    plain = _plain_files(place, own)
+    remove = _named(place, own) - move - {last} - plain.keys()
+    swap = Swap(
+        last=last,
+        remove=sorted(remove),
+        folders=_folders(place),
+        move=sorted(move, key=_when_moved),
+        plain={name: digest for name, digest in sorted(plain.items()) if name not in move},
+    )
     new.write(SWAP_NAME, (json.dumps({"schema": SWAP_SCHEMA, **asdict(swap)}) + "\n").encode())
     finish_swap(place)
+
+
+def finish_begun(url: str) -> None:
+    """Finish a swap that an earlier command began at a place, where there is one."""
+    place = open_place(url)
+    if place.exists(f"{NEXT}/{SWAP_NAME}"):
+        with place.alone():
+            finish_swap(place)
 
 
 def finish_swap(place: Place) -> None:
@@ -202,7 +221,7 @@ def finish_swap(place: Place) -> None:
 
 def _read_swap(new: Place) -> Swap | None:
     try:
-        return read_strictly(read_record(new.read(SWAP_NAME), SWAP_SCHEMA), Swap)
+        return read_strictly(read_record(new.read_record(SWAP_NAME), SWAP_SCHEMA), Swap)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (IsADirectoryError, ValueError) as error:
@@ -213,17 +232,25 @@ def _read_swap(new: Place) -> Swap | None:
 
 
 def _remove(place: Place, swap: Swap) -> None:
-    """Remove the old output's files, and the folders that are empty without them."""
-    for name in swap.remove:
-        if not _link_above(place, name):
-            with contextlib.suppress(IsADirectoryError):  # what is a folder is no file of ours
+    """Remove the old output's files, and the folders that are empty without them.
+
+    What bookkeeping names may be its owner's, where it came from a stranger: only a file that could
+    be called so by this software is removed, or that is just the one that was written.
+    """
+    for name in (*swap.remove, *swap.plain):
+        whole = swap.plain.get(name)
+        if _link_above(place, name) or not (is_layout_name(name) or whole):
+            continue
+
+        with contextlib.suppress(*ABSENT, IsADirectoryError):  # a folder is no file of ours
+            if whole is None or sha256(place.read(name)).hexdigest() == whole:
                 place.remove(name)
     for name in swap.folders:
         if not _link_above(place, name):
             place.remove_folder(name)
 
     above: set[str] = set()
-    for name in (*swap.remove, *swap.folders):
+    for name in (*swap.remove, *swap.plain, *swap.folders):
         while name := name.rpartition("/")[0]:
             above.add(name)
     for folder in sorted(above, reverse=True):
@@ -287,13 +314,19 @@ def _named(place: Place, own: Sequence[str]) -> set[str]:
                 names.add(f"{folder}/{name}")
                 continue
 
-            marker = Marker.from_bytes(place.read(f"{folder}/{name}"))
+            marker = _read_marker(place, f"{folder}/{name}")
             if marker is not None:
                 names |= {f"{folder}/{name}", *(entry.name for entry in marker.files)}
 
     for layer in _layers(place):
         names.update(f"{layer}/{name}" for name in _named(place.below(layer), ()))
     return names
+
+
+def _read_marker(place: Place, name: str) -> Marker | None:
+    with contextlib.suppress(OSError, ValueError):
+        return Marker.from_bytes(place.read_record(name))
+    return None
 
 
 def _units_and_files(place: Place) -> tuple[set[str], set[str] | None]:
@@ -305,6 +338,33 @@ def _units_and_files(place: Place) -> tuple[set[str], set[str] | None]:
             units = {unit.name for unit in planned_units(place)} | {unit for unit, _ in parts}
             return units, {entry.name for _, entry in parts}
     return set(), None
+
+
+def _plain_files(place: Place, own: Sequence[str]) -> dict[str, str]:
+    """Files of an output of names that could be anybody's, with their SHA-256.
+
+    They are those that its markers or parts table name so, such as the pictures of the demo, and
+    what is in the `own` folders.
+    """
+    manifest = readable_manifest(place)
+    entries: list[FileEntry] = []
+    with contextlib.suppress(*_DAMAGED):
+        parts = parts_of(place, manifest) if manifest is not None else None
+        entries += [entry for _, entry in parts or ()]
+
+    for name in place.names("done"):
+        marker = _read_marker(place, f"done/{name}")
+        entries += marker.files if marker else ()
+
+    plain = {entry.name: entry.sha256 for entry in entries}
+    for folder in own:
+        for name in _below(place, folder.rstrip("/")) if folder.endswith("/") else ():
+            plain[name] = sha256(place.read(name)).hexdigest()
+    for layer in _layers(place):
+        inner = _plain_files(place.below(layer), ())
+        plain.update({f"{layer}/{name}": digest for name, digest in inner.items()})
+
+    return {name: digest for name, digest in plain.items() if not is_layout_name(name)}
 
 
 def _folders(place: Place) -> list[str]:

@@ -20,6 +20,7 @@ URL = re.compile(r"([a-z0-9]+::)*[A-Za-z][A-Za-z0-9+.-]*://")
 # fsspec's URL chains; any other "::" belongs to a name
 CHAIN = re.compile(r"^[a-z0-9]+::|::[a-z0-9]+://")
 # protocol -> the extra that brings its package
+LONGEST, LONGEST_STEP = 4096, 255  # bytes of a path and of a name in it, on Linux's disks
 EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcp", "gcs": "gcp"}
 
 
@@ -52,7 +53,13 @@ def free_bytes(url: str) -> int | None:
 
 
 def _file_system(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    if "\0" in url:
+        raise UserError(f"{url}: a name holds no null character")
     if not URL.match(url):  # a local path, whatever is in its names
+        if len(os.fsencode(url)) >= LONGEST or any(
+            len(os.fsencode(step)) > LONGEST_STEP for step in url.split("/")
+        ):
+            raise UserError(f"{url}: the name is longer than a disk takes")
         return LocalFileSystem(), os.path.abspath(os.path.expanduser(url))
 
     try:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import ClassVar, NamedTuple
 from urllib.parse import urlsplit
 
+from schemas.errors import UserError
+from schemas.inside import MOST_BYTES
 from schemas.layout import BESIDE_NAME, PLAN_FOLDER, SWAP_NAME
 from schemas.manifest import MANIFEST_NAME
 
@@ -16,6 +19,20 @@ from schemas.manifest import MANIFEST_NAME
 def is_http(url: str) -> bool:
     """Whether a URL is a web server's, which is read and never written."""
     return urlsplit(url).scheme in ("http", "https")
+
+
+def refuse_unwritable(place: Place) -> None:
+    """Raise UserError where no output can be made at a place, by what it is called."""
+    if is_http(place.url) or place.url.startswith("memory://"):
+        raise UserError(
+            f"{place.url}: nothing can be written there; name a folder, or a place on S3 or GCS"
+        )
+    try:
+        place.url.encode()
+    except UnicodeEncodeError:
+        raise UserError(
+            f"{place.url!r}: its name is not UTF-8, which no output can record; give another place"
+        ) from None
 
 
 class Entry(NamedTuple):
@@ -96,8 +113,23 @@ class Place(ABC):
         """Bytes of each file, or None; elsewhere than on a local disk by one listing a folder."""
 
     @abstractmethod
-    def read(self, name: str) -> bytes:
-        """The whole file. Raises FileNotFoundError."""
+    def read(self, name: str, *, most: int | None = None) -> bytes:
+        """The whole file. Raises FileNotFoundError, and OSError above `most` bytes."""
+
+    def read_record(self, name: str) -> bytes:
+        """A file of JSON, which is small.
+
+        Raises FileNotFoundError, and ValueError where it is too large, or cannot be read for what
+        it is: a pipe, a link to itself.
+        """
+        try:
+            return self.read(name, most=MOST_BYTES)
+        except (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError):
+            raise
+        except OSError as error:
+            if error.errno == errno.EIO:
+                raise
+            raise ValueError(f"it cannot be read: {error.strerror or error}") from error
 
     @abstractmethod
     def read_ranges(

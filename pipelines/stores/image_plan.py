@@ -21,7 +21,7 @@ from pipelines.storage.protocol import Place
 from pipelines.storage.tables import parse_table, read_table, table_bytes
 from schemas.errors import UserError
 from schemas.image_list import ImageReference, encode_name, image_table, references_of
-from schemas.inside import check_inside
+from schemas.inside import check_inside, read_json
 from schemas.layout import (
     ARCHIVES,
     ARCHIVES_NAME,
@@ -78,13 +78,13 @@ class Planned:
 def read_planned(place: Place, specs: Sequence[SourceSpec]) -> Planned | None:
     """What the store's plan says; None where it has none of these sources, or it is damaged."""
     try:
-        source = json.loads(place.read(SOURCE_NAME))
+        source = read_json(place.read_record(SOURCE_NAME))
         hashes = {IMAGES_NAME: source["images_sha256"], **source["files"]}
         files = {name: place.read(check_inside(name)) for name in hashes}
         archives = tuple(Archive(**archive) for archive in source["archives"])
         listed, names = source["listed"], int(source["names"])
         same = source["spec"] == _spec(specs)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     if not same or any(sha256(files[name]).hexdigest() != hashes[name] for name in files):
         return None

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 
 from pipelines.jobs.manifests import parts_of
 from pipelines.verify.outputs import Output
 from pipelines.verify.problems import COMMAND, FINISH, REWRITE, UNLINK, words
-from schemas.inside import check_inside
+from schemas.inside import check_inside, read_json
 from schemas.layout import (
     IMAGES_NAME,
     JOB_NAME,
@@ -61,7 +60,7 @@ def _read_manifest(output: Output) -> None:
         return
 
     with report.reading(MANIFEST_NAME, fix=REWRITE):
-        manifest = Manifest.from_bytes(output.place.read(MANIFEST_NAME))
+        manifest = Manifest.from_bytes(output.place.read_record(MANIFEST_NAME))
         if recipe_hash(manifest.recipe) != manifest.recipe_hash:
             report.add(MANIFEST_NAME, "its recipe hash is not that of its recipe", fix=REWRITE)
         output.manifest = manifest
@@ -75,7 +74,7 @@ def _read_plan(output: Output) -> None:
         return
 
     with report.reading(PLAN_NAME, fix=COMMAND):
-        plan = Plan.from_bytes(output.place.read(PLAN_NAME))
+        plan = Plan.from_bytes(output.place.read_record(PLAN_NAME))
         if recipe_hash(plan.recipe) != plan.recipe_hash:
             raise ValueError("its recipe hash is not that of its recipe")
         output.planned, output.units = plan.recipe, {unit.name: unit for unit in plan.units}
@@ -90,7 +89,7 @@ def _check_plan(output: Output, plan: Plan) -> None:
 
     if JOB_NAME in output.listing:
         with report.reading(JOB_NAME, fix=COMMAND):
-            job = Job.from_json(place.read(JOB_NAME).decode())
+            job = Job.from_json(place.read_record(JOB_NAME).decode())
             if job.recipe_hash != plan.recipe_hash:
                 report.add(JOB_NAME, f"its recipe is not that of {PLAN_NAME}", fix=COMMAND)
 
@@ -98,7 +97,7 @@ def _check_plan(output: Output, plan: Plan) -> None:
         expected[ROTATION_NAME] = plan.recipe["rotation"]
     if SOURCE_NAME in output.listing:
         with report.reading(SOURCE_NAME, fix=COMMAND):
-            source = json.loads(place.read(SOURCE_NAME))
+            source = read_json(place.read_record(SOURCE_NAME))
             expected |= {IMAGES_NAME: source["images_sha256"], **source.get("files", {})}
     for name, digest in expected.items():
         with report.reading(name, fix=COMMAND):
@@ -108,7 +107,7 @@ def _check_plan(output: Output, plan: Plan) -> None:
 
 def _read_markers(output: Output, pool: ThreadPoolExecutor) -> None:
     futures = {
-        name: pool.submit(output.place.read, name)
+        name: pool.submit(output.place.read_record, name)
         for name in output.listing
         if name.startswith((f"{PIECES}/", f"{DONE}/")) and name.endswith(".json")
     }

@@ -42,6 +42,7 @@ from schemas.layout import (
     PLAN_NAME,
     REPAIR_RECORD,
     SWAP_NAME,
+    is_layout_name,
 )
 from schemas.manifest import MANIFEST_NAME, PARTS_NAME
 from schemas.plan import Job
@@ -115,7 +116,7 @@ def _redo(output: Output, findings: Findings, options: Options, settings: RunSet
     problems = _look_again(again, record.units)
 
     with place.alone():
-        for name in record.damaged if not problems else ():
+        for name in filter(is_layout_name, record.damaged) if not problems else ():
             folder = name.partition("/")[0]
             if name not in again.expected and folder not in (PLAN_FOLDER, DONE, PIECES):
                 again.remove(name)
@@ -151,7 +152,7 @@ def _job(output: Output, findings: Findings) -> Job:
             "and then the command that made it"
         )
 
-    job = Job.from_json(output.place.read(JOB_NAME).decode())
+    job = Job.from_json(output.place.read_record(JOB_NAME).decode())
     folders = {key: str(job.settings[key] or "") for key in ("out", "store") if key in job.settings}
     moved: dict[str, Any] = {key: _moved(old, job.output, url) for key, old in folders.items()}
     inputs = {
@@ -209,7 +210,9 @@ def _remove_damaged(output: Output, findings: Findings) -> None:
         plan.discard(JOB_NAME)  # it is written again
     with output.place.alone():
         _remove_markers(output, findings)
-        for name in (MANIFEST_NAME, PARTS_NAME, *_files(findings, REDO), *sorted(plan)):
+        # others are its owner's, whatever a marker names
+        own = filter(is_layout_name, _files(findings, REDO))
+        for name in (MANIFEST_NAME, PARTS_NAME, *own, *sorted(plan)):
             output.remove(name)
     units = findings.damaged_units
     named = f" ({', '.join(units)})" if units else ""

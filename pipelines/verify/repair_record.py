@@ -52,7 +52,7 @@ def new_record(output: Output, findings: Findings) -> Record:
     """The record of a repair that begins; what an interrupted one wrote down is older and stays."""
     old = Record("", {}, {}, ())
     with contextlib.suppress(FileNotFoundError, ValueError):  # a damaged one counts as absent
-        old = Record.from_bytes(output.place.read(REPAIR_RECORD))
+        old = Record.from_bytes(output.place.read_record(REPAIR_RECORD))
 
     units: dict[str, dict[str, str]] = {unit: {} for unit in findings.damaged_units}
     for name, (unit, entry) in output.expected.items():

@@ -358,7 +358,7 @@ def test_what_was_begun_outlives_a_place_that_does_not_answer(
     before = sorted(beside.glob("**"))
     read = type(beside).read
 
-    def silent(self: Place, name: str, *more: Any) -> bytes:
+    def silent(self: Place, name: str, *more: Any, **_: object) -> bytes:
         if name == "plan/plan.json":
             raise Unreachable("it does not answer")
         return read(self, name, *more)

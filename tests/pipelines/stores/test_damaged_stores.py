@@ -49,7 +49,7 @@ CASES = [
     ("report", "{out}/evaluation/metrics.json"),
     ("export ranking", "{out}/ranking/protocol=deploy/part-00000.*"),
     *((name, "gallery/parts.parquet") for name in COMMANDS if name not in NEEDED),
-    *((name, "gallery/manifest.json") for name in COMMANDS if name not in NEEDED),
+    *((name, "gallery/manifest.json") for name in COMMANDS if name not in ("search", *NEEDED)),
     *(("evaluate", f"{{out}}/{folder}/parts.parquet") for folder in ("shortlist", "scores")),
     ("search", "index/search/parts.parquet"),
 ]
