@@ -14,7 +14,7 @@ from pipelines.engines.progress import Progress
 from pipelines.engines.settings import LOCAL, RunSettings
 from pipelines.engines.under_way import Watch, forget_attempts
 from pipelines.storage.protocol import Place
-from schemas.errors import JobFailed, Unreachable
+from schemas.errors import JobFailed, Unreachable, UserError
 from schemas.manifest import Marker
 from schemas.plan import Job, Unit
 
@@ -53,6 +53,11 @@ class Loop:
     def _work(self, progress: Progress) -> None:
         judge = Judge(self.assignments, self.totals)
         if self.assignments.waiting or self.assignments.last:
+            if self.place.url.startswith("memory://"):
+                raise UserError(
+                    f"{self.place.url}: no worker process sees what is in this one's memory; name "
+                    f"a folder, or a place on S3 or GCS"
+                )
             for name in self.place.names("errors"):
                 self.place.remove(f"errors/{name}")
 

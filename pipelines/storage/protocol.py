@@ -23,7 +23,7 @@ def is_http(url: str) -> bool:
 
 def refuse_unwritable(place: Place) -> None:
     """Raise UserError where no output can be made at a place, by what it is called."""
-    if is_http(place.url) or place.url.startswith("memory://"):
+    if is_http(place.url):
         raise UserError(
             f"{place.url}: nothing can be written there; name a folder, or a place on S3 or GCS"
         )

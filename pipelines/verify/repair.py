@@ -19,6 +19,7 @@ from pipelines.jobs.inputs import find_input
 from pipelines.jobs.plan import planned_units
 from pipelines.jobs.replacing import finish_swap
 from pipelines.storage.place import open_place
+from pipelines.storage.tables import reading
 from pipelines.verify.bookkeeping import DONE, read_output
 from pipelines.verify.files import FileChecks, groups_of, problems_of
 from pipelines.verify.outputs import Output, find_outputs
@@ -100,17 +101,20 @@ def _files(findings: Findings, fix: str) -> list[str]:
 
 def _redo(output: Output, findings: Findings, options: Options, settings: RunSettings) -> None:
     """Do the damaged units of an output again and report what came of it."""
-    place, job = output.place, _job(output, findings)
-    refuse_unnamed_code(job, place, options.own_class)
+    place = output.place
     units = {*findings.damaged_units, *(output.units.keys() - output.markers.keys())}
-    if units:
-        refuse_other_software(job, place)
-        refuse_other_inputs(job, place)
-        refuse_absent_inputs(job, output, units, _files(findings, REDO))
+    with reading(place, JOB_NAME):  # its settings are of any types
+        job = _job(output, findings)
+        refuse_unnamed_code(job, place, options.own_class)
+        if units:
+            refuse_other_software(job, place)
+            refuse_other_inputs(job, place)
+            refuse_absent_inputs(job, output, units, _files(findings, REDO))
+
+        # of the recipe, since a network's bits depend on it
+        threads = int(job.recipe.get("threads", settings.threads_per_worker))
 
     record = _prepare(output, findings)
-    # of the recipe, since a network's bits depend on it
-    threads = int(job.recipe.get("threads", settings.threads_per_worker))
     manifest = run_job(job, replace(settings, threads_per_worker=threads), {})
     again = next(one for one in find_outputs(place) if one.folder == "")
     problems = _look_again(again, record.units)

@@ -16,13 +16,16 @@ former.
 from __future__ import annotations
 
 import json
+import os
 import posixpath
+import stat
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import fsspec
 
+from schemas import inside
 from schemas.errors import UserError
 from schemas.ground_truth.matlab import load_matlab
 from schemas.ground_truth.name_matching import match_names
@@ -30,6 +33,7 @@ from schemas.ground_truth.restricted_pickle import load_plain
 from schemas.image_list import Box, encode_name
 from schemas.registry import Registry
 
+MOST_BYTES = 128_000_000  # the gallery of a million images has some 40 MB
 SCHEMA = "rrt-ground-truth/1"
 
 # How a file's name ends -> ``read(data: bytes, where: str) -> dict``, the content in the words of
@@ -116,11 +120,7 @@ def load_ground_truth(url: str) -> GroundTruth:
             a position out of range, an image twice in a query's lists, a box without area. The
             sentence names file and query.
     """
-    try:
-        with fsspec.open(url, "rb") as file:
-            data: bytes = file.read()
-    except (OSError, ValueError, ImportError) as error:
-        raise UserError(f"The ground truth {url} cannot be read: {error}.") from error
+    data = _read(str(url))
     path = str(url).replace("\\", "/")
     # The longest, so that ".relevant.csv" can stand beside ".csv".
     suffix = max((one for one in READERS.names() if path.endswith(one)), key=len, default="")
@@ -135,11 +135,26 @@ def load_ground_truth(url: str) -> GroundTruth:
     return _Reader(str(url)).read(content, stem if suffix == ".json" else stem.removeprefix("gnd_"))
 
 
+def _read(url: str) -> bytes:
+    try:
+        if "://" not in url and not stat.S_ISREG(os.stat(url).st_mode):
+            raise OSError("it is no file")  # a pipe would be waited for
+        with fsspec.open(url, "rb") as file:
+            data: bytes = file.read(MOST_BYTES + 1)
+    except Exception as error:
+        why = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"The ground truth {url} cannot be read: {why}.") from error
+
+    if len(data) > MOST_BYTES:
+        raise UserError(f"The ground truth {url} is larger than {MOST_BYTES:,} bytes.")
+    return data
+
+
 def read_json(data: bytes, where: str) -> dict[str, Any]:
     """The content of our JSON. Raises UserError."""
     try:
-        content = json.loads(data)
-    except (ValueError, RecursionError) as error:
+        content = inside.read_json(data)
+    except ValueError as error:
         raise UserError(f"The ground truth {where} is not JSON: {error}.") from error
     if not isinstance(content, dict) or content.get("schema") != SCHEMA:
         raise UserError(f'The ground truth {where} has no "schema": "{SCHEMA}" at its top.')
@@ -210,7 +225,7 @@ class _Reader:
             raise self.error("has no query")
         if len({(truth.name, truth.box) for truth in truths}) != len(truths):
             raise self.error("has a query twice, with the same name and box")
-        name = str(content.get("name", name))
+        name = self.name(content.get("name", name), "the ground truth")
 
         return GroundTruth(name, tuple(positions), tuple(truths), levels=not any(without_levels))
 

@@ -14,11 +14,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from schemas.errors import UserError
 from schemas.image_list import encode_name, split_record_id
+from schemas.openers.parquet import UNREADABLE, table_of
 
 NAME_COLUMNS = ("record_id", "path")
 
@@ -103,8 +101,8 @@ def _read_text(data: bytes, where: str) -> list[LabelRow]:
 
 def _read_parquet(data: bytes, where: str) -> list[LabelRow]:
     try:
-        table = pq.read_table(io.BytesIO(data))
-    except (pa.ArrowException, OSError) as error:
+        table = table_of(data)
+    except UNREADABLE as error:
         raise UserError(
             f"{where} cannot be read as Parquet: {' '.join(str(error).split())}"
         ) from None

@@ -9,6 +9,7 @@ import numpy as np
 
 from schemas.errors import UserError
 
+MOST_BYTES = 32_000_000  # which compressed data can make much larger in memory
 POSITIONS = ("easy", "hard", "junk", "ok")
 
 
@@ -20,6 +21,9 @@ def load_matlab(data: bytes, place: str) -> Any:
     MATLAB counts positions from 1, its boxes from 0 (revisitop's crop_qim.m): positions are made to
     start at 0. Nothing in the file is run. Raises UserError where it is no such file.
     """
+    if len(data) > MOST_BYTES:
+        raise UserError(f"The ground truth {place} is larger than {MOST_BYTES:,} bytes.")
+
     from scipy.io import loadmat  # a sixth of a second of every start, for what few have
 
     try:

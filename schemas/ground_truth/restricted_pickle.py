@@ -17,6 +17,8 @@ import numpy as np
 
 from schemas.errors import UserError
 
+MOST_VALUES = 20_000_000
+
 
 class _StandIn:
     """What a pickle may call.
@@ -127,6 +129,22 @@ class _Unpickler(pickle.Unpickler):
             ) from None
 
 
+def _check_size(content: object) -> None:
+    """Raise UnpicklingError for more values than a file of data has: a few bytes can hold a list of
+    lists that hold each other, without end for whoever walks through them.
+    """
+    values, left = 0, [content]
+    while left:
+        inner = left.pop()
+        if isinstance(inner, dict):
+            left += [*inner.keys(), *inner.values()]
+        elif isinstance(inner, list | tuple | set | frozenset):
+            left += inner
+        values += 1
+        if values + len(left) > MOST_VALUES:
+            raise pickle.UnpicklingError(f"more than {MOST_VALUES:,} values")
+
+
 def load_plain(data: bytes, place: str) -> Any:
     """The content of a pickle of plain data; arrays as lists.
 
@@ -140,7 +158,9 @@ def load_plain(data: bytes, place: str) -> Any:
         UserError: the pickle names anything else (nothing is called), or it is damaged.
     """
     try:
-        return _Unpickler(data, place).load()
+        content = _Unpickler(data, place).load()
+        _check_size(content)
+        return content
     except UserError:
         raise
     except Exception as error:  # a damaged pickle fails with almost any exception
