@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from rrt_core.products.model import ProductsConfig, ProductsTransformer
 from rrt_core.transformer.model import ModelConfig, RerankingTransformer
 from rrt_core.weight_files import misfit, read_weights, shapes_of, sorted_header
-from schemas.errors import UserError
+from schemas.errors import JobFailed, UserError
 
 FORMAT = "rrt-weights/1"
 LANDMARKS: Literal["landmarks"] = "landmarks"
@@ -82,7 +82,8 @@ def save_checkpoint(
     Variant, configuration and `notes` (JSON) go into the metadata.
 
     backbone: for a products model, the state dict of the network below it, kept in the same file.
-    Returns the SHA-256. The bytes depend on the arguments alone.
+    Returns the SHA-256. The bytes depend on the arguments alone. Raises JobFailed where a weight is
+    not finite: nothing is written.
     """
     metadata = {
         "format": FORMAT,
@@ -92,6 +93,12 @@ def save_checkpoint(
     }
     state = dict(model.state_dict())
     state |= {_BACKBONE + key: value for key, value in (backbone or {}).items()}
+    for key, value in state.items():
+        if not bool(torch.isfinite(value).all()):
+            raise JobFailed(
+                f"Training: the weights {key} are not finite, so that {path} is not written; "
+                f"train again with a lower learning rate, or in float32"
+            )
     data = safetensors.torch.save(
         {key: value.detach().float().cpu().contiguous() for key, value in state.items()}, metadata
     )

@@ -108,6 +108,6 @@ def _make(
         if place.local and not place.exists(PLAN_NAME):
             raise gone(place)
         sweep(place)
-        return write_manifest(place, job, markers, time.monotonic() - started)
+        return write_manifest(place, job, markers, time.monotonic() - started, loop.notes)
     finally:
         stopping.during(None)

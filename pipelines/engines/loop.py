@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Sequence
 
@@ -9,13 +10,13 @@ from pipelines.engines import signals as stopping
 from pipelines.engines.assignments import Assignments
 from pipelines.engines.counts import Shortfall
 from pipelines.engines.judge import Judge
-from pipelines.engines.pool import Pool, close_pool, shared_pool
+from pipelines.engines.pool import Ended, Pool, close_pool, shared_pool
 from pipelines.engines.progress import Progress
 from pipelines.engines.settings import LOCAL, RunSettings
 from pipelines.engines.under_way import Watch, forget_attempts
 from pipelines.storage.protocol import Place
 from schemas.errors import JobFailed, Unreachable, UserError
-from schemas.manifest import Marker
+from schemas.manifest import Marker, Note
 from schemas.plan import Job, Unit
 
 
@@ -27,6 +28,7 @@ class Loop:
         self.assignments, self.totals = Assignments(place, job), Shortfall(job)
         self.workers = settings.worker_count if settings.runner == LOCAL else 0
         self.pool: Pool | None = None
+        self.notes: dict[str, Note] = {}  # deaths and stalls of workers, for the manifest
 
     def run(self) -> list[Marker]:
         """Work until all is done; gives the markers in the order of the units.
@@ -76,6 +78,8 @@ class Loop:
         looked = 0.0
         while self._assign(pool):
             for ended in pool.wait(pause):
+                if ended.share and ended.died:
+                    self._say_death(ended, progress)
                 if ended.share:
                     judge.share_ended(ended, self._collect(ended.share))
 
@@ -88,6 +92,18 @@ class Loop:
                     pool.kill_stalled(60 * self.settings.stall_minutes)
 
                 looked = time.monotonic()
+
+    def _say_death(self, ended: Ended, progress: Progress) -> None:
+        """Say and count that a worker ended with a share, which is assigned again."""
+        what = "workers_stalled" if ended.member.stalled else "workers_ended"
+        self.notes[what] = int(self.notes.get(what, 0)) + 1
+        more = f" and {len(ended.share) - 1:,} more" if len(ended.share) > 1 else ""
+        progress.clear()
+        print(
+            f"{self.title}  {ended.problem} at {ended.share[0].name}{more}; what it has not done "
+            f"is assigned again",
+            file=sys.stderr,
+        )
 
     def _collect(self, units: Sequence[Unit]) -> list[Unit]:
         """Take over the markers of units, and add them up; gives the units that are not done."""

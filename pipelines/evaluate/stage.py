@@ -21,7 +21,9 @@ from pipelines.evaluate.ensembles import (
 )
 from pipelines.evaluate.options import Options as Options
 from pipelines.evaluate.table import metrics_table
-from pipelines.results.outputs import as_inputs, output_of
+from pipelines.jobs.facts import RankingFacts
+from pipelines.jobs.manifests import read_facts
+from pipelines.results.outputs import as_inputs, output_of, ranking_of, shortlist_facts
 from pipelines.results.truth import truth_input
 from pipelines.storage.place import open_place
 from pipelines.storage.tables import reading
@@ -41,7 +43,9 @@ def run(options: Options, settings: RunSettings = RunSettings()) -> Manifest:
     Raises UserError and JobFailed.
     """
     requested = read_ensemble(options.ensemble) if options.ensemble else None
-    shortlist, ranking = (output_of(options.out, name) for name in ("shortlist", "ranking"))
+    shortlist, ranking = output_of(options.out, "shortlist"), ranking_of(options.out)
+    facts = shortlist_facts(options.out)
+    protocols = list(read_facts(f"{options.out}/ranking", ranking, RankingFacts).protocols)
     truth = load_ground_truth(options.ground_truth)
     plain = Job(
         stage=STAGE,
@@ -53,11 +57,17 @@ def run(options: Options, settings: RunSettings = RunSettings()) -> Manifest:
             "ground_truth": truth_input(options.ground_truth),
         },
         units=(Unit("evaluation", WholeJob(), len(truth.queries)),),
-        settings={**asdict(options), "protocols": ranking.facts["protocols"], "ensemble": None},
+        settings={
+            **asdict(options),
+            "protocols": protocols,
+            "ensemble": None,
+            "stores": [hint.entry for hint in facts.stores],
+        },
         facts={
             "kind": "evaluation",
-            "truncated": shortlist.facts["truncated"],
-            "k": shortlist.facts["k"],
+            "truncated": facts.cut,
+            "k": facts.k,
+            **({"shortest_list": facts.shortest} if facts.shortest < facts.k else {}),
         },
         noun="queries",
     )

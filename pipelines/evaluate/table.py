@@ -26,6 +26,12 @@ def metrics_table(metrics: dict[str, Any]) -> str:
     table = map_table(rows, width=30)
     if "ensemble" in metrics:
         table += f"\nensemble: {weights(metrics['ensemble'])}"
+    if metrics["facts"]["truncated"]:
+        end = metrics["facts"].get("shortest_list", metrics["facts"]["k"])
+        table += (
+            f"\nlists end after {end:,} images or more, and positives beyond count as not found: "
+            f"of whole lists these figures would be higher, or the same"
+        )
     return table
 
 

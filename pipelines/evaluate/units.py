@@ -12,12 +12,15 @@ import pyarrow as pa
 
 from pipelines.evaluate.ensembles import read_scored, replayed
 from pipelines.jobs.attempt import Attempt
+from pipelines.jobs.facts import stores_of
 from pipelines.jobs.unit_worker import UnitWorker
 from pipelines.results.scores import read_ranking
 from pipelines.results.shortlists import read_shortlist
 from pipelines.results.truth import Truth, truth_of
+from pipelines.stores.gallery import open_stores
 from rrt_core.ensemble import Ensemble
 from rrt_core.metrics.revisited import KAPPAS, Evaluation, evaluate, protocols_of
+from schemas.errors import UserError
 from schemas.manifest import Counts
 from schemas.metrics import ENSEMBLE, ENSEMBLE_DEPLOY, GLOBAL, METRICS_SCHEMA, PER_QUERY, RERANKED
 from schemas.plan import Unit
@@ -53,7 +56,9 @@ class Evaluate(UnitWorker):
         attempt.add(path, "metrics.json", len(queries), plain_name=True)
 
         table = _per_query(truth, results)
-        attempt.add_table(table, "per_query.parquet", len(queries), plain_name=True)
+        undefined = [column.name for column in table.schema]  # of queries without positives
+        name, count = "per_query.parquet", len(queries)
+        attempt.add_table(table, name, count, plain_name=True, undefined=undefined)
         return Counts(unit.inputs, len(described), unit.inputs - len(described))
 
     def _rankings(
@@ -85,6 +90,7 @@ class Evaluate(UnitWorker):
     def _metrics(self, truth: Truth, results: Results) -> dict[str, Any]:
         """What metrics.json says. NaN is no JSON: null, where no query counted."""
         queries, ensemble = len(truth.truth.queries), self.job.settings["ensemble"]
+        shortest = self.job.facts.get("shortest_list")
         chosen = {key: ensemble[key] for key in ("lambda", "gamma", "k")} if ensemble else None
         rankings = {
             ranking: {
@@ -105,13 +111,31 @@ class Evaluate(UnitWorker):
             "queries": queries,
             "facts": {
                 "queries_not_described": queries - len(truth.by_query()),
-                "gallery_images_not_described": truth.missing_from_gallery,
+                "gallery_images_not_described": self._missing(truth),
                 "truncated": self.job.facts["truncated"],
                 "k": self.job.facts["k"],
+                **({"shortest_list": shortest} if shortest is not None else {}),
             },
             **({"ensemble": chosen} if chosen else {}),
             "rankings": rankings,
         }
+
+    def _missing(self, truth: Truth) -> int | None:
+        """How many images of the truth's gallery no record stands for; None where lists are cut
+        and the stores, which alone know, are not to be found.
+        """
+        if not self.job.facts["truncated"]:
+            return truth.missing_from_gallery
+
+        hints = stores_of(self.job.settings.get("stores") or [])
+        try:
+            stores = open_stores(hints, self.job.output)
+        except UserError:
+            return None
+        if not stores:
+            return None
+        described = [name for store in stores for name in store.described_ids()]
+        return Truth(self.job.settings["ground_truth"], (), described).missing_from_gallery
 
 
 def _ranked(lists: Iterable[tuple[str, pa.Table]]) -> Ranked:

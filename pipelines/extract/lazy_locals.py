@@ -64,6 +64,8 @@ def run(options: dict[str, Any], settings: RunSettings) -> Manifest:
 def plan(options: dict[str, Any], settings: RunSettings) -> Job | None:
     """The job of the layer; None where all named images have locals. Raises UserError."""
     store = Store(options["out"])
+    if any(name not in store.manifest.recipe for name in OF_THE_STORE):
+        raise _imported(store)
     extractor = create(options["extractor"], **options["extractor_option"])
     if json.loads(canonical_json(identity_of(extractor))) != store.extractor:
         raise UserError(
@@ -106,8 +108,6 @@ def _refuse_other_options(store: Store, options: dict[str, Any], settings: RunSe
     usual = {field.name: field.default for field in fields(Options)}
     recipe = store.manifest.recipe
     for name in OF_THE_STORE:
-        if name not in recipe:
-            raise _imported(store)
         if options[name] not in (usual[name], recipe[name]):
             raise UserError(
                 f"extract: {name} is {options[name]!r}; of {store.place.url} it is "
@@ -123,7 +123,9 @@ def _refuse_other_options(store: Store, options: dict[str, Any], settings: RunSe
 
 def _imported(store: Store) -> UserError:
     return UserError(
-        f"{store.place.url} was imported, so that its images are not known; describe them anew"
+        f"{store.place.url} was imported: its pictures were never seen here, so that no local "
+        f"descriptors can be added to it; import them with the globals (--local-arrays, or files "
+        f"of DELG or AMES), or describe the images with 'extract'"
     )
 
 

@@ -14,6 +14,7 @@ from pipelines.jobs.unit_worker import UnitWorker
 from pipelines.results.indexes import read_index
 from pipelines.stores.gallery import open_stores
 from rrt_core.indexes import faiss_index as indexes
+from schemas.errors import Damaged
 from schemas.manifest import Counts
 from schemas.plan import IndexFilling, IndexMerging, IndexTraining, Job, Unit
 
@@ -38,26 +39,36 @@ class _IndexWorker(UnitWorker):
         name = next(entry.name for entry in read_entries(url) if entry.name.startswith(f"{unit}."))
         return read_index(url, name)
 
-    def write(self, index: Any, unit: Unit, attempt: Attempt) -> Counts:
-        """Write and add the index as the unit's file; rows that failed are not in it."""
+    def write(self, index: Any, unit: Unit, attempt: Attempt, rows: int) -> Counts:
+        """Write and add the index as the unit's file; rows that failed are not in it.
+
+        Raises Damaged where it does not hold just as many rows as were put into it.
+        """
         import faiss
+
+        if index.ntotal != rows:
+            raise Damaged(
+                f"index: {unit.name} holds {index.ntotal:,} rows of {rows:,}; make it again with "
+                f"--overwrite"
+            )
 
         path = attempt.path("index.faiss")
         faiss.write_index(index, path)
         attempt.add(path, f"{unit.name}.faiss", index.ntotal)
         return Counts(unit.inputs, index.ntotal, unit.inputs - index.ntotal)
 
-    def fill(self, index: Any, listed: Sequence[Sequence[int]], attempt: Attempt) -> None:
-        """Add all ok rows of parts; a part at a time is in memory."""
-        seen = 0
+    def fill(self, index: Any, listed: Sequence[Sequence[int]], attempt: Attempt) -> int:
+        """Add all ok rows of parts, and give their number; a part at a time is in memory."""
+        seen, described = 0, 0
         for number, part_number in listed:
             store = self.stores[number]
             part = store.part(part_number)
             read = store.read_global(part)
             rows = np.flatnonzero(read.ok)
             indexes.add(index, read.descriptors[rows], store.row_ids(part, rows))
-            seen += part.globals.rows
+            seen, described = seen + part.globals.rows, described + len(rows)
             attempt.tell(seen)
+        return described
 
 
 class Train(_IndexWorker):
@@ -85,7 +96,7 @@ class Train(_IndexWorker):
 
         index = self.start()
         indexes.train(index, sample)
-        self.write(index, unit, attempt)
+        self.write(index, unit, attempt, 0)
         return Counts(unit.inputs, unit.inputs)
 
 
@@ -95,8 +106,8 @@ class Fill(_IndexWorker):
     def do(self, unit: Unit, attempt: Attempt) -> Counts:
         """Fill and write one shard."""
         index = self.start()
-        self.fill(index, unit.of(IndexFilling).parts, attempt)
-        return self.write(index, unit, attempt)
+        rows = self.fill(index, unit.of(IndexFilling).parts, attempt)
+        return self.write(index, unit, attempt, rows)
 
 
 class Merge(_IndexWorker):
@@ -108,9 +119,12 @@ class Merge(_IndexWorker):
         if "shards" in self.job.inputs:
             first, *others = (f"shard-{number:04}" for number in work.shards)
             index = self.read("shards", first)
+            rows = int(index.ntotal)
             for name in others:
-                indexes.merge(index, self.read("shards", name))
+                shard = self.read("shards", name)
+                rows += int(shard.ntotal)  # none afterwards
+                indexes.merge(index, shard)
         else:
             index = self.start()
-            self.fill(index, work.parts, attempt)
-        return self.write(index, unit, attempt)
+            rows = self.fill(index, work.parts, attempt)
+        return self.write(index, unit, attempt, rows)

@@ -17,9 +17,10 @@ import shutil
 import socket
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -27,9 +28,26 @@ from pipelines.jobs.errors import gone
 from pipelines.jobs.markers import marker_name, read_marker, software_versions
 from pipelines.storage.local import sha256_file
 from pipelines.storage.protocol import Place
+from schemas.errors import Damaged
 from schemas.layout import PIECES, PLAN_NAME, is_layout_name
 from schemas.manifest import Counts, FileEntry, Marker, Note
 from schemas.plan import Job, Unit
+
+
+def refuse_not_finite(table: pa.Table, stage: str, undefined: Collection[str] = ()) -> None:
+    """Raise Damaged for a number that is not finite, in a column where each has a value."""
+    for column in table.schema:
+        if column.name in undefined or not pa.types.is_floating(column.type):
+            continue
+        wrong = np.flatnonzero(~np.isfinite(table.column(column.name).to_numpy()))
+        if len(wrong):
+            row = table.slice(wrong[0], 1).to_pylist()[0]
+            texts = [value for value in row.values() if isinstance(value, str)]
+            raise Damaged(
+                f"{stage}: {column.name} of {' and '.join(texts)} is {row[column.name]} "
+                f"({len(wrong):,} rows are alike); the descriptors or weights that it is made of "
+                f"are not finite: give others, or make the store again"
+            )
 
 
 class Attempt:
@@ -93,12 +111,22 @@ class Attempt:
         self.finished.append((local_file, stem, rows, layout, plain_name))
 
     def add_table(
-        self, table: pa.Table, stem: str, rows: int | None = None, *, plain_name: bool = False
+        self,
+        table: pa.Table,
+        stem: str,
+        rows: int | None = None,
+        *,
+        plain_name: bool = False,
+        undefined: Collection[str] = (),
     ) -> None:
         """Write a table as a Parquet file and hand it over, as `add` does.
 
-        rows  its own by default
+        rows       its own by default
+        undefined  columns in which NaN stands for what has no value
+
+        Raises Damaged where any other number is not finite.
         """
+        refuse_not_finite(table, self.job.stage, undefined)
         path = self.path(f"{len(self.finished)}.parquet")
         pq.write_table(table, path, compression="zstd")
         self.add(path, stem, len(table) if rows is None else rows, plain_name=plain_name)

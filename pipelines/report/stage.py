@@ -22,7 +22,7 @@ from pipelines.jobs.manifests import (
 )
 from pipelines.report.options import Options as Options
 from pipelines.report.whereabouts import check_folders
-from pipelines.results.outputs import as_inputs, output_of
+from pipelines.results.outputs import as_inputs, output_of, ranking_of
 from pipelines.results.truth import truth_input
 from pipelines.storage.place import open_place
 from schemas.errors import UserError
@@ -34,7 +34,7 @@ STAGE = "report"
 
 def run(options: Options, settings: RunSettings = RunSettings()) -> Manifest:
     """Make (or finish, or skip) the page. Raises UserError and JobFailed."""
-    shortlist, ranking = (output_of(options.out, name) for name in ("shortlist", "ranking"))
+    shortlist, ranking = output_of(options.out, "shortlist"), ranking_of(options.out)
     inputs = as_inputs(options.out, shortlist=shortlist, ranking=ranking)
     if options.ground_truth:
         place = evaluation_place(options.out, options.ensemble)

@@ -12,7 +12,7 @@ import pyarrow as pa
 from pipelines.evaluate.stage import evaluation_place, read_metrics
 from pipelines.evaluate.table import TITLES
 from pipelines.jobs.attempt import Attempt
-from pipelines.jobs.facts import stores_of
+from pipelines.jobs.facts import ShortlistFacts, stores_of
 from pipelines.jobs.inputs import find_inputs
 from pipelines.jobs.manifests import input_content
 from pipelines.jobs.unit_worker import UnitWorker
@@ -35,7 +35,7 @@ from pipelines.storage.tables import read_table
 from pipelines.stores.gallery import open_stores
 from pipelines.stores.store import Store
 from rrt_core.metrics.revisited import PROTOCOLS, positions_of
-from schemas.manifest import Counts, Manifest
+from schemas.manifest import Counts
 from schemas.metrics import ENSEMBLE, ENSEMBLE_DEPLOY, GLOBAL, RERANKED
 from schemas.plan import Unit
 from schemas.ranking import DEPLOY
@@ -87,7 +87,7 @@ class MakeReport(UnitWorker):
         rankings = metrics.get("rankings", {})
         data = ReportData(
             title=options["title"],
-            summary=_summary(len(before), manifest, len(shown)),
+            summary=_summary(len(before), shortlist_facts(url), len(shown)),
             metrics=_rows(rankings, metrics.get("ensemble")),
             queries=queries,
             made_by=fact_groups(
@@ -214,11 +214,15 @@ def _rows(rankings: dict[str, Any], ensemble: dict[str, Any] | None) -> list[Met
     ]
 
 
-def _summary(queries: int, manifest: Manifest, shown: int) -> str:
-    text = f"{queries:,} queries against {int(manifest.facts['gallery_rows']):,} gallery images."
-    if manifest.facts["truncated"]:
-        kept = int(manifest.facts["k"])
-        text += f" Rankings end after {kept:,} images: positives beyond add nothing."
+def _summary(queries: int, facts: ShortlistFacts, shown: int) -> str:
+    text = f"{queries:,} queries against {facts.gallery_rows:,} gallery images."
+    if facts.cut:
+        text += f" Rankings end after {facts.k:,} images: positives beyond add nothing."
+        if facts.notes.short_lists:
+            text += (
+                f" {facts.notes.short_lists:,} of them end earlier, the shortest after "
+                f"{facts.shortest:,}."
+            )
     if shown < queries:
         text += f" Shown are the {shown:,} queries whose average precision changed most."
     return text

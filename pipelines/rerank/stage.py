@@ -15,7 +15,12 @@ from pipelines.engines.settings import RunSettings
 from pipelines.jobs.facts import ShortlistFacts
 from pipelines.jobs.manifests import input_content, read_entries, read_facts
 from pipelines.rerank.options import Options as Options
-from pipelines.results.outputs import as_inputs, output_of
+from pipelines.results.outputs import (
+    GLOBALS_ALONE,
+    as_inputs,
+    holds_globals_alone,
+    output_of,
+)
 from pipelines.results.shortlists import queries_in, shortlist_files
 from pipelines.results.truth import truth_input
 from pipelines.storage.place import open_place
@@ -23,7 +28,7 @@ from pipelines.stores.gallery import find_stores
 from pipelines.stores.store import Store
 from rrt_core.metrics.revisited import protocols_of
 from rrt_core.rerankers import create, identity_of
-from schemas.errors import UserError
+from schemas.errors import Damaged, UserError
 from schemas.ground_truth.ground_truth import load_ground_truth
 from schemas.manifest import Manifest
 from schemas.plan import Job, Pairs, RankingPart, Unit
@@ -63,12 +68,16 @@ def plan_scores(options: Options, settings: RunSettings) -> Job:
             f"search again"
         )
     found = find_stores(read_facts(place, shortlist, ShortlistFacts).stores, place, options.stores)
+    for store in (queries, *(Store(hint.url, hint.base) for hint in found)):
+        if holds_globals_alone(store.manifest):
+            raise UserError(f"{store.place.url} {GLOBALS_ALONE}")
     reranker = create(options.reranker, **options.reranker_option)
     notes: dict[str, Any] = getattr(reranker, "notes", {})
     _refuse_other_descriptors(notes, queries)
     inputs = {**as_inputs(options.out, shortlist=shortlist), "queries": queries.as_input}
     if options.ground_truth:
         inputs["ground_truth"] = truth_input(options.ground_truth)
+    tokens = int(reranker.config.get("gallery_tokens", 500))
     return Job(
         stage=STAGE,
         output=f"{options.out}/scores",
@@ -79,7 +88,7 @@ def plan_scores(options: Options, settings: RunSettings) -> Job:
             "threads": settings.threads_per_worker,
         },
         inputs=inputs,
-        units=tuple(_units(options, queries, int(reranker.config.get("gallery_tokens", 500)))),
+        units=tuple(_units(options, queries, tokens, shortlist.counts.succeeded)),
         settings={**asdict(options), "stores": [hint.entry for hint in found]},
         facts={"kind": "scores", "weights_notes": notes},
         noun="queries",
@@ -106,11 +115,16 @@ def _refuse_other_descriptors(notes: dict[str, Any], store: Store) -> None:
         )
 
 
-def _units(options: Options, queries: Store, tokens: int) -> list[Unit]:
+def _units(options: Options, queries: Store, tokens: int, described: int) -> list[Unit]:
     """Runs of queries of a part of the shortlist, so few that their candidates fit in memory."""
     counts = {
         entry.name: queries_in(options.out, entry.name) for entry in shortlist_files(options.out)
     }
+    if sum(counts.values()) != described:
+        raise Damaged(
+            f"{options.out}/shortlist holds lists of {sum(counts.values()):,} queries, and its "
+            f"manifest counts {described:,}; search again with --overwrite"
+        )
     size = options.queries_per_unit
     if not size:
         a_query = 1.5 * options.shortlist * tokens * (int(queries.extractor["local_dim"]) * 4 + 13)

@@ -113,7 +113,8 @@ class Replay(UnitWorker):
         table = pa.concat_tables(
             rank(scored, protocol, truth, options["shortlist"]) for scored in lists
         )
-        attempt.add_table(table, f"protocol={protocol}/part-{work.number:05}.parquet")
+        name = f"protocol={protocol}/part-{work.number:05}.parquet"
+        attempt.add_table(table, name, undefined=("logit",))  # of what was not reranked
         return Counts(unit.inputs, unit.inputs)
 
 

@@ -3,15 +3,55 @@
 from __future__ import annotations
 
 from pipelines.jobs.facts import ShortlistFacts
-from pipelines.jobs.manifests import as_input, read_facts, require_manifest
+from pipelines.jobs.inputs import find_input
+from pipelines.jobs.manifests import (
+    as_input,
+    input_content,
+    read_facts,
+    read_manifest,
+    require_manifest,
+)
+from pipelines.storage.place import open_place
+from schemas.errors import UserError
 from schemas.manifest import Manifest
 
+GLOBALS_ALONE = (
+    "holds global descriptors alone, so that there is nothing to rerank by: import local ones with "
+    "them, or describe the images with 'extract'"
+)
 MADE_BY = {"shortlist": "search", "scores": "rerank", "ranking": "rerank"}
 
 
 def output_of(url: str, name: str) -> Manifest:
     """The manifest of a run's shortlist, scores or ranking. Raises UserError."""
     return require_manifest(f"{url}/{name}", name, MADE_BY[name])
+
+
+def ranking_of(url: str) -> Manifest:
+    """The manifest of a run's rankings.
+
+    Raises UserError, and where there are none since nothing can be reranked says so.
+    """
+    if read_manifest(open_place(f"{url}/ranking")) is None:
+        place = open_place(f"{url}/shortlist").url
+        shortlist, facts = output_of(url, "shortlist"), shortlist_facts(url)
+        queries = shortlist.inputs.get("queries", {}).get("url", "")
+        recorded = [(hint.url, hint.content) for hint in facts.stores]
+        for hint, content in [(queries, input_content(place, shortlist, "queries")), *recorded]:
+            store = find_input(hint, content, place)
+            made = read_manifest(open_place(store)) if store else None
+            if made is not None and holds_globals_alone(made):
+                raise UserError(
+                    f"{url} cannot be evaluated or shown: {store} {GLOBALS_ALONE}; the order by "
+                    f"global descriptors alone cannot be evaluated by itself yet"
+                )
+    return output_of(url, "ranking")
+
+
+def holds_globals_alone(store: Manifest) -> bool:
+    """Whether a store has no local descriptors, and can be given none."""
+    extractor = store.recipe.get("extractor")
+    return isinstance(extractor, dict) and extractor.get("local_dim") == 0
 
 
 def shortlist_facts(url: str) -> ShortlistFacts:

@@ -6,20 +6,21 @@ Units are query blocks. Where the index has several search files, a first job ga
 
 from __future__ import annotations
 
+import sys
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
 from pipelines.engines.driver import run_job
 from pipelines.engines.settings import RunSettings
-from pipelines.jobs.facts import IndexFacts
-from pipelines.jobs.manifests import as_input, read_entries
+from pipelines.jobs.facts import IndexFacts, ShortlistFacts
+from pipelines.jobs.manifests import as_input, read_entries, read_facts
 from pipelines.results.indexes import open_search
 from pipelines.search.options import Options as Options
 from pipelines.stores.gallery import find_stores
 from pipelines.stores.store import Store
 from rrt_core.metrics.revisited import required_depth
-from schemas.errors import UserError
+from schemas.errors import Damaged, UserError
 from schemas.ground_truth.ground_truth import load_ground_truth
 from schemas.manifest import Manifest
 from schemas.plan import Candidates, Job, ShortlistBlock, Unit
@@ -53,7 +54,16 @@ def run(options: Options, settings: RunSettings = RunSettings()) -> Manifest:
         candidates = candidates_job(planned, options.out)
         made = as_input(candidates.output, run_job(candidates, settings))
         job = replace(job, inputs={**job.inputs, "candidates": made})
-    return run_job(job, settings)
+
+    manifest = run_job(job, settings)
+    facts = read_facts(job.output, manifest, ShortlistFacts)
+    if facts.notes.short_lists:
+        print(
+            f"{STAGE:<9}  {facts.notes.short_lists:,} of {manifest.counts.inputs:,} queries have "
+            f"fewer than {facts.k:,} candidates ({facts.shortest:,} at least): raise --nprobe",
+            file=sys.stderr,
+        )
+    return manifest
 
 
 def plan(options: Options, settings: RunSettings) -> Plan:
@@ -157,4 +167,9 @@ def query_blocks(queries: Store, size: int) -> list[tuple[tuple[int, int], ...]]
     ]
     if not rows:
         raise UserError(f"{queries.place.url}: no query was described")
+    if len(rows) != queries.manifest.counts.succeeded:
+        raise Damaged(
+            f"{queries.place.url} holds {len(rows):,} described queries, and its manifest counts "
+            f"{queries.manifest.counts.succeeded:,}; see 'verify {queries.place.url}'"
+        )
     return [tuple(rows[start : start + size]) for start in range(0, len(rows), size)]

@@ -18,6 +18,7 @@ from pipelines.storage.tables import read_table
 from pipelines.stores.gallery import Gallery, open_stores
 from pipelines.stores.store import Store
 from rrt_core.indexes import faiss_index as indexes
+from schemas.errors import UserError
 from schemas.manifest import Counts
 from schemas.plan import Candidates, Job, ShortlistBlock, Unit
 from schemas.shortlist import CANDIDATES, SHORTLIST
@@ -79,10 +80,11 @@ class MakeShortlist(_Searching):
         ids = np.unique(np.concatenate(candidates))
         scores, record_ids = self._rescore(descriptors, candidates, ids)
 
-        tables = []
+        tables, lengths, wanted = [], list[int](), self.job.settings["k"]
         for number, name in enumerate(names):
             mine = [record_ids[i] for i in np.searchsorted(ids, candidates[number])]
-            best = indexes.order(scores[number], mine)[: self.job.settings["k"]]
+            best = indexes.order(scores[number], mine)[:wanted]
+            lengths.append(len(best))
             columns = {
                 "query_id": [name] * len(best),
                 "rank": np.arange(len(best), dtype=np.int32),
@@ -91,6 +93,13 @@ class MakeShortlist(_Searching):
                 "score": scores[number][best],
             }
             tables.append(pa.table(columns, schema=SHORTLIST))
+        if 0 in lengths:
+            raise UserError(
+                f"search: {names[lengths.index(0)]} has no candidate: the lists of "
+                f"{self.job.settings['index']} that are visited are empty; raise --nprobe"
+            )
+        if short := [length for length in lengths if length < wanted]:
+            attempt.notes.update(short_lists=len(short), least_candidates=min(short))
         attempt.add_table(pa.concat_tables(tables), f"{unit.name}.parquet")
         return Counts(unit.inputs, unit.inputs)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -161,7 +161,13 @@ class Store:
         with reading(self.place, name):
             table = read_table(self.place, name, global_descriptors.PART_COLUMNS)
             self._check_rows(part, len(table))
-            return global_descriptors.part_of(table, self.dimension)
+            read = global_descriptors.part_of(table, self.dimension)
+            lengths = np.einsum("nd,nd->n", read.descriptors, read.descriptors, dtype=np.float64)
+            for row in np.flatnonzero(read.ok & ~np.isfinite(lengths))[:1]:
+                raise ValueError(
+                    f"row {row}: the global descriptor of {read.record_ids[row]} is not finite"
+                )
+            return read
 
     @staticmethod
     def _check_rows(part: PartFiles, rows: int) -> None:
@@ -181,6 +187,12 @@ class Store:
     def row_ids(self, part: PartFiles, rows: np.ndarray) -> np.ndarray:
         """int64 row ids of rows of a part."""
         return (self.base + part.number) * ROWS_A_PART + rows.astype(np.int64)
+
+    def described_ids(self) -> Iterator[str]:
+        """The record ids of all described images."""
+        for part in self.parts:
+            read = self.read_ids(part)
+            yield from (read.record_ids[row] for row in np.flatnonzero(read.ok))
 
     def digests(self, record_ids: Iterable[str]) -> dict[str, str]:
         """The SHA-256 (hex) of some images' files, by their record ids; "" where not known."""

@@ -232,3 +232,27 @@ def test_what_is_damaged_is_repaired_at_another_place(name: str, gone: Path) -> 
     said = good("repair", output, "--workers", "1", *extractor).said
     assert damaged.read_bytes() == data or name == "report", said
     assert all(not one["problems"] for one in findings(gone / "res_nov"))
+
+
+def test_cut_lists_are_said_and_their_gallery_is_counted_rightly(
+    whole: Path, tmp_path: Path
+) -> None:
+    """Images that no list names were described all the same."""
+    results, of = whole / "res", ("--out", tmp_path / "run")
+    truth = ("--ground-truth", whole / "truth.json")
+    queries = ("--queries", results / "queries")
+    good("search", *queries, "--index", results / "index", *of, "--k", "8", "--shortlist", "5")
+    good("rerank", *queries, *of, *truth, "--reranker", "mutual_nn", "--shortlist", "5")
+    said = good("evaluate", *of, *truth).said
+    assert "lists end after 8 images or more, and positives beyond count as not found" in said
+    facts = json.loads((tmp_path / "run/evaluation/metrics.json").read_text())["facts"]
+    assert facts["truncated"] and facts["gallery_images_not_described"] == 0
+    assert "lists end" not in command("evaluate", "--out", results / "run", *truth).said
+
+    (results / "gallery").rename(results / "hidden")
+    try:
+        good("evaluate", *of, *truth, "--overwrite")
+        facts = json.loads((tmp_path / "run/evaluation/metrics.json").read_text())["facts"]
+        assert facts["gallery_images_not_described"] is None  # nobody can say
+    finally:
+        (results / "hidden").rename(results / "gallery")

@@ -100,6 +100,16 @@ def test_an_exception_and_a_death_are_tried_again(tmp_path: Path) -> None:
     assert manifest.counts.succeeded == 18
 
 
+def test_deaths_of_workers_are_said_and_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, manifest = made(tmp_path, "ok", "die_once", "die_once", "ok")
+    lines = [line for line in capsys.readouterr().err.splitlines() if "is assigned again" in line]
+    assert len(lines) == manifest.facts["notes"]["workers_ended"] == 2, lines
+    assert "a worker process ended with" in lines[0] and "SIGKILL" in lines[0], lines
+    assert made(tmp_path / "calm", "ok", "ok")[1].facts.get("notes") is None
+
+
 def test_a_unit_that_fails_three_times_ends_the_job_with_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(
         JobFailed

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from tests.support.command_line import command, end_workers
+from tests.support.stored import imported
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -22,18 +23,6 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three hundred imported descriptors of 64 dimensions."""
     folder = tmp_path_factory.mktemp("imported")
     return imported(folder, "gallery", np.random.default_rng(0).normal(size=(300, 64)))
-
-
-def imported(folder: Path, name: str, rows: np.ndarray) -> Path:
-    """A store of globals alone."""
-    unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
-    np.save(folder / f"{name}.npy", unit.astype(np.float32))
-    names = "".join(f"{name}{row:06}.jpg\n" for row in range(len(rows)))
-    (folder / f"{name}.txt").write_text(names)
-    given = ("npy", folder / f"{name}.npy", "--list", folder / f"{name}.txt")
-    ended = command("import", *given, "--out", folder / name, "--workers", "1")
-    assert ended.code == 0, ended.said
-    return folder / name
 
 
 @pytest.mark.parametrize(
