@@ -8,8 +8,7 @@ from itertools import pairwise
 import numpy as np
 import pyarrow as pa
 
-from pipelines.jobs.manifests import read_entries
-from pipelines.results.outputs import output_of
+from pipelines.jobs.manifests import read_entries, require_manifest
 from pipelines.storage.place import open_place
 from pipelines.storage.tables import read_table
 from schemas.manifest import FileEntry
@@ -18,7 +17,7 @@ from schemas.shortlist import SHORTLIST
 
 def shortlist_files(url: str) -> list[FileEntry]:
     """The parts of a run's shortlist; queries in the order of their store."""
-    output_of(url, "shortlist")
+    require_manifest(f"{url}/shortlist", "shortlist", "search")
     return sorted(read_entries(f"{url}/shortlist"), key=lambda entry: entry.name)
 
 
