@@ -8,7 +8,7 @@ from itertools import islice
 from typing import Any
 
 from pipelines.jobs.inputs import find_input
-from pipelines.jobs.manifests import read_entries, read_manifest
+from pipelines.jobs.manifests import input_content, read_entries, read_manifest
 from pipelines.jobs.plan import differences
 from pipelines.results.outputs import output_of
 from pipelines.results.scores import ScoredList, read_scores, scored_lists
@@ -106,7 +106,7 @@ def require_scores(url: str, shortlist: Manifest) -> Manifest:
     Raises UserError where there are none, or those of another shortlist.
     """
     scores = output_of(url, "scores")
-    if scores.inputs["shortlist"]["content"] != shortlist.content:
+    if input_content(f"{url}/scores", scores, "shortlist") != shortlist.content:
         raise UserError(
             f"{url}/scores was made for another shortlist than {url}/shortlist holds; rerank again"
         )
@@ -124,8 +124,9 @@ def refuse_other_truth(url: str, scores: Manifest, truth: dict[str, str]) -> Non
 
 def extractor_of(url: str, shortlist: Manifest) -> dict[str, Any] | None:
     """What described a run's queries, or None where their store is not to be found."""
-    queries, home = shortlist.inputs["queries"], open_place(f"{url}/shortlist").url
-    place = find_input(queries["url"], queries["content"], home)
+    home = open_place(f"{url}/shortlist").url
+    content = input_content(home, shortlist, "queries")
+    place = find_input(shortlist.inputs["queries"].get("url", ""), content, home)
     store = None if place is None else read_manifest(open_place(place))
     return None if store is None else store.recipe.get("extractor")
 

@@ -23,7 +23,13 @@ from pipelines.evaluate.options import Options as Options
 from pipelines.evaluate.table import metrics_table
 from pipelines.jobs.facts import RankingFacts
 from pipelines.jobs.manifests import read_facts
-from pipelines.results.outputs import as_inputs, output_of, ranking_of, shortlist_facts
+from pipelines.results.outputs import (
+    as_inputs,
+    output_of,
+    ranking_of,
+    scores_recipe,
+    shortlist_facts,
+)
 from pipelines.results.truth import truth_input
 from pipelines.storage.place import open_place
 from pipelines.storage.tables import reading
@@ -82,7 +88,7 @@ def _with_ensemble(plain: Job, requested: Requested, url: str, shortlist: Manife
     Raises UserError where it must not be.
     """
     scores = require_scores(url, shortlist)
-    depth = int(scores.recipe["shortlist"])
+    depth = scores_recipe(url, scores).shortlist
     if plain.settings["protocols"] != [DEPLOY]:
         refuse_other_truth(url, scores, plain.inputs["ground_truth"])
     refuse_where_tuned(requested, url, shortlist, scores, plain.inputs["ground_truth"])
@@ -107,8 +113,8 @@ def evaluation_place(url: str, ensemble: Sequence[str]) -> str:
     if not ensemble:
         return f"{url}/evaluation"
 
-    scores = output_of(url, "scores")
-    return f"{url}/{read_ensemble(ensemble).folder(int(scores.recipe['shortlist']), url)}"
+    depth = scores_recipe(url, output_of(url, "scores")).shortlist
+    return f"{url}/{read_ensemble(ensemble).folder(depth, url)}"
 
 
 def read_metrics(url: str, ensemble: Sequence[str] = ()) -> dict[str, Any]:

@@ -23,8 +23,9 @@ from pipelines.evaluate.ensembles import (
 from pipelines.evaluate.table import map_table, weights
 from pipelines.evaluate.tune_options import Options as Options
 from pipelines.jobs.existing_output import say_made
+from pipelines.jobs.manifests import input_content
 from pipelines.jobs.plan import refuse_other_recipe
-from pipelines.results.outputs import as_inputs, output_of
+from pipelines.results.outputs import as_inputs, output_of, scores_recipe
 from pipelines.results.scores import ScoredList
 from pipelines.results.truth import Truth, truth_input
 from pipelines.storage.place import open_place
@@ -47,7 +48,8 @@ def run(options: Options, settings: RunSettings = RunSettings()) -> Tuned:
     truth = truth_input(options.ground_truth)
     protocols = read_metric(options.metric, protocols_of(load_ground_truth(options.ground_truth)))
     refuse_other_truth(options.out, scores, truth)
-    depth = int(scores.recipe["shortlist"])
+    depth = scores_recipe(options.out, scores).shortlist
+    input_content(f"{options.out}/shortlist", shortlist, "queries")
     grid = read_grid(options.grid, depth)
     job = Job(  # for its identity alone
         stage=STAGE,

@@ -5,7 +5,7 @@ A manifest may come from a stranger. Facts that are not named here are for peopl
 
 from __future__ import annotations
 
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 import msgspec
 
@@ -81,15 +81,33 @@ class RankingFacts(msgspec.Struct, frozen=True):
     protocols: tuple[str, ...]
 
 
-F = TypeVar("F", IndexFacts, ShortlistFacts, RankingFacts)
+class RerankerFacts(msgspec.Struct, frozen=True):
+    """What scored pairs."""
+
+    name: str
+    revision: int
+    weights_sha256: str | None
+    config: dict[str, Any]
+
+
+class ScoresRecipe(msgspec.Struct, frozen=True):
+    """Of scores: how many of a list were reranked, and by what."""
+
+    part: ClassVar[str] = "recipe"
+    shortlist: Annotated[int, msgspec.Meta(ge=1)]
+    reranker: RerankerFacts
+
+
+F = TypeVar("F", IndexFacts, ShortlistFacts, RankingFacts, ScoresRecipe)
 
 
 def facts_of(manifest: Manifest, kind: type[F]) -> F:
-    """The facts of a manifest. Raises ValueError with the place of what is wrong."""
+    """The facts of a manifest, or its recipe. Raises ValueError with the place of what is wrong."""
+    part = getattr(kind, "part", "facts")
     try:
-        return read_strictly(manifest.facts, kind)
+        return read_strictly(getattr(manifest, part), kind)
     except ValueError as error:
-        raise ValueError(f"facts.{error}") from None
+        raise ValueError(f"{part}.{error}") from None
 
 
 def stores_of(entries: object) -> tuple[StoreHint, ...]:

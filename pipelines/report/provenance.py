@@ -8,8 +8,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from pipelines.jobs.facts import RerankerFacts, ScoresRecipe
 from pipelines.jobs.manifests import read_manifest
 from pipelines.report.page import FactGroup
+from pipelines.results.outputs import scores_recipe
 from pipelines.storage.place import open_place
 from schemas.manifest import Manifest
 
@@ -34,8 +36,9 @@ def fact_groups(
     evaluation = read_manifest(open_place(evaluation_url))
     groups: dict[str, Facts] = {}
     if scores:
-        groups["Protocol"] = _protocol(shortlist, scores, evaluation)
-        groups["Reranker"] = _reranker(scores)
+        scored = scores_recipe(url, scores)
+        groups["Protocol"] = _protocol(shortlist, scored, evaluation)
+        groups["Reranker"] = _reranker(scores, scored.reranker)
         groups["What made the reranker's weights"] = _flat(scores.facts.get("weights_notes") or {})
     if evaluation and evaluation.facts.get("ensemble"):
         groups["Ensemble"] = _ensemble(evaluation.facts["ensemble"])
@@ -53,8 +56,8 @@ def fact_groups(
     return [FactGroup(title, facts) for title, facts in groups.items() if facts]
 
 
-def _protocol(shortlist: Manifest, scores: Manifest, evaluation: Manifest | None) -> Facts:
-    depth, kept = int(scores.recipe["shortlist"]), shortlist.facts
+def _protocol(shortlist: Manifest, scored: ScoresRecipe, evaluation: Manifest | None) -> Facts:
+    depth, kept = scored.shortlist, shortlist.facts
     facts = [
         ("Reranked", f"the first {depth} of each query's list"),
         ("Junk rule", JUNK_RULE.format(depth=depth)),
@@ -72,13 +75,12 @@ def _protocol(shortlist: Manifest, scores: Manifest, evaluation: Manifest | None
     return facts
 
 
-def _reranker(scores: Manifest) -> Facts:
-    reranker, units = scores.recipe["reranker"], scores.facts.get("units", {}).values()
-    weights = reranker["weights_sha256"]
+def _reranker(scores: Manifest, reranker: RerankerFacts) -> Facts:
+    units, weights = scores.facts.get("units", {}).values(), reranker.weights_sha256
     return [
-        ("Name", f"{reranker['name']}, revision {reranker['revision']}"),
+        ("Name", f"{reranker.name}, revision {reranker.revision}"),
         *([("Weights SHA-256", _short(weights))] if weights else []),
-        *_flat(reranker["config"]),
+        *_flat(reranker.config),
         ("Pairs scored", f"{sum(int(unit.get('pairs', 0)) for unit in units):,}"),
     ]
 

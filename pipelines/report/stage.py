@@ -51,7 +51,7 @@ def run(options: Options, settings: RunSettings = RunSettings()) -> Manifest:
     hints = read_facts(place, shortlist, ShortlistFacts).stores
     queries = input_content(place, shortlist, "queries")
     named = [(hint.url, hint.content) for hint in hints]
-    named.append((shortlist.inputs["queries"]["url"], queries))
+    named.append((shortlist.inputs["queries"].get("url", ""), queries))
     *galleries, lying = find_inputs(named, place, options.stores, "--stores", "store")
     stores = [
         StoreHint(url, hint.content, hint.base).entry
@@ -92,7 +92,9 @@ def title_before(options: Options) -> str:
 
 def missing_pictures(manifest: Manifest) -> list[str]:
     """What a page lacks, in a sentence each."""
-    notes = manifest.facts.get("notes", {})
+    notes = manifest.facts.get("notes")
+    if not isinstance(notes, dict):
+        return []
     return [
         f"{notes[f'{kind}_pictures_missing']:,} of {notes[f'{kind}_pictures']:,} {kind} pictures "
         f"cannot be read: {notes[f'{kind}_pictures_why']}; give the folder where they lie now by "

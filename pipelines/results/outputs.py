@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipelines.jobs.facts import ShortlistFacts
+from pipelines.jobs.facts import ScoresRecipe, ShortlistFacts
 from pipelines.jobs.inputs import find_input
 from pipelines.jobs.manifests import (
     as_input,
@@ -57,6 +57,11 @@ def holds_globals_alone(store: Manifest) -> bool:
 def shortlist_facts(url: str) -> ShortlistFacts:
     """What a run's shortlist says of itself. Raises UserError."""
     return read_facts(f"{url}/shortlist", output_of(url, "shortlist"), ShortlistFacts)
+
+
+def scores_recipe(url: str, scores: Manifest) -> ScoresRecipe:
+    """How a run's pairs were scored. Raises UserError."""
+    return read_facts(f"{url}/scores", scores, ScoresRecipe)
 
 
 def as_inputs(url: str, **outputs: Manifest) -> dict[str, dict[str, str]]:
