@@ -15,6 +15,16 @@ from schemas.errors import UserError
 
 T = TypeVar("T")
 _LIMITS = {"above": operator.gt, "at least": operator.ge, "at most": operator.le}
+_KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+
+# What no option exceeds, where it says nothing itself.
+MOST_WHOLE = 2**31 - 1
+MOST_NUMBER = 1e9
+MOST_TEXT = 65_536  # characters
+MOST_ITEMS = 10_000  # of a list
+MOST_DEPTH = 16  # of a mapping
+MOST_SEED = 2**63 - 1
+_EMPTY: tuple[Any, ...] = ("", (), {}, None)
 
 
 def option(
@@ -26,11 +36,16 @@ def option(
     least: float | None = None,
     most: float | None = None,
     above: float | None = None,
+    unique: bool = False,
+    needs: tuple[str, ...] = (),
+    excludes: tuple[str, ...] = (),
 ) -> Any:
     """A field of an options dataclass with its help text; without a default it is required.
 
     A `positional` one may stand on the command line without its flag, in the order of the fields.
-    `least`, `most` and `above` are the range of a number, or of each number of a list.
+    `least`, `most` and `above` are the range of a number, or of each number of a list. `unique`: a
+    list names nothing twice. Where it is given it `needs` one of those fields to be given too, and
+    none that it `excludes`: it would have no effect.
     """
     limits = {"above": above, "at least": least, "at most": most}
     metadata = {
@@ -38,6 +53,9 @@ def option(
         "choices": choices,
         "positional": positional,
         "limits": {words: limit for words, limit in limits.items() if limit is not None},
+        "unique": unique,
+        "needs": needs,
+        "excludes": excludes,
     }
     if isinstance(default, dict):
         return dataclasses.field(default_factory=lambda: dict(default), metadata=metadata)
@@ -61,21 +79,63 @@ class Checked:
 
 
 def _check(field: dataclasses.Field[Any], value: Any, where: str) -> None:
-    """Raise UserError for a value that is none of the choices, or a number outside the range."""
+    """Raise UserError for a value that no option of its kind takes, or outside the range."""
     if value == field.default:
         return
 
     called, choices = _called(field, where), field.metadata.get("choices")
     if choices and value not in choices:
-        raise UserError(f"{called} is {value!r}; it must be one of {', '.join(choices)}")
+        raise UserError(f"{called} is {shown(value)}; it must be one of {', '.join(choices)}")
+
+    check_value(value, called)
+    if field.metadata.get("unique") and len(set(value)) < len(value):
+        twice = next(item for item in value if value.count(item) > 1)
+        raise UserError(f"{called} names {shown(twice)} twice; name each once")
 
     limits = field.metadata.get("limits", {})
     for number in value if isinstance(value, tuple) else (value,):
-        if isinstance(number, float) and not math.isfinite(number):
-            raise UserError(f"{called} is {number}; it must be a finite number")
-        if not all(_LIMITS[words](number, limit) for words, limit in limits.items()):
-            wanted = " and ".join(f"{words} {limit:,}" for words, limit in limits.items())
-            raise UserError(f"{called} is {number}; it must be {wanted}")
+        if isinstance(number, bool) or not isinstance(number, int | float):
+            continue
+        most = MOST_WHOLE if isinstance(number, int) else MOST_NUMBER
+        within = {"at most": most, **limits} if abs(number) > most else limits
+        if not all(_LIMITS[words](number, limit) for words, limit in within.items()):
+            wanted = " and ".join(f"{words} {limit:,}" for words, limit in within.items())
+            raise UserError(f"{called} is {shown(number)}; it must be {wanted}")
+
+
+def check_value(value: Any, called: str, depth: int = 0) -> None:
+    """Raise UserError for text that is no name, a number that is not finite, too much of anything.
+
+    It looks into lists and mappings. `called` begins the sentence.
+    """
+    if isinstance(value, str):
+        _check_text(value, called)
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"{called} is {value}; it must be a finite number")
+    elif isinstance(value, list | tuple | dict):
+        if len(value) > MOST_ITEMS or depth > MOST_DEPTH:
+            raise UserError(f"{called} holds too much; {MOST_ITEMS:,} values are the most")
+        for key in value if isinstance(value, dict) else ():
+            if not isinstance(key, str):
+                raise UserError(f"{called} has the key {shown(key)}; keys must be text: quote it")
+            _check_text(key, called)
+        for item in value.values() if isinstance(value, dict) else value:
+            check_value(item, called, depth + 1)
+
+
+def _check_text(text: str, called: str) -> None:
+    if len(text) > MOST_TEXT:
+        raise UserError(f"{called} has {len(text):,} characters; {MOST_TEXT:,} are the most")
+    if any(character in text for character in "\0\r\n"):
+        raise UserError(f"{called} is {shown(text)}; it must be one line without NUL bytes")
+
+
+def shown(value: Any) -> str:
+    """A value as messages show it: short, and on one line."""
+    if isinstance(value, int) and abs(value) > 10**20:
+        return "a number of too many digits"
+    text = ascii(value) if isinstance(value, str) and not value.isprintable() else repr(value)
+    return text if len(text) <= 100 else f"{text[:60]}...{text[-20:]}"
 
 
 def _called(field: dataclasses.Field[Any], where: str) -> str:
@@ -155,7 +215,24 @@ def build(options: type[T], values: dict[str, Any], where: str) -> T:
             _check(field, checked[name], where)
         if _required(field) and checked.get(name, "") in ("", ()):
             raise UserError(f"{_called(field, where)} is missing")
+    _refuse_unused(fields, checked, where)
     return options(**checked)
+
+
+def _refuse_unused(
+    fields: dict[str, dataclasses.Field[Any]], values: dict[str, Any], where: str
+) -> None:
+    """Raise UserError for an option that has no effect, given what else is given."""
+    given = [name for name, value in values.items() if value is not False and value not in _EMPTY]
+    for name in given:
+        called, metadata = _called(fields[name], where), fields[name].metadata
+        needs, others = metadata.get("needs", ()), metadata.get("excludes", ())
+        if needs and not set(needs) & set(given):
+            flags = " or ".join(_called(fields[need], "") for need in needs)
+            raise UserError(f"{called} has no effect without {flags}; leave it out, or give that")
+        for other in set(others) & set(given):
+            flag = _called(fields[other], "")
+            raise UserError(f"{called} and {flag} exclude each other; give one of them")
 
 
 def _convert(value: Any, kind: Any, where: str) -> Any:
@@ -166,21 +243,24 @@ def _convert(value: Any, kind: Any, where: str) -> Any:
     try:
         if origin is tuple:
             pieces = [value] if isinstance(value, int | float) else value
-            pieces = pieces.split(",") if isinstance(pieces, str) else list(pieces)
+            pieces = pieces.split(",") if isinstance(pieces, str) else pieces
+            if not isinstance(pieces, list | tuple):
+                raise ValueError
             item = typing.get_args(kind)[0]
             return tuple(_convert(piece, item, where) for piece in pieces if piece != "")
         if origin is dict:
             return _mapping(value, where)
-        if kind is bool:
-            if not isinstance(value, bool):
-                raise ValueError
-            return value
+        # a YAML mapping, list, null or truth value is no text and no number
+        if not isinstance(value, bool if kind is bool else int | float | str):
+            raise ValueError
+        if isinstance(value, bool) and kind is not bool:
+            raise ValueError
         if kind is int and isinstance(value, float) and int(value) != value:
             raise ValueError
         return kind(value)
     except (TypeError, ValueError, OverflowError):
-        name = getattr(kind, "__name__", str(kind))
-        raise UserError(f"{where} is {value!r}; it must be of type {name}") from None
+        words = _KINDS.get(kind) or ("a list" if origin is tuple else "a mapping of options")
+        raise UserError(f"{where} is {shown(value)}; it must be {words}") from None
 
 
 def _mapping(value: Any, where: str) -> dict[str, Any]:

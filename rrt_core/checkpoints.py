@@ -9,22 +9,19 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import io
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pickle import UnpicklingError
 from typing import Any, Literal, NamedTuple, TypeVar, overload
 
 import fsspec
-import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 
 from rrt_core.products.model import ProductsConfig, ProductsTransformer
 from rrt_core.transformer.model import ModelConfig, RerankingTransformer
-from rrt_core.weight_files import misfit, read_weights, shapes_of, sorted_header
+from rrt_core.weight_files import misfit, read_weights, shapes_of, sorted_header, tensors_of
 from schemas.errors import JobFailed, UserError
 
 FORMAT = "rrt-weights/1"
@@ -132,10 +129,8 @@ def load_checkpoint(
             of another shape.
     """
     data = read_weights(path, "Reranker weights")
-
-    # A safetensors file is 8 bytes of length and a JSON object; a torch file is a zip or (old) a
-    # pickle.
-    contents = _read_safetensors(path, data) if data[8:9] == b"{" else _read_torch(path, data)
+    state, metadata = tensors_of(data, f"Reranker weights {path}")
+    contents = _ours(path, state, metadata) if metadata else _papers(path, state)
     if contents.variant != variant:
         raise UserError(
             f"Reranker weights {path} are of the variant for {contents.variant}; weights for "
@@ -185,28 +180,11 @@ def _filled(path: str, kind: Callable[[C], M], config: C, state: Mapping[str, Te
     return model.eval()
 
 
-def _read_torch(path: str, data: bytes) -> _File:
-    try:
-        checkpoint = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except (UnpicklingError, RuntimeError, EOFError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(
-            f"Reranker weights {path} is neither a safetensors file nor a plain torch checkpoint: "
-            f"{reason}"
-        ) from None
+def _papers(path: str, state: dict[str, Tensor]) -> _File:
+    """A file without metadata: one of the paper's repository, whose shapes say all but the heads.
 
-    state = checkpoint.get("state") if isinstance(checkpoint, dict) else None
-    if not isinstance(state, dict) or not all(
-        isinstance(value, Tensor) for value in state.values()
-    ):
-        raise UserError(
-            f"Reranker weights {path}: no state dict under the key 'state', as the paper's files "
-            "have it."
-        )
-
-    # written from inside DataParallel
-    if state and all(key.startswith("module.") for key in state):
-        state = {key.removeprefix("module."): value for key, value in state.items()}
+    The number of heads leaves no trace in them, and is the paper's 4.
+    """
     if any(key.startswith("matcher.") for key in state):
         # `classifier` is the metric-learning framework's classification layer, which no loss of the
         # paper uses.
@@ -215,69 +193,83 @@ def _read_torch(path: str, data: bytes) -> _File:
             for key, value in state.items()
             if not key.startswith("classifier.")
         }
-        return _File(state, PRODUCTS, _products_shape(path, state), {})
+        config = {**_sizes(path, state, PRODUCTS), "heads": 4, "backbone": "timm:resnet50"}
+        return _File(state, PRODUCTS, config, {})
 
-    return _File(state, LANDMARKS, _landmarks_shape(path, state), {})
-
-
-def _landmarks_shape(path: str, state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Sizes from the shapes; the number of heads leaves no trace in them and is the paper's 4."""
-    _require_matrices(path, state, ("remap.weight", "encoder.layers.0.linear1.weight"), "landmark")
-    d_model, global_dim = state["remap.weight"].shape
-    return {"global_dim": global_dim, "d_model": d_model, "heads": 4} | _depth(state, "")
+    return _File(state, LANDMARKS, {**_sizes(path, state, LANDMARKS), "heads": 4}, {})
 
 
-def _products_shape(path: str, state: Mapping[str, Tensor]) -> dict[str, Any]:
-    keys = ("remap.weight", "remap_local.weight", "matcher.encoder.layers.0.linear1.weight")
-    _require_matrices(path, state, keys, "products")
-    d_model, map_channels = state["remap_local.weight"].shape[:2]
-    shape = {
-        "map_channels": map_channels,
-        "global_dim": state["remap.weight"].shape[0],
-        "d_model": d_model,
-    }
-    return shape | {"heads": 4, "backbone": "timm:resnet50"} | _depth(state, "matcher.")
+def _sizes(path: str, state: Mapping[str, Tensor], variant: str) -> dict[str, int]:
+    """The sizes of a model's configuration, from the shapes of its tensors.
+
+    Raises UserError where they are those of no model: one made of these sizes is not much larger
+    than the file.
+    """
+    prefix = "" if variant == LANDMARKS else "matcher."
+    remap = "remap.weight" if variant == LANDMARKS else "remap_local.weight"
+    shape = _shape(path, state, remap, 2 if variant == LANDMARKS else 4, variant)
+    sizes = {"d_model": shape[0]}
+    if variant == LANDMARKS:
+        sizes["global_dim"] = shape[1]
+    else:
+        sizes["map_channels"] = shape[1]
+        sizes["global_dim"] = _shape(path, state, "remap.weight", 2, variant)[0]
+
+    layers = f"{prefix}encoder.layers."
+    numbers = {key.removeprefix(layers).split(".")[0] for key in state if key.startswith(layers)}
+    first = f"{layers}0.linear1.weight"
+    sizes["feedforward"] = _shape(path, state, first, 2, variant)[0]
+    sizes["layers"] = len(numbers)
+    for number in range(len(numbers)):
+        for name, wanted in (
+            ("self_attn.in_proj_weight", (3 * sizes["d_model"], sizes["d_model"])),
+            ("linear1.weight", (sizes["feedforward"], sizes["d_model"])),
+        ):
+            key = f"{layers}{number}.{name}"
+            found = _shape(path, state, key, 2, variant)
+            if found != wanted:
+                raise UserError(
+                    f"Reranker weights {path} do not fit the model: {key} has the shape {found}, "
+                    f"not {wanted}."
+                )
+    return sizes
 
 
-def _depth(state: Mapping[str, Tensor], prefix: str) -> dict[str, int]:
-    prefix += "encoder.layers."
-    layers = 1 + max(
-        int(key.removeprefix(prefix).split(".")[0]) for key in state if key.startswith(prefix)
-    )
-    return {"layers": layers, "feedforward": state[prefix + "0.linear1.weight"].shape[0]}
-
-
-def _require_matrices(
-    path: str, state: Mapping[str, Tensor], keys: tuple[str, ...], variant: str
-) -> None:
-    for key in keys:
-        if key not in state or state[key].dim() < 2:
-            raise UserError(
-                f"Reranker weights {path}: parameter {key} is missing; not a {variant} model of "
-                "the paper."
-            )
-
-
-def _read_safetensors(path: str, data: bytes) -> _File:
-    try:
-        state = safetensors.torch.load(data)
-    except safetensors.SafetensorError as error:
+def _shape(
+    path: str, state: Mapping[str, Tensor], key: str, dimensions: int, variant: str
+) -> tuple[int, ...]:
+    if key not in state or state[key].dim() != dimensions or not state[key].numel():
         raise UserError(
-            f"Reranker weights {path} is not a whole safetensors file: {error}."
-        ) from None
+            f"Reranker weights {path}: the parameter {key} is missing; they are of no model for "
+            f"{variant}."
+        )
+    return tuple(state[key].shape)
 
-    # safetensors: 8 bytes length of the header, little-endian, then the header as JSON.
-    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-    metadata = header.get("__metadata__", {})
+
+def _ours(path: str, state: dict[str, Tensor], metadata: Mapping[str, str]) -> _File:
+    """A file of `save_checkpoint`, whose configuration must be that of its tensors."""
     if metadata.get("format") != FORMAT:
         raise UserError(f"Reranker weights {path}: the metadata does not name the format {FORMAT}.")
 
     try:
         config = json.loads(metadata["config"])
         notes = json.loads(metadata.get("notes", "{}"))
-    except (KeyError, TypeError, ValueError) as error:
+        if not isinstance(config, dict) or not isinstance(notes, dict):
+            raise TypeError("it is no mapping")
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise UserError(
             f"Reranker weights {path}: the configuration in the metadata is not ours: {error}."
         ) from None
 
-    return _File(state, metadata.get("variant", LANDMARKS), config, notes)
+    variant = metadata.get("variant", LANDMARKS)
+    if variant not in (LANDMARKS, PRODUCTS):
+        raise UserError(f"Reranker weights {path} are of no known variant: {variant[:40]!r}.")
+    kind = ModelConfig if variant == LANDMARKS else ProductsConfig
+    read = _config(path, kind, config)
+    for name, size in _sizes(path, state, variant).items():
+        if getattr(read, name) != size:
+            raise UserError(
+                f"Reranker weights {path}: the configuration in the metadata says {name} "
+                f"{getattr(read, name)}, and the tensors are of {size}."
+            )
+    return _File(state, variant, config, notes)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import stat
+import zipfile
 from collections.abc import Mapping
 from typing import Any
 
@@ -33,43 +36,94 @@ def sorted_header(data: bytes) -> bytes:
 def read_weights(url: str, what: str, fix: str = "") -> bytes:
     """The bytes of a file or fsspec URL. Raises UserError; `what` and `fix` are words of it."""
     try:
+        mode = os.stat(url).st_mode if os.path.exists(url) else stat.S_IFREG
+        if not stat.S_ISREG(mode):  # a device or a pipe may never end
+            raise UserError(f"{what} {url} are no regular file{fix}.")
         with fsspec.open(url, "rb") as file:
-            return bytes(file.read())
+            data = bytes(file.read())
     except FileNotFoundError:
         raise UserError(f"{what} {url}: no such file{fix}.") from None
     except (OSError, ValueError, ImportError) as error:
         raise UserError(f"{what} {url} cannot be read: {error}.") from None
+    if not data:
+        raise UserError(f"{what} {url}: the file is empty{fix}.")
+    return data
 
 
 def read_tensors(path: str, what: str) -> dict[str, Tensor]:
-    """The tensors by name in a `.safetensors` file, or else one of torch.
+    """The tensors by name in a file of weights, as `tensors_of` reads it. Raises UserError."""
+    return tensors_of(read_weights(path, what), f"{what} {path}")[0]
 
-    The latter may hold them under "state_dict" or "model". Raises UserError; `what` begins it.
+
+def tensors_of(data: bytes, what: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors by name in a file's bytes, and its metadata, {} where it has none.
+
+    The file is one of safetensors, or of torch: a state dict, bare or under "state", "state_dict"
+    or "model", by itself or from inside DataParallel. No code in it is run, and no more memory is
+    taken than it has bytes. Raises UserError for anything else, and for numbers that are not
+    finite; `what` begins it.
     """
-    data = read_weights(path, what)
-    try:
-        if path.endswith(".safetensors"):
-            return load_safetensors(data)
-        # weights_only: a state dict from elsewhere must not be able to run code.
-        state: Any = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise UserError(
-            f"{what} {path} are no state dict ({type(error).__name__}): give a file of tensors by "
-            "name, nothing else."
-        ) from error
+    # safetensors: 8 bytes of length and a JSON object; torch: a zip or (old) a pickle
+    if data[8:9] == b"{":
+        state, metadata = _read_safetensors(data, what)
+    else:
+        state, metadata = _read_torch(data, what), {}
 
-    for key in ("state_dict", "model"):
+    if not state:
+        raise UserError(f"{what} hold no tensors.")
+    # a view may be larger than what it looks at
+    if sum(value.numel() * value.element_size() for value in state.values()) > len(data):
+        raise UserError(f"{what} name more numbers than the file holds.")
+    for name, value in state.items():
+        if value.is_complex() or value.is_quantized:
+            raise UserError(f"{what}: the tensor {name} is of the type {value.dtype}.")
+        if not bool(torch.isfinite(value.float()).all()):
+            raise UserError(f"{what}: the tensor {name} has values that are not finite.")
+    return state, metadata
+
+
+def _read_safetensors(data: bytes, what: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    try:
+        state = load_safetensors(data)
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    except Exception as error:  # noqa: BLE001  the library's own, and json's and torch's
+        raise UserError(f"{what} are not a whole safetensors file: {error}.") from None
+
+    metadata = header.get("__metadata__") or {}
+    return state, metadata
+
+
+def _read_torch(data: bytes, what: str) -> dict[str, Tensor]:
+    try:
+        if zipfile.is_zipfile(io.BytesIO(data)):
+            with zipfile.ZipFile(io.BytesIO(data)) as archive:
+                if sum(member.file_size for member in archive.infolist()) > len(data):
+                    raise UserError(f"{what} are compressed; save them again by torch.save.")
+        # weights_only: a state dict from elsewhere must not be able to run code
+        state: Any = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except UserError:
+        raise
+    except Exception as error:  # noqa: BLE001  torch raises of nearly every kind
+        raise UserError(
+            f"{what} are neither a safetensors file nor a plain torch checkpoint of tensors alone "
+            f"({type(error).__name__})."
+        ) from None
+
+    for key in ("state", "state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
-    if not isinstance(state, dict) or not all(
-        isinstance(value, Tensor) for value in state.values()
-    ):
-        raise UserError(
-            f"{what} {path} are no state dict: give a .safetensors file, or a .pth of tensors "
-            "alone."
-        )
-
-    return state
+    plain = isinstance(state, dict) and all(
+        isinstance(name, str)
+        and isinstance(value, Tensor)
+        and value.layout == torch.strided
+        and value.device.type == "cpu"
+        for name, value in state.items()
+    )
+    if not plain:
+        raise UserError(f"{what} are no state dict: give tensors by name, bare or under 'state'.")
+    if state and all(name.startswith("module.") for name in state):
+        return {name.removeprefix("module."): value for name, value in state.items()}
+    return dict(state)
 
 
 def shapes_of(state: Mapping[str, Tensor]) -> dict[str, Shape]:

@@ -20,9 +20,11 @@ class RunSettings(Checked):
     """How to run, never what: none of these changes bytes."""
 
     runner: str = option("local, or a Beam runner such as SparkRunner or DataflowRunner", LOCAL)
-    workers: int = option("worker processes of the local runner; 0: one a core", 0, least=0)
+    workers: int = option(
+        "worker processes of the local runner; 0: one a core", 0, least=0, most=1_024
+    )
     threads_per_worker: int = option(
-        "threads that torch, faiss and OpenCV get in a worker", 1, least=1
+        "threads that torch, faiss and OpenCV get in a worker", 1, least=1, most=1_024
     )
     overwrite: bool = option(
         "make outputs again that another recipe made; old and new are on the disk until the new "
@@ -30,13 +32,17 @@ class RunSettings(Checked):
         False,
     )
     stall_minutes: float = option(
-        "a local worker that computes nothing for so long is killed and replaced", 10.0, above=0
+        "a local worker that computes nothing for so long is killed and replaced",
+        10.0,
+        above=0,
+        most=525_600,
     )
     dry_run: bool = option("report what it would cost, from a measured probe; make nothing", False)
     on: tuple[int, ...] = option(
         "with --dry-run: worker processes elsewhere to report the time for, such as 8,64",
         (),
         least=1,
+        most=1_000_000,
     )
     json: str = option("with --dry-run: a file that the estimate is written to, too", "")
     beam_options: tuple[str, ...] = option("", ())  # set from the flags that are not known here

@@ -30,7 +30,10 @@ class Options(Checked, command="convert-delg"):
         "what attention looks at; default: found by the check", "", ATTENTION_INPUTS
     )
     local_stride: int = option(
-        "pixels between local descriptors, 16 or 32; default: found by the check", 0
+        "pixels between local descriptors, 16 or 32; default: found by the check",
+        0,
+        least=0,
+        most=32,
     )
     check: bool = option(
         "compare with the SavedModel's own output on a picture, and refuse where they differ", True

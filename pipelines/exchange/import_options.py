@@ -31,7 +31,10 @@ class Options(Checked, command="import"):
         "ground-truth file (.json, revisitop's .pkl) that names gallery and queries", ""
     )
     take: str = option(
-        "which of the ground truth's images they are", "", choices=("", "gallery", "queries")
+        "which of the ground truth's images they are",
+        "",
+        choices=("", "gallery", "queries"),
+        needs=("ground_truth",),
     )
     record_ids: str = option(
         "text file with a record id a line, as 'export' writes it, in place of a list", ""
@@ -56,7 +59,9 @@ class Options(Checked, command="import"):
         "npy, npz, mat: folder of flat arrays of local descriptors, as 'export --locals' has", ""
     )
     locals: bool = option("delg: whether there are local descriptors to take", True)
-    max_locals: int = option("strongest local descriptors taken of each image", 500, least=1)
+    max_locals: int = option(
+        "strongest local descriptors taken of each image", 500, least=1, most=65_535
+    )
     scale_field: str = option(
         "delg: what 'scale' means in the files", "feature", choices=("feature", "image")
     )
@@ -69,7 +74,7 @@ class Options(Checked, command="import"):
         "name of what described the images; queries and gallery must have the same", ""
     )
     scales: tuple[float, ...] = option(
-        "image scale of each scale number; empty: the format's usual ones", (), above=0
+        "image scale of each scale number; empty: the format's usual ones", (), above=0, most=1_000
     )
     weights_sha256: str = option(
         "hex SHA-256 of the weights that described the images, where known", ""

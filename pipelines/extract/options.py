@@ -30,9 +30,14 @@ class Options(Checked, command="extract"):
         "",
     )
     take: str = option(
-        "what of the ground truth to describe", "", choices=("", "gallery", "queries")
+        "what of the ground truth to describe",
+        "",
+        choices=("", "gallery", "queries"),
+        needs=("ground_truth",),
     )
-    source: str = option("name of the source in record ids; the folder's name where empty", "")
+    source: str = option(
+        "name of the source in record ids; the folder's name where empty", "", needs=("images",)
+    )
     sources: str = option(
         "YAML file of several sources for one store, in place of the five options above", ""
     )
@@ -67,7 +72,10 @@ class Options(Checked, command="extract"):
         "",
     )
     shortlist: int = option(
-        "with --locals-for: how many of each query's list are reranked", 100, least=1
+        "with --locals-for: how many of each query's list are reranked",
+        100,
+        least=1,
+        needs=("locals_for",),
     )
     decoding: str = option(
         "full, or draft: large JPEGs are decoded at a half, a quarter or an eighth where the "
@@ -90,7 +98,7 @@ class Options(Checked, command="extract"):
         most=MOST_SECONDS,
     )
     decoders: int = option(
-        "threads of a worker that read and decode ahead of the model", 2, least=1
+        "threads of a worker that read and decode ahead of the model", 2, least=1, most=64
     )
     max_failures: str = option(
         "end when more images fail: a number, or per cent of all such as 5%", ""

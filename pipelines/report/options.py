@@ -24,7 +24,7 @@ class Options(Checked, command="report"):
         "folders where the pictures (or their archives) lie now, where these were moved", ()
     )
     title: str = option("title of the page", "Retrieval report")
-    thumbnail: int = option("longest side of the pictures, pixels", 180, least=1)
+    thumbnail: int = option("longest side of the pictures, pixels", 180, least=1, most=4_096)
     max_queries: int = option(
         "queries shown; of more, those whose average precision changed most", 150, least=0
     )

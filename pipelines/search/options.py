@@ -26,7 +26,10 @@ class Options(Checked, command="search"):
     )
     nprobe: int = option("lists of an IVF index that are visited", 32, least=1)
     oversample: float = option(
-        "candidates fetched from an approximate index, as a multiple of k", 2.0, least=1
+        "candidates fetched from an approximate index, as a multiple of k",
+        2.0,
+        least=1,
+        most=10_000,
     )
     stores: tuple[str, ...] = option(
         "where the stores of the gallery lie now, where they were moved apart from the index", ()

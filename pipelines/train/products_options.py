@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipelines.options import Checked, option
+from pipelines.options import MOST_SEED, Checked, option
 from schemas.errors import UserError
 
 if TYPE_CHECKING:
@@ -41,50 +41,74 @@ class Options(Checked, command="train-products"):
         "global, joint: train all of the backbone, or its late part alone", "all", ("all", "late")
     )
     unlabelled: str = option("folder of images of other things, each an instance of its own", "")
-    validation: float = option("share of the products held out, chosen by the seed", 0.2)
-    validation_queries: int = option("at most so many held-out photographs are queries", 200)
-    shortlist: int = option("how many of the global ranking are reranked in validation", 100)
+    validation: float = option(
+        "share of the products held out, chosen by the seed", 0.2, least=0, most=0.99
+    )
+    validation_queries: int = option(
+        "at most so many held-out photographs are queries", 200, least=1
+    )
+    shortlist: int = option(
+        "how many of the global ranking are reranked in validation", 100, least=1
+    )
     start: str = option(
         "frozen without a trained matcher: matching (compares alike cells from the start) or "
         "random (the paper)",
         "matching",
         ("matching", "random"),
     )
-    steps: int = option("optimiser steps", 1000)
-    batch: int = option("images a step: two a product (global), triplets (frozen, joint)", 72)
+    steps: int = option("optimiser steps", 1000, least=1, most=10**9)
+    batch: int = option(
+        "images a step: two a product (global), triplets (frozen, joint)", 72, least=3, most=100_000
+    )
     optimiser: str = option(
         "adamw, or sgd (the paper's for global; for large sets)", "adamw", ("adamw", "sgd")
     )
-    lr: float = option("peak learning rate", 1e-4)
-    backbone_lr: float = option("the backbone's learning rate as a share of lr", 1.0)
-    weight_decay: float = option("weight decay", 4e-4)
-    warmup: int = option("steps up to the peak; a cosine follows", 20)
-    temperature: float = option("of the contrastive loss", 0.05)
-    global_share: float = option("joint: weight of the contrastive loss beside the reranker's", 0.0)
-    neighbours: int = option("negatives are drawn from so many nearest images", 100)
+    lr: float = option("peak learning rate", 1e-4, above=0, most=10)
+    backbone_lr: float = option(
+        "the backbone's learning rate as a share of lr", 1.0, least=0, most=1_000
+    )
+    weight_decay: float = option("weight decay", 4e-4, least=0, most=10)
+    warmup: int = option("steps up to the peak; a cosine follows", 20, least=0)
+    temperature: float = option("of the contrastive loss", 0.05, least=1e-3, most=100)
+    global_share: float = option(
+        "joint: weight of the contrastive loss beside the reranker's", 0.0, least=0, most=1_000
+    )
+    neighbours: int = option(
+        "negatives are drawn from so many nearest images", 100, least=1, most=100_000
+    )
     copies: int = option(
-        "augmented copies of each image that are kept where the backbone is not trained whole", 4
+        "augmented copies of each image that are kept where the backbone is not trained whole",
+        4,
+        least=0,
+        most=1_000,
     )
-    lone_share: float = option("share of the anchors that are unlabelled images", 0.3)
-    resize: int = option("plain crops: side that a picture is resized to, pixels", 256)
-    crop: int = option("side of a crop, pixels", 224)
+    lone_share: float = option(
+        "share of the anchors that are unlabelled images", 0.3, least=0, most=1
+    )
+    resize: int = option(
+        "plain crops: side that a picture is resized to, pixels", 256, least=32, most=4_096
+    )
+    crop: int = option("side of a crop, pixels", 224, least=32, most=4_096)
     area: tuple[float, ...] = option(
-        "least and most share of the picture in an augmented crop", (0.25, 1.0)
+        "least and most share of the picture in an augmented crop", (0.25, 1.0), above=0, most=1
     )
-    degrees: float = option("augmented crops: most turned to either side", 0.0)
+    degrees: float = option("augmented crops: most turned to either side", 0.0, least=0, most=180)
     jitter: float = option(
-        "augmented crops: most change of brightness, contrast, saturation, as a share", 0.2
+        "augmented crops: most change of brightness, contrast, saturation, as a share",
+        0.2,
+        least=0,
+        most=1,
     )
     flip: bool = option(
         "augmented crops: mirror half of them (the paper does; print becomes unreadable)", False
     )
-    seed: int = option("seed of all that is drawn", 0)
+    seed: int = option("seed of all that is drawn", 0, least=0, most=MOST_SEED)
     precision: str = option(
         "float32, or bfloat16 for the matcher", "float32", ("float32", "bfloat16")
     )
     device: str = option("auto, cpu or cuda", "auto")
-    checkpoint_every: int = option("steps between checkpoints", 50)
-    evaluate_every: int = option("steps between validations", 500)
+    checkpoint_every: int = option("steps between checkpoints", 50, least=1)
+    evaluate_every: int = option("steps between validations", 500, least=1)
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.numpy import load as load_safetensors
 from torch import Tensor
 
+from rrt_core.weight_files import tensors_of
 from schemas.errors import UserError
 
 Floats = npt.NDArray[np.float64]
@@ -68,10 +67,10 @@ def read_projection(
     """The projection in a file's bytes. Raises UserError for another content, or other channels."""
     fix = f"make one with benchmarks/making/{maker}"
     try:
-        arrays = load_safetensors(data)
-        mean, matrix = torch.from_numpy(arrays["mean"]), torch.from_numpy(arrays["projection"])
-    except (SafetensorError, KeyError, ValueError, TypeError) as error:
-        raise UserError(f"{where} is no projection ({type(error).__name__}): {fix}.") from error
+        tensors, _ = tensors_of(data, where)
+        mean, matrix = tensors["mean"], tensors["projection"]
+    except (KeyError, UserError) as error:
+        raise UserError(f"{where} is no projection ({error}): {fix}.") from error
 
     if (
         mean.shape != (channels,)
@@ -84,8 +83,6 @@ def read_projection(
             f"the feature map has {channels}: {fix} for this model and feature."
         )
 
-    if not bool(torch.isfinite(mean).all() and torch.isfinite(matrix).all()):
-        raise UserError(f"The projection in {where} holds values that are not finite: {fix}.")
     return Projection(mean.float(), matrix.float())
 
 

@@ -26,6 +26,7 @@ RANDOM = "random"
 TRAINED = ("all", "late", "none")
 TIMM = "timm:"
 WEIGHTS = "The backbone's weights"
+CLASSIFIERS = ("fc.", "classifier.", "head.")  # as timm and torchvision name them
 
 
 class Backbone(nn.Module):
@@ -228,10 +229,14 @@ def create_backbone(name: str, weights: str | None = None) -> Backbone:
 def load_backbone_state(network: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
     """Fill from a state dict; a classifier's weights in it are left out.
 
-    Raises UserError where others differ.
+    Raises UserError where others differ: a deeper network's hold all of a smaller one's names.
     """
     wanted = network.state_dict()
-    own = {key: value for key, value in state.items() if key in wanted}
+    own = {
+        key: value
+        for key, value in state.items()
+        if key in wanted or not key.startswith(CLASSIFIERS)
+    }
     if reason := misfit(shapes_of(own), shapes_of(wanted)):
         raise UserError(f"{WEIGHTS} in {where} do not fit the network: {reason}.")
-    network.load_state_dict(own, strict=False)
+    network.load_state_dict(own, strict=False)  # counters of batch norms may be missing

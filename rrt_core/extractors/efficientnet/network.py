@@ -129,6 +129,9 @@ class EfficientNetLite0(nn.Module):
             _fold(block.depthwise, state, prefix + "_depthwise_conv", prefix + "_bn1")
             _fold(block.narrow, state, prefix + "_project_conv", prefix + "_bn2")
         _fold(self.head, state, "_conv_head", "_bn1")
+        # the larger EfficientNets have these names, and others beside them
+        if other := next((name for name in state if "_se_" in name), ""):
+            raise RuntimeError(f"{other} is not of it")
         self.to(memory_format=torch.channels_last)
 
     def forward(self, x: Tensor) -> Maps:
@@ -175,6 +178,8 @@ def _fold(conv: _SameConv, state: Mapping[str, Tensor], conv_name: str, norm_nam
             norm_name + ".running_var",
         )
     )
+    if weight.shape != conv.weight.shape:
+        raise RuntimeError(f"{conv_name} has the shape {tuple(weight.shape)}")
     factor = gamma / torch.sqrt(variance + _BATCH_NORM_EPS)
     conv.weight.copy_((weight * factor[:, None, None, None]).float())
     conv.bias.copy_((beta - mean * factor).float())

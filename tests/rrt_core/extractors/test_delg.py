@@ -439,7 +439,7 @@ def test_a_wrong_file_is_named(change: Any, words: str) -> None:
 
 def test_other_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"no weights at all")
-    with pytest.raises(UserError, match="no safetensors file"):
+    with pytest.raises(UserError, match="neither a safetensors file"):
         create("delg", weights=str(tmp_path / "a"))
     with pytest.raises(UserError, match="no such file"):
         create("delg", weights=str(tmp_path / "b"))

@@ -452,8 +452,8 @@ def test_wrong_weights_are_refused(published: dict[str, Any], tmp_path: Path) ->
         },
         r"1 tensors are unknown, such as layer9\.weight": state | {"layer9.weight": torch.zeros(1)},
         "has the shape": {**state, "conv1.weight": torch.zeros(64, 3, 3, 3)},
-        r"no state dict \(UnpicklingError\)": {"conv1.weight": Trap()},
-        "are no state dict: give": [1, 2],
+        r"plain torch checkpoint of tensors alone \(UnpicklingError\)": {"conv1.weight": Trap()},
+        "are no state dict: give tensors": [1, 2],
     }
     for message, content in files.items():
         torch.save(content, tmp_path / "w.pth")

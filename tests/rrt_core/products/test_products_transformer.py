@@ -219,7 +219,9 @@ def test_broken_products_checkpoints(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"1 tensors are missing, such as remap_local\.bias"):
         load_checkpoint(str(path), variant=PRODUCTS)
     torch.save({"state": {"matcher.seg_encoder.weight": torch.zeros(4, 16)}}, path)
-    with pytest.raises(UserError, match=r"remap\.weight is missing; not a products model"):
+    with pytest.raises(
+        UserError, match=r"remap_local\.weight is missing; .* no model for products"
+    ):
         load_checkpoint(str(path), variant=PRODUCTS)
 
 

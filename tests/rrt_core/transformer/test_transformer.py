@@ -203,7 +203,7 @@ def test_paper_checkpoint(tmp_path: Path, prefix: str, zipped: bool) -> None:
 def test_paper_checkpoint_runs_no_code(tmp_path: Path) -> None:
     path = tmp_path / "code.pt"
     torch.save({"state": {"remap.weight": Path("x")}}, path)
-    with pytest.raises(UserError, match=r"code.pt is neither"):
+    with pytest.raises(UserError, match=r"code.pt are neither"):
         load_checkpoint(str(path))
 
 
