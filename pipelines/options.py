@@ -9,6 +9,7 @@ import operator
 import types
 import typing
 from collections.abc import Collection
+from functools import cache
 from typing import Any, ClassVar, TypeVar
 
 from schemas.errors import UserError
@@ -145,6 +146,11 @@ def _called(field: dataclasses.Field[Any], where: str) -> str:
     return f"{where}: {name}" if where else name
 
 
+@cache
+def _hints(options: type) -> dict[str, Any]:
+    return typing.get_type_hints(options)
+
+
 def _required(field: dataclasses.Field[Any]) -> bool:
     return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
@@ -160,7 +166,7 @@ def add_arguments(
     offered: the fields that get one, of all. hidden: fields that are parsed and that --help leaves
     out, since the command refuses or ignores them with a sentence.
     """
-    hints = typing.get_type_hints(options)
+    hints = _hints(options)
     for field in dataclasses.fields(options):
         if not field.metadata.get("help"):
             continue  # set by the program alone
@@ -200,7 +206,7 @@ def build(options: type[T], values: dict[str, Any], where: str) -> T:
 
     Raises UserError for unknown, missing or ill-typed ones, and numbers outside their range.
     """
-    hints = typing.get_type_hints(options)
+    hints = _hints(options)  # type: ignore[arg-type]  a class can be hashed
     fields = {field.name: field for field in dataclasses.fields(options)}  # type: ignore[arg-type]
     unknown = sorted(set(values) - set(fields))
     if unknown:
@@ -267,16 +273,23 @@ def _mapping(value: Any, where: str) -> dict[str, Any]:
     """A mapping as it is, or from a list of ``key=value`` whose values are read as YAML."""
     if isinstance(value, dict):
         return value
+    if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
+        raise ValueError
 
-    import yaml  # not for --help
+    from pipelines.yaml_text import parse_yaml  # not for --help
 
     pairs = {}
     for text in value:
         key, equals, given = text.partition("=")
         if not equals:
-            raise UserError(f"{where}: {text!r} is not KEY=VALUE")
-        parsed = yaml.safe_load(given)
+            raise UserError(f"{where}: {shown(text)} is not KEY=VALUE")
+        key, called = key.strip(), f"{where}: {shown(text)}"
+        if not key or key in pairs:
+            raise UserError(f"{called}: the key is {'given twice' if key else 'empty'}")
+
+        parsed = parse_yaml(given, called)
         if isinstance(parsed, str) and "," in parsed:
-            parsed = [yaml.safe_load(piece) for piece in parsed.split(",")]
-        pairs[key.strip()] = parsed
+            pieces = parsed.removesuffix(",").split(",")
+            parsed = [parse_yaml(piece, called) for piece in pieces]
+        pairs[key] = parsed
     return pairs

@@ -10,19 +10,26 @@ from pipelines.demo.options import Options as Options
 from pipelines.engines.settings import RunSettings
 from pipelines.run import config as run_config
 from pipelines.run import stage as pipeline
+from schemas.errors import UserError
 
 
 def run(options: Options, settings: RunSettings = RunSettings()) -> dict[str, Any]:
     """Make the demo's images (once), run all stages; gives the places of the results."""
     out = os.path.abspath(os.path.expanduser(options.out))
-    data = make_demo(os.path.join(out, "data"), settings, options.seed)
+    config = run_config.read_config(options.config, options.set)
+    own = ("out", "images", "ground_truth", "list", "sources", "queries", "import")
+    if given := [name for name in own if config.get(name)]:
+        raise UserError(f"demo: {given[0]} has no effect, since the demo sets it; leave it out")
+
+    data = os.path.join(out, "data")
     places = {
         "out": out,
-        "images": str(data / "images"),
-        "ground_truth": str(data / "ground_truth.json"),
+        "images": os.path.join(data, "images"),
+        "ground_truth": os.path.join(data, "ground_truth.json"),
     }
-    config = {**run_config.read_config(options.config, options.set), **places}
-    return pipeline.run_config(config, options.config, settings)
+    run_config.stages_of({**config, **places}, options.config)  # refused before pictures are made
+    make_demo(data, settings, options.seed)
+    return pipeline.run_config({**config, **places}, options.config, settings)
 
 
 def summarise(options: Options, results: dict[str, Any]) -> None:

@@ -7,12 +7,31 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pipelines.options import Checked, option
+from pipelines.options import Checked, option, shown
+from schemas.errors import UserError
 
 if TYPE_CHECKING:
     from schemas.plan import Job
 
 LOCAL = "local"
+
+# Those that Beam knows by a name: spelled out, since Beam takes seconds to import.
+BEAM_RUNNERS = (
+    "BundleBasedDirectRunner",
+    "DataflowRunner",
+    "DirectRunner",
+    "FlinkRunner",
+    "FnApiRunner",
+    "InteractiveRunner",
+    "KafkaStreamsRunner",
+    "PortableRunner",
+    "PrismRunner",
+    "PythonRPCDirectRunner",
+    "SparkRunner",
+    "SwitchingDirectRunner",
+    "TestDataflowRunner",
+    "TestDirectRunner",
+)
 
 
 @dataclass(frozen=True)
@@ -49,6 +68,22 @@ class RunSettings(Checked):
     plan_only: bool = option("", False)  # set by outputs.next_job: the first unfinished job is
     # planned, then `Planned` is raised
     work_bytes: int = option("", 0)  # set by a stage: about what a worker's data take in memory
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        name = self.runner.lower().removesuffix("runner") + "runner"
+        known = name in map(str.lower, BEAM_RUNNERS) or "." in self.runner  # a class of the user's
+        if self.runner != LOCAL and not known:
+            raise UserError(
+                f"--runner is {shown(self.runner)}; it must be {LOCAL}, one of "
+                f"{', '.join(BEAM_RUNNERS)}, or module.Class of a Beam runner"
+            )
+        if self.runner == LOCAL and self.beam_options:
+            flag = self.beam_options[0].partition("=")[0]
+            raise UserError(
+                f"{flag} is an option of Beam, and the local runner has none of these; leave it "
+                "out, or give --runner"
+            )
 
     @property
     def worker_count(self) -> int:

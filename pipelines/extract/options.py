@@ -36,7 +36,10 @@ class Options(Checked, command="extract"):
         needs=("ground_truth",),
     )
     source: str = option(
-        "name of the source in record ids; the folder's name where empty", "", needs=("images",)
+        "name of the source in record ids; the folder's name where empty",
+        "",
+        needs=("images",),
+        excludes=("sources",),
     )
     sources: str = option(
         "YAML file of several sources for one store, in place of the five options above", ""

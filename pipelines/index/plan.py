@@ -84,7 +84,9 @@ def plan(options: Options, settings: RunSettings) -> Plan:
 
 
 def key_of(options: Options, rows: int, dimension: int) -> str:
-    """The kind of index for a gallery of so many rows, as faiss names it."""
+    """The kind of index for a gallery of so many rows, as faiss names it. Raises UserError."""
+    if not options.key.isascii():
+        raise UserError(f"index: --key is {options.key!r}; it must be a key that faiss knows")
     return indexes.choose_key(rows, dimension) if options.key == "auto" else options.key
 
 

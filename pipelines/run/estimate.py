@@ -14,6 +14,7 @@ from pipelines.engines.settings import RunSettings
 from pipelines.estimate.model import Estimate
 from pipelines.estimate.probe import local
 from pipelines.extract import estimate as estimate_extract
+from pipelines.extract import options as extract_options
 from pipelines.index import estimate as estimate_index
 from pipelines.index import stage as index
 from pipelines.index.plan import key_of
@@ -24,6 +25,7 @@ from pipelines.search import stage as search
 from pipelines.storage.place import open_place
 from pipelines.stores.store import Store
 from rrt_core.extractors import create
+from schemas.errors import UserError
 from schemas.ground_truth.ground_truth import load_ground_truth
 from schemas.manifest import MANIFEST_NAME
 
@@ -40,6 +42,8 @@ def estimate(
 
     extracted = []
     for name, extract in (("gallery", stages.gallery), ("queries", stages.queries)):
+        if not isinstance(extract, extract_options.Options):
+            raise UserError(f"{options.config}: a run that imports its stores has no estimate")
         (folder / name).mkdir()
         extracted.append(estimate_extract.estimate(folder / name, extract, settings, begun))
         begun = time.monotonic()
@@ -55,7 +59,9 @@ def estimate(
 
 
 def _index(stages: run_config.Stages, rows: int) -> Estimate:
-    dimension = create(stages.gallery.extractor, **stages.gallery.extractor_option).global_dim
+    gallery = stages.gallery
+    assert isinstance(gallery, extract_options.Options)
+    dimension = create(gallery.extractor, **gallery.extractor_option).global_dim
     key = key_of(stages.index, rows, dimension)
     sizes = estimate_index.sizes_of(key, dimension)
 

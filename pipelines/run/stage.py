@@ -9,6 +9,7 @@ from typing import Any
 from pipelines.engines.settings import RunSettings
 from pipelines.evaluate import stage as evaluate
 from pipelines.evaluate import table as evaluate_table
+from pipelines.exchange import import_options, import_store
 from pipelines.extract import stage as extract
 from pipelines.index import stage as index
 from pipelines.report import stage as report
@@ -28,8 +29,11 @@ def run_config(config: dict[str, Any], where: str, settings: RunSettings) -> dic
     """Run all stages of a configuration."""
     stages = stages_of(config, where)
 
-    extract.run(stages.gallery, settings)
-    extract.run(stages.queries, settings)
+    for store in (stages.gallery, stages.queries):
+        if isinstance(store, import_options.Options):
+            import_store.run(store, settings)
+        else:
+            extract.run(store, settings)
     index.run(stages.index, settings)
     search.run(stages.search, settings)
     if stages.lazy:

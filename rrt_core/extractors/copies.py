@@ -27,16 +27,17 @@ class CopiesExtractor(Extractor):
     multiple = 1
 
     def _take_copies(
-        self, sizes: Sequence[int], max_locals: int, enlarge: float, min_size: int
+        self, sizes: Sequence[int] | int, max_locals: int, enlarge: float, min_size: int
     ) -> None:
-        """Check and keep the options. Raises UserError."""
-        check_copies(sizes, max_locals, enlarge, min_size)
-        self._sizes, self._max_locals = tuple(sizes), max_locals
+        """Check and keep the options; a size by itself is a list of one. Raises UserError."""
+        listed: Any = (sizes,) if type(sizes) is int else sizes
+        check_copies(listed, max_locals, enlarge, min_size)
+        self._sizes, self._max_locals = tuple(listed), max_locals
         self._enlarge, self._min_size = float(enlarge), min_size
-        self.scales = tuple(size / sizes[0] for size in sizes)
-        self.largest_side = sizes[0]
+        self.scales = tuple(size / listed[0] for size in listed)
+        self.largest_side = listed[0]
         self.config: dict[str, Any] = {
-            "sizes": list(sizes),
+            "sizes": list(listed),
             "max_locals": max_locals,
             "enlarge": self._enlarge,
             "min_size": min_size,

@@ -23,8 +23,8 @@ def check_copies(sizes: object, max_locals: object, enlarge: object, min_size: o
     """Raise UserError unless the options of an image's copies lie within their ranges."""
     if not isinstance(sizes, (list, tuple)) or not 1 <= len(sizes) <= 255:
         raise UserError(
-            "The extractor's option sizes must be a list of 1 to 255 longest sides in pixels, "
-            f"such as [512, 256] or [518], not {sizes!r}."
+            "The extractor's option sizes must be a longest side in pixels or a list of 1 to 255 "
+            f"of them, such as 518 or [512, 256], not {sizes!r}."
         )
     for size in sizes:
         check_whole("The extractor's option sizes", size, 32, 4096)

@@ -6,6 +6,7 @@ is left to do. benchmarks/quality/hostile_inputs.py tries the same values throug
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,10 +31,10 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     end_workers()
 
 
-def seen(folder: Path) -> dict[str, tuple[int, int]]:
-    """All files below a folder with their sizes and times."""
+def seen(folder: Path) -> dict[str, str]:
+    """All files below a folder with their content."""
     return {
-        str(path): (path.stat().st_size, path.stat().st_mtime_ns)
+        str(path): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(folder.rglob("*"))
         if path.is_file() and "here" not in path.parts
     }
@@ -63,3 +64,9 @@ def test_every_option_of_a_command(name: str, world: Path, monkeypatch: pytest.M
 
     assert not wrong, "\n".join(map(str, wrong))
     assert seen(world) == before
+
+
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name != "convert-delg"])
+def test_the_command_without_them_has_nothing_left_to_do(name: str, world: Path) -> None:
+    ended = command(name, *arguments_of(world, name))
+    assert ended.code == 0, ended

@@ -30,7 +30,7 @@ def arguments_of(world: Path, name: str, but: str = "") -> list[str]:
         "export": [("store",), ("--out", "arrays")],
         "verify": [("store",)],
         "repair": [("store",)],
-        "estimate": [("verify",)],
+        "estimate": [("tune",), run, truth, ("--result", "tuned.json")],
         "convert-delg": [("photos",), ("no.safetensors",)],
         "demo": [("--out", "no-demo"), ("--config", "all.yaml"), ("--seed", "1"), ("--dry-run",)],
         "run": [("--config", "all.yaml")],

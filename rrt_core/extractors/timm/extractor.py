@@ -66,7 +66,7 @@ class Timm(CopiesExtractor):
         model: str,
         weights: str | None = None,
         pretrained: bool = False,
-        sizes: Sequence[int] = (512, 360, 256),
+        sizes: Sequence[int] | int = (512, 360, 256),
         pooling: str | None = None,
         feature: int | None = None,
         max_locals: int = 500,
