@@ -206,7 +206,7 @@ def build(options: type[T], values: dict[str, Any], where: str) -> T:
 
     Raises UserError for unknown, missing or ill-typed ones, and numbers outside their range.
     """
-    hints = _hints(options)  # type: ignore[arg-type]  a class can be hashed
+    hints = _hints(options)  # type: ignore[arg-type]
     fields = {field.name: field for field in dataclasses.fields(options)}  # type: ignore[arg-type]
     unknown = sorted(set(values) - set(fields))
     if unknown:
