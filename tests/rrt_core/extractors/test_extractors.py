@@ -426,7 +426,8 @@ def test_a_users_own_extractor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         ("efficientnet", "sizes", [512, 512]),
         ("efficientnet", "sizes", [512.5]),
         ("efficientnet", "sizes", "512"),
-        ("efficientnet", "sizes", 512),
+        ("efficientnet", "sizes", 0),
+        ("efficientnet", "sizes", True),
         ("efficientnet", "max_locals", 0),
         ("efficientnet", "max_locals", True),
         ("efficientnet", "enlarge", 0.5),
@@ -441,6 +442,11 @@ def test_a_users_own_extractor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_bad_options_are_refused(name: str, option: str, value: object) -> None:
     with pytest.raises(UserError, match=option):
         create(name, **{option: value})
+
+
+def test_a_size_by_itself_is_a_list_of_one() -> None:
+    alone, listed = create("efficientnet", sizes=160), create("efficientnet", sizes=[160])
+    assert alone.config == listed.config and alone.scales == (1.0,)
 
 
 def test_weights_of_something_else_are_refused(tmp_path: Path) -> None:
