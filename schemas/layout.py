@@ -30,6 +30,7 @@ SOURCE_NAME = "plan/source.json"
 ARCHIVES_NAME = "plan/archives.parquet"  # where the archives lie: moved ones do not change the plan
 ARCHIVES = pa.schema([pa.field("url", pa.string(), nullable=False)])
 LISTED_NAME = "plan/listed.parquet"  # what image lists say that the archives hold
+KEEP_DAMAGED = "plan/keep-damaged"  # of archives that end early what was read is taken
 LISTED = pa.schema(
     [pa.field("source", pa.string(), nullable=False), pa.field("name", pa.string(), nullable=False)]
 )
@@ -45,6 +46,7 @@ PLAN_FILES = (
     SOURCE_NAME,
     ARCHIVES_NAME,
     LISTED_NAME,
+    KEEP_DAMAGED,
 )
 
 # Folders of what is under way; nothing in them outlives the command's end.

@@ -23,6 +23,7 @@ from pipelines.exchange.import_readers import ImportedImage, Reader, open_reader
 from pipelines.jobs.attempt import Attempt
 from pipelines.jobs.unit_worker import UnitWorker
 from pipelines.storage.place import open_place
+from pipelines.stores.failed_rows import end_with_failures
 from pipelines.stores.image_plan import (
     images_file,
     listed_units,
@@ -47,7 +48,9 @@ REPEATED = "the record id stands twice in the input; only the first is taken"
 def run(options: Options, settings: RunSettings = RunSettings()) -> Manifest:
     """Make (or finish, or skip) the store. Raises UserError and JobFailed."""
     job, plan_files = plan(options)
-    return run_job(job, settings, plan_files)
+    manifest = run_job(job, settings, plan_files)
+    end_with_failures(manifest, options.out)
+    return manifest
 
 
 def plan(options: Options) -> tuple[Job, dict[str, bytes]]:

@@ -67,4 +67,4 @@ def _sample(place: Place, planned: Planned, files: Mapping[str, bytes]) -> Itera
         chosen = np.unique(np.linspace(0, len(table) - 1, SAMPLE).astype(int))
         return [Item(reference) for reference in references_of(table.take(chosen))]
 
-    return islice(ArchiveImages(table.column("url")[0].as_py(), "sample", ""), SAMPLE)
+    return islice(ArchiveImages(table.column("url")[0].as_py(), "sample", "", keep="rest"), SAMPLE)

@@ -27,7 +27,7 @@ from pipelines.extract.sample import Counted, Sample, count_images
 from pipelines.jobs.existing_output import refuse_other
 from pipelines.jobs.manifests import read_manifest
 from pipelines.jobs.plan import refuse_other_recipe
-from pipelines.sources.archive_images import ArchiveImages, Listed
+from pipelines.sources.archive_images import ArchiveImages, Listed, kept_name
 from pipelines.storage.place import open_place
 from pipelines.storage.protocol import Place
 from pipelines.storage.tables import read_table
@@ -46,6 +46,7 @@ PLAN_FILES = (
     layout.LISTED_NAME,
     layout.SOURCE_NAME,
     layout.ROTATION_NAME,
+    layout.KEEP_DAMAGED,
 )
 NOTHING_NAMED = "all images that are named have local descriptors"
 NOT_PROBED = (
@@ -172,7 +173,8 @@ def _work(job: Job, planned: Place, settings: RunSettings) -> Work:
         work.names = len(read_table(planned, layout.LISTED_NAME)) if lists else 0
         for name, one in archives.items():
             url, listed = urls[one.archive], lists.get(one.source)
-            work.archives[name] = ArchiveImages(url, one.source, one.prefix, listed)
+            keep = kept_name(planned, one)
+            work.archives[name] = ArchiveImages(url, one.source, one.prefix, listed, keep=keep)
 
         sizes = [archive.size for archive in archives.values()]
         work.counted = count_images(list(work.archives.values()), sizes)

@@ -24,6 +24,7 @@ from pipelines.results.shortlists import read_shortlist_part, shortlist_files
 from pipelines.results.truth import reranked_rows, truth_of
 from pipelines.storage.input_file import read_input
 from pipelines.storage.place import open_place
+from pipelines.stores.failed_rows import say_failures
 from pipelines.stores.locals import LocalsFile
 from pipelines.stores.store import Store
 from rrt_core.extractors import create, identity_of
@@ -52,10 +53,9 @@ def run(options: dict[str, Any], settings: RunSettings) -> Manifest:
         settings = replace(settings, overwrite=True)
 
     manifest = run_job(job, settings)
-    if manifest.counts.failed:
+    if say_failures(manifest, job.output):
         print(
-            f"{STAGE:<9}  {manifest.counts.failed:,} images failed (see {job.output}/failures); "
-            f"once they are as they were, give --retry-failed too",
+            f"{'':<9}  once they are as they were, give --retry-failed too",
             file=sys.stderr,
         )
     return manifest

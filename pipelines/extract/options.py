@@ -106,4 +106,10 @@ class Options(Checked, command="extract"):
     max_failures: str = option(
         "end when more images fail: a number, or per cent of all such as 5%", ""
     )
+    damaged_archives: str = option(
+        "what to do with an archive that is damaged or was never closed: refuse, or keep what can "
+        "be read, with a failed row for the rest; where empty as the store was begun, else refuse",
+        "",
+        choices=("", "refuse", "keep"),
+    )
     retry_failed: bool = option("describe the failed images of the finished store once more", False)

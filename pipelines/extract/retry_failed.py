@@ -20,6 +20,7 @@ from pipelines.engines.settings import RunSettings
 from pipelines.jobs.manifests import is_whole, parts_of, read_manifest
 from pipelines.jobs.markers import read_marker
 from pipelines.jobs.plan import refuse_other_recipe
+from pipelines.sources.archive_images import DAMAGED
 from pipelines.storage.place import open_place
 from pipelines.storage.protocol import Place
 from pipelines.storage.tables import parse_table, read_table
@@ -32,7 +33,7 @@ from schemas.layout import IMAGES_NAME, RETRIES, retry_number
 from schemas.manifest import Manifest
 from schemas.plan import ArchivedImages, ArchivedImagesAgain, Job, Unit
 
-NOT_AGAIN = frozenset({"duplicate", "missing"})  # classes that no second look changes
+NOT_AGAIN = frozenset({"duplicate", "missing", DAMAGED})  # classes that no second look changes
 
 
 def run(job: Job, settings: RunSettings, plan_files: Mapping[str, bytes]) -> Manifest:

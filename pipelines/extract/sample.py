@@ -75,6 +75,8 @@ def _count(archive: ArchiveImages, seconds: float) -> tuple[int, float, str]:
             position = entry.position
             images += archive.record_id(entry.name) is not None
     except ArchiveDamaged as error:
+        if archive.keep:
+            return images + 1, 1.0, f"{archive.url}: {error.reason}; a failed row is for the rest"
         return images, 1.0, str(error)
     return images, 1.0, ""
 

@@ -19,6 +19,8 @@ from pipelines.jobs.plan import planned_units
 from pipelines.jobs.replacing import finish_begun
 from pipelines.quantities import byte_text
 from pipelines.storage.place import free_bytes, open_place
+from pipelines.storage.protocol import Place
+from pipelines.stores.failed_rows import end_with_failures
 from pipelines.stores.image_plan import (
     Planned,
     changed_since,
@@ -31,7 +33,7 @@ from pipelines.stores.image_plan import (
 from rrt_core.extractors import Extractor, create, identity_of
 from schemas import global_descriptors, local_descriptors
 from schemas.errors import UserError
-from schemas.layout import LAYER, ROTATION_NAME
+from schemas.layout import IMAGES_NAME, KEEP_DAMAGED, LAYER, ROTATION_NAME
 from schemas.manifest import Manifest
 from schemas.plan import ArchivedImages, Job, MissingImages, Unit
 
@@ -54,9 +56,11 @@ def run(options: Options, settings: RunSettings = RunSettings()) -> Manifest:
 
     job, plan_files = plan(options, settings)
     if options.retry_failed:
-        return retry.run(job, settings, plan_files)
+        manifest = retry.run(job, settings, plan_files)
+        end_with_failures(manifest, options.out)
+        return manifest
 
-    if plan_files:  # the first time
+    if IMAGES_NAME in plan_files:  # the first time
         _say_disk(job)
     else:
         _say_changes(options, job.inputs["images"]["content"])
@@ -66,6 +70,7 @@ def run(options: Options, settings: RunSettings = RunSettings()) -> Manifest:
         raise UserError(
             f"{images_url(options)}: the archives hold no images; give others, and --overwrite"
         )
+    end_with_failures(manifest, options.out)
     return manifest
 
 
@@ -122,6 +127,7 @@ def plan(options: Options, settings: RunSettings) -> tuple[Job, dict[str, bytes]
     if planned is None:
         planned, files = list_sources(specs)
 
+    files = {**files, **_kept(options, place, settings)}
     an_image = _bytes_an_image(options, extractor)
     rows, most = _rows_per_part(options, an_image, len(planned.ids))
     recipe: dict[str, Any] = {
@@ -165,6 +171,21 @@ def plan(options: Options, settings: RunSettings) -> tuple[Job, dict[str, bytes]
         most_failed=options.max_failures,
     )
     return job, files
+
+
+def _kept(options: Options, place: Place, settings: RunSettings) -> dict[str, bytes]:
+    """The plan's file that says that damaged archives are kept, where it is to be written.
+
+    Raises UserError where it stands there, and they are to be refused.
+    """
+    is_kept = not settings.overwrite and place.exists(KEEP_DAMAGED)
+    if is_kept and options.damaged_archives == "refuse":
+        raise UserError(
+            f"extract: --damaged-archives refuse, but {place.url} was begun with keep; leave it "
+            f"out, or give --overwrite"
+        )
+    write = options.damaged_archives == "keep" and not is_kept
+    return {KEEP_DAMAGED: b"--damaged-archives keep\n"} if write else {}
 
 
 def _refuse_other_sources(options: Options) -> None:

@@ -156,6 +156,8 @@ class DescribeUnit(ImageWorker):
 
         if images.listed:
             attempt.summary = {"unlisted": unlisted}
+        if images.damaged:
+            attempt.summary = {**attempt.summary, "damaged": 1}
         return counts
 
     def _missing(self, work: MissingImages, attempt: Attempt) -> Counts:

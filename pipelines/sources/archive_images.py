@@ -9,15 +9,16 @@ from hashlib import blake2b
 import numpy as np
 import pyarrow.compute as pc
 
-from pipelines.sources.archives import entries
+from pipelines.sources.archives import ArchiveDamaged, entries
 from pipelines.sources.item import MOST_BYTES, Item
 from pipelines.storage.protocol import Place
 from pipelines.storage.tables import read_table
 from rrt_core.images import DecodeError
 from schemas.image_list import ImageReference, decode_name, encode_name, make_record_id
-from schemas.layout import ARCHIVES_NAME, LISTED_NAME
+from schemas.layout import ARCHIVES_NAME, KEEP_DAMAGED, LISTED_NAME
 from schemas.plan import ArchivedImages
 
+DAMAGED = "damaged_archive"  # class of the failed row for what cannot be read of an archive
 REPEATED = "the record id stands twice in the archive; only the first is described"
 
 
@@ -65,8 +66,10 @@ class ArchiveImages:
               several
     listed    only images that the list names are inputs; they have its name in their record ids
     only      only these record ids are inputs
+    keep      name of an item for what cannot be read of a damaged archive; "" raises instead
     position  share of the archive's bytes read so far
     unlisted  images so far that the list does not name
+    damaged   whether an item stood for what cannot be read of the archive
     """
 
     def __init__(
@@ -76,11 +79,13 @@ class ArchiveImages:
         prefix: str,
         listed: Listed | None = None,
         only: Collection[str] | None = None,
+        *,
+        keep: str = "",
     ) -> None:
         self.url, self.source, self.prefix = url, source, prefix
-        self.listed, self.only = listed, only
-        self.position, self.unlisted = 0.0, 0
-        self._stream = self._items()
+        self.listed, self.only, self.keep = listed, only, keep
+        self.position, self.unlisted, self.damaged = 0.0, 0, False
+        self._stream = self._kept() if keep else self._items()
 
     def __iter__(self) -> Iterator[Item]:
         return self._stream
@@ -95,6 +100,16 @@ class ArchiveImages:
     def _wanted(self, member: bytes) -> bool:
         record_id = self.record_id(member)
         return record_id is not None and (self.only is None or record_id in self.only)
+
+    def _kept(self) -> Iterator[Item]:
+        try:
+            yield from self._items()
+        except ArchiveDamaged as error:
+            if self.only is None:
+                self.damaged = True
+                record_id = make_record_id(self.source, self.keep)
+                reference = ImageReference(record_id, self.source, os.fsencode(self.url))
+                yield Item(reference, refusal=DecodeError(error.reason, DAMAGED))
 
     def _items(self) -> Iterator[Item]:
         location, seen = os.fsencode(self.url), set[int]()
@@ -117,6 +132,17 @@ class ArchiveImages:
             yield Item(reference, None if refusal else entry.data, refusal)
 
 
+def kept_name(place: Place, work: ArchivedImages) -> str:
+    """The name of what cannot be read of an archive, where the store's plan says to keep the rest.
+
+    "" where it does not.
+    """
+    if not place.exists(KEEP_DAMAGED):
+        return ""
+    # with a list archives of two folders may be called alike
+    return f"archive-{work.archive:05}/{work.name}" if work.listed else work.name
+
+
 def open_archive(
     place: Place,
     work: ArchivedImages,
@@ -134,5 +160,5 @@ def open_archive(
         lists[work.source] = Listed(place, work.source)
 
     url = url or archive_url(place, work.archive)
-    listed = lists[work.source] if work.listed else None
-    return ArchiveImages(url, work.source, work.prefix, listed, only)
+    listed, keep = lists[work.source] if work.listed else None, kept_name(place, work)
+    return ArchiveImages(url, work.source, work.prefix, listed, only, keep=keep)

@@ -29,9 +29,21 @@ _BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 
 class ArchiveDamaged(UserError):
-    """An archive that cannot be read to its end. What came before is right."""
+    """An archive that cannot be read to its end. What came before is right.
+
+    `reason` says what is damaged, from which byte, and how much was read.
+    """
 
     at_once = False
+
+    def __init__(self, url: str, error: Broken, images: int) -> None:
+        at = "" if error.byte is None else f" at byte {error.byte:,}"
+        self.reason = (
+            f"the archive is damaged or cut off{at}: {error}; {images:,} images before were read"
+        )
+        super().__init__(
+            f"{url}: {self.reason}; fetch it again, or take these with --damaged-archives keep"
+        )
 
 
 @dataclass(frozen=True)
@@ -172,10 +184,7 @@ def entries(
                     yield entry
                     yielded += 1
         except Broken as error:
-            raise ArchiveDamaged(
-                f"{url}: the archive is damaged or cut off: {error}; {yielded:,} images before "
-                f"were read; fetch it again"
-            ) from error
+            raise ArchiveDamaged(url, error, yielded) from error
 
 
 def _members(url: str, file: BlockFile) -> Iterator[Member]:

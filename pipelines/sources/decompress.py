@@ -8,6 +8,7 @@ start of a further stream for the end.
 from __future__ import annotations
 
 import bz2
+import io
 import lzma
 import zlib
 from collections.abc import Callable, Iterator
@@ -37,8 +38,12 @@ class Unpacked:
 
     def read(self, count: int) -> bytes:
         """`count` bytes; fewer only at the end. Raises Broken."""
-        pieces = list(self._read(count))
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        whole = io.BytesIO()  # it gives its bytes without a copy
+        for piece in self._read(count):
+            if len(piece) == count:
+                return piece
+            whole.write(piece)
+        return whole.getvalue()
 
     def skip(self, count: int) -> None:
         """Pass over bytes, at most to the end. Raises Broken."""

@@ -10,7 +10,7 @@ from pipelines.storage.place import read_url
 from rrt_core.images import DecodeError
 from schemas.image_list import ImageReference
 
-MOST_BYTES = 1_000_000_000  # of an image file
+MOST_BYTES = 400_000_000  # of an image file: 100 megapixels of four bytes
 
 
 @dataclass(frozen=True)

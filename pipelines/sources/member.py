@@ -26,7 +26,14 @@ class Member:
 
 
 class Broken(Exception):
-    """The archive cannot be read on from here: why, in a clause."""
+    """The archive cannot be read on from here: why, in a clause, and from which byte, if known.
+
+    Of a compressed tar file it is a byte of what is unpacked.
+    """
+
+    def __init__(self, why: str, byte: int | None = None) -> None:
+        super().__init__(why)
+        self.byte = byte
 
 
 class Unreadable(Exception):

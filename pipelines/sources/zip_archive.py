@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import stat
 import zipfile
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ from schemas.errors import UserError
 
 MOST_DIRECTORY = 128_000_000  # bytes: over a million entries
 BOMB_BYTES, BOMB_RATIO = 64_000_000, 200  # larger than, and so many times its packed size
+PIECE = 4096  # bytes: zipfile unpacks bzip2 and LZMA from so many packed ones without a bound
 _UTF8, _ENCRYPTED = 0x800, 0x41
 
 
@@ -75,10 +77,12 @@ def _refusal(info: zipfile.ZipInfo, behind: int) -> tuple[str, str] | None:
 def _reader(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Callable[[], bytes]:
     def read() -> bytes:
         try:
+            whole = io.BytesIO()
             with archive.open(info) as member:
-                data = member.read(info.file_size)
-                more = member.read(1)  # this read compares the checksum
-                if len(data) < info.file_size or more:
+                while whole.tell() <= info.file_size and (piece := member.read(PIECE)):
+                    whole.write(piece)  # the last read compares the checksum
+                data = whole.getvalue()
+                if len(data) != info.file_size:
                     raise Unreadable(
                         f"its data have not the {info.file_size:,} bytes that the directory says"
                     )

@@ -6,6 +6,7 @@ Remote blocks are fetched one ahead in a thread, so that network and processor o
 from __future__ import annotations
 
 import errno
+import io
 import os
 import sys
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -72,7 +73,7 @@ class BlockFile:
 
     def read(self, count: int | None = -1) -> bytes:
         """Up to `count` bytes; fewer only at the end."""
-        pieces: list[bytes] = []
+        whole = io.BytesIO()  # it gives its bytes without a copy
         missing = count if count is not None and count >= 0 else sys.maxsize
         while missing > 0:
             number, start = divmod(self._at, self.block)
@@ -80,11 +81,14 @@ class BlockFile:
             if not piece:
                 break
 
-            pieces.append(piece)
             self._at += len(piece)
             missing -= len(piece)
+            if not missing and not whole.tell():
+                return piece
 
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+            whole.write(piece)
+
+        return whole.getvalue()
 
     def _block(self, number: int) -> bytes:
         if number == self._number:
