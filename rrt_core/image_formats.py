@@ -5,6 +5,7 @@ One table for all that asks: the reader of folders and archives, the decoder, th
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from functools import cache
@@ -110,9 +111,15 @@ def known_formats() -> tuple[str, ...]:
     return tuple(one.name for one in FORMATS if one.decodes)
 
 
+@cache
 def decodable_suffixes() -> frozenset[str]:
     """Suffixes of files that decode here, such as `.jpg`, lower case."""
     return frozenset(suffix for one in FORMATS if one.decodes for suffix in one.suffixes)
+
+
+def has_image_suffix(name: str) -> bool:
+    """Whether a file's name ends as those of images that decode here."""
+    return os.path.splitext(name)[1].lower() in decodable_suffixes()
 
 
 def format_of(first_bytes: bytes) -> Format | None:

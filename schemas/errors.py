@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-LONGEST_WORD = 400  # characters of a name in a sentence
+LONGEST, LONGEST_WORD = 1_900, 400  # characters of a sentence, and of a name in it
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
@@ -47,4 +47,5 @@ class JobFailed(_OneSentence):
 def _in_one_line(sentence: str) -> str:
     """The sentence where names in it, which are others', may hold lines' ends or have no end."""
     line = _CONTROL.sub(lambda match: ascii(match[0])[1:-1], sentence)
-    return re.sub(rf"(\S{{{LONGEST_WORD}}})\S+", r"\1...", line)
+    line = re.sub(rf"(\S{{{LONGEST_WORD}}})\S+", r"\1...", line)
+    return line if len(line) <= LONGEST else f"{line[:LONGEST]} ..."

@@ -27,26 +27,6 @@ IMAGE_LIST = pa.schema(
     ]
 )
 
-_RASTER = (
-    "jpg",
-    "jpeg",
-    "jpe",
-    "jfif",
-    "png",
-    "webp",
-    "gif",
-    "bmp",
-    "dib",
-    "tif",
-    "tiff",
-    "ppm",
-    "pgm",
-    "pbm",
-    "jp2",
-)
-# of names that are taken for images, lower case
-SUFFIXES = frozenset(f".{name}" for name in (*_RASTER, "avif"))
-
 _TO_ENCODE = re.compile("[%#\x00-\x1f\x7f-\x9f\udc80-\udcff]")
 _ENCODED = re.compile(rb"%([0-9A-F]{2})")
 _NUMBER = r"(-?[0-9]+(?:\.[0-9]+)?(?:e[+-]?[0-9]+)?)"  # as `format_box` writes one

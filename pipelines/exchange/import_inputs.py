@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 
 from pipelines.exchange.import_names import named_images, unseen
 from pipelines.exchange.import_readers import matrix_of
-from pipelines.sources.listing import is_image
 from pipelines.storage.place import open_place
 from pipelines.storage.protocol import Place
 from pipelines.storage.remote import RemotePlace
+from rrt_core.image_formats import has_image_suffix
 from schemas.errors import UserError
 from schemas.image_list import ImageReference, decode_name, split_record_id
 from schemas.importers import Unusable, delg
@@ -239,7 +239,7 @@ def _matched(
     owners: dict[str, str] = {}
     for reference in references:
         path = os.fsdecode(decode_name(split_record_id(reference.record_id)[1]))
-        bare = os.path.splitext(path)[0] if is_image(path) else path
+        bare = os.path.splitext(path)[0] if has_image_suffix(path) else path
         candidates = (path, bare, os.path.basename(path), os.path.basename(bare))
         stem = next((name for name in candidates if name in pairs), None)
         if stem is not None and owners.setdefault(stem, reference.record_id) != reference.record_id:

@@ -231,6 +231,8 @@ def _probe(work: Work, planned: Place, settings: RunSettings, folder: Path, batc
 
 def _notes(work: Work, described: Probe, settings: RunSettings) -> Iterator[str]:
     counted, units = work.counted, len(work.left)
+    if text := extract.passed_over(work.job):
+        yield text
     if counted and work.remote:
         yield f"the archives were read at {counted.rate / 1e6:,.1f} MB/s, in one stream"
     if any(workers > units for workers in settings.on):

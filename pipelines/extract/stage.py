@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from dataclasses import asdict, replace
 from hashlib import sha256
 from typing import Any
@@ -18,6 +19,7 @@ from pipelines.extract.options import Options as Options
 from pipelines.jobs.plan import planned_units
 from pipelines.jobs.replacing import finish_begun
 from pipelines.quantities import byte_text
+from pipelines.sources.folder import words_for
 from pipelines.storage.place import free_bytes, open_place
 from pipelines.storage.protocol import Place
 from pipelines.stores.failed_rows import end_with_failures
@@ -61,6 +63,7 @@ def run(options: Options, settings: RunSettings = RunSettings()) -> Manifest:
         return manifest
 
     if IMAGES_NAME in plan_files:  # the first time
+        _say_passed_over(job)
         _say_disk(job)
     else:
         _say_changes(options, job.inputs["images"]["content"])
@@ -86,6 +89,18 @@ def _say_changes(options: Options, fingerprint: str) -> None:
             "it was planned for. For what is there now give --overwrite, or another place",
             file=sys.stderr,
         )
+
+
+def passed_over(job: Job) -> str:
+    """What the readers of the job's folders passed over, in words; "" for nothing."""
+    counts = Counter[str](job.facts.get("passed_over", {}))
+    return f"passed over {words_for(counts)}" if counts else ""
+
+
+def _say_passed_over(job: Job) -> None:
+    if text := passed_over(job):
+        images = sum(unit.inputs for unit in job.units)
+        print(f"{STAGE:<9}  {images:,} images; {text}", file=sys.stderr)
 
 
 def _say_disk(job: Job) -> None:
@@ -166,6 +181,7 @@ def plan(options: Options, settings: RunSettings) -> tuple[Job, dict[str, bytes]
             "bytes_a_local": a_local,
             "bytes_an_image": an_image,
             "images_planned": planned.images,
+            **({"passed_over": dict(planned.passed_over)} if planned.passed_over else {}),
         },
         noun="images",
         most_failed=options.max_failures,

@@ -18,13 +18,12 @@ from pipelines.storage.byte_sources import open_bytes
 from pipelines.storage.place import open_place
 from pipelines.storage.protocol import is_http
 from pipelines.storage.remote import RemotePlace
+from rrt_core.image_formats import has_image_suffix
 from schemas.errors import UserError
-from schemas.image_list import SUFFIXES
 
 ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".zip")
 MOST_NAME = 4096  # bytes, Linux's own bound of a path
 MOST_ARCHIVES = 100_000
-_SUFFIXES = frozenset(os.fsencode(suffix) for suffix in SUFFIXES)
 _BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 
@@ -200,7 +199,7 @@ def _members(url: str, file: BlockFile) -> Iterator[Member]:
 
 def _entry(member: Member, wanted: Callable[[bytes], bool] | None, most_bytes: int) -> Entry | None:
     """None for what is passed over in silence."""
-    if os.path.splitext(member.name)[1].lower() not in _SUFFIXES:
+    if not has_image_suffix(os.fsdecode(member.name)):
         return None
     unsafe = _unsafe(member.name)
     if unsafe:

@@ -6,23 +6,21 @@ it there and never list again. Archives are not opened for it.
 
 from __future__ import annotations
 
-import csv
-import io
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator
-from urllib.parse import unquote
 
 from pipelines.sources.archives import ARCHIVE_SUFFIXES
+from pipelines.sources.folder import names_below, words_for
+from pipelines.sources.name_list import names_in
 from pipelines.sources.spec import SourceSpec
 from pipelines.storage.input_file import read_input
 from pipelines.storage.place import open_place
 from pipelines.storage.protocol import Place
-from pipelines.storage.remote import RemotePlace
-from pipelines.storage.tables import parse_table
+from rrt_core.image_formats import has_image_suffix
 from schemas.errors import UserError
 from schemas.ground_truth.ground_truth import GroundTruth, load_ground_truth
 from schemas.image_list import (
-    SUFFIXES,
     Box,
     ImageReference,
     encode_name,
@@ -30,16 +28,17 @@ from schemas.image_list import (
     relative_name,
 )
 
-NAME_COLUMNS = ("path", "name", "image", "file", "filename")
 _RELATIVE = "must be a name relative to the folder of images, without '..'"
 
 
-def list_images(spec: SourceSpec) -> list[ImageReference]:
+def list_images(spec: SourceSpec, passed_over: Counter[str] | None = None) -> list[ImageReference]:
     """The references of a source, as its list or ground truth gives them.
 
-    Without these in the order of their record ids' UTF-8 bytes. Raises UserError where nothing is
-    listed, or a list or ground truth cannot be read.
+    Without these in the order of their record ids' UTF-8 bytes, and what is no image is counted in
+    `passed_over`. Raises UserError where nothing is listed, or a list or ground truth cannot be
+    read.
     """
+    passed = Counter[str]()
     place = open_place(spec.folder)
     listed_on_web = place.http and bool(spec.list)  # the server need not show its folders
     if not listed_on_web and not place.is_folder():
@@ -48,28 +47,41 @@ def list_images(spec: SourceSpec) -> list[ImageReference]:
             what = "it is a file; give its folder, and --list for some of the images there"
         raise UserError(f"{spec.images}: {what}")
 
-    names: Iterable[tuple[str, Box | None]]
+    names: Iterable[tuple[str, str, Box | None]]
     if spec.ground_truth:
-        names = _names_of_truth(spec, place)
+        names = _of_truth(spec, place)
     else:
-        plain = listed_names(spec) if spec.list else _names_below(spec, place)
-        names = ((name, None) for name in plain)
+        plain = listed_names(spec) if spec.list else names_below(place, spec.pattern, passed)
+        names = ((name, name, None) for name in plain)
 
-    source, folder = spec.name, os.fsencode(place.url.rstrip("/"))
+    source, folder = spec.name, os.fsencode(place.url.rstrip("/")) + b"/"
     references = [
-        ImageReference(make_record_id(source, raw, box), source, folder + b"/" + raw, box)
-        for raw, box in ((_encoded(spec, name), box) for name, box in names)
+        ImageReference(
+            make_record_id(source, _encoded(spec, name), box),
+            source,
+            folder + _encoded(spec, file),
+            box,
+        )
+        for name, file, box in names
     ]
     if not references:
-        raise _nothing_named(spec, place)
+        raise _nothing_named(spec, place, passed)
+    if spec.list and place.local and not any(_is_there(one.location) for one in references):
+        first = os.fsdecode(references[0].location[len(folder) :])
+        raise UserError(
+            f"{spec.list}: none of its {len(references):,} names is a file below {spec.images} "
+            f"(the first is {first!r}); give the folder that they are relative to, and a list in "
+            f"UTF-8 with the names in a column 'path'"
+        )
     if not (spec.list or spec.ground_truth):
         references.sort(key=lambda reference: reference.record_id.encode())
+    if passed_over is not None:
+        passed_over.update(passed)
     return references
 
 
-def is_image(name: str) -> bool:
-    """Whether a file is taken for an image, by its suffix."""
-    return os.path.splitext(name)[1].lower() in SUFFIXES
+def _is_there(location: bytes) -> bool:
+    return b"\0" not in location and os.path.lexists(location)
 
 
 def _encoded(spec: SourceSpec, name: str) -> bytes:
@@ -81,7 +93,7 @@ def _encoded(spec: SourceSpec, name: str) -> bytes:
         ) from None
 
 
-def _nothing_named(spec: SourceSpec, place: Place) -> UserError:
+def _nothing_named(spec: SourceSpec, place: Place, passed: Counter[str]) -> UserError:
     listed = spec.list or spec.ground_truth
     files = place.names("") if not listed and spec.folder == spec.images else []
     suffixes = [suffix for suffix in ARCHIVE_SUFFIXES for file in files if file.endswith(suffix)]
@@ -91,98 +103,67 @@ def _nothing_named(spec: SourceSpec, place: Place) -> UserError:
             f"{place.url}/*{suffixes[0]}"
         )
 
+    if passed:
+        return UserError(
+            f"{spec.images}: no images are named here; passed over {words_for(passed)}"
+        )
     return UserError(f"{listed or spec.images}: no images are named here")
-
-
-def _names_below(spec: SourceSpec, place: Place) -> Iterator[str]:
-    """All images below the folder, hidden files and folders left out; of a glob, its matches."""
-    names: Iterable[str]
-    if spec.folder != spec.images:
-        names = place.glob(spec.images.removeprefix(spec.folder).lstrip("/"))
-    elif isinstance(place, RemotePlace):
-        below = (unquote(name) if place.http else name for name in place.files_below())  # of links
-        names = (name for name in below if not name.startswith(".") and "/." not in name)
-    else:
-        names = (os.path.relpath(path, place.root) for path in _walk(place.root, frozenset()))
-    return filter(is_image, names)
-
-
-def _walk(folder: str, above: frozenset[tuple[int, int]]) -> Iterator[str]:
-    """Files below a folder that are not hidden, links followed.
-
-    A link to a folder above leads nowhere. Raises UserError for a folder that cannot be listed: a
-    store without its images would look complete.
-    """
-    try:
-        about = os.stat(folder)
-        with os.scandir(folder) as entries:
-            listed = [entry for entry in entries if not entry.name.startswith(".")]
-    except OSError as error:
-        raise UserError(f"{folder}: the folder cannot be listed: {error.strerror}") from None
-
-    here = (about.st_dev, about.st_ino)
-    if here in above:
-        return
-
-    for entry in listed:
-        if entry.is_dir():
-            yield from _walk(entry.path, above | {here})
-        else:
-            yield entry.path
 
 
 def listed_names(spec: SourceSpec) -> Iterator[str]:
     """The names of an image list. Raises UserError.
 
-    CSV or text (the paper's ``path,label,width,height``, or a name a line), or Parquet with a
-    column of names. A name comes without `./` (as `find .` writes it) and doubled slashes.
+    A name comes without `./` (as `find .` writes it) and doubled slashes.
     """
-    data = read_input(spec.list, "image list")
-    read = _parquet_names if spec.list.endswith(".parquet") else _csv_names
-    for number, name in enumerate(read(data, spec.list), 1):
+    folder = None
+    if spec.images and not spec.in_archives:
+        place = open_place(spec.folder)
+        folder = place.root if place.local else None
+
+    names = names_in(read_input(spec.list, "image list"), spec.list, folder)
+    for number, name in enumerate(names, 1):
         relative = relative_name(name) if isinstance(name, str) else None
         if relative is None:
             raise UserError(f"{spec.list}: row {number}: {name!r} {_RELATIVE}")
         yield relative
 
 
-def _parquet_names(data: bytes, where: str) -> list[object]:
-    table = parse_table(data, where)
-    column = next((name for name in NAME_COLUMNS if name in table.column_names), None)
-    if column is None:
-        raise UserError(f"{where}: it has no column of names (one of {', '.join(NAME_COLUMNS)})")
+def _of_truth(spec: SourceSpec, place: Place) -> Iterator[tuple[str, str, Box | None]]:
+    """(name in ids, name of the file, box) of what a ground truth names.
 
-    names: list[object] = table.column(column).to_pylist()
-    return names
-
-
-def _csv_names(data: bytes, where: str) -> list[str]:
-    text = data.decode("utf-8-sig", "surrogateescape")  # -sig: a BOM is no name
-    try:
-        rows = list(csv.reader(io.StringIO(text, newline="")))
-    except csv.Error as error:
-        raise UserError(f"{where}: it cannot be read as an image list: {error}") from None
-
-    names = [row[0].strip() for row in rows if row and row[0].strip()]
-    return names[1:] if names and names[0].lower() in NAME_COLUMNS else names
-
-
-def _names_of_truth(spec: SourceSpec, place: Place) -> list[tuple[str, Box | None]]:
-    """Revisitop's files name images without a suffix: it is looked up in the folder, once."""
+    Revisitop's files name images without a suffix, and others without the folder that they lie in:
+    both are looked up below the folder of images, once. Raises UserError where two files fit.
+    """
     truth = load_ground_truth(spec.ground_truth)
     names = truth_names(truth, spec.take, spec.ground_truth)
-    if not lacks_suffixes(truth):
-        return names
+    bare = lacks_suffixes(truth)
+    if not bare and (not place.local or all(place.exists(name) for name, _ in names)):
+        yield from ((name, name, box) for name, box in names)
+        return
 
-    by_stem: dict[str, str] = {}
-    for name in _names_below(spec, place):
-        by_stem.setdefault(encode_name(os.path.splitext(name)[0]), name)
-    return [(by_stem.get(encode_name(name), f"{name}.jpg"), box) for name, box in names]
+    by_path: dict[str, str] = {}
+    by_name: dict[str, list[str]] = {}
+    for file in names_below(place, spec.pattern, Counter()):
+        key = encode_name(os.path.splitext(file)[0] if bare else file)
+        if key not in by_path:
+            by_path[key] = file
+            by_name.setdefault(key.rpartition("/")[2], []).append(file)
+
+    for name, box in names:
+        key, standard = encode_name(name), f"{name}.jpg" if bare else name
+        files = [by_path[key]] if key in by_path else by_name.get(key, [])
+        if len(files) > 1:
+            raise UserError(
+                f"{spec.ground_truth}: {name!r} may be {files[0]} or {files[1]} below "
+                f"{spec.images}; give the folder of one of them, or name it with its folder"
+            )
+        file = files[0] if files else standard
+        yield name + os.path.splitext(file)[1] if bare else name, file, box
 
 
 def lacks_suffixes(truth: GroundTruth) -> bool:
     """Whether a ground truth names images without the suffix of their files, as revisitop's do."""
-    return not all(is_image(name) for name in truth.gallery[:100])
+    return not all(has_image_suffix(name) for name in truth.gallery[:100])
 
 
 def truth_names(truth: GroundTruth, take: str, url: str) -> list[tuple[str, Box | None]]:

@@ -56,6 +56,11 @@ class SourceSpec:
 
         return self.images  # no wildcard is left: what it names is a file, or is not there
 
+    @property
+    def pattern(self) -> str:
+        """The part of a glob below its folder; "" where it is none."""
+        return self.images.removeprefix(self.folder).lstrip("/")
+
 
 def read_sources(path: str) -> list[SourceSpec]:
     """The sources of a YAML file: a list of mappings with images, and the other KEYS where wanted.

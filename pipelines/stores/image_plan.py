@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 
 import pyarrow as pa
@@ -57,6 +58,7 @@ class Planned:
     archives: tuple[Archive, ...]
     listed: str  # hash of the lists of what archives hold
     names: int = 0  # of these lists
+    passed_over: Mapping[str, int] = field(default_factory=dict)  # files that are no images here
 
     @property
     def images(self) -> int | None:
@@ -83,6 +85,9 @@ def read_planned(place: Place, specs: Sequence[SourceSpec]) -> Planned | None:
         files = {name: place.read(check_inside(name)) for name in hashes}
         archives = tuple(Archive(**archive) for archive in source["archives"])
         listed, names = source["listed"], int(source["names"])
+        passed_over = {
+            str(suffix): int(count) for suffix, count in source.get("passed_over", {}).items()
+        }
         same = source["spec"] == _spec(specs)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
@@ -90,7 +95,7 @@ def read_planned(place: Place, specs: Sequence[SourceSpec]) -> Planned | None:
         return None
 
     table = parse_table(files[IMAGES_NAME], IMAGES_NAME, ["record_id"])
-    return Planned(table.column("record_id").to_pylist(), archives, listed, names)
+    return Planned(table.column("record_id").to_pylist(), archives, listed, names, passed_over)
 
 
 def changed_since(place: Place, specs: Sequence[SourceSpec], fingerprint: str) -> str:
@@ -122,13 +127,14 @@ def list_sources(specs: Sequence[SourceSpec]) -> tuple[Planned, dict[str, bytes]
     references: list[ImageReference] = []
     archives: list[tuple[str, Archive]] = []  # where each lies
     listed: list[tuple[str, str]] = []  # source, name
+    passed_over = Counter[str]()
     for spec in specs:
         if spec.in_archives:
             archives += _archives_of(spec)
             if spec.list:
                 listed += [(spec.name, encode_name(name)) for name in listed_names(spec)]
         else:
-            references += list_images(spec)
+            references += list_images(spec, passed_over)
 
     files = {IMAGES_NAME: images_file(references)}
     if archives:
@@ -142,7 +148,8 @@ def list_sources(specs: Sequence[SourceSpec]) -> tuple[Planned, dict[str, bytes]
         hashed = sha256_text("\n".join(f"{source}\0{name}" for source, name in listed))
 
     ids = [reference.record_id for reference in references]
-    planned = Planned(ids, tuple(archive for _, archive in archives), hashed, len(listed))
+    kinds = tuple(archive for _, archive in archives)
+    planned = Planned(ids, kinds, hashed, len(listed), dict(passed_over))
     hashes = {name: sha256(data).hexdigest() for name, data in files.items()}
     source = {
         "spec": _spec(specs),
@@ -151,6 +158,7 @@ def list_sources(specs: Sequence[SourceSpec]) -> tuple[Planned, dict[str, bytes]
         "archives": [asdict(archive) for archive in planned.archives],
         "listed": hashed,
         "names": len(listed),
+        **({"passed_over": dict(passed_over)} if passed_over else {}),
     }
     return planned, {**files, SOURCE_NAME: json.dumps(source).encode()}
 

@@ -37,6 +37,7 @@ def test_a_file_has_one_name_in_a_list(tmp_path: Path, head: str) -> None:
     (tmp_path / "list.csv").write_text(
         f"{head}./0.png,1\n0.png\n.//a/./b//c.png,2\n", encoding="utf-8"
     )
+    (tmp_path / "0.png").write_bytes(b"")
     spec = SourceSpec(str(tmp_path), list=str(tmp_path / "list.csv"), source="s")
     references = list_images(spec)
     assert [reference.record_id for reference in references] == [
