@@ -85,8 +85,9 @@ def _text_names(data: bytes, where: str, folder: str | None) -> list[object]:
         for number, values in enumerate(_first_columns(text, separator))
     ]
     chosen = _chosen(columns, is_name)
+    # lines as they are, since quotes are not closed: as names only where each of them is one
     cut = any(one.separator == "," for one in columns)
-    if chosen is None or not (cut or all(map(is_name, chosen.values))):
+    if chosen is None or not (chosen.separator or cut or all(map(is_name, chosen.values))):
         list(_rows(text, ",", where))  # raises what is wrong
         return []
 
@@ -99,7 +100,7 @@ def _text_names(data: bytes, where: str, folder: str | None) -> list[object]:
                 f"{where}: row {len(names) + 1} has no name in column {chosen.number + 1}, where "
                 f"the others have theirs"
             )
-    if _is_header(chosen, is_name):
+    if _is_header(chosen, columns, is_name):
         names = names[1:]
     return names
 
@@ -153,14 +154,12 @@ def _rows(text: str, separator: str, where: str) -> Iterator[list[str]]:
 
 
 def _first_columns(text: str, separator: str) -> list[list[str]]:
-    """The first values of each column; none where the separator cuts no rows."""
+    """The first values of each column; none where the rows cannot be read so."""
     try:
         rows = [row for row in islice(_rows(text, separator, ""), LOOKED_AT) if any(row)]
     except UserError:
         return []
     width = min(MOST_COLUMNS, max(map(len, rows), default=0))
-    if width < 2 and separator not in (",", ""):
-        return []  # it is none of this list's
     return [
         [row[number].strip() if number < len(row) else "" for row in rows]
         for number in range(width)
@@ -192,15 +191,14 @@ def _chosen(columns: Sequence[_Column], is_name: Callable[[str], bool]) -> _Colu
     """The column of the names: by its header, else by its content, else the first."""
     named = [one for one in columns if one.rank < len(NAME_COLUMNS) and not is_name(one.values[0])]
     if named:
-        return min(named, key=lambda one: (not one.hits(is_name), one.rank))
+        return min(named, key=lambda one: (not one.hits(is_name), one.rank, -one.hits(is_name)))
     return max(columns, key=lambda one: one.hits(is_name), default=None)
 
 
-def _is_header(chosen: _Column, is_name: Callable[[str], bool]) -> bool:
-    """Whether the first row names the columns: by a known word, or since it alone is no name."""
+def _is_header(chosen: _Column, columns: Sequence[_Column], is_name: Callable[[str], bool]) -> bool:
+    """Whether the first row names the columns: by a known word, or since it alone has no name."""
     first, rest = chosen.values[0], chosen.values[1:]
-    if is_name(first):
-        return False
-    return chosen.rank < len(NAME_COLUMNS) or (
-        not has_image_suffix(first) and any(map(is_name, rest))
-    )
+    if is_name(first) or chosen.rank < len(NAME_COLUMNS):
+        return not is_name(first)
+    no_image = not any(has_image_suffix(one.values[0]) for one in columns)
+    return no_image and any(map(is_name, rest))

@@ -38,8 +38,9 @@ class LocalBytes:
             self._file = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe would be waited for
         except FileNotFoundError:
             raise UserError(f"{url}: there is no such file") from None
-        except OSError as error:
-            raise UserError(f"{url}: it cannot be read: {error.strerror}") from None
+        except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
+            why = getattr(error, "strerror", None) or error
+            raise UserError(f"{url}: it cannot be read: {why}") from None
 
         about = os.fstat(self._file)
         if not stat.S_ISREG(about.st_mode):

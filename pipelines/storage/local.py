@@ -280,7 +280,7 @@ def read_file(path: str | bytes, most: int | None = None) -> bytes:
     try:
         about = os.fstat(descriptor)
         if stat.S_ISDIR(about.st_mode):
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+            raise IsADirectoryError("it is a folder, no regular file")
         if not stat.S_ISREG(about.st_mode):
             raise OSError("it is no regular file")
         if most is not None and about.st_size > most:

@@ -8,7 +8,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import ClassVar, NamedTuple
-from urllib.parse import urlsplit
 
 from schemas.errors import UserError
 from schemas.inside import MOST_BYTES
@@ -18,7 +17,7 @@ from schemas.manifest import MANIFEST_NAME
 
 def is_http(url: str) -> bool:
     """Whether a URL is a web server's, which is read and never written."""
-    return urlsplit(url).scheme in ("http", "https")
+    return url.lower().startswith(("http://", "https://"))
 
 
 def refuse_unwritable(place: Place) -> None:
