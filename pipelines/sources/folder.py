@@ -31,8 +31,8 @@ def names_below(place: Place, pattern: str, passed_over: Counter[str]) -> Iterat
     """Names of all images below a folder, hidden files and folders left out; of a glob `pattern`
     in it, where there is one, what it matches.
 
-    Where the suffix is none of an image's, a local file's first bytes decide; of a remote place it
-    would be a request a file. `passed_over` counts the others, by suffix or as OTHERS.
+    Where the suffix is of no format, a local file's first bytes decide; of a remote place it would
+    be a request a file. `passed_over` counts the others, by suffix or as OTHERS.
     """
     names: Iterable[str]
     if pattern:
@@ -44,11 +44,13 @@ def names_below(place: Place, pattern: str, passed_over: Counter[str]) -> Iterat
         names = (os.path.relpath(path, place.root) for path in _walk(place.root))
 
     for name in names:
-        if has_image_suffix(name) or (place.local and _begins_as_image(place.path(name))):
+        suffix = os.path.splitext(name)[1].lower()
+        other_format = bool(advice(suffix))  # raw photographs begin as a TIFF does
+        looked_at = place.local and not has_image_suffix(name) and not other_format
+        if has_image_suffix(name) or (looked_at and _begins_as_image(place.path(name))):
             yield name
         else:
-            suffix = os.path.splitext(name)[1].lower()
-            passed_over[suffix if advice(suffix) else OTHERS] += 1
+            passed_over[suffix if other_format else OTHERS] += 1
 
 
 def words_for(passed_over: Counter[str]) -> str:
@@ -60,7 +62,7 @@ def words_for(passed_over: Counter[str]) -> str:
         if suffix != OTHERS
     ]
     if others := passed_over[OTHERS]:
-        named.append(f"{others:,} {'others' if others > 1 or named else 'other'}")
+        named.append(f"{others:,} other{'s' * (others > 1)}")
     return f"{total:,} file{'s' * (total != 1)}: {', '.join(named)}"
 
 

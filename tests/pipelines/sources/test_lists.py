@@ -110,21 +110,24 @@ def test_content_decides_where_there_is_no_suffix_of_an_image(tmp_path: Path) ->
     for name in ("a.jpg", "nosuffix", "photo.jpg_large", "photo.jpg?w=200"):
         jpeg(tmp_path / name)
     for number in range(3):
-        heic = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"
-        (tmp_path / f"IMG_{number}.HEIC").write_bytes(heic)
+        picture(number).save(tmp_path / f"IMG_{number}.CR2", "TIFF")
+        (tmp_path / f"IMG_{number}.HEIC").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
     for name in ("notes.txt", "empty", ".hidden"):
         (tmp_path / name).write_bytes(b"")
     os.mkfifo(tmp_path / "pipe")
 
     found, passed = names(tmp_path)
     images = ["a.jpg", "nosuffix", "photo.jpg?w=200", "photo.jpg_large"]
-    if advice(".heic"):
-        assert found == images and passed == {".heic": 3, OTHERS: 3}
-        assert words_for(passed) == "6 files: 3 .heic (install RRT_EXTRAS=heif), 3 others"
-        for name in images:
-            (tmp_path / name).unlink()
-        with pytest.raises(UserError, match="no images are named here; passed over 6 files: 3 .h"):
-            names(tmp_path)
+    heic = {".heic": 3} if advice(".heic") else {}
+    assert [name for name in found if not name.endswith("HEIC")] == images
+    assert passed == {".cr2": 3, OTHERS: 3, **heic}
+    assert "3 .cr2 (convert the raw photographs to JPEG), " in words_for(passed)
+    assert words_for(Counter({".cr2": 1, OTHERS: 1})).endswith(", 1 other")
+
+    for name in found:
+        (tmp_path / name).unlink()
+    with pytest.raises(UserError, match=r"no images are named here; passed over \d files: 3 \.cr2"):
+        names(tmp_path)
 
 
 def test_links_lead_to_each_folder_once(tmp_path: Path) -> None:
