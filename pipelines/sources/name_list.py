@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import codecs
 import csv
-import io
 import os
 import stat
 from collections.abc import Callable, Iterator, Sequence
@@ -134,16 +133,16 @@ def _text(data: bytes, where: str) -> str:
         raise UserError(f"{where}: it is no {encoding.upper()}, as it begins: {error}") from None
     if "\0" in text:
         raise UserError(f"{where}: it holds zero bytes, so that it is no list; save it as UTF-8")
-    return text
+    return text if "\n" in text else text.replace("\r", "\n")
 
 
 def _rows(text: str, separator: str, where: str) -> Iterator[list[str]]:
     """The rows of a list. Raises UserError."""
     if not separator:
-        yield from ([line.rstrip("\n")] for line in io.StringIO(text, newline=None))
+        yield from ([line.rstrip("\r\n")] for line in _lines(text))
         return
     reader = csv.reader(
-        io.StringIO(text, newline=""), delimiter=separator, strict=True
+        _lines(text), delimiter=separator, strict=True
     )  # a quote that is not closed ...
     try:
         yield from reader
@@ -151,6 +150,15 @@ def _rows(text: str, separator: str, where: str) -> Iterator[list[str]]:
         raise UserError(
             f"{where}: it cannot be read as an image list: line {reader.line_num:,}: {error}"
         ) from None
+
+
+def _lines(text: str) -> Iterator[str]:
+    """The lines with their ends; io.StringIO would take four bytes a character for itself."""
+    start = 0
+    while start < len(text):
+        end = text.find("\n", start) + 1 or len(text)
+        yield text[start:end]
+        start = end
 
 
 def _first_columns(text: str, separator: str) -> list[list[str]]:
