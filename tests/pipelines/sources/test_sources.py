@@ -68,15 +68,16 @@ def test_lists_and_sources_that_are_no_files(tmp_path: Path) -> None:
         (f"{tmp_path}/", "it is a folder; give the"),
         (str(tmp_path / "file" / "x"), "can be read there: Not a directory"),
         (str(tmp_path / "absent"), "there is no such"),
-        ("no\0file", "holds no null character"),
+        ("no\0file", "no null character|without NUL bytes"),
     ):
         with pytest.raises(UserError, match=sentence):
             list(listed_names(SourceSpec(str(tmp_path), list=url)))
         with pytest.raises(UserError, match=sentence):
             read_sources(url)
-        np_import = Options("npy", str(tmp_path / "v.npy"), str(tmp_path / "out"), record_ids=url)
         with pytest.raises(UserError, match=sentence):
-            describe_inputs(np_import)
+            describe_inputs(
+                Options("npy", str(tmp_path / "v.npy"), str(tmp_path / "out"), record_ids=url)
+            )
     with pytest.raises(UserError, match="junk.parquet cannot be read as a Parquet table"):
         list(listed_names(SourceSpec(str(tmp_path), list=str(tmp_path / "junk.parquet"))))
 
