@@ -5,30 +5,37 @@ from __future__ import annotations
 import contextlib
 import faulthandler
 import io
+import itertools
 import math
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import PIL.Image
 
-from pipelines.extract.describer import Decoded, Described, Describer, failed_item
+from pipelines.extract.describer import Decoded, Described, Describer, failed_item, file_size
 from pipelines.extract.isolated import Crashed, DescribingFailed, Isolated
+from pipelines.extract.memory import DECODED, READ, Budget
 from pipelines.sources.item import Item
 from rrt_core.images import DecodeError, Image
 from schemas.image_list import ImageReference
 
 ISOLATE_FROM = 3  # from this attempt on, images are described one by one in a child process
-AHEAD_BYTES = 1_000_000_000  # of images that wait for the model, decoded or in work
+AHEAD_BYTES = 800_000_000  # of images that wait for the model, decoded or in work
+LOOK_SECONDS = 0.05  # between looks at an image that is waited for
 USUAL_BYTES = 12_000_000  # of a decoded image, until a larger one was seen
 
 
-def batched(describer: Describer, items: Iterable[Item]) -> Iterator[Described]:
+def batched(describer: Describer, items: Iterable[Item], killed: int = 0) -> Iterator[Described]:
     """Threads read and decode up to two batches ahead of the model, as far as memory allows.
+
+    killed  how often the system killed a worker at these images: each time a quarter of the images
+            and of the bytes is held at once, down to one image
 
     Where reading and decoding an image takes longer than `image_seconds`, or the model longer than
     that for each image of a batch, the process ends, with a traceback in the log: the driver
@@ -37,16 +44,22 @@ def batched(describer: Describer, items: Iterable[Item]) -> Iterator[Described]:
     not count.
     """
     seconds = float(describer.options["image_seconds"])
-    size = describer.extractor.batch
-    with ThreadPoolExecutor(describer.options["decoders"]) as pool:
-        ahead = _Ahead(describer, iter(items), pool, 2 * size)
-        while True:
-            batch = ahead.take(size)
-            if not batch:
-                return
-            with patience(seconds * len(batch)):
-                described = list(describer.describe(*zip(*batch, strict=True)))
-            yield from described
+    fewer = 4**killed
+    size = max(1, describer.extractor.batch // fewer)
+    with ThreadPoolExecutor(max(1, describer.options["decoders"] // fewer)) as pool:
+        most = 1 if killed > 1 else 2 * size
+        ahead = _Ahead(describer, iter(items), pool, most, AHEAD_BYTES // fewer)
+        try:
+            while batch := ahead.take(size):
+                with patience(seconds * len(batch)):
+                    pairs = [(one.item, one.future.result()) for one in batch]
+                    described = list(describer.describe(*zip(*pairs, strict=True)))
+                del pairs
+                while batch:
+                    ahead.budget.let_go(batch.pop().turn)
+                yield from described
+        finally:
+            ahead.budget.close()  # threads that wait for room would never end
 
 
 @dataclass
@@ -58,18 +71,30 @@ class _Waiting:
 
     item: Item
     file_bytes: int
-    begun: float = math.inf  # when a thread took it up
+    turn: int
+    budget: Budget
+    begun: float = math.inf  # when a thread took it up, without what it waited for room
     future: Future[Decoded] = field(default_factory=Future)
 
     def decoded(self, describer: Describer) -> Decoded:
         """For a thread: the image, or why there is none."""
-        self.begun = time.monotonic()
-        decoded = describer.decoded(self.item)
+        held = 0
+        try:
+            self._take(READ, file_size(self.item))
+            decoded = describer.decoded(self.item, partial(self._take, DECODED))
+            held = _bytes(decoded)
+        finally:
+            self.budget.settle(self.turn, held)
         self.item = replace(self.item, data=None)
         if isinstance(decoded.image, DecodeError):
             # A new one: the frames of a raised one's traceback hold the file's bytes.
             decoded.image = DecodeError(decoded.image.reason, decoded.image.error_class)
         return decoded
+
+    def _take(self, step: int, more: int) -> None:
+        self.begun = math.inf
+        self.budget.take(self.turn, step, more)
+        self.begun = time.monotonic()
 
     def held(self, largest: int) -> int:
         """Bytes in memory; while it is in work, with an image as large as the largest seen."""
@@ -80,36 +105,56 @@ class _Ahead:
     """What is being decoded and what waits for the model, in order."""
 
     def __init__(
-        self, describer: Describer, items: Iterator[Item], pool: ThreadPoolExecutor, most: int
+        self,
+        describer: Describer,
+        items: Iterator[Item],
+        pool: ThreadPoolExecutor,
+        most: int,
+        most_bytes: int | None = None,
     ) -> None:
         self.describer, self.items, self.pool, self.most = describer, items, pool, most
         self.seconds = float(describer.options["image_seconds"])
         self.queue: deque[_Waiting] = deque()
+        self.budget = Budget(AHEAD_BYTES if most_bytes is None else most_bytes)
+        self.turns = itertools.count()
         self.largest = USUAL_BYTES
         self.ended = False
 
-    def take(self, size: int) -> list[tuple[Item, Decoded]]:
-        """The next images, at most `size` and (after the first) AHEAD_BYTES; none at the end."""
-        batch: list[tuple[Item, Decoded]] = []
+    def take(self, size: int) -> list[_Waiting]:
+        """The next images, at most `size`; none at the end.
+
+        Fewer where the next one waits for the memory that these take.
+        """
+        batch: list[_Waiting] = []
         held = 0
-        while len(batch) < size and held < AHEAD_BYTES:
+        while len(batch) < size and held < self.budget.most:
             self._fill()
             if not self.queue:
                 break
 
             first = self.queue[0]
             if not first.future.done():
-                working = [one for one in self.queue if not one.future.done()]
-                left = min(one.begun for one in working) + self.seconds - time.monotonic()
-                with patience(min(max(left, 0.001), self.seconds)):
-                    wait([one.future for one in working], return_when=FIRST_COMPLETED)
+                if batch and self.budget.waits(first.turn):
+                    break
+                self._wait(first, bool(batch))
                 continue
 
-            decoded = self.queue.popleft().future.result()
-            held += _bytes(decoded)
-            batch.append((first.item, decoded))
+            self.queue.popleft()
+            held += _bytes(first.future.result())
+            batch.append(first)
         self._fill()
         return batch
+
+    def _wait(self, first: _Waiting, held: bool) -> None:
+        """A moment, or until the first is decoded, or waits for the room of what is `held`.
+
+        Ends the process where an image takes longer than it may.
+        """
+        begun = [one.begun for one in self.queue if not one.future.done()]
+        left = min(begun) + self.seconds - time.monotonic()
+        with patience(min(max(left, 0.001), self.seconds)), self.budget.changed:
+            if not (first.future.done() or (held and self.budget.waits(first.turn))):
+                self.budget.changed.wait(LOOK_SECONDS)
 
     def _fill(self) -> None:
         """Submit what fits beside what waits or is in work, with room for one more image."""
@@ -117,15 +162,18 @@ class _Ahead:
         self.largest = max([self.largest, *done])
         while not self.ended and len(self.queue) < self.most:
             held = sum(one.held(self.largest) for one in self.queue)
-            if self.queue and held + self.largest > AHEAD_BYTES:
+            if self.queue and held + self.largest > self.budget.most:
                 return
 
             item = next(self.items, None)
             if item is None:
                 self.ended = True
                 return
-            waiting = _Waiting(item, len(item.data or b""))
+            turn = next(self.turns)
+            self.budget.begin(turn)
+            waiting = _Waiting(item, len(item.data or b""), turn, self.budget)
             waiting.future = self.pool.submit(waiting.decoded, self.describer)
+            waiting.future.add_done_callback(self.budget.notify)
             self.queue.append(waiting)
 
 

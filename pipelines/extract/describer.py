@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
@@ -52,8 +53,11 @@ class Describer:
         if options.get("decoding") == "draft" and self.extractor.largest_side:
             self.decoding["largest_side"] = self.extractor.largest_side
 
-    def decoded(self, item: Item) -> Decoded:
-        """Read and decode an image; never raises for what its bytes hold."""
+    def decoded(self, item: Item, reserve: Callable[[int], None] | None = None) -> Decoded:
+        """Read and decode an image; never raises for what its bytes hold.
+
+        reserve  called with the bytes that decoding takes, before it does; it may wait
+        """
         if item.refusal is not None:
             return Decoded(item.refusal)
 
@@ -70,7 +74,9 @@ class Describer:
             return Decoded(DecodeError(CHANGED, "changed"), len(data), digest)
 
         try:
-            image = decode(data, reference.record_id, reference.box, **self.decoding)
+            image = decode(
+                data, reference.record_id, reference.box, reserve=reserve, **self.decoding
+            )
         except DecodeError as error:
             return Decoded(error, len(data), digest)
         return Decoded(image, len(data), digest)
@@ -88,6 +94,16 @@ class Describer:
     def describe_alone(self, item: Item) -> Described:
         """One image by itself: the same bytes as in any company."""
         return next(self.describe([item], [self.decoded(item)]))
+
+
+def file_size(item: Item) -> int:
+    """Bytes of a local file that is to be read; 0 where they are at hand, or not known."""
+    if item.data is not None or not item.reference.location.startswith(b"/"):
+        return 0
+    try:
+        return os.stat(item.reference.location).st_size
+    except (OSError, ValueError):  # what is wrong is said where it is read
+        return 0
 
 
 def _described(

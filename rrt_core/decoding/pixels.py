@@ -25,7 +25,7 @@ Rows = Callable[[int, int], Pixels]  # the rows from, to: uint8 [to - from, W, 3
 
 _ORIENTATION_TAG = 0x0112
 _SCALED = {"L;2": 85, "L;4": 17}  # PNG's greys of few bits
-_BAND = 4_000_000  # pixels that are converted at once
+_BAND = 500_000  # pixels that are converted at once
 _OTHER_ORDER = {"L": "B", "B": "L", "N": "B" if sys.byteorder == "little" else "L"}
 
 

@@ -34,6 +34,7 @@ from tests.support.image_files import (
 )
 
 HALF = 0.5001
+FASTEST = {"WEBP": {"method": 0}, "JPEG2000": {"irreversible": True}}
 
 
 def reason(data: bytes) -> DecodeError:
@@ -232,12 +233,18 @@ def test_a_tile_counts_as_a_picture_does() -> None:
 
 
 def test_formats_that_take_much_memory_are_limited_by_it() -> None:
-    for kind, size in (("WEBP", (100, 100)), ("JPEG2000", (100, 100))):
-        data = saved(Image.new("RGB", size), kind)
-        assert decode(data, "r", max_pixels=10_000).width == 100
-    import rrt_core.images as module
-
-    assert module.MOST_BYTES_A_PIXEL * 100_000_000 <= 1_000_000_000
+    limits = {"max_pixels": 4_000_000, "largest_side": None}
+    for kind, side in (("JPEG", 2000), ("WEBP", 1500), ("JPEG2000", 1600)):
+        data = saved(Image.new("RGB", (side, side)), kind, **FASTEST.get(kind, {}))
+        if kind == "JPEG":
+            assert decode(data, "r", **limits).width == side
+        with pytest.raises(DecodeError, match="pixels") as caught:
+            decode(data, "r", max_pixels=side * side - 1)
+        assert caught.value.error_class == "too_large"
+    costly = saved(Image.new("RGB", (2000, 2000)), "WEBP", method=0)
+    with pytest.raises(DecodeError, match="decoding that WEBP takes 0.1 GB") as caught:
+        decode(costly, "r", **limits)
+    assert caught.value.error_class == "too_large"
 
 
 def test_the_reader_is_asked_before_a_pixel_is_decoded() -> None:

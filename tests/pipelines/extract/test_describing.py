@@ -106,8 +106,8 @@ def test_files_that_cannot_be_decoded_are_let_go() -> None:
     looked_at = threading.Semaphore()
 
     class Telling(Describer):
-        def decoded(self, item: Item) -> Any:
-            found = super().decoded(item)
+        def decoded(self, item: Item, reserve: Any = None) -> Any:
+            found = super().decoded(item, reserve)
             looked_at.release()
             return found
 
@@ -134,9 +134,9 @@ def test_files_that_wait_to_be_decoded_count(monkeypatch: pytest.MonkeyPatch) ->
     gate = threading.Event()
 
     class Waiting(Describer):
-        def decoded(self, item: Item) -> Any:
+        def decoded(self, item: Item, reserve: Any = None) -> Any:
             gate.wait()
-            return super().decoded(item)
+            return super().decoded(item, reserve)
 
     files = (item(f"{number}.jpg", bytes(15 * MEGABYTE)) for number in range(8))
     with ThreadPoolExecutor(2) as threads:
@@ -175,9 +175,9 @@ import time
 from {HERE} import OPTIONS, Describer, batched, item, png
 
 class Endless(Describer):
-    def decoded(self, item):
+    def decoded(self, item, reserve=None):
         time.sleep(3600 if "endless" in item.reference.record_id else 0.4)
-        return super().decoded(item)
+        return super().decoded(item, reserve)
 
 describer = Endless({{**OPTIONS, "image_seconds": 1.0}})
 names = ["endless.png", *(f"{{n}}.png" for n in range(100))]
