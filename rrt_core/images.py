@@ -36,9 +36,9 @@ _BYTES_A_PIXEL = {
     "JPEG": 7.5,
     "PNG": 8.0,
     "GIF": 8.0,
-    "BMP": 8.0,
-    "DIB": 8.0,
-    "PPM": 8.0,
+    "BMP": 7.5,
+    "DIB": 7.5,
+    "PPM": 7.5,
     "TIFF": 8.0,
     "WEBP": 16.5,
     "JPEG2000": 20.0,
@@ -47,7 +47,7 @@ _BYTES_A_PIXEL = {
 }
 _BYTES_OF_PROGRESSIVE = 10.5
 _BYTES_OF_DEEP = 13.5  # of 16-bit colours, decoded byte by byte
-MOST_BYTES_A_PIXEL = 10.5  # of those of `max_pixels`: larger pictures of costly formats are refused
+MOST_BYTES_A_PIXEL = 9  # of those of `max_pixels`: larger pictures of costly formats are refused
 _ALWAYS = 50_000_000  # bytes that a picture may take however small `max_pixels` is
 
 Pixels = stored.Pixels

@@ -10,7 +10,7 @@ from typing import Any
 from pipelines.engines.assignments import Assignments
 from pipelines.engines.counts import Shortfall
 from pipelines.engines.pool import Ended
-from pipelines.engines.under_way import UnderWay, attempts_of
+from pipelines.engines.under_way import UnderWay, attempts_of, note_kill
 from pipelines.jobs.errors import read_error
 from pipelines.storage.tables import read_table
 from schemas import failures
@@ -18,6 +18,7 @@ from schemas.errors import Damaged, JobFailed, UserError
 from schemas.layout import PIECES
 from schemas.plan import Unit
 
+MOST_KILLS = 6  # of a unit's workers by the system, each time with fewer inputs in memory at once
 MOST_TRIES = 3  # of a unit in one command, and of a start that brings no unit to an end
 
 
@@ -29,16 +30,22 @@ class Judge:
         self.log = ""  # file of the tracebacks, where workers are at work
         self.bad: dict[str, str] = {}  # unit -> what is wrong with its input, for the end
         self._tries: Counter[str] = Counter()  # unit -> tries that failed
+        self._kills: Counter[str] = Counter()  # unit -> tries that the system killed
         self._pieces: Counter[str] = Counter()  # unit -> pieces that were seen
         self._fruitless = 0  # shares in a row that ended with nothing learnt
 
     def share_ended(self, ended: Ended, unfinished: Sequence[Unit]) -> None:
         """Judge the units of an ended share that are not done; they wait again by then."""
         pids = {ended.member.pid} if ended.died else set()
-        killed = {name.partition(".")[0] for name in attempts_of(self.place, pids)}
+        attempts = attempts_of(self.place, pids)
+        died = {name.partition(".")[0] for name in attempts}
+        if ended.killed:
+            note_kill(self.place, attempts)
+
         learnt = len(unfinished) < len(ended.share)
         for unit in unfinished:
-            learnt |= self._unit_failed(unit, ended.problem, unit.name in killed)
+            counted = self._kills if ended.killed else self._tries
+            learnt |= self._unit_failed(unit, ended.problem, unit.name in died, counted)
 
         self._fruitless = 0 if learnt else self._fruitless + 1
         if not learnt:
@@ -47,18 +54,20 @@ class Judge:
             if self._fruitless >= MOST_TRIES:
                 raise self._given_up(unfinished[0], ended.problem or "no marker appeared")
 
-    def _unit_failed(self, unit: Unit, problem: str, killed: bool) -> bool:
+    def _unit_failed(self, unit: Unit, problem: str, died: bool, counted: Counter[str]) -> bool:
         """Whether something speaks against the unit: its worker's record, or death at it."""
         record = read_error(self.place, unit.name)
-        if record is None and not killed:
+        if record is None and not died:
             return False
 
         self.place.remove(f"errors/{unit.name}.json")  # a record counts once
         pieces = sum(name.startswith(f"{unit.name}.") for name in self.place.names(PIECES))
         if pieces > self._pieces[unit.name]:  # it got on: what failed lies behind
             self._pieces[unit.name], self._tries[unit.name] = pieces, 0
+            self._kills[unit.name] = 0
 
-        self._tries[unit.name] += 1
+        tries = self._tries if record else counted
+        tries[unit.name] += 1
         sentence = str(record["sentence"]) if record else problem
         if record is not None:
             if record.get("later"):
@@ -72,8 +81,8 @@ class Judge:
             with contextlib.suppress(OSError), open(self.log, "a") as log:
                 log.write(str(record["traceback"]))
 
-        if self._tries[unit.name] >= MOST_TRIES:
-            raise self._given_up(unit, sentence)
+        if self._tries[unit.name] >= MOST_TRIES or self._kills[unit.name] >= MOST_KILLS:
+            raise self._given_up(unit, sentence, tries[unit.name])
 
         return True
 
@@ -118,8 +127,8 @@ class Judge:
         """The mistake, or the damage, that a worker wrote down."""
         return (Damaged if record.get("damaged") else UserError)(str(record["sentence"]))
 
-    def _given_up(self, unit: Unit, why: str) -> JobFailed:
+    def _given_up(self, unit: Unit, why: str, times: int = MOST_TRIES) -> JobFailed:
         return JobFailed(
-            f"{self.assignments.job.stage}: {unit.name} failed {MOST_TRIES} times: {why} "
+            f"{self.assignments.job.stage}: {unit.name} failed {times} times: {why} "
             f"({self.assignments.in_place()}; log: {self.log})"
         )

@@ -55,13 +55,15 @@ class Member:
 class Ended:
     """A share that came to its end.
 
-    `problem` is empty where all went well; `died`: the worker is no more.
+    `problem` is empty where all went well; `died`: the worker is no more; `killed`: by a SIGKILL
+    that was not ours, most likely the system's for want of memory.
     """
 
     member: Member
     share: tuple[Unit, ...]
     problem: str
     died: bool
+    killed: bool = False
 
 
 @dataclass
@@ -117,13 +119,14 @@ class Pool:
             member: Member = key.data
             data = os.read(key.fd, 65_536)
             if not data:
-                words = self._part_with(member)
+                code = self._part_with(member)
+                killed = code == -signal.SIGKILL and not member.stalled
                 problem = (
                     "a worker process stood still"
                     if member.stalled
-                    else f"a worker process ended with {words}"
+                    else f"a worker process ended with {_exit_words(code)}"
                 )
-                ended.append(Ended(member, member.share, problem, True))
+                ended.append(Ended(member, member.share, problem, True, killed))
                 continue
 
             *lines, member.received = (member.received + data).split(b"\n")
@@ -157,15 +160,15 @@ class Pool:
 
         return killed
 
-    def _part_with(self, member: Member) -> str:
-        """Take out a worker that ended or was killed; gives how it ended."""
+    def _part_with(self, member: Member) -> int:
+        """Take out a worker that ended or was killed; gives its exit code."""
         with contextlib.suppress(KeyError, ValueError):
             self.selector.unregister(member.process.stdout)  # type: ignore[arg-type]
 
         self.members.remove(member)
-        words = _exit_words(member.process.wait())
+        code = member.process.wait()
         _close(member)
-        return words
+        return code
 
     def signal_all(self) -> set[int]:
         """SIGKILL to all groups, without waiting: fit for another thread than the pool's own."""
@@ -273,4 +276,6 @@ def _close(member: Member) -> None:
 
 
 def _exit_words(code: int) -> str:
-    return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+    words = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+    why = ", most likely the system's for want of memory: give fewer --workers"
+    return words + why if code == -signal.SIGKILL else words

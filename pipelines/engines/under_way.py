@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import socket
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from pipelines.storage.protocol import Place
@@ -67,6 +67,15 @@ def attempts_of(place: Place, pids: set[int]) -> list[str]:
                     left.append(name)
 
     return left
+
+
+def note_kill(place: Place, attempts: Sequence[str]) -> None:
+    """Write down of attempts that the system killed their worker: no input of theirs did."""
+    for name in attempts:
+        with contextlib.suppress(OSError, ValueError):
+            about = json.loads(place.read(f"attempts/{name}"))
+            data = json.dumps({**about, "killed": True}).encode()
+            place.write(f"attempts/{name}", data, durable=False)
 
 
 def forget_attempts(place: Place, killed: set[int]) -> None:

@@ -20,7 +20,7 @@ import PIL.Image
 
 from pipelines.extract.describer import Decoded, Described, Describer, failed_item, file_size
 from pipelines.extract.isolated import Crashed, DescribingFailed, Isolated
-from pipelines.extract.memory import DECODED, READ, Budget
+from pipelines.extract.memory import DECODED, LARGE, READ, Budget, give_back
 from pipelines.sources.item import Item
 from rrt_core.images import DecodeError, Image
 from schemas.image_list import ImageReference
@@ -55,8 +55,13 @@ def batched(describer: Describer, items: Iterable[Item], killed: int = 0) -> Ite
                     pairs = [(one.item, one.future.result()) for one in batch]
                     described = list(describer.describe(*zip(*pairs, strict=True)))
                 del pairs
-                while batch:
-                    ahead.budget.let_go(batch.pop().turn)
+                large = ahead.budget.held > LARGE
+                turns = [one.turn for one in batch]
+                batch.clear()
+                if large:
+                    give_back()
+                for turn in turns:
+                    ahead.budget.let_go(turn)
                 yield from described
         finally:
             ahead.budget.close()  # threads that wait for room would never end
@@ -73,6 +78,7 @@ class _Waiting:
     file_bytes: int
     turn: int
     budget: Budget
+    largest: int = 0  # bytes that it took at once
     begun: float = math.inf  # when a thread took it up, without what it waited for room
     future: Future[Decoded] = field(default_factory=Future)
 
@@ -83,9 +89,11 @@ class _Waiting:
             self._take(READ, file_size(self.item))
             decoded = describer.decoded(self.item, partial(self._take, DECODED))
             held = _bytes(decoded)
+            self.item = replace(self.item, data=None)
+            if self.largest > LARGE:
+                give_back()
         finally:
             self.budget.settle(self.turn, held)
-        self.item = replace(self.item, data=None)
         if isinstance(decoded.image, DecodeError):
             # A new one: the frames of a raised one's traceback hold the file's bytes.
             decoded.image = DecodeError(decoded.image.reason, decoded.image.error_class)
@@ -93,6 +101,7 @@ class _Waiting:
 
     def _take(self, step: int, more: int) -> None:
         self.begun = math.inf
+        self.largest = max(self.largest, more)
         self.budget.take(self.turn, step, more)
         self.begun = time.monotonic()
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
+import time
 import traceback
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -26,10 +28,15 @@ if TYPE_CHECKING:
 
 # an image that takes longer is given up; shorter than the driver's patience with a worker
 ANSWER_SECONDS = 300.0
+PAUSES = (1.0, 5.0, 20.0)  # seconds before an image is tried again whose child the system killed
 
 
 class Crashed(Exception):
     """The child died on an image, or had to be killed; the text says how."""
+
+
+class KilledBySystem(Exception):
+    """The child was killed by SIGKILL, again and again, and not by us: no fault of the image."""
 
 
 class DescribingFailed(Exception):
@@ -73,8 +80,17 @@ class Isolated:
         """What became of the image.
 
         Raises Crashed where the child died, and what it raised as DescribingFailed; but a
-        UserError, such as Unreachable, as itself: it says nothing of the image.
+        UserError, such as Unreachable, as itself: it says nothing of the image. Where the system
+        kills the child, most likely for want of memory, the image is tried again, and
+        KilledBySystem raised in the end.
         """
+        for pause in PAUSES:
+            with contextlib.suppress(KilledBySystem):
+                return self._describe(item)
+            time.sleep(pause)
+        return self._describe(item)
+
+    def _describe(self, item: Item) -> Described:
         if self.process is None:
             self._start()
 
@@ -88,6 +104,11 @@ class Isolated:
             self.process.join()
             code = self.process.exitcode
             self._end()
+            if code == -signal.SIGKILL:
+                raise KilledBySystem(
+                    f"describing {item.reference.record_id} alone was ended by SIGKILL "
+                    f"{len(PAUSES) + 1} times, most likely for want of memory: give fewer --workers"
+                ) from None
             raise Crashed(signal.Signals(-code).name if code < 0 else f"exit code {code}") from None
 
         if isinstance(answer, _Raised):

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import threading
 
 READ, DECODED = 1, 2  # the two times at which an image takes memory
+LARGE = 200_000_000  # bytes of an image, or of a batch, that are worth a call to give them back
 _FILES = 8  # files that wait to be decoded may take this part of the whole
+
+
+def give_back() -> None:
+    """Give the system back what large images took: the C library keeps it where it can."""
+    with contextlib.suppress(AttributeError, OSError):  # glibc's alone
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 class Budget:

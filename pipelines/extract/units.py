@@ -66,10 +66,14 @@ class ImageWorker(UnitWorker):
         return open_archive(self.plan, work, only, self.lists)
 
     def described(self, items: Iterable[Item], attempt: Attempt) -> Iterator[Described]:
-        """What becomes of images, in order; after two failed attempts each is described alone."""
+        """What becomes of images, in order.
+
+        After two failed attempts each is described alone; after one that the system killed fewer
+        are in memory at once.
+        """
         if attempt.number >= ISOLATE_FROM:
             return isolated(self.options, self.job.recipe["threads"], items)
-        return batched(self.describer, items)
+        return batched(self.describer, items, attempt.killed)
 
     def keep(self, part: PartRows, row: int, described: Described) -> str:
         """Note an image's local descriptors, or why it failed; gives that reason, or ""."""

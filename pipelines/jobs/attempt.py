@@ -53,7 +53,8 @@ def refuse_not_finite(table: pa.Table, stage: str, undefined: Collection[str] = 
 class Attempt:
     """One try at a unit. Its scratch folder and its `attempts/` file are its own.
 
-    number   1 for the first try; tries that were killed, or failed, count
+    number   1 for the first try; tries that ended with their process, or failed, count
+    killed   tries before this one whose process the system killed, most likely for want of memory
     summary  small results of the unit, kept in its marker
     notes    what is to be reported of it, kept there too, and no part of the output's identity
     """
@@ -67,7 +68,8 @@ class Attempt:
         self.pieces: list[FileEntry] = []  # files of the pieces that are committed
         self.summary: dict[str, Any] = {}
         self.notes: dict[str, Note] = {}
-        self.number = 1 + sum(name.endswith(".json") for name in self._attempts())
+        kills = [self._was_killed(name) for name in self._attempts() if name.endswith(".json")]
+        self.number, self.killed = 1 + kills.count(False), kills.count(True)
         self.name = f"attempts/{unit.name}.{self.id}.json"
         self._told = 0.0  # when progress was last written
 
@@ -90,6 +92,13 @@ class Attempt:
         """Names of the files of this unit's attempts."""
         names = self.place.names("attempts")
         return [name for name in names if name.startswith(f"{self.unit.name}.")]
+
+    def _was_killed(self, name: str) -> bool:
+        """Whether the driver noted of an attempt that the system killed its worker."""
+        with contextlib.suppress(OSError, ValueError):
+            about = json.loads(self.place.read(f"attempts/{name}"))
+            return isinstance(about, dict) and about.get("killed") is True
+        return False
 
     def path(self, name: str) -> str:
         """A path in the attempt's scratch folder."""

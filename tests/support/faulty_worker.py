@@ -15,8 +15,8 @@ from schemas.plan import Job, OtherWork, Unit
 
 
 class FaultyWorker(UnitWorker):
-    """`behaviour` of the payload: ok, raise, raise_once, user_error, die, die_once, wait,
-    wait_once, large.
+    """`behaviour` of the payload: ok, raise, raise_once, user_error, die, die_once, crash,
+    wait, wait_once, large.
     """
 
     def do(self, unit: Unit, attempt: Attempt) -> Counts:
@@ -26,8 +26,11 @@ class FaultyWorker(UnitWorker):
             raise ValueError(f"no good: {unit.name}")
         if behaviour == "user_error":
             raise UserError(f"{unit.name}: mend your settings")
-        if behaviour == "die" or (behaviour == "die_once" and attempt.number == 1):
+        first = attempt.number == 1 and not attempt.killed
+        if behaviour == "die" or (behaviour == "die_once" and first):
             os.kill(os.getpid(), signal.SIGKILL)
+        if behaviour == "crash":
+            os.kill(os.getpid(), signal.SIGSEGV)
         if behaviour == "wait" or (behaviour == "wait_once" and attempt.number == 1):
             time.sleep(3600)
         path = attempt.path("data.bin")

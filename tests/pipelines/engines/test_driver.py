@@ -124,11 +124,19 @@ def test_a_unit_that_fails_three_times_ends_the_job_with_a_sentence(tmp_path: Pa
     shutil.rmtree(log.parent)
 
 
-def test_a_unit_that_kills_its_worker_three_times_ends_the_job(tmp_path: Path) -> None:
+def test_a_unit_that_crashes_its_worker_three_times_ends_the_job(tmp_path: Path) -> None:
     with pytest.raises(
-        JobFailed, match="part-00001 failed 3 times: a worker process ended with signal SIGKILL"
+        JobFailed, match="part-00001 failed 3 times: a worker process ended with signal SIGSEGV"
     ):
+        made(tmp_path, "ok", "crash")
+
+
+def test_a_unit_whose_worker_the_system_kills_has_further_tries(tmp_path: Path) -> None:
+    said = "part-00001 failed 6 times: a worker process ended with signal SIGKILL, most likely"
+    with pytest.raises(JobFailed, match=said):
         made(tmp_path, "ok", "die")
+    left = [json.loads(path.read_text()) for path in (tmp_path / "out/attempts").glob("*.json")]
+    assert len(left) == 6 and all(about["killed"] for about in left)
 
 
 def test_a_users_mistake_ends_the_job_at_once(tmp_path: Path) -> None:

@@ -6,9 +6,11 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import subprocess
 import sys
 import threading
+import time
 import tracemalloc
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +23,9 @@ import pytest
 from pipelines.extract import batches as describing
 from pipelines.extract.batches import batched, isolated
 from pipelines.extract.describer import Describer
-from pipelines.extract.isolated import Isolated
+from pipelines.extract import isolated as child_process
+from pipelines.extract.isolated import Isolated, KilledBySystem
+from pipelines.extract.memory import DECODED, Budget
 from pipelines.sources.item import Item, read_location
 from rrt_core.images import Image
 from schemas.errors import Unreachable, UserError
@@ -191,3 +195,122 @@ list(batched(describer, (item(name, png(0)) for name in names)))
         command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=90
     )
     assert ended.returncode == 1 and "Timeout (0:00:0" in ended.stderr, ended.stderr
+
+
+class KilledAtFirst(TinyExtractor):
+    """Killed from outside, as by a system without memory, as often as a file says."""
+
+    def __init__(self, left: str) -> None:
+        super().__init__()
+        self.left = Path(left)
+
+    def _one(self, image: Image) -> Any:
+        times = int(self.left.read_text())
+        if times:
+            self.left.write_text(str(times - 1))
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super()._one(image)
+
+
+@pytest.mark.parametrize("times", [2, 3, 100])
+def test_an_image_is_not_failed_for_a_kill_from_outside(
+    times: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(child_process, "PAUSES", (0.0, 0.0, 0.0))
+    left = tmp_path / "left"
+    left.write_text(str(times))
+    options = {
+        **OPTIONS,
+        "extractor": f"{HERE}:KilledAtFirst",
+        "extractor_option": {"left": str(left)},
+    }
+    if times == 100:
+        with pytest.raises(KilledBySystem, match="s/a.png alone was ended by SIGKILL 4 times"):
+            list(isolated(options, 1, [item("a.png", png(0))]))
+    else:
+        (described,) = isolated(options, 1, [item("a.png", png(0))])
+        assert described.failure is None
+
+
+def test_fewer_images_are_held_after_a_kill() -> None:
+    decoded, described = 0, 0
+    ahead = []
+
+    class Counting(Describer):
+        def decoded(self, item: Item, reserve: Any = None) -> Any:
+            nonlocal decoded
+            decoded += 1
+            ahead.append(decoded - described)
+            return super().decoded(item, reserve)
+
+        def describe(self, items: Any, images: Any) -> Any:
+            nonlocal described
+            described += len(items)
+            return super().describe(items, images)
+
+    for killed, most in ((0, 64), (1, 16), (2, 2)):
+        describer, decoded, described = Counting(OPTIONS), 0, 0
+        describer.extractor.batch = 16
+        ahead.clear()
+        rows = list(batched(describer, (item(f"{n}.png", png(0)) for n in range(40)), killed))
+        assert len(rows) == 40 and not any(row.failure for row in rows)
+        assert max(ahead) <= most
+
+
+def test_images_take_their_memory_in_turn() -> None:
+    budget = Budget(100)
+    order: list[int] = []
+
+    def taker(turn: int, size: int) -> None:
+        budget.take(turn, DECODED, size)
+        order.append(turn)
+        budget.settle(turn, size)
+
+    sizes = [60, 60, 10, 500, 20]
+    for turn in range(len(sizes)):
+        budget.begin(turn)
+    with ThreadPoolExecutor(5) as threads:
+        work = [threads.submit(taker, *one) for one in reversed(list(enumerate(sizes)))]
+        for turn in range(len(sizes)):
+            deadline = time.monotonic() + 10
+            while turn not in order and time.monotonic() < deadline:
+                time.sleep(0.001)
+            assert budget.held <= max(100, sizes[turn] + 60)
+            budget.let_go(turn)
+        for one in work:
+            one.result()
+    assert order == [0, 1, 2, 3, 4] and budget.held == 0
+
+
+def test_threads_that_wait_for_room_end_with_an_exception() -> None:
+    """The first image of three raises while the others wait: the command ends."""
+
+    class Raises(Describer):
+        def describe(self, items: Any, images: Any) -> Any:
+            raise ZeroDivisionError
+
+    describer = Raises({**OPTIONS, "decoders": 3})
+    describer.extractor.batch = 1
+    with pytest.raises(ZeroDivisionError):
+        list(batched(describer, (item(f"{n}.png", png(0)) for n in range(9))))
+
+
+def test_large_images_are_held_one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(describing, "AHEAD_BYTES", 3 * MEGABYTE)
+    monkeypatch.setattr(describing, "USUAL_BYTES", 1000)
+    buffer = io.BytesIO()
+    picture(3, 600, 500).save(buffer, "PNG")
+    describer = Describer({**OPTIONS, "decoders": 4})
+    describer.extractor.batch = 8
+    files = (item(f"{n}.png", buffer.getvalue()) for n in range(12))
+    budgets: list[int] = []
+    take = Budget.take
+
+    def noted(self: Budget, turn: int, step: int, more: int) -> None:
+        take(self, turn, step, more)
+        budgets.append(self.held)
+
+    monkeypatch.setattr(Budget, "take", noted)
+    rows = list(batched(describer, files))
+    assert [row.row.record_id for row in rows] == [f"s/{n}.png" for n in range(12)]
+    assert max(budgets) <= 3 * MEGABYTE
