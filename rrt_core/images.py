@@ -66,6 +66,8 @@ class Image:
     resize_factor  max(crop side) / max(original side), in (0, 1]; 1.0 without a box. Extractors
                    multiply their sizes by it, so that a crop is seen at the size it would have in
                    the whole picture (DELG, extract_features).
+    own_rows       the share of its rows that the file holds; below 1 where a JPEG was cut off and
+                   `min_rows` let it pass, and grey is below
     reduction      1, or 2, 4, 8: so many times smaller than the original the pixels are, a side; 1
                    with a box
     """
@@ -77,6 +79,7 @@ class Image:
     origin: tuple[float, float] = (0.0, 0.0)
     resize_factor: float = 1.0
     reduction: int = 1
+    own_rows: float = 1.0
 
     @property
     def crop_size(self) -> tuple[int, int]:
@@ -139,7 +142,7 @@ def decode(
         # Corrupt EXIF, odd TIFF tags, the first bomb threshold: what matters of it is raised below.
         warnings.simplefilter("ignore")
         try:
-            upright, (width, height), reduction, origin = _upright_rgb(
+            upright, (width, height), reduction, origin, own_rows = _upright_rgb(
                 data, max_pixels, largest_side if box is None else None, min_rows, reserve
             )
         except DecodeError:
@@ -170,6 +173,7 @@ def decode(
         origin=(float(origin[0]), float(origin[1])),
         resize_factor=max(right - left, bottom - top) / max(width, height),
         reduction=reduction,
+        own_rows=own_rows,
     )
 
 
@@ -179,8 +183,8 @@ def _upright_rgb(
     largest_side: int | None,
     min_rows: float,
     reserve: Callable[[int], None] | None,
-) -> tuple[Pixels, tuple[int, int], int, tuple[int, int]]:
-    """The upright picture, the original's (width, height), the reduction, the origin.
+) -> tuple[Pixels, tuple[int, int], int, tuple[int, int], float]:
+    """The upright picture, the original's (width, height), the reduction, the origin, own_rows.
 
     Width and height are of the upright original, the origin is the pixels'.
     """
@@ -188,7 +192,7 @@ def _upright_rgb(
     width, height = file.size
     reduction = 1 if largest_side is None else _reduced(file, largest_side)
     _check_memory(file, kind, len(data), max_pixels, reserve)
-    rows, _, orientation = stored.load(file, data, kind, min_rows)
+    rows, own_rows, orientation = stored.load(file, data, kind, min_rows)
     columns, lines = file.size
     if orientation in _SWAPPING:
         width, height = height, width
@@ -196,14 +200,14 @@ def _upright_rgb(
     pixels = np.empty((lines, columns, 3), np.uint8)
     stored.fill(_as_stored(pixels, orientation), rows)
     if reduction == 1:
-        return pixels, (columns, lines), 1, (0, 0)
+        return pixels, (columns, lines), 1, (0, 0), own_rows
 
     # Columns and rows partly beyond the border are the stored picture's last; turned, they may come
     # first.
     beyond = (width - columns * reduction, height - lines * reduction)
     left = beyond[0] if orientation in _LEFT_WAS_LAST else 0
     top = beyond[1] if orientation in _TOP_WAS_LAST else 0
-    return pixels, (width, height), reduction, (left, top)
+    return pixels, (width, height), reduction, (left, top), own_rows
 
 
 def _as_stored(upright: Pixels, orientation: int) -> Pixels:

@@ -7,6 +7,7 @@ speed. A failed row has zeros for a descriptor, never null, and is not indexed.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,7 @@ import pyarrow.parquet as pq
 from schemas.image_list import Box
 
 SCHEMA_VERSION = "rrt-global/1"
+CUT = "own_rows"  # metadata of a part: JSON, record id -> share of the rows of a cut JPEG
 DTYPES: dict[str, np.dtype[Any]] = {"float32": np.dtype("<f4"), "float16": np.dtype("<f2")}
 
 
@@ -34,6 +36,7 @@ class GlobalRow:
     bytes: int  # of the image file
     sha256: str  # of the image file, hex; "" where it could not be read
     descriptor: np.ndarray | None
+    own_rows: float = 1.0  # the share of a cut JPEG's rows that the file holds
 
 
 def arrow_schema(dimension: int, dtype: str) -> pa.Schema:
@@ -68,6 +71,10 @@ def write_part(path: str, rows: Sequence[GlobalRow], dimension: int, dtype: str)
     binary = pa.FixedSizeBinaryArray.from_buffers(
         pa.binary(width), len(rows), [None, pa.py_buffer(np.ascontiguousarray(matrix).tobytes())]
     )
+    schema = arrow_schema(dimension, dtype)
+    cut = {row.record_id: round(row.own_rows, 4) for row in rows if row.own_rows < 1}
+    if cut:  # said beside the rows, so that parts without such images stay what they are
+        schema = schema.with_metadata({**schema.metadata, CUT: json.dumps(cut)})
     table = pa.table(
         {
             "record_id": [row.record_id for row in rows],
@@ -81,7 +88,7 @@ def write_part(path: str, rows: Sequence[GlobalRow], dimension: int, dtype: str)
             "status": ["failed" if row.descriptor is None else "ok" for row in rows],
             "descriptor": binary,
         },
-        schema=arrow_schema(dimension, dtype),
+        schema=schema,
     )
     pq.write_table(
         table,

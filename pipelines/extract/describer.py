@@ -42,7 +42,7 @@ class Describer:
     """Reads, decodes and describes images: in the worker, or alone in a child process.
 
     Of `options` (those of the stage) it knows: extractor, extractor_option, max_pixels, min_side,
-    decoding, locals.
+    decoding, jpeg_rows, locals.
     """
 
     def __init__(self, options: dict[str, Any]) -> None:
@@ -50,6 +50,7 @@ class Describer:
         self.extractor: Extractor = create(options["extractor"], **options["extractor_option"])
         self.with_locals = options.get("locals") != "none"
         self.decoding: dict[str, Any] = {key: options[key] for key in ("max_pixels", "min_side")}
+        self.decoding["min_rows"] = options.get("jpeg_rows", 1.0)
         if options.get("decoding") == "draft" and self.extractor.largest_side:
             self.decoding["largest_side"] = self.extractor.largest_side
 
@@ -125,6 +126,7 @@ def _described(
         size,
         digest,
         answer.global_descriptor,
+        image.own_rows,
     )
     return Described(row, answer)
 

@@ -85,6 +85,8 @@ def plan(options: dict[str, Any], settings: RunSettings) -> Job | None:
     layer = [[number, wanted[number], globals_of[number]] for number in sorted(wanted)]
     content = sha256_text(canonical_json(sorted(globals_of.values())))
     kept = {key: store.manifest.recipe[key] for key in OF_THE_STORE}
+    if "jpeg_rows" in store.manifest.recipe:
+        kept["jpeg_rows"] = store.manifest.recipe["jpeg_rows"]
     return Job(
         stage=STAGE,
         output=f"{store.place.url}/{LAYERS}/{sha256_text(canonical_json(layer))[:12]}",
@@ -107,11 +109,12 @@ def _refuse_other_options(store: Store, options: dict[str, Any], settings: RunSe
     """Raise UserError for an option that is not the store's: it does nothing, or changes bytes."""
     usual = {field.name: field.default for field in fields(Options)}
     recipe = store.manifest.recipe
-    for name in OF_THE_STORE:
-        if options[name] not in (usual[name], recipe[name]):
+    for name in (*OF_THE_STORE, "jpeg_rows"):
+        its = recipe.get(name, usual[name])
+        if options[name] not in (usual[name], its):
             raise UserError(
                 f"extract: {name} is {options[name]!r}; of {store.place.url} it is "
-                f"{recipe[name]!r}, so leave it out"
+                f"{its!r}, so leave it out"
             )
 
     if settings.threads_per_worker != recipe["threads"]:

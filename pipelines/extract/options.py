@@ -93,6 +93,12 @@ class Options(Checked, command="extract"):
         "images with more pixels are refused, as failed rows", 100_000_000, least=1
     )
     min_side: int = option("images with a shorter side are refused, as failed rows", 10, least=0)
+    jpeg_rows: float = option(
+        "share of its rows that a JPEG which was cut off must have; below it is a failed row",
+        1.0,
+        above=0,
+        most=1,
+    )
     image_seconds: float = option(
         "an image that takes longer to decode, or to describe, is given up, as a failed row; "
         "below --stall-minutes",

@@ -157,6 +157,8 @@ def plan(options: Options, settings: RunSettings) -> tuple[Job, dict[str, bytes]
         "min_side": options.min_side,
         "threads": settings.threads_per_worker,
     }
+    if options.jpeg_rows < 1:  # a recipe without it is of whole JPEGs, as all once were
+        recipe["jpeg_rows"] = options.jpeg_rows
     if options.local_dtype == "binary":
         rotation, new = make_rotation(place, planned, files, asdict(options), settings)
         recipe["rotation"] = sha256(rotation).hexdigest()

@@ -204,6 +204,7 @@ def test_a_jpeg_is_whole_without_its_end_and_cut_without_its_rows() -> None:
     assert 60 < rows < 96
     there = decode(cut, "r", min_rows=0.5)
     assert (there.pixels[:rows] == decode(data, "r").pixels[:rows]).all()
+    assert there.own_rows == rows / 96 and decode(data[:-2], "r").own_rows == 1
     assert reason(data[: len(data) // 30]).error_class in ("truncated", "unreadable")
 
 

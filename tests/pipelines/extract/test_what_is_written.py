@@ -19,6 +19,7 @@ import pytest
 from schemas import failures, local_descriptors
 from schemas.image_list import decode_name, make_record_id, split_record_id
 from schemas.manifest import Marker
+from tests.support.command_line import command
 from tests.support.damage import make_photographs, make_store, one
 from tests.support.pictures import picture
 from tests.tiny_extractor import TinyExtractor
@@ -107,3 +108,33 @@ def test_a_layer_has_the_rows_that_were_named(tmp_path: Path) -> None:
 
     ids = pq.read_table(store / globals_["0"]).column("record_id").to_pylist()
     assert [ids[row] for row in arrays["row"]] == ["photographs/03.png", "photographs/04.png"]
+
+
+def test_a_jpeg_that_was_cut_off_is_described_where_that_is_wanted_and_said(tmp_path: Path) -> None:
+    """By default it is a failed row; a store without one has no word of it."""
+    photographs = tmp_path / "photographs"
+    photographs.mkdir()
+    for number in range(3):
+        picture(number, 160, 120).save(photographs / f"{number}.jpg", quality=90)
+    whole = (photographs / "2.jpg").read_bytes()
+    (photographs / "1.jpg").write_bytes(whole[:-2])
+    (photographs / "2.jpg").write_bytes(whole[: len(whole) * 3 // 4])
+
+    said: list[bytes | None] = []
+    wanted: list[tuple[str, dict[str, Any]]] = [("usual", {}), ("cut", {"jpeg_rows": 0.3})]
+    for name, options in wanted:
+        store = make_store(photographs, tmp_path / name, **options)
+        manifest = json.loads((store / "manifest.json").read_text())
+        assert manifest["recipe"].get("jpeg_rows") == options.get("jpeg_rows")
+        path = next((store / "global").iterdir())
+        table = pq.read_table(path)
+        said.append((table.schema.metadata or {}).get(b"own_rows"))
+        columns = (table[column].to_pylist() for column in ("record_id", "status"))
+        statuses = dict(zip(*columns, strict=True))
+        assert statuses.pop("photographs/2.jpg") == ("ok" if options else "failed")
+        assert set(statuses.values()) == {"ok"}
+        assert command("verify", store).code == 0
+
+    assert said[0] is None
+    (share,) = json.loads(said[1]).items()
+    assert share[0] == "photographs/2.jpg" and 0.3 <= share[1] < 1
