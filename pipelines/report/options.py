@@ -23,7 +23,9 @@ class Options(Checked, command="report"):
     images: tuple[str, ...] = option(
         "folders where the pictures (or their archives) lie now, where these were moved", ()
     )
-    title: str = option("title of the page", "Retrieval report")
+    title: str = option(
+        "title of the page; by default that of the page in place, else 'Retrieval report'", ""
+    )
     thumbnail: int = option("longest side of the pictures, pixels", 180, least=1, most=4_096)
     max_queries: int = option(
         "queries shown; of more, those whose average precision changed most", 150, least=0

@@ -30,6 +30,7 @@ from schemas.manifest import Manifest
 from schemas.plan import Job, Unit, WholeJob
 
 STAGE = "report"
+TITLE = "Retrieval report"
 
 
 def run(options: Options, settings: RunSettings = RunSettings()) -> Manifest:
@@ -58,6 +59,7 @@ def run(options: Options, settings: RunSettings = RunSettings()) -> Manifest:
         for url, hint in zip(galleries, hints, strict=True)
     ]
 
+    title = options.title or title_before(options) or TITLE
     job = Job(
         stage=STAGE,
         output=report_place(options.out, options.ensemble),
@@ -65,12 +67,12 @@ def run(options: Options, settings: RunSettings = RunSettings()) -> Manifest:
         recipe={
             "thumbnail": options.thumbnail,
             "max_queries": options.max_queries,
-            "title": options.title,
+            "title": title,
             "page": 1,
         },
         inputs=inputs,
         units=(Unit("report", WholeJob(), shortlist.counts.succeeded),),
-        settings={**asdict(options), "queries": lying, "stores": stores},
+        settings={**asdict(options), "title": title, "queries": lying, "stores": stores},
         facts={"kind": "report"},
         noun="queries",
     )

@@ -85,6 +85,8 @@ def test_every_later_stage_goes_on_at_another_place(gone: Path) -> None:
     results = gone / "res_nov"
     stores = [results / name for name in ("gallery", "queries", "index")]
     before = state(*stores)
+    truth = ("--ground-truth", gone / "truth.json")
+    assert "already made" in good("report", "--out", results / "run", *truth).said
     said = good("report", "--out", results / "run", "--overwrite").said
     assert "cannot be read" not in said
     good("evaluate", "--out", results / "run", "--ground-truth", gone / "truth.json")
