@@ -58,6 +58,8 @@ def empty_index(key: str, dimension: int) -> faiss.Index:
             f"index key {key!r}: an {type(bare).__name__} cannot be put together from shards; "
             f"{USABLE}"
         )
+    if key.count("IDMap") > isinstance(whole, faiss.IndexIDMap):
+        raise UserError(f"index key {key!r}: ids are mapped by themselves, leave IDMap out")
     for matrix in _transforms(index):
         if isinstance(matrix, faiss.PCAMatrix) and matrix.d_out > matrix.d_in:
             raise UserError(

@@ -64,9 +64,11 @@ def test_what_is_accepted_works(key: str) -> None:
     assert set(found.ravel().tolist()) <= {-1, *range(ROWS), *range(4096, 4096 + ROWS)}
 
 
-@pytest.mark.parametrize("key", ["HNSW32", "NSG32", "HNSW32,SQ8", "IVF0,Flat", "PCA17,Flat"])
+@pytest.mark.parametrize(
+    "key", ["HNSW32", "NSG32", "HNSW32,SQ8", "IVF0,Flat", "PCA17,Flat", "Flat,IDMap,IDMap"]
+)
 def test_keys_that_cannot_be_used_name_those_that_can(key: str) -> None:
-    with pytest.raises(UserError, match="Flat|1 to 1,048,576 lists"):
+    with pytest.raises(UserError, match="Flat|leave IDMap out|1 to 1,048,576 lists"):
         indexes.empty_index(key, DIMENSION)
 
 
