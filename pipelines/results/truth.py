@@ -10,6 +10,7 @@ import pyarrow as pa
 from pipelines.jobs.inputs import file_content
 from pipelines.storage.place import open_place
 from rrt_core.metrics.revisited import PROTOCOLS, positions_of, shortlist_positions
+from schemas.errors import UserError
 from schemas.ground_truth.ground_truth import GroundTruth, QueryTruth, load_ground_truth
 
 
@@ -39,8 +40,12 @@ def truth_of(url: str, shortlists: Sequence[tuple[str, pa.Table]]) -> Truth | No
 
 
 def truth_input(url: str) -> dict[str, str]:
-    """What a job records of a ground-truth file."""
-    return {"url": url, "content": file_content(open_place(url))}
+    """What a job records of a ground-truth file. Raises UserError where it cannot be read."""
+    try:
+        return {"url": url, "content": file_content(open_place(url))}
+    except OSError as error:
+        why = error.strerror or error
+        raise UserError(f"The ground truth {url} cannot be read: {why}; give its file") from error
 
 
 class Truth:
