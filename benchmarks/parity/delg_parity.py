@@ -128,8 +128,10 @@ def compare(
     `score` is relative, `local` and `global` are L2 distances of unit vectors.
     """
     local = theirs["local_features"]
-    xy = local["locations"].reshape(-1, 2)[:, ::-1] + np.array(origin, np.float32)
-    ordinals = np.abs(local["scales"][:, None] * np.array(IMAGE_SCALES)[None] - 1).argmin(1)
+    # of a photograph without locals they are empty, of any shape
+    xy = np.asarray(local["locations"]).reshape(-1, 2)[:, ::-1] + np.array(origin, np.float32)
+    scales = np.asarray(local["scales"]).reshape(-1)
+    ordinals = np.abs(scales[:, None] * np.array(IMAGE_SCALES)[None] - 1).argmin(1)
     them = [(int(s), float(x), float(y)) for s, (x, y) in zip(ordinals, xy, strict=True)]
     us = [(int(s), float(x), float(y)) for s, (x, y) in zip(ours.scale, ours.xy, strict=True)]
     where = {key: n for n, key in enumerate(us)}

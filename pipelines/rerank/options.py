@@ -21,6 +21,11 @@ class Options(Checked, command="rerank"):
     reranker_option: dict[str, Any] = option(
         "an option of the reranker, such as gallery_tokens=128", {}
     )
+    weights: str = option(
+        "file of the reranker's weights: train's, or a .pt of the paper's repository; default: "
+        "the embedded ones",
+        "",
+    )
     shortlist: int = option("how many of the shortlist are reranked", 100, least=1)
     ground_truth: str = option(
         "ground-truth file: Medium and Hard are ranked too, after their junk is removed", ""

@@ -59,6 +59,13 @@ def run(options: Options, settings: RunSettings = RunSettings()) -> Manifest:
 
 def plan_scores(options: Options, settings: RunSettings) -> Job:
     """The job that scores the pairs. Raises UserError."""
+    if options.weights:
+        if "weights" in options.reranker_option:
+            raise UserError(
+                "rerank: --weights and --reranker-option weights exclude each other; give one"
+            )
+        weighted = {**options.reranker_option, "weights": options.weights}
+        options = replace(options, weights="", reranker_option=weighted)
     queries = Store(options.queries)
     shortlist = output_of(options.out, "shortlist")
     place = open_place(f"{options.out}/shortlist").url
@@ -106,7 +113,7 @@ def rankings_of(options: Options) -> list[str]:
 def _refuse_other_descriptors(notes: dict[str, Any], store: Store) -> None:
     """Raise UserError where the weights were trained for other descriptors than the store's."""
     trained, stored = notes.get("extractor"), store.extractor
-    if trained and any(trained[key] != stored[key] for key in ("name", "weights_sha256")):
+    if trained and any(trained.get(key) != stored.get(key) for key in ("name", "weights_sha256")):
         raise UserError(
             f"the reranker's weights were trained for descriptors of {trained['name']} (weights "
             f"{trained['weights_sha256'][:12]}), but {store.place.url} holds those of "

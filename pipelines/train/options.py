@@ -43,7 +43,7 @@ class Options(Checked, command="train"):
         "how often each anchor comes", 15.0, above=0, most=1e6, excludes=("steps",)
     )
     steps: int = option("optimiser steps, in place of epochs", 0, least=0, most=10**9)
-    lr: float = option("learning rate of AdamW", 1e-4, above=0, most=10)
+    lr: float = option("learning rate of AdamW", 1e-4, above=0)
     weight_decay: float = option("weight decay of AdamW", 5e-4, least=0, most=10)
     clip: float = option("largest norm of the gradient; 0: any", 0.1, least=0)
     schedule: str = option("of the learning rate", "constant", choices=("constant", "cosine"))

@@ -68,6 +68,17 @@ class Output:
             begin_beside(self.new, self.job)
         write_plan(self.new, at(self.job, self.new), {})
 
+    def withdraw(self) -> None:
+        """Take back what `begin` wrote, where the inputs turn out to be of no use: a next try,
+        with other options, finds no other job's folder.
+        """
+        if (self.folder / STATE_NAME).exists():
+            return
+        self.new.remove_folder("plan")
+        shutil.rmtree(self.folder / CACHE, ignore_errors=True)
+        with contextlib.suppress(OSError):  # a folder that holds other things stays
+            self.folder.rmdir()
+
     def finish(self, job: Job, names: list[str], marker: Marker, seconds: float) -> Manifest:
         """Write the manifest of the named files, last, and put the output into its place.
 

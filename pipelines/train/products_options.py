@@ -21,7 +21,9 @@ class Options(Checked, command="train-products"):
     """Options of `train-products`."""
 
     images: str = option("folder that the paths of the labels begin in")
-    labels: str = option("CSV file with the columns path and product")
+    labels: str = option(
+        "CSV file: the columns path and product, in any order by a first line of names"
+    )
     out: str = option("folder of the weights, the log and the manifest")
     mode: str = option(
         "global, then frozen (over --weights of global), then joint (over --weights of frozen)",
@@ -63,7 +65,7 @@ class Options(Checked, command="train-products"):
     optimiser: str = option(
         "adamw, or sgd (the paper's for global; for large sets)", "adamw", ("adamw", "sgd")
     )
-    lr: float = option("peak learning rate", 1e-4, above=0, most=10)
+    lr: float = option("peak learning rate", 1e-4, above=0)
     backbone_lr: float = option(
         "the backbone's learning rate as a share of lr", 1.0, least=0, most=1_000
     )
@@ -140,13 +142,21 @@ def read_photographs(options: Options) -> Photographs:
     or product.
     """
     try:
-        with open(options.labels, newline="") as file:
-            reader = csv.DictReader(file)
+        with open(options.labels, newline="", encoding="utf-8-sig") as file:
+            first = next(csv.reader(file), [])
+            file.seek(0)
+            # without a first line of names: path, product, and others that do not count
+            named = bool({"path", "product"} & set(first))
+            reader = csv.DictReader(file, None if named else ("path", "product"))
             rows = list(reader)
             columns = reader.fieldnames or []
     except OSError as error:
         raise UserError(
             f"The labels {options.labels} cannot be read ({error.strerror})."
+        ) from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(
+            f"The labels {options.labels} are no CSV in UTF-8 ({type(error).__name__})."
         ) from error
     for column in ("path", "product"):
         if column not in columns:
@@ -157,7 +167,7 @@ def read_photographs(options: Options) -> Photographs:
     import numpy as np  # not for --help
 
     files, names = [], []
-    for number, row in enumerate(rows, 2):
+    for number, row in enumerate(rows, 1 + named):
         if not row["path"] or not row["product"]:
             raise UserError(f"{options.labels}, line {number}: path or product is empty.")
         path = Path(options.images, row["path"])

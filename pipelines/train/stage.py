@@ -43,4 +43,4 @@ def summarise(options: Options, manifest: Any) -> None:
             f"{facts['selected_by']}"
         )
     name = "best" if facts["selected"] else "weights"
-    print(f"Use them: rerank --reranker-option weights={options.out}/{name}.safetensors ...")
+    print(f"Use them: rerank --weights {options.out}/{name}.safetensors ...")

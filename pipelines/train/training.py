@@ -127,7 +127,12 @@ def _train(options: Options, settings: Settings, processes: Processes) -> Manife
             output.begin()
             say_slow(STAGE, options.precision, processes.device)
         processes.wait()
-        mined = _mine(options, records, output.folder / CACHE, processes)
+        try:
+            mined = _mine(options, records, output.folder / CACHE, processes)
+        except UserError:
+            if processes.first:
+                output.withdraw()
+            raise
         if processes.first:
             print(_told(options, mined, model, processes), file=sys.stderr)
         return _learn(options, processes, output, mined, model, started)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 import pipelines
+from benchmarks.making import make_limits
 from pipelines.stages import COMMANDS, load
 from tests.support.pictures import picture
 
@@ -45,6 +46,12 @@ def test_names_are_seen_in_pages() -> None:
     assert DOTTED.findall(text) == ["rrt_core.images.decode", "schemas.errors"]
     with pytest.raises(AttributeError):
         find("rrt_core.images.no_such_name")
+
+
+def test_the_page_of_limits_is_what_the_code_says() -> None:
+    assert make_limits.PAGE.read_text(encoding="utf-8") == make_limits.page(), (
+        "python benchmarks/making/make_limits.py makes it again"
+    )
 
 
 def test_the_public_names_are_there() -> None:

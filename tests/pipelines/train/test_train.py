@@ -357,7 +357,7 @@ def test_configuration_and_flags(
             {"least_positives": 8},
             "none of the .* records has 8 of its own label among its 20 nearest neighbours",
         ),
-        ({"validation": 1.0}, "--validation is 1.0; it is a share"),
+        ({"validation": 1.0}, "--validation is 1.0; it must be at least 0 and at most 0.99"),
         ({"validation": 0.001}, "none of the 0 held-out records"),
         ({"query_tokens": "9-3"}, "--query-tokens is '9-3'"),
         ({"precision": "float16", "device": "cpu"}, "float16 needs a CUDA device"),
@@ -367,7 +367,7 @@ def test_configuration_and_flags(
         ({"shortlist": "run"}, "the shortlist is not there"),
         ({"out": "memory://weights"}, "must be a local folder"),
         ({"labels": ""}, "--labels is missing"),
-        ({"lr": 0.0}, "lr must be above 0"),
+        ({"lr": 0.0}, "lr is 0.0; it must be above 0"),
         ({"clip": float("nan")}, "--clip is nan; it must be a finite number"),
     ],
 )
@@ -380,13 +380,14 @@ def test_mistakes_are_one_sentence(
             build(train_options.Options, {"stores": (str(store),), **SMALL, **given}, "test"),
             train_options.Settings(threads=1),
         )
+    assert not (tmp_path / "weights").exists()  # the next try finds no other's folder
 
 
 def test_a_loss_that_is_no_number(store: Path, tmp_path: Path) -> None:
     with pytest.raises(
         UserError, match="the loss is no number any more at step 5; lower the learning rate"
     ):
-        train_here(store, tmp_path / "weights", steps=5, lr=1e30, clip=0)
+        train_here(store, tmp_path / "weights", steps=5, lr=1e9, clip=0)
 
 
 def test_labels_in_their_forms(store: Path, tmp_path: Path) -> None:

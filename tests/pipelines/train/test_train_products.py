@@ -161,3 +161,18 @@ def test_mistakes_are_told_in_one_sentence(
         assert main(command(shop, mine, "global", "--backbone-weights", "random", *more)) == 2
         assert "holds files of something else" in capsys.readouterr().err
     assert (mine / "thesis.tex").read_text() == "mine"
+
+
+def test_labels_with_and_without_a_line_of_names(tmp_path: Path) -> None:
+    from pipelines.train.products_options import Options, read_photographs
+
+    for name in ("a.png", "b.png"):
+        (tmp_path / name).write_bytes(b"x")
+    read = []
+    for text in ("path,product\na.png,x\nb.png,y\n", "a.png,x\nb.png,y\n", "a.png,x,64\nb.png,y\n"):
+        (tmp_path / "labels.csv").write_text(text)
+        given = Options(
+            images=str(tmp_path), labels=str(tmp_path / "labels.csv"), out="o", mode="global"
+        )
+        read.append(read_photographs(given).content())
+    assert read[0] == read[1] == read[2]
