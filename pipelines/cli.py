@@ -21,6 +21,7 @@ MOST_SAID = 1_200  # characters of a message
 # A place that the user named and that cannot be, against one that fails.
 _OF_A_NAME = (
     errno.EACCES,
+    errno.EFBIG,
     errno.EINVAL,
     errno.EISDIR,
     errno.ELOOP,

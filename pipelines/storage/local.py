@@ -280,11 +280,12 @@ def read_file(path: str | bytes, most: int | None = None) -> bytes:
     try:
         about = os.fstat(descriptor)
         if stat.S_ISDIR(about.st_mode):
-            raise IsADirectoryError("it is a folder, no regular file")
+            raise IsADirectoryError(errno.EISDIR, "it is a folder, no regular file", path)
         if not stat.S_ISREG(about.st_mode):
-            raise OSError("it is no regular file")
+            raise OSError(errno.EINVAL, "it is no regular file", path)
         if most is not None and about.st_size > most:
-            raise OSError(f"it has {about.st_size:,} bytes; at most {most:,} are read")
+            why = f"it has {about.st_size:,} bytes; at most {most:,} are read"
+            raise OSError(errno.EFBIG, why, path)
         with open(descriptor, "rb", closefd=False) as file:
             return file.read(about.st_size or UNSIZED)
     finally:
