@@ -43,6 +43,7 @@ NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EMLINK, errno.ENOSYS}
 TEMPORARY = re.compile(r".+\.[0-9a-f]{12}\.tmp", re.DOTALL)  # what is written before it is renamed
 UNSIZED = 1 << 24  # bytes that are read of a file whose size is said to be 0, as in /proc
 ABSENT = (FileNotFoundError, NotADirectoryError)
+NO_FILE = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG}
 
 
 class LocalPlace(Place):
@@ -82,8 +83,10 @@ class LocalPlace(Place):
     def size(self, name: str) -> int | None:
         try:
             return os.stat(self.path(name)).st_size
-        except ABSENT:
-            return None
+        except OSError as error:
+            if error.errno in NO_FILE:
+                return None
+            raise
 
     def sizes(self, names: Sequence[str]) -> list[int | None]:
         return [self.size(name) for name in names]

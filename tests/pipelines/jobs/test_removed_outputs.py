@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import resource
 import shutil
 from collections.abc import Iterator
@@ -11,16 +12,20 @@ import h5py
 import numpy as np
 import pytest
 
+from pipelines.engines import driver
 from pipelines.engines.driver import run_job
+from pipelines.engines.loop import Loop
 from pipelines.engines.settings import RunSettings
 from pipelines.jobs.do_unit import begin_unit, do_unit
 from pipelines.jobs.existing_output import refuse_foreign
 from pipelines.jobs.plan import write_plan
+from pipelines.jobs.replacing import swap_in
 from pipelines.jobs.unit_worker import make_worker
 from pipelines.storage.local import full_disk
-from pipelines.storage.place import open_place
+from pipelines.storage.place import Place, open_place
 from pipelines.verify.verify import verify
 from schemas.errors import UserError
+from schemas.plan import Job
 from tests.support.faulty_worker import faulty_job
 
 
@@ -43,8 +48,6 @@ def test_a_unit_whose_output_is_removed_says_so_and_a_rerun_goes_on(tmp_path: Pa
 
 
 def _sentence(out: Path) -> str:
-    import json
-
     return str(json.loads((out / "errors" / "part-00000.json").read_text())["sentence"])
 
 
@@ -52,8 +55,6 @@ def test_a_driver_whose_output_is_removed_writes_no_manifest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All units were done by then: no manifest may say so of an empty folder."""
-    from pipelines.engines.loop import Loop
-
     out = tmp_path / "out"
     job = faulty_job(str(out), "ok")
     run = Loop.run
@@ -143,3 +144,31 @@ def test_a_worker_on_a_full_disk_is_not_tried_again(tmp_path: Path, small_files:
     assert not do_unit(make_worker(job), job.units[0])
 
     assert "the file would be larger than the system allows" in _sentence(tmp_path / "out")
+
+
+def test_a_disk_that_is_full_during_a_swap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The old output stands until the swap can be written down; the same command ends it."""
+    out = tmp_path / "out"
+    run_job(faulty_job(str(out), "ok"), RunSettings(workers=1))
+    before = (out / "manifest.json").read_bytes()
+    job = faulty_job(str(out), "ok", "ok", recipe={"colour": 2})
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def on_a_full_disk(place: Place, job: Job) -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))
+        try:
+            swap_in(place, job)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(UserError, match="the file would be larger than the system allows"),
+    ):
+        patch.setattr(driver, "swap_in", on_a_full_disk)
+        run_job(job, RunSettings(workers=1, overwrite=True))
+    assert (out / "manifest.json").read_bytes() == before
+
+    run_job(job, RunSettings(workers=1, overwrite=True))
+    assert verify(str(out))[0].problems == [] and not (out / "next").exists()
+    assert (out / "manifest.json").read_bytes() != before
