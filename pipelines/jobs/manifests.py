@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -117,8 +118,10 @@ def parts_of(place: Place, manifest: Manifest) -> list[tuple[str, FileEntry]] | 
     """(unit, file) of what a manifest counts; None where the table is absent or another one."""
     try:
         data = place.read(PARTS_NAME)
-    except FileNotFoundError:
-        return None
+    except OSError as error:
+        if error.errno in (errno.EIO, errno.EACCES, errno.EPERM):
+            raise
+        return None  # absent, or no file at all
     if hashlib.sha256(data).hexdigest() != manifest.parts.get("sha256"):
         return None
 

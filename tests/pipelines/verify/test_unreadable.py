@@ -6,7 +6,7 @@ import json
 import os
 import random
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,9 @@ import pytest
 
 from pipelines.cli import main
 from pipelines.verify.verify import print_lines, summary, verify
+from tests.support.command_line import command
 from tests.support.damage import flip, make_photographs, make_store, one, rewrite
+from tests.support.hostile import assert_ended_well
 
 UNIT = "part-00001"
 RECORDS = ["manifest.json", "plan/plan.json", "plan/job.json", "plan/source.json"]
@@ -68,6 +70,36 @@ def test_no_record_at_all(name: str, store: Path, capsys: pytest.CaptureFixture[
         assert main(["verify", str(store), "--quick"]) == 1
         said = capsys.readouterr()
         assert f"{name}: " in said.out and "Traceback" not in said.err
+
+
+def _pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def _loop(path: Path) -> None:
+    path.unlink()
+    path.symlink_to(path)
+
+
+def _device(path: Path) -> None:
+    path.unlink()
+    path.symlink_to("/dev/zero")
+
+
+@pytest.mark.parametrize("how", [_pipe, _loop, _device])
+@pytest.mark.parametrize("name", [*RECORDS, "parts.parquet", "plan/images.parquet"])
+def test_what_is_no_file_in_the_place_of_one(
+    how: Callable[[Path], None], name: str, store: Path, tmp_path: Path
+) -> None:
+    """None is waited for, and none ends a command in a traceback."""
+    how(store / name)
+    for arguments in (
+        ["verify", store, "--quick"],
+        ["export", store, "--out", tmp_path / "arrays"],
+        ["repair", store, "--remove-damaged"],
+    ):
+        assert_ended_well(command(*arguments))
 
 
 def test_a_folder_in_the_place_of_a_file(store: Path) -> None:
