@@ -31,8 +31,11 @@ from pipelines.verify.verify import verify
 from schemas.errors import JobFailed, Unreachable, UserError
 from schemas.manifest import Manifest
 from schemas.plan import Job
+from tests.support.command_line import command
+from tests.support.damage import make_photographs, make_store
 from tests.support.faulty_worker import faulty_job
 from tests.support.s3_server import BUCKET
+from tests.support.watching import EXTRACTOR
 
 SETTINGS = RunSettings(workers=1)
 OVERWRITE = RunSettings(workers=1, overwrite=True)
@@ -468,3 +471,27 @@ def test_a_swap_on_an_object_store(
     assert place.read("notes.txt") == b"mine" and place.read("plan/more") == b"more"
     assert json.loads(place.read("plan/job.json"))["output"] == url
     assert place.names("next") == [] and verify(url)[0].problems == []
+
+
+@pytest.mark.parametrize("dtype", ["float16", "binary"])
+def test_a_store_in_mid_swap_is_finished_before_its_plan_is_read(
+    dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The old plan must not be taken for the new one's, nor its rotation."""
+    photographs = make_photographs(tmp_path / "photographs")
+    store = make_store(photographs, tmp_path / "store", rows_per_part=4)
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    arguments = ["extract", "--images", photographs, "--out", store, "--extractor", EXTRACTOR]
+    arguments += ["--rows-per-part", 10, "--local-dtype", dtype, "--workers", 1]
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(replacing, "_remove", killed)
+        command(*arguments, "--overwrite")
+    assert (store / "next" / "swap.json").exists() and not (store / "manifest.json").exists()
+
+    ended = command(*arguments)
+
+    assert ended.code == 0 and "already made" in ended.said, ended.said
+    assert not (store / "next").exists() and verify(str(store))[0].problems == []
