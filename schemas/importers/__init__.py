@@ -40,9 +40,16 @@ class Unusable(Exception):
 @contextmanager
 def reading(path: str, form: str) -> Iterator[None]:
     """The gate of a local input file: raise UserError where it is absent or no `form`."""
-    try:
+    with parsing(path, form):
         if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would be waited for
             raise UserError(f"{path}: it is no file; give {form}")
+        yield
+
+
+@contextmanager
+def parsing(path: str, form: str) -> Iterator[None]:
+    """As `reading`, of a file or folder that is opened already."""
+    try:
         yield
     except (UserError, Unusable):
         raise

@@ -23,7 +23,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from schemas.errors import UserError
-from schemas.importers import ImportedLocals, Unusable, checked_locals, reading
+from schemas.importers import ImportedLocals, Unusable, checked_locals, parsing, reading
 from schemas.openers.hdf5 import dataset, datasets, open_hdf5
 from schemas.openers.npy import open_npy, read_header
 from schemas.openers.parquet import columns_of
@@ -64,7 +64,11 @@ class Matrix:
         self.rows = int(self._ends[-1])
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        """Rows start .. stop in the file's dtype, [stop - start, D]."""
+        """Rows start .. stop in the file's dtype, [stop - start, D]. Raises UserError."""
+        with parsing(self.path, f"a matrix: rows {start} to {stop - 1}"):
+            return self._read(start, stop)
+
+    def _read(self, start: int, stop: int) -> np.ndarray:
         blocks = []
         for piece, end in zip(self._pieces, self._ends, strict=True):
             size = piece.shape[1 if self._columns else 0]
