@@ -101,6 +101,11 @@ def _of_record_id(where: str, text: str) -> ImageReference:
         raise UserError(
             f"{where}: {text!r} is no record id (source/name, percent-encoded, with #x,y,w,h)"
         )
+    if source in (".", "..") or ".." in name.split("/") or name.startswith("/"):
+        raise UserError(
+            f"{where}: {text!r} names a place outside its source; a record id is source/name, and "
+            f"the name a relative one without '..'"
+        )
     try:
         source.encode()
     except UnicodeEncodeError:

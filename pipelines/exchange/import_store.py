@@ -8,6 +8,7 @@ checks every descriptor and writes the part. What cannot be taken is a failed ro
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from functools import cached_property, partial
@@ -50,6 +51,14 @@ def run(options: Options, settings: RunSettings = RunSettings()) -> Manifest:
     job, plan_files = plan(options)
     manifest = run_job(job, settings, plan_files)
     end_with_failures(manifest, options.out)
+    extractor = manifest.recipe["extractor"]
+    if extractor["local_dim"] and not extractor["weights_sha256"]:
+        print(
+            f"import     NOTE: the store does not say which weights made its descriptors, called "
+            f"{extractor['name']} here, so that 'rerank' cannot see whether a reranker's weights "
+            f"fit them; --extractor-name and --weights-sha256 say it",
+            file=sys.stderr,
+        )
     return manifest
 
 

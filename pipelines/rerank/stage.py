@@ -6,6 +6,7 @@ from the scores without the model.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from typing import Any
@@ -79,8 +80,8 @@ def plan_scores(options: Options, settings: RunSettings) -> Job:
         if holds_globals_alone(store.manifest):
             raise UserError(f"{store.place.url} {GLOBALS_ALONE}")
     reranker = create(options.reranker, **options.reranker_option)
-    notes: dict[str, Any] = getattr(reranker, "notes", {})
-    _refuse_other_descriptors(notes, queries)
+    notes: dict[str, Any] | None = getattr(reranker, "notes", None)
+    _check_descriptors(notes, queries)
     inputs = {**as_inputs(options.out, shortlist=shortlist), "queries": queries.as_input}
     if options.ground_truth:
         inputs["ground_truth"] = truth_input(options.ground_truth)
@@ -97,7 +98,7 @@ def plan_scores(options: Options, settings: RunSettings) -> Job:
         inputs=inputs,
         units=tuple(_units(options, queries, tokens, shortlist.counts.succeeded)),
         settings={**asdict(options), "stores": [hint.entry for hint in found]},
-        facts={"kind": "scores", "weights_notes": notes},
+        facts={"kind": "scores", "weights_notes": notes or {}},
         noun="queries",
     )
 
@@ -110,16 +111,40 @@ def rankings_of(options: Options) -> list[str]:
     return [DEPLOY, *(name for name in known if name != "easy")]
 
 
-def _refuse_other_descriptors(notes: dict[str, Any], store: Store) -> None:
-    """Raise UserError where the weights were trained for other descriptors than the store's."""
+def _check_descriptors(notes: dict[str, Any] | None, store: Store) -> None:
+    """Say where it is not known whether the weights were trained for the store's descriptors.
+
+    Raises UserError where they were trained for others. `notes` is None of what has no weights.
+    """
+    if notes is None:
+        return
     trained, stored = notes.get("extractor"), store.extractor
-    if trained and any(trained.get(key) != stored.get(key) for key in ("name", "weights_sha256")):
-        raise UserError(
-            f"the reranker's weights were trained for descriptors of {trained['name']} (weights "
-            f"{trained['weights_sha256'][:12]}), but {store.place.url} holds those of "
-            f"{stored['name']} (weights {stored['weights_sha256'][:12]}); give weights trained for "
-            f"these, or another reranker"
+    own = f"{store.place.url} holds those of {stored['name']}"
+    if not trained:
+        _note(f"the weights do not say for whose descriptors they were trained; {own}")
+        return
+
+    weights = str(trained.get("weights_sha256") or "")
+    wanted = f"descriptors of {trained['name']} (weights {weights[:12] or 'none'})"
+    if trained["name"] == stored["name"] and not stored["weights_sha256"]:
+        _note(f"the weights were trained for {wanted}; {own}, of weights that it does not name")
+    elif any(trained.get(key) != stored.get(key) for key in ("name", "weights_sha256")):
+        known = str(stored["weights_sha256"] or "")[:12]
+        advice = (
+            ""
+            if known or not weights
+            else f"; where they are of these all the same, import them with --extractor-name "
+            f"{trained['name']} --weights-sha256 {weights}"
         )
+        raise UserError(
+            f"the reranker's weights were trained for {wanted}, but {own}"
+            f"{f' (weights {known})' if known else ''}; give weights trained for these, or "
+            f"another reranker{advice}"
+        )
+
+
+def _note(text: str) -> None:
+    print(f"{STAGE:<9}  NOTE: {text}", file=sys.stderr)
 
 
 def _units(options: Options, queries: Store, tokens: int, described: int) -> list[Unit]:

@@ -380,6 +380,19 @@ def test_mistakes_get_one_sentence(
     assert re.search(told, printed) and "Traceback" not in printed
 
 
+@pytest.mark.parametrize("record_id", ["../../0", "photos/../0", "photos//etc/0", "./0"])
+def test_record_ids_stay_within_their_source(
+    record_id: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    np.save(tmp_path / "one.npy", np.ones((1, 4), np.float32))
+    (tmp_path / "ids.txt").write_text(f"{record_id}\n")
+    given = [str(tmp_path / "one.npy"), "--record-ids", str(tmp_path / "ids.txt")]
+    assert main(["import", "npy", *given, "--out", str(tmp_path / "store")]) == 2
+    printed = capsys.readouterr().err
+    assert "ids.txt: line 1" in printed and "outside its source" in printed
+    assert not (tmp_path / "store").exists()
+
+
 def test_sigkill_in_the_middle(folder: Path, tmp_path: Path, start: Any) -> None:
     for scene in range(40):  # enough to be interrupted
         write_delg(folder, f"more/{scene}", np.eye(1, GLOBAL_DIM)[0], np.eye(2, LOCAL_DIM))

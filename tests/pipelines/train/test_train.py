@@ -268,7 +268,7 @@ def test_dry_run_writes_nothing(
 
 
 def test_weights_serve_rerank_and_refuse_other_descriptors(
-    store: Path, undisturbed: Path, tmp_path: Path
+    store: Path, undisturbed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     weights = str(undisturbed / "best.safetensors")
     index.run(
@@ -286,7 +286,20 @@ def test_weights_serve_rerank_and_refuse_other_descriptors(
     other = Store(str(store))
     other.extractor = {**other.extractor, "name": "other"}
     with pytest.raises(UserError, match="were trained for descriptors of tiny"):
-        rerank._refuse_other_descriptors(notes, other)
+        rerank._check_descriptors(notes, other)
+    capsys.readouterr()
+    rerank._check_descriptors(None, other)  # mutual nearest neighbours have no weights
+    rerank._check_descriptors({}, other)  # a .pt of the paper's
+    assert "do not say for whose descriptors they were trained" in capsys.readouterr().err
+
+    # imported descriptors, first of a known name, then of another
+    trained = {"extractor": {"name": "tiny", "weights_sha256": "ab" * 32}}
+    other.extractor = {**other.extractor, "name": "tiny", "weights_sha256": ""}
+    rerank._check_descriptors(trained, other)
+    assert "of weights that it does not name" in capsys.readouterr().err
+    other.extractor = {**other.extractor, "name": "imported"}
+    with pytest.raises(UserError, match=f"--extractor-name tiny --weights-sha256 {'ab' * 32}"):
+        rerank._check_descriptors(trained, other)
     # The same run's shortlist serves mining: what exact neighbours give, where nothing is held out.
     records = read_records(open_stores_of([str(store)]), "folder", 0.0, 0)
     copy_globals(records, tmp_path / "globals.npy")
