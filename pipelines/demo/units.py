@@ -60,7 +60,7 @@ class RenderPictures(UnitWorker):
             Path(path).write_bytes(view.jpeg())
             attempt.add(path, f"images/{picture.name}", 1, plain_name=True)
             boxes[picture.name] = view.box
-            attempt.tell(number + 1)
+            attempt.report(number + 1)
         return boxes
 
     def _write_about(self, boxes: dict[str, tuple[int, int, int, int]], attempt: Attempt) -> None:

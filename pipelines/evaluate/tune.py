@@ -78,16 +78,16 @@ def run(options: Options, settings: RunSettings = RunSettings()) -> Tuned:
         raise UserError(
             f"{options.ground_truth}: no query has a positive under {'+'.join(protocols)}"
         ) from None
-    told = {"best": {name: float(found[grid.index(chosen)]) for name, found in values.items()}}
-    told["reranked"] = {name: float(found[0, 0, 0]) for name, found in ends.items()}
-    told["global"] = {name: float(found[0, 1, 0]) for name, found in ends.items()}
+    figures = {"best": {name: float(found[grid.index(chosen)]) for name, found in values.items()}}
+    figures["reranked"] = {name: float(found[0, 0, 0]) for name, found in ends.items()}
+    figures["global"] = {name: float(found[0, 1, 0]) for name, found in ends.items()}
     tuned = Tuned(
         best={"lambda": chosen.lambda_, "gamma": chosen.gamma, "k": chosen.k},
         metric=f"mAP {'+'.join(protocols)}",
         queries=len(seen.truth.queries),
         values={
             name: {**each, "mean": float(np.mean(list(each.values())))}
-            for name, each in told.items()
+            for name, each in figures.items()
         },
         grid={**job.recipe["grid"], "values": np.round(mean, 6).tolist()},
         recipe=job.identity,

@@ -178,7 +178,7 @@ class ImportPart(UnitWorker):
                 part.globals.append(_global_row(reference, image))
                 if image.locals is not None:
                     part.locals.append(self.writer.local_row(row, image.locals))
-            attempt.tell(row + 1)
+            attempt.report(row + 1)
 
         self.writer.write(attempt, work.part, part)
         return part.counts

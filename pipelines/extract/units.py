@@ -146,7 +146,7 @@ class DescribeUnit(ImageWorker):
                 attempt.take_piece(done)
                 counts, ended = counts + done.counts, bool(done.summary["end"])
                 unlisted = int(done.summary["unlisted"])
-                attempt.tell(counts.inputs, counts.failed, images.position)
+                attempt.report(counts.inputs, counts.failed, images.position)
             else:
                 part = self._describe(islice(images, work.rows), attempt, counts, images)
                 counts, ended = counts + part.counts, len(part.globals) < work.rows
@@ -191,7 +191,7 @@ class DescribeUnit(ImageWorker):
             part.globals.append(described.row)
             reason = self.keep(part, row, described) or reason
             counts = before + part.counts
-            attempt.tell(counts.inputs, counts.failed, images.position if images else 0.0, reason)
+            attempt.report(counts.inputs, counts.failed, images.position if images else 0.0, reason)
         return part
 
 
@@ -222,7 +222,7 @@ class DescribeLocals(ImageWorker):
             left[number] -= 1
             if not left[number]:  # a part of an archive goes to the disk as soon as it is whole
                 self._write(attempt, number, parts.pop(number))
-            attempt.tell(done, failed, reason=reason)
+            attempt.report(done, failed, reason=reason)
 
         for record_id, (number, _, _) in sorted(expected.items()):
             reason = "its archive does not hold it any more"

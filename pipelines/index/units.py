@@ -67,7 +67,7 @@ class _IndexWorker(UnitWorker):
             rows = np.flatnonzero(read.ok)
             indexes.add(index, read.descriptors[rows], store.row_ids(part, rows))
             seen, described = seen + part.globals.rows, described + len(rows)
-            attempt.tell(seen)
+            attempt.report(seen)
         return described
 
 

@@ -71,7 +71,7 @@ class Attempt:
         kills = [self._was_killed(name) for name in self._attempts() if name.endswith(".json")]
         self.number, self.killed = 1 + kills.count(False), kills.count(True)
         self.name = f"attempts/{unit.name}.{self.id}.json"
-        self._told = 0.0  # when progress was last written
+        self._reported_at = 0.0  # when progress was last written
 
         self._planned = place.local and place.exists(PLAN_NAME)
 
@@ -149,7 +149,7 @@ class Attempt:
             self.place.put(local_file, name)
             yield FileEntry(name, rows, size, digest, layout)
 
-    def tell(self, done: int, failed: int = 0, share: float = 0.0, reason: str = "") -> None:
+    def report(self, done: int, failed: int = 0, share: float = 0.0, reason: str = "") -> None:
         """Report how far it is, for progress (at most once a second).
 
         done, failed  inputs so far
@@ -157,10 +157,10 @@ class Attempt:
         reason        of the last failure
         """
         now = time.monotonic()
-        if not self.place.local or now - self._told <= 1.0:
+        if not self.place.local or now - self._reported_at <= 1.0:
             return
 
-        self._told = now
+        self._reported_at = now
         state = {"done": done, "failed": failed, "share": round(share, 4), "reason": reason}
         path = self.place.path(f"{self.name}.progress")
         with contextlib.suppress(OSError):

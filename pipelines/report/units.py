@@ -82,7 +82,7 @@ class MakeReport(UnitWorker):
         for number, name in enumerate(shown):
             lists, known = (before[name], after[name]), precisions.get(name, {})
             queries.append(_query(name, lists, known, truth, pictures))
-            attempt.tell(number + 1)
+            attempt.report(number + 1)
 
         rankings = metrics.get("rankings", {})
         data = ReportData(

@@ -60,7 +60,7 @@ class ScorePairs(UnitWorker):
             candidates = [gallery[place] for place in places]
             scores = self.reranker.score_query(queries[number], candidates, lists)
             tables.append(_scores_table(name, rows, scores))
-            attempt.tell(number + 1)
+            attempt.report(number + 1)
 
         table = pa.concat_tables(tables)
         attempt.add_table(table, f"{unit.name}.parquet")

@@ -37,7 +37,7 @@ class Mined:
 # ------------------------------------------------------------------------------------------- mining
 
 
-def _mine(options: Options, records: Records, cache: Path, processes: Processes) -> Mined:
+def mine(options: Options, records: Records, cache: Path, processes: Processes) -> Mined:
     """Neighbours and anchors; what took long lies in `cache`, under names that tell what it is
     of.
     """
@@ -70,7 +70,10 @@ def _mine(options: Options, records: Records, cache: Path, processes: Processes)
     anchors, held_out = (
         choose_anchors(neighbours, records.labels, rows, options.least_positives) for rows in sides
     )
-    what = f"has {options.least_positives} of its own label among its {options.neighbours} nearest neighbours"  # noqa: E501
+    what = (
+        f"has {options.least_positives} of its own label among its {options.neighbours} nearest "
+        "neighbours"
+    )
     if not len(anchors.rows):
         raise UserError(
             f"train: none of the {len(sides[0]):,} records {what}, and one of another; "
@@ -78,21 +81,26 @@ def _mine(options: Options, records: Records, cache: Path, processes: Processes)
         )
     if options.validation and not len(held_out.rows):
         raise UserError(
-            f"train: none of the {len(sides[1]):,} held-out records {what}, and one of another; raise --validation, "  # noqa: E501
-            "or hold nothing out with --validation 0"
+            f"train: none of the {len(sides[1]):,} held-out records {what}, and one of another; "
+            "raise --validation, or hold nothing out with --validation 0"
         )
     return Mined(records, descriptors, neighbours, anchors, held_out)
 
 
-def _steps(options: Options, mined: Mined) -> int:
+def steps_of(options: Options, mined: Mined) -> int:
+    """Optimiser steps of the whole training."""
     return options.steps or math.ceil(options.epochs * len(mined.anchors.rows) / options.triplets)
 
 
-def _told(options: Options, mined: Mined, model: RerankingTransformer, processes: Processes) -> str:
+def describe(
+    options: Options, mined: Mined, model: RerankingTransformer, processes: Processes
+) -> str:
     """What is trained, in a few lines."""
     records = mined.records
     aside = len(np.unique(records.labels[records.held_out]))
-    steps, anchors = _steps(options, mined), len(mined.anchors.rows)
+    steps, anchors = steps_of(options, mined), len(mined.anchors.rows)
+    epochs = steps * options.triplets / anchors
+    parameters = sum(p.numel() for p in model.parameters())
     several = f", {processes.world} processes" if processes.world > 1 else ""
     lines = {
         "records": f"{len(records):,} with {len(records.names):,} labels, described by "
@@ -100,9 +108,9 @@ def _told(options: Options, mined: Mined, model: RerankingTransformer, processes
         "held out": f"{aside:,} labels with {int(records.held_out.sum()):,} records",
         "anchors": _counted(mined.anchors, options),
         "held-out anchors": _counted(mined.held_out, options),
-        "training": f"{steps:,} steps of {options.triplets} triplets ({steps * options.triplets / anchors:.2f} epochs),"  # noqa: E501
+        "training": f"{steps:,} steps of {options.triplets} triplets ({epochs:.2f} epochs),"
         f" {options.query_tokens} + {options.gallery_tokens} locals a pair",
-        "model": f"{sum(p.numel() for p in model.parameters()):,} parameters, start: {options.init}",  # noqa: E501
+        "model": f"{parameters:,} parameters, start: {options.init}",
         "on": f"{processes.device}, {options.precision}{several}",
     }
     if not options.validation:
@@ -113,6 +121,6 @@ def _told(options: Options, mined: Mined, model: RerankingTransformer, processes
 
 def _counted(anchors: Anchors, options: Options) -> str:
     kept, few, without = len(anchors.rows), anchors.too_few, anchors.without_negative
-    text = f"{kept:,} of {kept + few + without:,} records; {few:,} have fewer than {options.least_positives} of their"  # noqa: E501
-    text += f" label among their {options.neighbours} nearest"
+    text = f"{kept:,} of {kept + few + without:,} records; {few:,} have fewer than "
+    text += f"{options.least_positives} of their label among their {options.neighbours} nearest"
     return text + (f", {without:,} have nothing else among them" if without else "")

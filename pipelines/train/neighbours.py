@@ -26,7 +26,7 @@ def exact_neighbours(
     count: int,
     cache: Path,
     processes: Processes,
-    tell: Callable[[int], None],
+    progress: Callable[[int], None],
 ) -> np.ndarray:
     """The nearest `count` records of each record on its own side of the split, int32 [n, count]
     (NONE at the end).
@@ -36,7 +36,7 @@ def exact_neighbours(
 
     Args:
         descriptors: [n, D], as copy_globals made them.
-        tell: called with the number of records done.
+        progress: called with the number of records done.
     """
     pools = [np.flatnonzero(records.held_out == side) for side in (False, True)]
     blocks = [
@@ -52,7 +52,7 @@ def exact_neighbours(
             save_rows(
                 paths[number], nearest(descriptors, queries, pool, count, device=processes.device)
             )
-        tell(done)
+        progress(done)
     processes.wait()
     neighbours = np.full((len(records), count), NONE, np.int32)
     for path, (_, queries) in zip(paths, blocks, strict=True):

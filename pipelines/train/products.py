@@ -289,7 +289,7 @@ class Training:
             return {}
         described = describe(network, inputs, rows)
         labels = self.photographs.labels[rows]
-        count = min(self.options.validation_queries, len(rows))
+        count = min(self.options.validation_queries or len(rows), len(rows))
         queries = np.sort(
             np.random.default_rng([self.options.seed, 5]).permutation(len(rows))[:count]
         )

@@ -47,7 +47,7 @@ class Options(Checked, command="train-products"):
         "share of the products held out, chosen by the seed", 0.2, least=0, most=0.99
     )
     validation_queries: int = option(
-        "at most so many held-out photographs are queries", 200, least=1
+        "at most so many held-out photographs are queries; 0: all of them", 200, least=0
     )
     shortlist: int = option(
         "how many of the global ranking are reranked in validation", 100, least=1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import signal
 import sys
@@ -19,7 +18,7 @@ import torch
 from pipelines.engines import signals as stopping
 from pipelines.engines.processes import limit_threads
 from pipelines.jobs.manifests import as_input
-from pipelines.train.anchors import Mined, _mine, _steps, _told
+from pipelines.train.anchors import Mined, describe, mine, steps_of
 from pipelines.train.batches import Budget, PairBatches, Prefetched, TokenCache, read_budget
 from pipelines.train.neighbours import require_shortlist
 from pipelines.train.options import STAGE, Options, Settings
@@ -76,7 +75,8 @@ def run(options: Options, settings: Settings) -> Manifest | None:
         check_precision(options.precision, processes.device)
         if options.triplets < processes.world:
             raise UserError(
-                f"train: {options.triplets} triplets a step are too few for {processes.world} processes"  # noqa: E501
+                f"train: {options.triplets} triplets a step are too few for "
+                f"{processes.world} processes"
             )
         local = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if processes.world > 1 else 1
         limit_threads(settings.threads or max(1, len(os.sched_getaffinity(0)) // local))
@@ -87,11 +87,8 @@ def run(options: Options, settings: Settings) -> Manifest | None:
             made = _train(options, settings, processes)
     except UserError:
         if not first:
-            time.sleep(
-                5
-                # a mistake that the first process meets too is said there, and torchrun ends this
-                # one
-            )
+            # a mistake that the first process meets too is said there, and torchrun ends this one
+            time.sleep(5)
         raise
     processes.leave()
     return made
@@ -110,8 +107,8 @@ def _dry_run(options: Options, processes: Processes) -> None:
     records, model, _ = _prepare(options)
     alone = Processes(device=processes.device)
     with tempfile.TemporaryDirectory(prefix="rrt-train-") as folder:
-        mined = _mine(options, records, Path(folder), alone)
-        print(_told(options, mined, model, processes))
+        mined = mine(options, records, Path(folder), alone)
+        print(describe(options, mined, model, processes))
         del mined
     print("Dry run: nothing was written.")
 
@@ -128,13 +125,13 @@ def _train(options: Options, settings: Settings, processes: Processes) -> Manife
             say_slow(STAGE, options.precision, processes.device)
         processes.wait()
         try:
-            mined = _mine(options, records, output.folder / CACHE, processes)
+            mined = mine(options, records, output.folder / CACHE, processes)
         except UserError:
             if processes.first:
                 output.withdraw()
             raise
         if processes.first:
-            print(_told(options, mined, model, processes), file=sys.stderr)
+            print(describe(options, mined, model, processes), file=sys.stderr)
         return _learn(options, processes, output, mined, model, started)
 
 
@@ -143,29 +140,6 @@ def _train(options: Options, settings: Settings, processes: Processes) -> Manife
 
 def _prepare(options: Options) -> tuple[Records, RerankingTransformer, str]:
     """Records, the model at its start, and what names the start."""
-    if not 0 <= options.validation < 1:
-        raise UserError(
-            f"train: --validation is {options.validation}; it is a share of the labels, from 0 to below 1"  # noqa: E501
-        )
-    for name in (
-        "neighbours",
-        "least_positives",
-        "triplets",
-        "validation_anchors",
-        "validation_pairs",
-    ):
-        if getattr(options, name) < 1:
-            raise UserError(
-                f"train: --{name.replace('_', '-')} is {getattr(options, name)}; it must be at least 1"  # noqa: E501
-            )
-    for field in fields(Options):
-        value = getattr(options, field.name)
-        if isinstance(value, float) and not math.isfinite(value):
-            raise UserError(
-                f"train: --{field.name.replace('_', '-')} is {value}; it must be a number"
-            )
-    if not options.steps and options.epochs <= 0:
-        raise UserError(f"train: --epochs is {options.epochs}; give more than 0, or --steps")
     _budgets(options)
     _recipe(options, 1)
     stores = open_stores_of(options.stores)
@@ -210,13 +184,15 @@ def _new_model(
     config = checkpoint.model.config
     if (config.global_dim, config.d_model) != (global_dim, local_dim):
         raise UserError(
-            f"train: {options.init} is for globals of {config.global_dim} and locals of {config.d_model} dimensions, "  # noqa: E501
+            f"train: {options.init} is for globals of {config.global_dim} and locals of "
+            f"{config.d_model} dimensions, "
             f"the stores have {global_dim} and {local_dim}; give other weights, or --init random"
         )
     for name, value in chosen.items():
         if getattr(config, name) != value:
             raise UserError(
-                f"train: --{name} is {value}, but {options.init} has {getattr(config, name)}; leave it out"  # noqa: E501
+                f"train: --{name} is {value}, but {options.init} has {getattr(config, name)}; "
+                "leave it out"
             )
     return checkpoint.model, checkpoint.sha256
 
@@ -263,7 +239,7 @@ def _learn(
     model: RerankingTransformer,
     started: float,
 ) -> Manifest | None:
-    folder, records, steps = output.folder, mined.records, _steps(options, mined)
+    folder, records, steps = output.folder, mined.records, steps_of(options, mined)
     query, gallery, tokens = _budgets(options)
     cache = TokenCache(
         records,
@@ -384,4 +360,7 @@ def _notes(options: Options, job: Job, mined: Mined, steps: int) -> dict[str, An
 def _selected_by(options: Options) -> str:
     if not options.validation:
         return "nothing was held out: no step is chosen"
-    return "the step with the highest mAP of held-out labels, none of which was trained on or is test data"  # noqa: E501
+    return (
+        "the step with the highest mAP of held-out labels, none of which was trained on or is "
+        "test data"
+    )
