@@ -19,7 +19,7 @@ from pipelines.extract.options import Options as Options
 from pipelines.jobs.plan import planned_units
 from pipelines.jobs.replacing import finish_begun
 from pipelines.quantities import byte_text
-from pipelines.sources.folder import words_for
+from pipelines.sources.folder import PASSED_OVER, words_for
 from pipelines.storage.place import free_bytes, open_place
 from pipelines.storage.protocol import Place
 from pipelines.stores.failed_rows import end_with_failures
@@ -69,6 +69,7 @@ def run(options: Options, settings: RunSettings = RunSettings()) -> Manifest:
         _say_changes(options, job.inputs["images"]["content"])
 
     manifest = run_job(job, replace(settings, work_bytes=WORK_BYTES), plan_files)
+    _say_passed_over_in_archives(manifest)
     if not manifest.counts.inputs:
         raise UserError(
             f"{images_url(options)}: the archives hold no images; give others, and --overwrite"
@@ -101,6 +102,19 @@ def _say_passed_over(job: Job) -> None:
     if text := passed_over(job):
         images = sum(unit.inputs for unit in job.units)
         print(f"{STAGE:<9}  {images:,} images; {text}", file=sys.stderr)
+
+
+def _say_passed_over_in_archives(manifest: Manifest) -> None:
+    notes = manifest.facts.get("notes", {})
+    counts = Counter[str](
+        {
+            name.removeprefix(PASSED_OVER): int(count)
+            for name, count in notes.items()
+            if name.startswith(f"{PASSED_OVER}.")
+        }
+    )
+    if counts:
+        print(f"{STAGE:<9}  passed over in archives {words_for(counts)}", file=sys.stderr)
 
 
 def _say_disk(job: Job) -> None:

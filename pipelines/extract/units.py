@@ -13,6 +13,7 @@ from pipelines.extract.describer import Described, Describer, failed
 from pipelines.jobs.attempt import Attempt
 from pipelines.jobs.unit_worker import UnitWorker
 from pipelines.sources.archive_images import ArchiveImages, Listed, archive_url, open_archive
+from pipelines.sources.folder import PASSED_OVER
 from pipelines.sources.item import Item
 from pipelines.storage.byte_sources import read_columns
 from pipelines.storage.place import open_place
@@ -160,6 +161,7 @@ class DescribeUnit(ImageWorker):
 
         if images.listed:
             attempt.summary = {"unlisted": unlisted}
+        attempt.notes = {PASSED_OVER + suffix: n for suffix, n in images.passed_over.items()}
         if images.damaged:
             attempt.summary = {**attempt.summary, "damaged": 1}
         return counts

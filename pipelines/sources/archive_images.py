@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 from hashlib import blake2b
 
@@ -69,6 +70,7 @@ class ArchiveImages:
     keep      name of an item for what cannot be read of a damaged archive; "" raises instead
     position  share of the archive's bytes read so far
     unlisted  images so far that the list does not name
+    passed_over  files so far of image formats that are not decoded here, by suffix
     damaged   whether an item stood for what cannot be read of the archive
     """
 
@@ -85,6 +87,7 @@ class ArchiveImages:
         self.url, self.source, self.prefix = url, source, prefix
         self.listed, self.only, self.keep = listed, only, keep
         self.position, self.unlisted, self.damaged = 0.0, 0, False
+        self.passed_over = Counter[str]()
         self._stream = self._kept() if keep else self._items()
 
     def __iter__(self) -> Iterator[Item]:
@@ -113,7 +116,9 @@ class ArchiveImages:
 
     def _items(self) -> Iterator[Item]:
         location, seen = os.fsencode(self.url), set[int]()
-        for entry in entries(self.url, self._wanted, most_bytes=MOST_BYTES):
+        for entry in entries(
+            self.url, self._wanted, most_bytes=MOST_BYTES, passed_over=self.passed_over
+        ):
             self.position = entry.position
             record_id = self.record_id(entry.name)
             if record_id is None:

@@ -7,6 +7,7 @@ import glob
 import itertools
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -18,7 +19,7 @@ from pipelines.storage.byte_sources import open_bytes
 from pipelines.storage.place import open_place
 from pipelines.storage.protocol import is_http
 from pipelines.storage.remote import RemotePlace
-from rrt_core.image_formats import has_image_suffix
+from rrt_core.image_formats import advice, has_image_suffix
 from schemas.errors import UserError
 
 ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".zip")
@@ -162,14 +163,19 @@ def archive_size(url: str) -> int:
 
 
 def entries(
-    url: str, wanted: Callable[[bytes], bool] | None = None, *, most_bytes: int = 1_000_000_000
+    url: str,
+    wanted: Callable[[bytes], bool] | None = None,
+    *,
+    most_bytes: int = 1_000_000_000,
+    passed_over: Counter[str] | None = None,
 ) -> Iterator[Entry]:
     """The images of an archive, in its order; the same name as often as the archive has it.
 
     Files that are no images by their suffix, hidden ones and folders are passed over, as in a
     folder of images. What is no plain file, lies outside by its name or is larger than `most_bytes`
     is refused: an entry with a reason. `wanted` is called once for each other entry, in order; what
-    it does not want is passed over without a copy.
+    it does not want is passed over without a copy. `passed_over` counts, by suffix, images of
+    formats that are not decoded here; texts and labels beside images count for nothing.
 
     Raises ArchiveDamaged after the entries before the damage; UserError where the archive is not
     there, changes, or its place does not answer (Unreachable).
@@ -179,6 +185,9 @@ def entries(
         try:
             for member in _members(url, file):
                 entry = _entry(member, wanted, most_bytes)
+                suffix = os.path.splitext(os.fsdecode(member.name[-9:]))[1].lower()
+                if entry is None and passed_over is not None and advice(suffix):
+                    passed_over[suffix] += 1
                 if entry is not None:
                     yield entry
                     yielded += 1

@@ -16,6 +16,7 @@ from rrt_core.image_formats import HEAD_BYTES, advice, has_image_suffix, looks_l
 from schemas.errors import UserError
 
 OTHERS = "others"  # files passed over of which nothing is known that would help
+PASSED_OVER = "passed_over"  # how a note of an archive's files begins; their suffix follows
 
 # File systems of the kernel's own: what lies there is no file on any disk, and may have no end.
 _SYSTEM = frozenset(

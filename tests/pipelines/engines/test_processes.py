@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from pipelines.engines.processes import thread_environment
-from tests.support.watching import EXTRACTOR, Running, alive, wait_for
+from tests.support.watching import EXTRACTOR, Running, alive, wait_for, words
 
 LEADER = """
 import subprocess, time
@@ -37,7 +37,7 @@ def test_what_a_process_started_ends_with_it_in_whatever_way_that_ends(then: str
     if "sleep" in then:
         os.kill(leader.pid, signal.SIGKILL)
     assert leader.wait() == {"": 0, "raise SystemExit(3)": 3}.get(then, -signal.SIGKILL)
-    wait_for(lambda: not alive(child), "the end of the child", 20)
+    wait_for(lambda: not alive(child), "the end of the child")
 
 
 def test_processes_of_a_beam_runner_end_with_a_killed_driver(
@@ -51,12 +51,12 @@ def test_processes_of_a_beam_runner_end_with_a_killed_driver(
     )
 
     def sdk_workers() -> list[psutil.Process]:
-        return [one for one in running.tree() if any("sdk_worker" in w for w in one.cmdline())]
+        return [one for one in running.tree() if any("sdk_worker" in word for word in words(one))]
 
     running.until(sdk_workers, "Beam's own worker processes")
     running.process.kill()
     running.process.wait()
-    wait_for(lambda: not running.orphans(), "the end of Beam's processes", 30)
+    wait_for(lambda: not running.orphans(), "the end of Beam's processes")
 
 
 def test_threads_that_wait_do_not_spin_unless_the_user_wants_it(

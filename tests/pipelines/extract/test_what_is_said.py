@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +41,23 @@ def test_files_that_are_passed_over(tmp_path: Path) -> None:
     (out / "manifest.json").unlink()
     assert command("extract", "--images", tmp_path / "ph", "--out", out, *SETTINGS).code == 0
     assert json.loads((out / "manifest.json").read_text())["facts"] == facts, "as it was planned"
+
+
+def test_files_that_are_passed_over_in_archives(tmp_path: Path) -> None:
+    jpeg(tmp_path / "ph/a.jpg")
+    for number in range(3):
+        (tmp_path / f"ph/IMG_{number}.NEF").write_bytes(b"MM\0*")
+    (tmp_path / "ph/a.json").write_text("{}")  # a label, as WebDataset has them
+    with tarfile.open(tmp_path / "ph.tar", "w") as archive:
+        archive.add(tmp_path / "ph", "ph")
+
+    out = tmp_path / "store"
+    ended = command("extract", "--images", tmp_path / "ph.tar", "--out", out, *SETTINGS)
+    said = "passed over in archives 3 files: 3 .nef (convert the raw photographs to JPEG)"
+    assert ended.code == 0 and said in ended.said
+    facts = json.loads((out / "manifest.json").read_text())["facts"]
+    assert facts["notes"] == {"passed_over.nef": 3}
+    assert not findings(out)[0]["problems"]
 
 
 def test_failures_by_class_with_an_example_each(tmp_path: Path) -> None:
