@@ -115,12 +115,6 @@ def _run(arguments: list[str]) -> int:
         mistake = isinstance(error, UserError)
         print(f"{'Error' if mistake else 'Failed'}: {one_line(str(error))}", file=sys.stderr)
         return error.exit_code if isinstance(error, UserError) else 1
-    except OSError as error:  # what a disk refuses, of a file that no opener has named
-        if error.filename is None or error.errno == errno.EPIPE:
-            raise
-        what = UserError(f"{os.fsdecode(error.filename)}: {error.strerror}")
-        print(f"Error: {what}", file=sys.stderr)
-        return 1
 
 
 def one_line(text: str) -> str:
