@@ -207,7 +207,7 @@ _pool: Pool | None = None
 
 
 def shared_pool(threads: int) -> Pool:
-    """The process's pool; another one where threads or the environment have changed."""
+    """The process's pool; another one where threads, environment or working folder have changed."""
     global _pool
     root = os.path.dirname(os.path.abspath(pipelines.__path__[0]))
     environment = {
@@ -217,6 +217,7 @@ def shared_pool(threads: int) -> Pool:
         "GRPC_VERBOSITY": os.environ.get("GRPC_VERBOSITY", "ERROR"),
         "TF_CPP_MIN_LOG_LEVEL": "3",
         PARENT_VARIABLE: str(os.getpid()),
+        "PWD": os.path.abspath(os.curdir),  # workers read and write below it as this process does
     }
     environment.pop("PYTEST_CURRENT_TEST", None)  # another one in each test
     if _pool is not None and (_pool.threads, _pool.environment) != (threads, environment):

@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from pipelines.engines.processes import thread_environment
+from tests.support.command_line import command
 from tests.support.watching import EXTRACTOR, Running, alive, wait_for, words
 
 LEADER = """
@@ -40,6 +41,9 @@ def test_what_a_process_started_ends_with_it_in_whatever_way_that_ends(then: str
     wait_for(lambda: not alive(child), "the end of the child")
 
 
+@pytest.mark.skipif(
+    " " in sys.executable, reason="Beam starts its workers by a shell and an unquoted path"
+)
 def test_processes_of_a_beam_runner_end_with_a_killed_driver(
     start: partial[Running], photographs: Path, tmp_path: Path
 ) -> None:
@@ -66,3 +70,14 @@ def test_threads_that_wait_do_not_spin_unless_the_user_wants_it(
     assert thread_environment(2)["OMP_WAIT_POLICY"] == "PASSIVE"
     monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
     assert thread_environment(2)["OMP_WAIT_POLICY"] == "ACTIVE"
+
+
+def test_workers_follow_to_another_working_folder(
+    photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        monkeypatch.chdir(tmp_path / name)
+        given = ("extract", "--images", photographs, "--extractor", EXTRACTOR, "--workers", 1)
+        assert command(*given, "--out", "store").code == 0
+        assert (tmp_path / name / "store/manifest.json").exists()

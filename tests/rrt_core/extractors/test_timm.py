@@ -461,7 +461,7 @@ def test_wrong_weights_are_refused(published: dict[str, Any], tmp_path: Path) ->
             made(RESNET, weights=str(tmp_path / "w.pth"))
     assert not (tmp_path / "sprung").exists()
     (tmp_path / "w.safetensors").write_bytes(b"nothing of the kind")
-    with pytest.raises(UserError, match="no state dict"):
+    with pytest.raises(UserError, match="neither a safetensors file nor"):
         made(RESNET, weights=str(tmp_path / "w.safetensors"))
     with pytest.raises(UserError, match=r"none\.pth: no such file"):
         made(RESNET, weights=str(tmp_path / "none.pth"))
