@@ -104,7 +104,8 @@ PLACES = [
 ]
 
 
-LOCAL = [".", "file://", "zip::x.zip"]  # folders, however they are called
+# folders of the working folder, however they are called
+LOCAL = [".", "file://", "zip::x.zip", "::", "simplecache::", "~nobody-of-this-name/x"]
 
 
 @pytest.mark.parametrize("place", PLACES)
