@@ -16,7 +16,6 @@ from pipelines.stages import COMMANDS, OF_THE_DOOR, Command, load, refuse_withou
 from schemas.errors import JobFailed, UserError
 
 PROGRAM = "run_pipeline.sh"
-MOST_SAID = 1_200  # characters of a message
 
 # A place that the user named and that cannot be, against one that fails.
 _OF_A_NAME = (
@@ -87,7 +86,7 @@ def main(arguments: list[str] | None = None) -> int:
         closed = isinstance(error, BrokenPipeError)  # the reader, such as head, has seen enough
         if not closed and (error.errno != errno.ENOSPC or error.filename is not None):
             where = os.fsdecode(error.filename) if error.filename is not None else "a file"
-            print(one_line(f"Error: {where}: {error.strerror or error}"), file=sys.stderr)
+            print(f"Error: {UserError(f'{where}: {error.strerror or error}')}", file=sys.stderr)
             return 2 if error.errno in _OF_A_NAME else 1
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if closed:
@@ -113,14 +112,8 @@ def _run(arguments: list[str]) -> int:
     except (UserError, JobFailed) as error:
         stopping.pass_or_wait()  # what a signal stopped and cleaned away is no failure
         mistake = isinstance(error, UserError)
-        print(f"{'Error' if mistake else 'Failed'}: {one_line(str(error))}", file=sys.stderr)
+        print(f"{'Error' if mistake else 'Failed'}: {error}", file=sys.stderr)
         return error.exit_code if isinstance(error, UserError) else 1
-
-
-def one_line(text: str) -> str:
-    """A message on one line that can be read: the middle of a very long one is left out."""
-    text = text if text.isprintable() else " ".join(text.split())
-    return text if len(text) <= MOST_SAID else f"{text[: MOST_SAID // 2]}...{text[-300:]}"
 
 
 def unknown_to_beam(arguments: list[str]) -> list[str]:

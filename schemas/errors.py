@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 
-LONGEST, LONGEST_WORD = 1_900, 400  # characters of a sentence, and of a name in it
+LONGEST, LONGEST_WORD = 1_200, 400  # characters of a sentence, and of a name in it
+LONGEST_END = 300  # of a sentence that is longer: it says what to do
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
@@ -45,7 +46,10 @@ class JobFailed(_OneSentence):
 
 
 def _in_one_line(sentence: str) -> str:
-    """The sentence where names in it, which are others', may hold lines' ends or have no end."""
+    """The sentence where names in it, which are others', may hold lines' ends or have no end.
+
+    The middle of a very long one is left out.
+    """
     line = _CONTROL.sub(lambda match: ascii(match[0])[1:-1], sentence)
     line = re.sub(rf"(\S{{{LONGEST_WORD}}})\S+", r"\1...", line)
-    return line if len(line) <= LONGEST else f"{line[:LONGEST]} ..."
+    return line if len(line) <= LONGEST else f"{line[: LONGEST // 2]}...{line[-LONGEST_END:]}"

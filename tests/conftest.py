@@ -22,6 +22,7 @@ from tests.support.fixtures import (  # noqa: E402  as fixtures of all tests
     s3,
     s3_session,
     start,
+    workers_end,
 )
 
 # Whose numbers depend on what the processor multiplies, and by which library.
@@ -41,7 +42,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("numeric")
 
 
-__all__ = ["start", "photographs", "configuration", "s3_session", "s3", "shared_data"]
+__all__ = [
+    "start",
+    "photographs",
+    "configuration",
+    "s3_session",
+    "s3",
+    "workers_end",
+    "shared_data",
+]
 
 
 @pytest.fixture(scope="session")

@@ -16,12 +16,15 @@ from schemas.manifest import Manifest
 
 @dataclass(frozen=True)
 class SearchedIndex:
-    """An index as `search` sees it: its folder, manifest, facts, and the names of its files."""
+    """An index as `search` sees it: its folder, manifest, facts, the names of its files, and the
+    bytes of the largest.
+    """
 
     url: str
     manifest: Manifest
     facts: IndexFacts
     files: list[str]
+    largest: int
 
 
 def open_search(url: str) -> SearchedIndex:
@@ -29,8 +32,9 @@ def open_search(url: str) -> SearchedIndex:
     folder = open_place(f"{url}/search").url
     manifest = require_manifest(folder, "index", "index")
     facts = read_facts(folder, manifest, IndexFacts)
-    files = [entry.name for entry in read_entries(folder)]
-    return SearchedIndex(folder, manifest, facts, files)
+    entries = read_entries(folder)
+    largest = max((entry.bytes for entry in entries), default=0)
+    return SearchedIndex(folder, manifest, facts, [entry.name for entry in entries], largest)
 
 
 def read_index(url: str, name: str) -> Any:

@@ -14,7 +14,7 @@ import numpy as np
 from pipelines.engines.driver import run_job
 from pipelines.engines.settings import RunSettings
 from pipelines.jobs.facts import IndexFacts, ShortlistFacts
-from pipelines.jobs.manifests import as_input, read_entries, read_facts
+from pipelines.jobs.manifests import as_input, read_facts
 from pipelines.results.indexes import open_search
 from pipelines.search.options import Options as Options
 from pipelines.stores.gallery import find_stores
@@ -36,19 +36,20 @@ class Plan:
 
     job     without units
     blocks  (part, row) pairs of described queries, in the order of the store
+    largest bytes of the largest of the index's files
     """
 
     job: Job
     blocks: list[tuple[tuple[int, int], ...]]
     index: IndexFacts
     files: list[str]
+    largest: int
 
 
 def run(options: Options, settings: RunSettings = RunSettings()) -> Manifest:
     """Make (or finish, or skip) the shortlist. Raises UserError and JobFailed."""
     planned = plan(options, settings)
-    sizes = {entry.name: entry.bytes for entry in read_entries(f"{options.index}/search")}
-    settings = replace(settings, work_bytes=max(sizes[name] for name in planned.files))
+    settings = replace(settings, work_bytes=planned.largest)
     job = shortlist_job(planned, options.out)
     if len(planned.files) > 1:
         candidates = candidates_job(planned, options.out)
@@ -96,7 +97,8 @@ def plan(options: Options, settings: RunSettings) -> Plan:
         settings={**asdict(options), "k": k, "fetched": fetched, "files": index.files},
         facts={"stores": stores},
     )
-    return Plan(job, query_blocks(queries, options.queries_per_block), index.facts, index.files)
+    blocks = query_blocks(queries, options.queries_per_block)
+    return Plan(job, blocks, index.facts, index.files, index.largest)
 
 
 def candidates_job(planned: Plan, out: str) -> Job:

@@ -185,12 +185,12 @@ def entries(
         try:
             for member in _members(url, file):
                 entry = _entry(member, wanted, most_bytes)
-                suffix = os.path.splitext(os.fsdecode(member.name[-9:]))[1].lower()
-                if entry is None and passed_over is not None and advice(suffix):
-                    passed_over[suffix] += 1
                 if entry is not None:
                     yield entry
                     yielded += 1
+                elif passed_over is not None:
+                    suffix = os.path.splitext(os.fsdecode(member.name[-9:]))[1].lower()
+                    passed_over.update([suffix] if advice(suffix) else [])
         except Broken as error:
             raise ArchiveDamaged(url, error, yielded) from error
 

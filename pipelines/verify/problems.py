@@ -8,10 +8,10 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from schemas.errors import Damaged
 from schemas.manifest import Counts
+from schemas.openers import parquet
 
 REDO = "redo"  # the unit is done again
 FINISH = "finish"  # the command goes on, or repair does
@@ -28,18 +28,7 @@ FIXES = {
 MOST_ROWS = 5  # rows of a file that are named for one kind of problem
 
 # What reading or using a damaged file raises; a place that does not answer raises UserError.
-UNREADABLE = (
-    OSError,
-    ValueError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    ArithmeticError,
-    RuntimeError,
-    MemoryError,
-    pa.ArrowException,
-    Damaged,
-)
+UNREADABLE = (*parquet.UNREADABLE, Damaged)
 
 
 @dataclass(frozen=True)

@@ -11,15 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.command_line import Ended, command, end_workers, findings
+from tests.support.command_line import Ended, command, findings
 from tests.support.comparing import state
 from tests.support.watching import EXTRACTOR
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _workers_end() -> Iterator[None]:
-    yield
-    end_workers()
+pytestmark = pytest.mark.usefixtures("workers_end")
 
 
 @pytest.fixture(scope="module")

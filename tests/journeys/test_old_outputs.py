@@ -7,12 +7,12 @@ the program but the words that it says.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.support.command_line import Ended, command, end_workers, findings
+from tests.support.command_line import Ended, command, findings
 from tests.support.comparing import assert_same_output, contents, state
 from tests.support.old_outputs import MADE, OldOutputs, unpack
 
@@ -59,11 +59,7 @@ USUAL = {
 }
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _workers_end() -> Iterator[None]:
-    """The workers stay for all tests of the module."""
-    yield
-    end_workers()
+pytestmark = pytest.mark.usefixtures("workers_end")
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from tests.support.pictures import picture
+from tests.support.command_line import end_workers
+from tests.support.pictures import save_scenes
 from tests.support.s3_server import S3Server
 from tests.support.watching import EXTRACTOR, Running
 
@@ -32,6 +33,13 @@ def start(tmp_path: Path) -> Any:
             running.kill_all()
 
 
+@pytest.fixture(scope="module")
+def workers_end() -> Iterator[None]:
+    """The workers stay for all tests of the module, and end with them."""
+    yield
+    end_workers()
+
+
 @pytest.fixture(scope="session")
 def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Ten scenes with three shots each; ground_truth.json beside the folder asks for the first of
@@ -39,11 +47,7 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """
     folder = tmp_path_factory.mktemp("data") / "photographs"
     folder.mkdir()
-    for scene in range(10):
-        for shot in range(3):
-            view = picture(scene).crop((3 * shot, 2 * shot, 90 + shot, 60 + shot))
-            view.save(folder / f"{scene:02}_{shot}.png")
-    names = sorted(path.name for path in folder.iterdir())
+    names = save_scenes(folder, [f"{scene:02}" for scene in range(10)])
     queries = [
         {
             "name": f"{scene:02}_0.png",

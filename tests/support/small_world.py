@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from tests.support.command_line import command
-from tests.support.pictures import picture
+from tests.support.pictures import save_scenes
 from tests.support.watching import EXTRACTOR
 
 LONGER = ("export", "run", "train", "train-products")
@@ -72,12 +72,7 @@ def make_world(world: Path) -> None:
     """Make all of it, in some seconds."""
     photos = world / "photos"
     photos.mkdir()
-    for scene in range(4):
-        for shot in range(3):
-            view = picture(scene).crop((3 * shot, 2 * shot, 90 + shot, 60 + shot))
-            view.save(photos / f"{scene}_{shot}.png")
-
-    names = sorted(path.name for path in photos.iterdir())
+    names = save_scenes(photos, [str(scene) for scene in range(4)])
     queries = [
         {"name": f"{scene}_0.png", "box": None, "easy": [3 * scene + 1], "hard": [3 * scene + 2]}
         | {"junk": [3 * scene]}

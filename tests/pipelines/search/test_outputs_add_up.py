@@ -5,21 +5,16 @@ stores of globals alone, are said at once.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tests.support.command_line import Ended, command, end_workers
+from tests.support.command_line import Ended, command
 from tests.support.damage import rewrite, set_descriptor
 from tests.support.stored import imported
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _workers_end() -> Iterator[None]:
-    yield
-    end_workers()
+pytestmark = pytest.mark.usefixtures("workers_end")
 
 
 @pytest.fixture(scope="module")
