@@ -15,7 +15,9 @@ from typing import Any
 from schemas.errors import UserError
 
 ESTIMATES = ("dry_run", "on", "json")
-JOBS = ("runner", "workers", "threads_per_worker", "overwrite", "stall_minutes")
+SPARK = ("master", "spark_conf", "executor_python", "py_files")
+ENGINE = ("engine", "runner", *SPARK, "detach")
+JOBS = (*ENGINE, "workers", "threads_per_worker", "overwrite", "stall_minutes")
 
 
 @dataclass(frozen=True)
@@ -294,7 +296,7 @@ COMMANDS = {
         ("repair store/", "repair store/ --gc", "repair old-store/ --remove-damaged"),
         options="pipelines.verify.repair_options:Options",
         run="pipelines.verify.repair:run",
-        uses=("runner", "workers", "threads_per_worker", "stall_minutes"),
+        uses=(*ENGINE, "workers", "threads_per_worker", "stall_minutes"),
         refused=(*ESTIMATES, "overwrite"),
     ),
     "estimate": Command(

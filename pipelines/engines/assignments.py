@@ -16,6 +16,11 @@ SHARES_A_WORKER = 2
 MOST_A_SHARE = 128
 
 
+def share_size(waiting: int, workers: int) -> int:
+    """How many of the waiting units the next idle one of so many workers gets."""
+    return min(MOST_A_SHARE, -(-waiting // (workers * SHARES_A_WORKER)))
+
+
 class Assignments:
     """A job's units by what their markers say. Each is finished, waiting, last or in a share."""
 
@@ -46,12 +51,8 @@ class Assignments:
         self.last.extend(unit for unit in unfinished if unit.work.last)
         return unfinished
 
-    def next_share(self, workers: int) -> list[Unit]:
-        """Units for the next idle one of so many workers; all that wait where it is 0."""
-        size = len(self.waiting)
-        if workers:
-            size = min(MOST_A_SHARE, -(-size // (workers * SHARES_A_WORKER)))
-
+    def next_share(self, size: int) -> list[Unit]:
+        """So many of the units that wait."""
         return [self.waiting.popleft() for _ in range(size)]
 
     def release_last(self) -> None:

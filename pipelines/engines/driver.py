@@ -101,7 +101,7 @@ def _make(
         write_plan(place, job, plan_files)
         if settings.plan_only:
             raise Planned(job)
-        if settings.runner == LOCAL:
+        if settings.engine_name == LOCAL:
             workers = min(settings.worker_count, len(job.units))
             say_memory(f"{job.stage:<9}", workers, settings.work_bytes)
         markers = loop.run()

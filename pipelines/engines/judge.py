@@ -9,7 +9,7 @@ from typing import Any
 
 from pipelines.engines.assignments import Assignments
 from pipelines.engines.counts import Shortfall
-from pipelines.engines.pool import Ended
+from pipelines.engines.engine import Ended
 from pipelines.engines.under_way import UnderWay, attempts_of, note_kill
 from pipelines.jobs.errors import read_error
 from pipelines.storage.tables import read_table
@@ -36,8 +36,7 @@ class Judge:
 
     def share_ended(self, ended: Ended, unfinished: Sequence[Unit]) -> None:
         """Judge the units of an ended share that are not done; they wait again by then."""
-        pids = {ended.member.pid} if ended.died else set()
-        attempts = attempts_of(self.place, pids)
+        attempts = attempts_of(self.place, ended.dead)
         died = {name.partition(".")[0] for name in attempts}
         if ended.killed:
             note_kill(self.place, attempts)

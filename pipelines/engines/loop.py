@@ -6,13 +6,13 @@ import sys
 import time
 from collections.abc import Sequence
 
-from pipelines.engines import signals as stopping
 from pipelines.engines.assignments import Assignments
+from pipelines.engines.choice import make_engine
 from pipelines.engines.counts import Shortfall
+from pipelines.engines.engine import Ended, Engine
 from pipelines.engines.judge import Judge
-from pipelines.engines.pool import Ended, Pool, close_pool, shared_pool
 from pipelines.engines.progress import Progress
-from pipelines.engines.settings import LOCAL, RunSettings
+from pipelines.engines.settings import RunSettings
 from pipelines.engines.under_way import Watch, forget_attempts
 from pipelines.storage.protocol import Place
 from schemas.errors import JobFailed, Unreachable, UserError
@@ -26,8 +26,7 @@ class Loop:
     def __init__(self, job: Job, place: Place, settings: RunSettings, title: str) -> None:
         self.job, self.place, self.settings, self.title = job, place, settings, title
         self.assignments, self.totals = Assignments(place, job), Shortfall(job)
-        self.workers = settings.worker_count if settings.runner == LOCAL else 0
-        self.pool: Pool | None = None
+        self.engine: Engine | None = None
         self.notes: dict[str, Note] = {}  # deaths and stalls of workers, for the manifest
 
     def run(self) -> list[Marker]:
@@ -42,9 +41,11 @@ class Loop:
             self._work(progress)
         except BaseException as error:
             progress.clear()
-            killed = close_pool(keep_log=isinstance(error, JobFailed))
-            if not isinstance(error, Unreachable):  # else it would be waited for once more
-                forget_attempts(self.place, killed)
+            if self.engine is not None:
+                killed = self.engine.cancel()
+                self.engine.close(keep_log=isinstance(error, JobFailed))
+                if not isinstance(error, Unreachable):  # else it would be waited for once more
+                    forget_attempts(self.place, killed)
 
             raise
 
@@ -63,39 +64,37 @@ class Loop:
             for name in self.place.names("errors"):
                 self.place.remove(f"errors/{name}")
 
-            pool = self.pool = shared_pool(self.settings.threads_per_worker)
-            judge.log = pool.log
-            self._watch(pool, judge, progress)
-            pool.retire_large()
+            self.engine = make_engine(self.job, self.place, self.settings)
+            self.engine.start()
+            judge.log = self.engine.log
+            self._watch(self.engine, judge, progress)
+            self.engine.rest()
 
         judge.end_at_many_failures({})
         judge.end_at_bad_inputs()
 
-    def _watch(self, pool: Pool, judge: Judge, progress: Progress) -> None:
-        """Until nothing waits and no worker has a share."""
+    def _watch(self, engine: Engine, judge: Judge, progress: Progress) -> None:
+        """Until nothing waits and nothing is under way."""
         watch = Watch(self.place)
         pause = 0.5 if self.place.local else 3.0
         looked = 0.0
-        while self._assign(pool):
-            for ended in pool.wait(pause):
-                if ended.share and ended.died:
+        while self._assign(engine):
+            for ended in engine.wait(pause):
+                if ended.dead:
                     self._say_death(ended, progress)
-                if ended.share:
-                    judge.share_ended(ended, self._collect(ended.share))
+                judge.share_ended(ended, self._collect(ended.share))
 
             if time.monotonic() - looked >= pause:
-                under_way = watch.look(unit for member in pool.members for unit in member.share)
+                under_way = watch.look(engine.under_way())
                 progress.show(*self.totals.progress(under_way))
                 judge.end_at_mistakes()
                 judge.end_at_many_failures(under_way)
-                if self.workers:
-                    pool.kill_stalled(60 * self.settings.stall_minutes)
-
+                engine.look()
                 looked = time.monotonic()
 
     def _say_death(self, ended: Ended, progress: Progress) -> None:
         """Say and count that a worker ended with a share, which is assigned again."""
-        what = "workers_stalled" if ended.member.stalled else "workers_ended"
+        what = "workers_stalled" if ended.stalled else "workers_ended"
         self.notes[what] = int(self.notes.get(what, 0)) + 1
         more = f" and {len(ended.share) - 1:,} more" if len(ended.share) > 1 else ""
         progress.clear()
@@ -114,33 +113,19 @@ class Loop:
 
         return unfinished
 
-    def _assign(self, pool: Pool) -> bool:
-        """Give idle workers shares of what waits, and start workers; whether any is at work."""
+    def _assign(self, engine: Engine) -> bool:
+        """Give the engine shares of what waits, as many as it takes; whether any is under way."""
         self.assignments.release_last()
-        while self.assignments.waiting:
-            if len(pool.busy()) >= (self.workers or 1):
-                break
+        while size := engine.share_size(len(self.assignments.waiting)):
+            engine.begin(self.assignments.next_share(size))
 
-            stopping.pass_or_wait()
-            idle = pool.idle()
-            member = idle[0] if idle else pool.start()
-            units = self.assignments.next_share(self.workers)
-            share = {
-                "job": self.job.to_json(units),
-                "runner": self.settings.runner,
-                "threads": self.settings.threads_per_worker,
-                "beam_options": list(self.settings.beam_options),
-            }
-            pool.give(member, units, share)
-
-        return bool(pool.busy())
+        return bool(engine.under_way())
 
     def stop(self) -> str:
-        """For a signal, in a thread of its own: kill the workers, say what is in place."""
-        pool = self.pool
-        if pool is not None:
-            forget_attempts(self.place, pool.signal_all())
-            pool.remove_folder()
+        """For a signal, in a thread of its own: end the work, say what is in place."""
+        if self.engine is not None:
+            forget_attempts(self.place, self.engine.cancel())
+            self.engine.remove_leftovers()
 
         units = {unit.name for unit in self.job.units}
         done = {name.removesuffix(".json") for name in self.place.names("done")} & units

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipelines.options import Checked, option, shown
 from schemas.errors import UserError
@@ -38,7 +38,39 @@ BEAM_RUNNERS = (
 class RunSettings(Checked):
     """How to run, never what: none of these changes bytes."""
 
-    runner: str = option("local, or a Beam runner such as SparkRunner or DataflowRunner", LOCAL)
+    engine: str = option(
+        "where units are done: local (worker processes of this machine), spark or beam (any runner "
+        "of Apache Beam, which --runner names)",
+        "",
+        (LOCAL, "spark", "beam"),
+    )
+    runner: str = option(
+        "local, or a Beam runner such as PrismRunner or DataflowRunner, which means --engine beam",
+        LOCAL,
+    )
+    master: str = option(
+        "of Spark: local[N], spark://HOST:7077, yarn, k8s://...; by default that of spark-submit, "
+        "or local[*]",
+        "",
+        needs=("engine",),
+    )
+    spark_conf: dict[str, Any] = option(
+        "a setting of Spark, such as spark.executor.memory=8g; may be given several times",
+        {},
+        needs=("engine",),
+    )
+    executor_python: str = option(
+        "the Python of Spark's executors, with this software's dependencies", "", needs=("engine",)
+    )
+    py_files: tuple[str, ...] = option(
+        "of Spark: Python modules and archives of yours that executors need", (), needs=("engine",)
+    )
+    detach: bool = option(
+        "workers on a cluster go on without this command when it ends; `finish DIR` then writes "
+        "the manifest",
+        False,
+        needs=("engine", "runner"),
+    )
     workers: int = option(
         "worker processes of the local runner; 0: one a core", 0, least=0, most=1_024
     )
@@ -78,12 +110,36 @@ class RunSettings(Checked):
                 f"--runner is {shown(self.runner)}; it must be {LOCAL}, one of "
                 f"{', '.join(BEAM_RUNNERS)}, or module.Class of a Beam runner"
             )
+        if self.engine == "beam" and self.runner == LOCAL:
+            raise UserError("--engine beam needs a runner of Beam: give --runner PrismRunner")
+        if self.engine not in ("", "beam") and self.runner != LOCAL:
+            raise UserError(
+                f"--engine {self.engine} and --runner {shown(self.runner)} exclude each other: a "
+                f"runner is Beam's; leave out one of them"
+            )
+        if self.engine != "spark":
+            for flag in ("master", "spark_conf", "executor_python", "py_files"):
+                if getattr(self, flag):
+                    called = f"--{flag.replace('_', '-')}"
+                    raise UserError(f"{called} is Spark's; leave it out, or give --engine spark")
+        if self.engine_name == LOCAL and self.detach:
+            raise UserError("--detach is of clusters: local workers end with their command")
         if self.runner == LOCAL and self.beam_options:
             flag = self.beam_options[0].partition("=")[0]
             raise UserError(
-                f"{flag} is an option of Beam, and the local runner has none of these; leave it "
-                "out, or give --runner"
+                f"{flag} is an option of Beam, and the {self.engine_name} runner has none of "
+                "these; leave it out, or give --runner"
             )
+
+    @property
+    def engine_name(self) -> str:
+        """The engine: one of choice.ENGINES."""
+        return self.engine or (LOCAL if self.runner == LOCAL else "beam")
+
+    @property
+    def where(self) -> str:
+        """The engine in words."""
+        return self.runner if self.engine_name == "beam" else self.engine_name
 
     @property
     def worker_count(self) -> int:

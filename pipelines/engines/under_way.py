@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import socket
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
 
 from pipelines.storage.protocol import Place
@@ -56,7 +56,7 @@ class Watch:
         return states
 
 
-def attempts_of(place: Place, pids: set[int]) -> list[str]:
+def attempts_of(place: Place, pids: Set[int]) -> list[str]:
     """Names of the attempts that processes of this machine left behind, below `attempts/`."""
     left = []
     for name in place.names("attempts") if pids else ():

@@ -20,7 +20,7 @@ from typing import Any
 
 from pipelines.engines import signals as stopping
 from pipelines.engines.driver import run_job
-from pipelines.engines.pool import FOLDER, LARGE
+from pipelines.engines.local.pool import FOLDER, LARGE
 from pipelines.engines.settings import LOCAL, RunSettings
 from pipelines.estimate.memory import MemoryWatch, Peaks
 from pipelines.estimate.schedule import busy_seconds, wall_seconds

@@ -242,8 +242,8 @@ def _notes(work: Work, described: Probe, settings: RunSettings) -> Iterator[str]
         yield f"{images} could not be described"
     if counted and counted.damaged:
         yield counted.damaged
-    if settings.runner != LOCAL:
-        yield f"the probe ran on this machine, not on {settings.runner}"
+    if settings.engine_name != LOCAL:
+        yield f"the probe ran on this machine, not on {settings.where}"
 
 
 def _of_layer(

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from pipelines.engines.pool import LARGE
+from pipelines.engines.local.pool import LARGE
 from pipelines.engines.settings import RunSettings
 from pipelines.estimate.disk import bookkeeping, parquet_bytes, parquet_sizes, written, written_plan
 from pipelines.estimate.model import Estimate

@@ -98,7 +98,7 @@ import os, signal
 link = os.link
 def killing(source, target, **more):
     job, mark, _ = str(target).rpartition("/done/")
-    if mark and "pipelines.engines.worker" in open("/proc/self/cmdline").read():
+    if mark and "pipelines.engines.local.worker" in open("/proc/self/cmdline").read():
         try:
             os.close(os.open(job.rstrip("/").replace("/", "+").join((FOLDER, "")), os.O_CREAT | os.O_EXCL))
         except FileExistsError:

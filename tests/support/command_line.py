@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.cli import main
-from pipelines.engines.pool import close_pool as end_workers
+from pipelines.engines.local.pool import close_pool as end_workers
 
 __all__ = ["Ended", "command", "end_workers", "findings"]
 

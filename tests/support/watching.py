@@ -60,7 +60,9 @@ class Running:
 
     def workers(self) -> list[psutil.Process]:
         """Worker processes of the driver."""
-        return [process for process in self.tree() if "pipelines.engines.worker" in words(process)]
+        return [
+            process for process in self.tree() if "pipelines.engines.local.worker" in words(process)
+        ]
 
     def orphans(self) -> list[psutil.Process]:
         """Processes that were seen below the command and live on."""

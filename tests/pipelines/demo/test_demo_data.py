@@ -26,7 +26,7 @@ from pipelines.demo.photographs import (
     package_versions,
     stereo_source,
 )
-from pipelines.engines import pool
+from pipelines.engines.local import pool
 from pipelines.engines.settings import RunSettings
 from pipelines.verify.verify import verify
 from rrt_core.synthetic.instances import overlap

@@ -18,9 +18,9 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from apache_beam.transforms.window import FixedWindows, TimestampedValue
 
-from pipelines.engines import pool
 from pipelines.engines.beam import NAMESPACE, Finish, RunUnits, UnitFailure, UnitResult
 from pipelines.engines.driver import run_job
+from pipelines.engines.local import pool
 from pipelines.engines.outputs import finish, next_job
 from pipelines.engines.settings import Planned, RunSettings
 from pipelines.extract import options as extract_options
@@ -242,7 +242,7 @@ def test_a_local_run_imports_no_beam(tmp_path: Path) -> None:
     )
     program = (
         "import os, sys\n"
-        "from pipelines.engines import pool\n"
+        "from pipelines.engines.local import pool\n"
         "from pipelines.engines.driver import run_job\n"
         "from pipelines.engines.settings import RunSettings\n"
         "from tests.support.faulty_worker import faulty_job\n"

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.engines import pool
 from pipelines.engines.driver import run_job
+from pipelines.engines.local import pool
 from pipelines.engines.settings import RunSettings
 from pipelines.storage.place import open_place
 from schemas.errors import JobFailed, UserError

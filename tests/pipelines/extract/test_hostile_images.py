@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.engines import pool
+from pipelines.engines.local import pool
 from pipelines.engines.settings import RunSettings
 from pipelines.extract.isolated import Crashed, Isolated
 from pipelines.extract.options import Options

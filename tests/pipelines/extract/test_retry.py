@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.engines import pool
+from pipelines.engines.local import pool
 from pipelines.extract.retry_failed import _reference
 from pipelines.verify import verify
 from schemas.image_list import make_record_id

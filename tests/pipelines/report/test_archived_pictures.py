@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.engines import pool
+from pipelines.engines.local import pool
 from pipelines.engines.settings import RunSettings
 from pipelines.extract import options as extract_options
 from pipelines.extract import stage as extract

@@ -11,7 +11,7 @@ import fsspec
 import numpy as np
 import pytest
 
-from pipelines.engines import pool
+from pipelines.engines.local import pool
 from pipelines.extract import lazy_locals as layers
 from pipelines.storage.byte_sources import RemoteBytes, read_columns
 from pipelines.storage.place import open_place

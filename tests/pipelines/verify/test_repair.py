@@ -17,8 +17,8 @@ import fsspec
 import pytest
 
 from pipelines import cli
-from pipelines.engines import pool
 from pipelines.engines.driver import run_job
+from pipelines.engines.local import pool
 from pipelines.engines.settings import RunSettings
 from pipelines.extract import options as extract_options
 from pipelines.extract import stage as extract

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipelines.engines import pool
 from pipelines.engines.driver import run_job
+from pipelines.engines.local import pool
 from pipelines.engines.settings import RunSettings
 from pipelines.exchange import import_options as exchange_import_options
 from pipelines.exchange import import_store

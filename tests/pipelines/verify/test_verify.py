@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 
 from pipelines import cli
-from pipelines.engines import pool
 from pipelines.engines.driver import run_job
+from pipelines.engines.local import pool
 from pipelines.engines.settings import RunSettings
 from pipelines.verify import verify
 from pipelines.verify.part_rows import repeated_rows

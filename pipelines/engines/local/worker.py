@@ -1,4 +1,4 @@
-"""A worker process of the driver (``python -m pipelines.engines.worker``): does shares of units.
+"""A worker process of the driver (``python -m pipelines.engines.local.worker``): does shares.
 
 It reads the path of a share's JSON file a line from its standard input, and answers a line on the
 standard output that it was started with. What libraries print goes to the log. It dies with its
@@ -23,7 +23,6 @@ if __name__ == "__main__":
     os.dup2(2, 1)
     faulthandler.enable()
     from pipelines.engines import unit_runner
-    from pipelines.engines.settings import LOCAL
     from schemas.plan import Job
 
     for line in sys.stdin:
@@ -31,13 +30,13 @@ if __name__ == "__main__":
         job, threads = Job.from_json(share["job"]), share["threads"]
         problem = ""
         try:
-            if share["runner"] == LOCAL:
+            if "runner" not in share:
                 unit_runner.run_share(job, threads)
             else:
-                from pipelines.engines import beam
+                from pipelines.engines.beam.transform import run_share
 
                 kill_group_at_end()
-                beam.run_share(job, share["runner"], threads, share["beam_options"])
+                run_share(job, share["runner"], threads, share["beam_options"])
         except Exception as error:  # noqa: BLE001  the driver says it, and tries again
             traceback.print_exc()
             problem = f"{type(error).__name__}: {error}"

@@ -25,6 +25,7 @@ from typing import Any
 import psutil
 
 import pipelines
+from pipelines.engines.engine import Ended
 from pipelines.engines.processes import PARENT_VARIABLE, thread_environment
 from schemas.plan import Unit
 
@@ -52,21 +53,6 @@ class Member:
 
 
 @dataclass
-class Ended:
-    """A share that came to its end.
-
-    `problem` is empty where all went well; `died`: the worker is no more; `killed`: by a SIGKILL
-    that was not ours, most likely the system's for want of memory.
-    """
-
-    member: Member
-    share: tuple[Unit, ...]
-    problem: str
-    died: bool
-    killed: bool = False
-
-
-@dataclass
 class Pool:
     """Worker processes that compute with `threads` threads each."""
 
@@ -85,7 +71,7 @@ class Pool:
         """A further worker."""
         with open(self.log, "ab") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", "pipelines.engines.worker"],
+                [sys.executable, "-m", "pipelines.engines.local.worker"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -126,12 +112,14 @@ class Pool:
                     if member.stalled
                     else f"a worker process ended with {_exit_words(code)}"
                 )
-                ended.append(Ended(member, member.share, problem, True, killed))
+                if member.share:
+                    pids = frozenset([member.pid])
+                    ended.append(Ended(member.share, problem, pids, killed, member.stalled))
                 continue
 
             *lines, member.received = (member.received + data).split(b"\n")
             for line in lines:
-                ended.append(Ended(member, member.share, str(json.loads(line)["problem"]), False))
+                ended.append(Ended(member.share, str(json.loads(line)["problem"])))
                 member.share = ()
 
         return ended
