@@ -52,6 +52,9 @@ PLAN_FILES = (
 # Folders of what is under way; nothing in them outlives the command's end.
 TRANSIENT = ("scratch", "attempts", "errors", "repair")
 
+LEASE_FOLDER = "lease"
+LEASE_NAME = "lease/driver.json"  # the heartbeat of the driver that is at work
+
 NEXT = "next"  # the output that takes the place of an old one, until it is whole
 BESIDE_NAME = "overwrite.json"  # in NEXT, first: the folder is ours
 SWAP_NAME = "swap.json"  # in NEXT, once it is whole: which files go and which ones come

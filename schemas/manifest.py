@@ -130,6 +130,7 @@ class Marker:
     host: str = ""
     versions: dict[str, str] = field(default_factory=dict)
     notes: dict[str, Note] = field(default_factory=dict)  # to be reported; outside the identity
+    worker: dict[str, str] = field(default_factory=dict)  # the process: run, engine, worker, pid
 
     def __post_init__(self) -> None:
         if min(self.counts.succeeded, self.counts.failed) < 0:
@@ -140,8 +141,9 @@ class Marker:
     def to_bytes(self) -> bytes:
         """UTF-8 JSON."""
         value = {"schema": MARKER_SCHEMA, **asdict(self)}
-        if not self.notes:
-            del value["notes"]
+        for name in ("notes", "worker"):  # older markers have none
+            if not value[name]:
+                del value[name]
         return (json.dumps(value, sort_keys=True, indent=1) + "\n").encode()
 
     @staticmethod

@@ -19,6 +19,7 @@ from pipelines.engines.settings import LOCAL, Planned, RunSettings
 from pipelines.jobs.errors import gone
 from pipelines.jobs.existing_output import made_before, readable_manifest, say_made
 from pipelines.jobs.inputs import with_new_places
+from pipelines.jobs.lease import Lease
 from pipelines.jobs.manifests import write_manifest
 from pipelines.jobs.memory import say_memory
 from pipelines.jobs.plan import write_plan
@@ -26,7 +27,7 @@ from pipelines.jobs.replacing import at, begin_beside, finish_swap, place_for, s
 from pipelines.storage.local import full_disk
 from pipelines.storage.place import open_place
 from pipelines.storage.protocol import Place, refuse_unwritable
-from schemas.layout import JOB_NAME, PLAN_NAME
+from schemas.layout import JOB_NAME, NEXT, PLAN_NAME, SWAP_NAME
 from schemas.manifest import Manifest
 from schemas.plan import Job
 
@@ -48,9 +49,13 @@ def run_job(
     """
     place = open_place(job.output)
     refuse_unwritable(place)
+    lease = Lease(place, settings.engine_name)
     try:
         with place.alone():
-            return _run_job(job, place, settings, plan_files or {}, again)
+            try:
+                return _run_job(job, place, settings, plan_files or {}, again, lease)
+            finally:
+                lease.release()
     except OSError as error:
         refused = full_disk(error, error.filename or place.url)
         if refused is None:
@@ -59,15 +64,24 @@ def run_job(
 
 
 def _run_job(
-    job: Job, place: Place, settings: RunSettings, plan_files: Mapping[str, bytes], again: bool
+    job: Job,
+    place: Place,
+    settings: RunSettings,
+    plan_files: Mapping[str, bytes],
+    again: bool,
+    lease: Lease,
 ) -> Manifest:
     title = f"{job.stage:<9}"
-    finish_swap(place)
+    if place.exists(f"{NEXT}/{SWAP_NAME}"):
+        lease.take()
+        finish_swap(place)
     new = place_for(place, settings.overwrite, (entry["url"] for entry in job.inputs.values()))
     beside = new.url != place.url
     inner = at(job, new) if beside else job
-    loop = Loop(inner, new, settings, title)  # refuses wrong settings before anything is written
+    # It refuses wrong settings before anything is written.
+    loop = Loop(inner, new, settings, title, lease)
     if beside:
+        lease.take()
         begin_beside(new, job)
         manifest = _make(loop, inner, new, settings, plan_files)
         swap_in(place, job)
@@ -98,6 +112,7 @@ def _make(
     stopping.during(loop.stop)
     stopping.pass_or_wait()
     try:
+        loop.lease.take()
         write_plan(place, job, plan_files)
         if settings.plan_only:
             raise Planned(job)

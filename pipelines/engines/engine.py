@@ -34,10 +34,12 @@ class Ended:
 class Engine(ABC):
     """Where units are done. One lives as long as the work at one job.
 
-    log   file of what workers print; "" where there is none
+    log     file of what workers print; "" where there is none
+    ticket  what each worker process gives `be_fit` (workers/fitness.py); the loop sets it first
     """
 
     log: str = ""
+    ticket: str = ""
 
     def __init__(self, job: Job, place: Place) -> None:
         self.job, self.place = job, place

@@ -14,6 +14,8 @@ from pipelines.engines.judge import Judge
 from pipelines.engines.progress import Progress
 from pipelines.engines.settings import RunSettings
 from pipelines.engines.under_way import Watch, forget_attempts
+from pipelines.engines.workers.ticket import make_ticket
+from pipelines.jobs.lease import Lease
 from pipelines.storage.protocol import Place
 from schemas.errors import JobFailed, Unreachable, UserError
 from schemas.manifest import Marker, Note
@@ -23,8 +25,11 @@ from schemas.plan import Job, Unit
 class Loop:
     """Workers at one job: assigns, looks, and leaves to the judge what failures mean."""
 
-    def __init__(self, job: Job, place: Place, settings: RunSettings, title: str) -> None:
+    def __init__(
+        self, job: Job, place: Place, settings: RunSettings, title: str, lease: Lease
+    ) -> None:
         self.job, self.place, self.settings, self.title = job, place, settings, title
+        self.lease = lease
         self.assignments, self.totals = Assignments(place, job), Shortfall(job)
         self.engine: Engine | None = None
         self.notes: dict[str, Note] = {}  # deaths and stalls of workers, for the manifest
@@ -65,6 +70,13 @@ class Loop:
                 self.place.remove(f"errors/{name}")
 
             self.engine = make_engine(self.job, self.place, self.settings)
+            self.engine.ticket = make_ticket(
+                self.job,
+                self.lease,
+                self.settings.engine_name,
+                60 * self.settings.stall_minutes,
+                self.settings.detach,
+            ).to_json()
             self.engine.start()
             judge.log = self.engine.log
             self._watch(self.engine, judge, progress)

@@ -26,6 +26,7 @@ import pyarrow.parquet as pq
 
 from pipelines.jobs.errors import gone
 from pipelines.jobs.markers import marker_name, read_marker, software_versions
+from pipelines.jobs.worker_process import who
 from pipelines.storage.local import sha256_file
 from pipelines.storage.protocol import Place
 from schemas.errors import Damaged
@@ -75,7 +76,7 @@ class Attempt:
 
         self._planned = place.local and place.exists(PLAN_NAME)
 
-        about = {"pid": os.getpid(), "host": socket.gethostname()}
+        about = who().to_record()
         place.write(self.name, json.dumps(about).encode(), durable=False)
         if place.local:  # on the same disk, so that the final rename is one step
             self.scratch = place.path(f"scratch/{unit.name}.{self.id}")
@@ -234,6 +235,7 @@ class Attempt:
             host=socket.gethostname(),
             versions=software_versions(),
             notes=self.notes,
+            worker=who().to_fact(),
         )
 
     def _create(self, name: str, marker: Marker) -> Marker:

@@ -26,6 +26,7 @@ from schemas.layout import (
     BESIDE_NAME,
     EXPORT_NAME,
     JOB_NAME,
+    LEASE_FOLDER,
     NEXT,
     PLAN_FOLDER,
     PLAN_NAME,
@@ -38,7 +39,7 @@ BESIDE_SCHEMA = "rrt-overwrite/1"
 
 # What is written while units are under way, by names that nobody else gives.
 LITTER = re.compile(
-    r"attempts/[^/]+\.[0-9a-f]{12}\.json(\.progress(\.tmp)?)?|scratch/[^/]+\.[0-9a-f]{12}/.+"
+    r"attempts/[^/]+\.[0-9a-f]{12}\.json(\.progress(\.tmp)?)?|lease/driver\.json|scratch/[^/]+\.[0-9a-f]{12}/.+"
     r"|([^/]+/)*[^/]+\.[0-9a-f]{12}\.(tmp|parquet|h5|faiss)",
     re.DOTALL,
 )
@@ -95,9 +96,11 @@ def _has_parts_table(place: Place) -> bool:
 def refuse_foreign(place: Place) -> None:
     """Raise UserError where a folder holds what is not ours; one that is empty is anybody's.
 
-    An entry "plan" alone may be what a kill at the very start has left: nothing of it is removed.
+    An entry "plan" or "lease" alone may be what a kill at the very start has left: nothing of it
+    is removed.
     """
-    if place.has_files(besides=PLAN_FOLDER) and not (is_ours(place) or _is_litter(place)):
+    foreign = place.has_files(besides=(PLAN_FOLDER, LEASE_FOLDER))
+    if foreign and not (is_ours(place) or _is_litter(place)):
         raise UserError(f"{place.url} holds files of something else; give an empty or a new folder")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager
 from typing import ClassVar, NamedTuple
 
@@ -93,10 +93,11 @@ class Place(ABC):
         """Names of the folders directly in a folder, sorted; empty where the folder is absent."""
         return sorted(entry.name for entry in self.entries(folder) if entry.kind == "directory")
 
-    def has_files(self, besides: str = "") -> bool:
-        """Whether the folder holds anything but hidden files and the entry `besides`."""
+    def has_files(self, besides: Collection[str] = ()) -> bool:
+        """Whether the folder holds anything but hidden files and the entries `besides`."""
         return any(
-            not entry.name.startswith(".") and entry.name != besides for entry in self.entries("")
+            not entry.name.startswith(".") and entry.name not in besides
+            for entry in self.entries("")
         )
 
     @abstractmethod

@@ -50,7 +50,7 @@ class LocalEngine(Engine):
     def described(self, share: Sequence[Unit]) -> dict[str, Any]:
         """A share as a worker process reads it."""
         threads = self.settings.threads_per_worker
-        return {"job": self.job.to_json(share), "threads": threads}
+        return {"job": self.job.to_json(share), "threads": threads, "ticket": self.ticket}
 
     def under_way(self) -> list[Unit]:
         """Units of the shares that workers have."""

@@ -23,6 +23,7 @@ if __name__ == "__main__":
     os.dup2(2, 1)
     faulthandler.enable()
     from pipelines.engines import unit_runner
+    from pipelines.engines.workers.fitness import be_fit
     from schemas.plan import Job
 
     for line in sys.stdin:
@@ -31,6 +32,7 @@ if __name__ == "__main__":
         problem = ""
         try:
             if "runner" not in share:
+                be_fit(share["ticket"])
                 unit_runner.run_share(job, threads)
             else:
                 from pipelines.engines.beam.transform import run_share

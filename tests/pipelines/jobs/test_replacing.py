@@ -15,8 +15,9 @@ from typing import Any
 
 import pytest
 
-from pipelines.engines import driver, pool
+from pipelines.engines import driver
 from pipelines.engines.driver import run_job
+from pipelines.engines.local import pool
 from pipelines.engines.outputs import finish
 from pipelines.engines.settings import RunSettings
 from pipelines.jobs import replacing
