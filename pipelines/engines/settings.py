@@ -83,7 +83,7 @@ class RunSettings(Checked):
         False,
     )
     stall_minutes: float = option(
-        "a local worker that computes nothing for so long is killed and replaced",
+        "a worker that computes nothing for so long at a unit is killed and replaced",
         10.0,
         above=0,
         most=525_600,

@@ -8,6 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
 from pipelines.engines.processes import limit_threads
+from pipelines.engines.workers.stall_watch import at_work
 from pipelines.jobs.do_unit import begin_unit
 from pipelines.jobs.errors import write_error
 from pipelines.jobs.unit_worker import UnitWorker, make_worker
@@ -40,7 +41,7 @@ class UnitRunner:
 
     def do(self, unit: Unit) -> Outcome | None:
         """Do a unit up to its commit; gives the outcome of the one before, if there was one."""
-        with _lock:
+        with _lock, at_work():
             commit = self._begin(unit)
 
         before = self.finish()  # so one unit at most waits for its commit
@@ -50,7 +51,8 @@ class UnitRunner:
     def finish(self) -> Outcome | None:
         """Wait for the commit under way; gives its outcome, if there was one."""
         committing, self._committing = self._committing, None
-        return Outcome(committing[0], committing[1].result()) if committing else None
+        with at_work():
+            return Outcome(committing[0], committing[1].result()) if committing else None
 
     def _begin(self, unit: Unit) -> Callable[[], bool]:
         try:

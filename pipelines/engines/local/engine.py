@@ -50,7 +50,12 @@ class LocalEngine(Engine):
     def described(self, share: Sequence[Unit]) -> dict[str, Any]:
         """A share as a worker process reads it."""
         threads = self.settings.threads_per_worker
-        return {"job": self.job.to_json(share), "threads": threads, "ticket": self.ticket}
+        return {
+            "job": self.job.to_json(share),
+            "threads": threads,
+            "ticket": self.ticket,
+            "stall_seconds": 60 * self.settings.stall_minutes,
+        }
 
     def under_way(self) -> list[Unit]:
         """Units of the shares that workers have."""
@@ -61,8 +66,7 @@ class LocalEngine(Engine):
         return self.pool.wait(seconds)
 
     def look(self) -> None:
-        """Kill what stands still."""
-        self.pool.kill_stalled(60 * self.settings.stall_minutes)
+        """Workers look after themselves."""
 
     def cancel(self) -> set[int]:
         """SIGKILL to all workers with their groups."""

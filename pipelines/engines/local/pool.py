@@ -27,11 +27,11 @@ import psutil
 import pipelines
 from pipelines.engines.engine import Ended
 from pipelines.engines.processes import PARENT_VARIABLE, thread_environment
+from pipelines.engines.workers.stall_watch import stood_still
 from schemas.plan import Unit
 
 FOLDER = "rrt-workers-"
 KEPT_SECONDS = 24 * 3600  # for what a killed driver left behind, and the logs of failed jobs
-SIGN_OF_LIFE = 0.2  # seconds of processor time that count as a sign of life
 LARGE = 1_500_000_000  # bytes: an idle worker that holds more is not kept for the next job
 
 
@@ -42,9 +42,6 @@ class Member:
     process: subprocess.Popen[bytes]
     share: tuple[Unit, ...] = ()
     received: bytes = b""  # of its answers, a line that is not complete yet
-    computed: float = 0.0  # seconds of processor time, with its children, when last seen to use any
-    active_at: float = 0.0  # when that was
-    stalled: bool = False
 
     @property
     def pid(self) -> int:
@@ -93,7 +90,7 @@ class Pool:
         os.makedirs(self.folder, exist_ok=True)
         path = os.path.join(self.folder, f"share-{self.shares}.json")
         Path(path).write_text(json.dumps(share))
-        member.share, member.active_at = tuple(units), time.monotonic()
+        member.share = tuple(units)
         assert member.process.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # it has died: `wait` reports it
             member.process.stdin.write(f"{path}\n".encode())
@@ -106,15 +103,16 @@ class Pool:
             data = os.read(key.fd, 65_536)
             if not data:
                 code = self._part_with(member)
-                killed = code == -signal.SIGKILL and not member.stalled
+                stalled = stood_still(self.folder, member.pid)
+                killed = code == -signal.SIGKILL and not stalled
                 problem = (
                     "a worker process stood still"
-                    if member.stalled
+                    if stalled
                     else f"a worker process ended with {_exit_words(code)}"
                 )
                 if member.share:
                     pids = frozenset([member.pid])
-                    ended.append(Ended(member.share, problem, pids, killed, member.stalled))
+                    ended.append(Ended(member.share, problem, pids, killed, stalled))
                 continue
 
             *lines, member.received = (member.received + data).split(b"\n")
@@ -123,22 +121,6 @@ class Pool:
                 member.share = ()
 
         return ended
-
-    def kill_stalled(self, seconds: float) -> None:
-        """Kill workers at a share that have used no processor time for so long: they wait for what
-        never comes.
-        """
-        for member in self.members:
-            if not member.share or member.stalled:
-                continue
-
-            computed = _processor_time(member.pid)
-            if abs(computed - member.computed) > SIGN_OF_LIFE:
-                member.computed, member.active_at = computed, time.monotonic()
-            elif time.monotonic() - member.active_at > seconds:
-                member.stalled = True
-                with contextlib.suppress(ProcessLookupError, PermissionError):
-                    os.killpg(member.pid, signal.SIGKILL)
 
     def kill(self) -> set[int]:
         """Kill all workers with their groups; gives the process ids of those that lived."""
@@ -242,19 +224,6 @@ def _remove_old_folders() -> None:
             gone = not psutil.pid_exists(int(path.name.removeprefix(FOLDER).partition("-")[0]))
             if gone and about.st_uid == os.getuid() and time.time() - about.st_mtime > KEPT_SECONDS:
                 shutil.rmtree(path, ignore_errors=True)
-
-
-def _processor_time(pid: int) -> float:
-    """Seconds of processor time of a process and its children; 0 where it is gone."""
-    total = 0.0
-    with contextlib.suppress(psutil.Error):
-        process = psutil.Process(pid)
-        for one in (process, *process.children(recursive=True)):
-            with contextlib.suppress(psutil.Error):
-                times = one.cpu_times()
-                total += times.user + times.system
-
-    return total
 
 
 def _close(member: Member) -> None:

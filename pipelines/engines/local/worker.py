@@ -22,23 +22,28 @@ if __name__ == "__main__":
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     faulthandler.enable()
-    from pipelines.engines import unit_runner
-    from pipelines.engines.workers.fitness import be_fit
-    from schemas.plan import Job
+    from pipelines.engines.workers.stall_watch import at_work, watch_stalls
 
     for line in sys.stdin:
         share = json.loads(Path(line.rstrip("\n")).read_text())
-        job, threads = Job.from_json(share["job"]), share["threads"]
         problem = ""
         try:
             if "runner" not in share:
-                be_fit(share["ticket"])
-                unit_runner.run_share(job, threads)
+                watch_stalls(share["stall_seconds"])
+                with at_work():  # imports of more can stand still, too
+                    from pipelines.engines.unit_runner import run_share
+                    from pipelines.engines.workers.fitness import be_fit
+                    from schemas.plan import Job
+
+                    be_fit(share["ticket"])
+                    run_share(Job.from_json(share["job"]), share["threads"])
             else:
-                from pipelines.engines.beam.transform import run_share
+                from pipelines.engines.beam.transform import run_share as run_pipeline
+                from schemas.plan import Job
 
                 kill_group_at_end()
-                run_share(job, share["runner"], threads, share["beam_options"])
+                job = Job.from_json(share["job"])
+                run_pipeline(job, share["runner"], share["threads"], share["beam_options"])
         except Exception as error:  # noqa: BLE001  the driver says it, and tries again
             traceback.print_exc()
             problem = f"{type(error).__name__}: {error}"

@@ -6,6 +6,7 @@ import errno
 import os
 import time
 
+from pipelines.engines.workers.stall_watch import watch_stalls
 from pipelines.engines.workers.ticket import Sample, Ticket, Unfit
 from pipelines.engines.workers.versions import differing, own_versions
 from pipelines.jobs.lease import read_lease
@@ -43,6 +44,7 @@ def be_fit(ticket: str, *, worker: str = "", host: str = "") -> None:
         _see_token(wanted, here)
     for sample in wanted.inputs:
         _see(sample, here)
+    watch_stalls(wanted.stall_seconds)
     _ticket = ticket
 
 

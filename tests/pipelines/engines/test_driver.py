@@ -169,7 +169,8 @@ def test_workers_that_ended_between_two_jobs_are_not_given_shares(
 def test_a_worker_that_stands_still_is_replaced(tmp_path: Path) -> None:
     started = time.monotonic()
     job = faulty_job(f"{tmp_path}/out", "wait_once", "ok")
-    assert run_job(job, RunSettings(workers=2, stall_minutes=0.1)).counts.succeeded == 6
+    manifest = run_job(job, RunSettings(workers=2, stall_minutes=0.1))
+    assert manifest.counts.succeeded == 6 and manifest.facts["notes"] == {"workers_stalled": 1}
     assert time.monotonic() - started < 600, "the unit would wait for an hour"
 
 
