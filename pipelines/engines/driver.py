@@ -122,7 +122,7 @@ def _make(
         markers = loop.run()
         if place.local and not place.exists(PLAN_NAME):
             raise gone(place)
-        sweep(place)
+        sweep(place, loop.lease.run)
         return write_manifest(place, job, markers, time.monotonic() - started, loop.notes)
     finally:
         stopping.during(None)

@@ -10,7 +10,8 @@ from typing import Any
 from pipelines.engines.assignments import Assignments
 from pipelines.engines.counts import Shortfall
 from pipelines.engines.engine import Ended
-from pipelines.engines.under_way import UnderWay, attempts_of, note_kill
+from pipelines.engines.under_way import UnderWay
+from pipelines.jobs import attempts
 from pipelines.jobs.errors import read_error
 from pipelines.storage.tables import read_table
 from schemas import failures
@@ -36,10 +37,10 @@ class Judge:
 
     def share_ended(self, ended: Ended, unfinished: Sequence[Unit]) -> None:
         """Judge the units of an ended share that are not done; they wait again by then."""
-        attempts = attempts_of(self.place, ended.dead)
-        died = {name.partition(".")[0] for name in attempts}
-        if ended.killed:
-            note_kill(self.place, attempts)
+        left = attempts.of_processes(self.place, ended.dead)
+        died = {name.partition(".")[0] for name in left}
+        for name in left:
+            attempts.note(self.place, name, "killed" if ended.killed else "dead")
 
         learnt = len(unfinished) < len(ended.share)
         for unit in unfinished:

@@ -13,8 +13,9 @@ from pipelines.engines.engine import Ended, Engine
 from pipelines.engines.judge import Judge
 from pipelines.engines.progress import Progress
 from pipelines.engines.settings import RunSettings
-from pipelines.engines.under_way import Watch, forget_attempts
+from pipelines.engines.under_way import Watch
 from pipelines.engines.workers.ticket import make_ticket
+from pipelines.jobs import attempts
 from pipelines.jobs.lease import Lease
 from pipelines.storage.protocol import Place
 from schemas.errors import JobFailed, Unreachable, UserError
@@ -50,7 +51,7 @@ class Loop:
                 killed = self.engine.cancel()
                 self.engine.close(keep_log=isinstance(error, JobFailed))
                 if not isinstance(error, Unreachable):  # else it would be waited for once more
-                    forget_attempts(self.place, killed)
+                    attempts.forget(self.place, self.lease.run, killed)
 
             raise
 
@@ -99,6 +100,7 @@ class Loop:
             if time.monotonic() - looked >= pause:
                 under_way = watch.look(engine.under_way())
                 progress.show(*self.totals.progress(under_way))
+                self.lease.check()
                 judge.end_at_mistakes()
                 judge.end_at_many_failures(under_way)
                 engine.look()
@@ -136,8 +138,10 @@ class Loop:
     def stop(self) -> str:
         """For a signal, in a thread of its own: end the work, say what is in place."""
         if self.engine is not None:
-            forget_attempts(self.place, self.engine.cancel())
+            attempts.forget(self.place, self.lease.run, self.engine.cancel())
             self.engine.remove_leftovers()
+
+        self.lease.release()
 
         units = {unit.name for unit in self.job.units}
         done = {name.removesuffix(".json") for name in self.place.names("done")} & units

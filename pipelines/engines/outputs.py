@@ -8,7 +8,9 @@ from dataclasses import replace
 from typing import TypeVar
 
 from pipelines.engines.settings import Planned, RunSettings
+from pipelines.jobs.attempts import sweep_attempts
 from pipelines.jobs.existing_output import is_beside
+from pipelines.jobs.lease import read_lease, remove_lease
 from pipelines.jobs.manifests import read_manifest, write_manifest
 from pipelines.jobs.markers import read_marker
 from pipelines.jobs.plan import planned_units
@@ -71,14 +73,19 @@ def finish(url: str, wall_seconds: float = 0.0) -> Manifest:
                 f"{place.url} are not done, the first is {first}; run the pipeline again"
             )
 
+        leased = open_place(back(replace(job, output=place.url))[1].output)
+        lease = read_lease(leased)
+        run = lease.run if lease is not None and lease.detached else ""
         manifest = read_manifest(place)
         # a runner may call this more than once, and the first call may have died before the swap
         if manifest is None or manifest.recipe_hash != job.recipe_hash:
-            sweep(place)
+            sweep(place, run)
             manifest = write_manifest(place, job, valid, wall_seconds)
         if is_beside(place):
             above, final = back(replace(job, output=place.url))
             swap_in(above, final)
+        if run:
+            remove_lease(leased)
         return manifest
 
 
@@ -89,10 +96,10 @@ def _alone_above(place: Place) -> AbstractContextManager[None]:
     return open_place(place.url.removesuffix(f"/{NEXT}")).alone()
 
 
-def sweep(place: Place) -> None:
-    """Remove what killed attempts left behind, now that none is under way."""
-    for folder in ("scratch", "attempts", "errors"):
-        place.remove_folder(folder)
+def sweep(place: Place, run: str) -> None:
+    """Remove what this run's attempts, and those that were killed, left behind."""
+    sweep_attempts(place, run)
+    place.remove_folder("errors")
 
     for folder in ("", "plan", "done", PIECES):
         for name in () if folder and place.is_link(folder) else place.names(folder):

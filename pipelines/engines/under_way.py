@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-import socket
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from pipelines.storage.protocol import Place
@@ -54,33 +53,3 @@ class Watch:
                         states[unit] = state
 
         return states
-
-
-def attempts_of(place: Place, pids: Set[int]) -> list[str]:
-    """Names of the attempts that processes of this machine left behind, below `attempts/`."""
-    left = []
-    for name in place.names("attempts") if pids else ():
-        if name.endswith(".json"):
-            with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
-                about = json.loads(place.read_record(f"attempts/{name}"))
-                if about["pid"] in pids and about["host"] == socket.gethostname():
-                    left.append(name)
-
-    return left
-
-
-def note_kill(place: Place, attempts: Sequence[str]) -> None:
-    """Write down of attempts that the system killed their worker: no input of theirs did."""
-    for name in attempts:
-        with contextlib.suppress(OSError, ValueError):
-            about = json.loads(place.read(f"attempts/{name}"))
-            data = json.dumps({**about, "killed": True}).encode()
-            place.write(f"attempts/{name}", data, durable=False)
-
-
-def forget_attempts(place: Place, killed: set[int]) -> None:
-    """Remove the attempts of workers that we killed: nothing speaks against their units."""
-    for name in attempts_of(place, killed):
-        with contextlib.suppress(OSError):
-            place.remove(f"attempts/{name}")
-            place.remove(f"attempts/{name}.progress")

@@ -15,7 +15,6 @@ import os
 import secrets
 import shutil
 import socket
-import tempfile
 import time
 from collections.abc import Collection, Iterator
 from typing import Any
@@ -24,6 +23,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipelines.jobs import attempts
 from pipelines.jobs.errors import gone
 from pipelines.jobs.markers import marker_name, read_marker, software_versions
 from pipelines.jobs.worker_process import who
@@ -54,7 +54,7 @@ def refuse_not_finite(table: pa.Table, stage: str, undefined: Collection[str] = 
 class Attempt:
     """One try at a unit. Its scratch folder and its `attempts/` file are its own.
 
-    number   1 for the first try; tries that ended with their process, or failed, count
+    number   1 for the first try; tries that failed, or are known to be dead, count (attempts.py)
     killed   tries before this one whose process the system killed, most likely for want of memory
     summary  small results of the unit, kept in its marker
     notes    what is to be reported of it, kept there too, and no part of the output's identity
@@ -69,37 +69,28 @@ class Attempt:
         self.pieces: list[FileEntry] = []  # files of the pieces that are committed
         self.summary: dict[str, Any] = {}
         self.notes: dict[str, Note] = {}
-        kills = [self._was_killed(name) for name in self._attempts() if name.endswith(".json")]
-        self.number, self.killed = 1 + kills.count(False), kills.count(True)
-        self.name = f"attempts/{unit.name}.{self.id}.json"
+        me = who()
+        ended = [about for _, about in attempts.records(place, unit.name)]
+        ended = [about for about in ended if attempts.has_ended(about, me)]
+        self.killed = sum(about.get("killed") is True for about in ended)
+        self.number = 1 + len(ended) - self.killed
+        self.name = f"{attempts.FOLDER}/{unit.name}.{self.id}.json"
         self._reported_at = 0.0  # when progress was last written
 
         self._planned = place.local and place.exists(PLAN_NAME)
 
-        about = who().to_record()
+        about = {**me.to_record(), "at": round(time.time())}
         place.write(self.name, json.dumps(about).encode(), durable=False)
         if place.local:  # on the same disk, so that the final rename is one step
             self.scratch = place.path(f"scratch/{unit.name}.{self.id}")
             os.makedirs(self.scratch)
         else:
-            self.scratch = tempfile.mkdtemp(prefix="rrt-")
+            self.scratch = attempts.temporary_scratch()
 
     @property
     def removed(self) -> bool:
         """Whether the output was removed since the attempt began."""
         return self._planned and not self.place.exists(PLAN_NAME)
-
-    def _attempts(self) -> list[str]:
-        """Names of the files of this unit's attempts."""
-        names = self.place.names("attempts")
-        return [name for name in names if name.startswith(f"{self.unit.name}.")]
-
-    def _was_killed(self, name: str) -> bool:
-        """Whether the driver noted of an attempt that the system killed its worker."""
-        with contextlib.suppress(OSError, ValueError):
-            about = json.loads(self.place.read(f"attempts/{name}"))
-            return isinstance(about, dict) and about.get("killed") is True
-        return False
 
     def path(self, name: str) -> str:
         """A path in the attempt's scratch folder."""
@@ -208,9 +199,10 @@ class Attempt:
         self.take_piece(self._create(self._piece_name(number), marker))
         self.finished.clear()
 
-        for name in self._attempts():
-            if self.id not in name:
-                self.place.remove(f"attempts/{name}")
+        me = who()
+        for name, about in attempts.records(self.place, self.unit.name):
+            if attempts.has_ended(about, me):
+                self.place.remove(f"{attempts.FOLDER}/{name}")
         self.number = 1
 
     def _piece_name(self, number: int) -> str:
@@ -258,5 +250,7 @@ class Attempt:
         shutil.rmtree(self.scratch, ignore_errors=True)
         if self.place.local:
             self.place.remove(f"{self.name}.progress")
-        if not failed:
+        if failed:
+            attempts.note(self.place, self.name.rpartition("/")[2], "failed")
+        else:
             self.place.remove(self.name)

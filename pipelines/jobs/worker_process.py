@@ -108,6 +108,12 @@ def known_dead(about: Mapping[str, Any]) -> bool:
     return began.rpartition("/")[0] == _name_space() and now != began
 
 
+def known_alive(about: Mapping[str, Any]) -> bool:
+    """Whether the process that a record names is there, as far as this machine can know."""
+    pid, began = about.get("pid"), about.get("began")
+    return isinstance(pid, int) and bool(began) and _is_here(about) and process_start(pid) == began
+
+
 def _is_here(about: Mapping[str, Any]) -> bool:
     """Whether a record's process was of this machine."""
     return about.get("host") in (socket.gethostname(), who().host)

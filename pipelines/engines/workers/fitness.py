@@ -6,6 +6,7 @@ import errno
 import os
 import time
 
+from pipelines.engines.workers.lease_watch import watch_lease
 from pipelines.engines.workers.stall_watch import watch_stalls
 from pipelines.engines.workers.ticket import Sample, Ticket, Unfit
 from pipelines.engines.workers.versions import differing, own_versions
@@ -45,6 +46,7 @@ def be_fit(ticket: str, *, worker: str = "", host: str = "") -> None:
     for sample in wanted.inputs:
         _see(sample, here)
     watch_stalls(wanted.stall_seconds)
+    watch_lease(wanted.lease, wanted.run, wanted.lease_seconds)
     _ticket = ticket
 
 

@@ -20,6 +20,11 @@ NOTE = "rrt-stalled-{}"  # in the worker's temporary folder: the process of this
 SIGN_OF_LIFE = 0.2  # seconds of processor time; as in watchdog.py
 
 
+CHANGES = {"begin": 1, "end": -1}  # of the units under way
+
+_units = 0  # under way in this process
+
+
 class StallWatch:
     """Told when units begin and end; kills this process where it computes nothing meanwhile."""
 
@@ -34,10 +39,10 @@ class StallWatch:
 
     def say(self, line: str) -> None:
         """Pass a line on to the watchdog; one that was killed is started again."""
-        word, _, value = line.partition(" ")
-        change = {"begin": 1, "end": -1}.get(word, 0)
-        self.begun, self.begun_at = self.begun + change, time.monotonic()
-        self.spent_elsewhere += float(value or 0)
+        if line in CHANGES:
+            self.begun, self.begun_at = self.begun + CHANGES[line], time.monotonic()
+        else:
+            self.spent_elsewhere += float(line.partition(" ")[2])
         if self._process is None or self._process.stdin is None:
             return
 
@@ -93,7 +98,9 @@ def watch_stalls(seconds: float) -> None:
 
 def say(line: str) -> None:
     """ "begin" or "end" of a unit, or "spent SECONDS" of processor time that is no sign of life."""
+    global _units
     with _lock:
+        _units += CHANGES.get(line, 0)
         if _watch is not None and _watch.pid == os.getpid():
             _watch.say(line)
 
@@ -106,6 +113,11 @@ def at_work() -> Iterator[None]:
         yield
     finally:
         say("end")
+
+
+def at_unit() -> bool:
+    """Whether a unit is under way."""
+    return _units > 0
 
 
 def stood_still(folder: str, pid: int) -> bool:

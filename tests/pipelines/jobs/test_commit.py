@@ -60,7 +60,7 @@ def test_the_first_marker_wins_and_the_second_attempt_takes_it_over(tmp_path: Pa
     job = faulty_job(f"{tmp_path}/out", "ok")
     place, unit, worker = open_place(job.output), job.units[0], FaultyWorker(job)
     first, second = Attempt(place, job, unit), Attempt(place, job, unit)
-    assert (first.number, second.number) == (1, 2)
+    assert (first.number, second.number) == (1, 1), "nothing speaks against the unit"
     won = first.commit(worker.do(unit, first))
     second.summary = {"another": 1}
     lost = second.commit(worker.do(unit, second))
