@@ -11,6 +11,7 @@ import textwrap
 from typing import Any, NoReturn
 
 from pipelines.engines import signals as stopping
+from pipelines.engines.settings import HandedOver
 from pipelines.options import add_arguments, build
 from pipelines.stages import COMMANDS, OF_THE_DOOR, Command, load, refuse_without_estimate
 from schemas.errors import JobFailed, UserError
@@ -114,6 +115,9 @@ def _run(arguments: list[str]) -> int:
         mistake = isinstance(error, UserError)
         print(f"{'Error' if mistake else 'Failed'}: {error}", file=sys.stderr)
         return error.exit_code if isinstance(error, UserError) else 1
+    except HandedOver as handed:
+        print(f"{name}: {handed}")
+        return 0
 
 
 def unknown_to_beam(arguments: list[str]) -> list[str]:

@@ -22,6 +22,8 @@ class Ended:
     dead     processes of this machine that ended before the share did
     killed   by a SIGKILL that was not ours, most likely the system's for want of memory
     stalled  by ours, since it computed nothing for long
+    final    the problem is a mistake of the user's, which no other try fixes
+    excused  a server of the engine's ended, which speaks against neither units nor workers
     """
 
     share: tuple[Unit, ...]
@@ -29,6 +31,8 @@ class Ended:
     dead: frozenset[int] = frozenset()
     killed: bool = False
     stalled: bool = False
+    final: bool = False
+    excused: bool = False
 
 
 class Engine(ABC):
@@ -42,6 +46,7 @@ class Engine(ABC):
     ticket: str = ""
 
     def __init__(self, job: Job, place: Place) -> None:
+        """Raises UserError for settings that cannot be, before anything is written or started."""
         self.job, self.place = job, place
 
     @abstractmethod

@@ -37,6 +37,10 @@ class Judge:
 
     def share_ended(self, ended: Ended, unfinished: Sequence[Unit]) -> None:
         """Judge the units of an ended share that are not done; they wait again by then."""
+        if ended.final:
+            raise UserError(ended.problem)
+        if ended.excused:
+            return
         left = attempts.of_processes(self.place, ended.dead)
         died = {name.partition(".")[0] for name in left}
         for name in left:

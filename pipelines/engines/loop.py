@@ -32,6 +32,7 @@ class Loop:
         self.job, self.place, self.settings, self.title = job, place, settings, title
         self.lease = lease
         self.assignments, self.totals = Assignments(place, job), Shortfall(job)
+        self.made = make_engine(job, place, settings)  # not started: it refuses wrong settings
         self.engine: Engine | None = None
         self.notes: dict[str, Note] = {}  # deaths and stalls of workers, for the manifest
 
@@ -70,7 +71,7 @@ class Loop:
             for name in self.place.names("errors"):
                 self.place.remove(f"errors/{name}")
 
-            self.engine = make_engine(self.job, self.place, self.settings)
+            self.engine = self.made
             self.engine.ticket = make_ticket(
                 self.job,
                 self.lease,
@@ -93,8 +94,8 @@ class Loop:
         looked = 0.0
         while self._assign(engine):
             for ended in engine.wait(pause):
-                if ended.dead:
-                    self._say_death(ended, progress)
+                if ended.dead or ended.excused:
+                    self._say_end(ended, progress)
                 judge.share_ended(ended, self._collect(ended.share))
 
             if time.monotonic() - looked >= pause:
@@ -106,10 +107,11 @@ class Loop:
                 engine.look()
                 looked = time.monotonic()
 
-    def _say_death(self, ended: Ended, progress: Progress) -> None:
-        """Say and count that a worker ended with a share, which is assigned again."""
-        what = "workers_stalled" if ended.stalled else "workers_ended"
-        self.notes[what] = int(self.notes.get(what, 0)) + 1
+    def _say_end(self, ended: Ended, progress: Progress) -> None:
+        """Say and count that a worker, or a server, ended with a share, which is assigned again."""
+        if ended.dead:
+            what = "workers_stalled" if ended.stalled else "workers_ended"
+            self.notes[what] = int(self.notes.get(what, 0)) + 1
         more = f" and {len(ended.share) - 1:,} more" if len(ended.share) > 1 else ""
         progress.clear()
         print(

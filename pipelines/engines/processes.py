@@ -85,3 +85,9 @@ def limit_threads(threads: int) -> None:
 
     if "faiss" in sys.modules:
         sys.modules["faiss"].omp_set_num_threads(threads)
+
+
+if __name__ == "__main__":  # python -m pipelines.engines.processes PROGRAM [ARGUMENTS]
+    # The kernel's promise outlives exec, so that a program that knows nothing of it dies, too.
+    die_with_parent(int(os.environ.get(PARENT_VARIABLE, "0")) or None)
+    os.execvp(sys.argv[1], sys.argv[1:])

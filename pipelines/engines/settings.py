@@ -156,3 +156,7 @@ class Planned(Exception):
     def __init__(self, job: Job) -> None:
         super().__init__(job.output)
         self.job = job
+
+
+class HandedOver(Exception):
+    """A job that goes on without this command; the sentence says how it is finished."""

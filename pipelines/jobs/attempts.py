@@ -99,6 +99,13 @@ def forget(place: Place, run: str, killed: Set[int]) -> None:
                 _remove(place, name)
 
 
+def forget_processes(place: Place, pids: Set[int]) -> None:
+    """Remove the tries of processes of this machine that ended by no fault of their units."""
+    for name in of_processes(place, pids):
+        with contextlib.suppress(OSError):
+            _remove(place, name)
+
+
 def _remove(place: Place, name: str) -> None:
     place.remove(f"{FOLDER}/{name}")
     if place.local:

@@ -171,6 +171,7 @@ class LocalPlace(Place):
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
+        made = not os.path.isdir(self.root)
         try:
             os.makedirs(self.root, exist_ok=True)
         except OSError as error:
@@ -191,6 +192,9 @@ class LocalPlace(Place):
             yield
         finally:
             os.close(folder)
+            if made:
+                with contextlib.suppress(OSError):  # where nothing came of it
+                    os.rmdir(self.root)
 
     @contextlib.contextmanager
     def _writing(self, name: str) -> Iterator[None]:

@@ -6,20 +6,23 @@ not the runner, say what is done, so that a runner owes no more than at least on
 
 from __future__ import annotations
 
-import logging
+import base64
+import os
+import re
 import time
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import apache_beam as beam
 from apache_beam.metrics import Metrics
-from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.pvalue import AsSingleton, PBegin, PCollection, TaggedOutput
 from apache_beam.transforms.window import GlobalWindows
 from apache_beam.utils.windowed_value import WindowedValue
 
 from pipelines.engines.outputs import finish
 from pipelines.engines.unit_runner import Outcome, UnitRunner
+from pipelines.engines.workers.fitness import be_fit
+from pipelines.engines.workers.ticket import Unfit
 from pipelines.jobs.errors import read_error
 from pipelines.jobs.markers import read_marker
 from pipelines.storage.place import open_place
@@ -29,6 +32,8 @@ from schemas.plan import Job
 
 NAMESPACE = "rrt_pipelines"  # of the metrics
 DONE, FAILED = "done", "failed"  # the transform's outputs
+# A sentence of a worker on its way through the runner's own words for what failed.
+UNFIT = re.compile(r"rrt-unfit:([A-Za-z0-9_=-]+):")
 
 
 class UnitResult(NamedTuple):
@@ -59,18 +64,20 @@ class RunUnits(beam.PTransform):
 
     Gives `Outcomes`: results, each emitted after its unit's marker stands, and failures. The job's
     plan must be written (`outputs.next_job`). A unit that waits for all others begins when they
-    have ended. `threads` for torch, faiss and OpenCV; 0: the recipe's.
+    have ended. `threads` for torch, faiss and OpenCV; 0: the recipe's. `ticket`: what workers must
+    have in common with a driver (`Engine.ticket`); where it is given they end with that driver.
     """
 
-    def __init__(self, job: Job, threads: int = 0) -> None:
+    def __init__(self, job: Job, threads: int = 0, ticket: str = "") -> None:
         super().__init__()
-        self.job = job
+        self.job, self.ticket = job, ticket
         self.threads = threads or int(job.recipe.get("threads", 1))
 
     def expand(self, begin: PBegin | PCollection) -> Outcomes:
         """The graph: names, spread over the workers, then one DoFn around the unit function."""
         header = self.job.to_json(self.job.units)
-        do_units = beam.ParDo(_DoUnits(header, self.threads)).with_outputs(FAILED, main=DONE)
+        doing = _DoUnits(header, self.threads, self.ticket)
+        do_units = beam.ParDo(doing).with_outputs(FAILED, main=DONE)
         if isinstance(begin, PBegin):
             begin = begin | beam.Create([header]) | beam.FlatMap(_unfinished)
 
@@ -119,19 +126,11 @@ class Finish(beam.PTransform):
         )
 
 
-def run_share(job: Job, runner: str, threads: int, beam_options: list[str]) -> None:
-    """Run the job's units once as a pipeline on a Beam runner; returns when that ends."""
-    logging.getLogger().setLevel(logging.WARNING)
-    options = PipelineOptions([*beam_options, f"--runner={runner}"])
-    with beam.Pipeline(options=options) as pipeline:
-        _ = pipeline | RunUnits(job, threads)
-
-
 class _DoUnits(beam.DoFn):
     """The one DoFn around the one unit function. Bundles end when their units are committed."""
 
-    def __init__(self, job_json: str, threads: int) -> None:
-        self.job_json, self.threads = job_json, threads
+    def __init__(self, job_json: str, threads: int, ticket: str = "") -> None:
+        self.job_json, self.threads, self.ticket = job_json, threads, ticket
         self.inputs, self.succeeded, self.failed, self.failed_units = (
             Metrics.counter(NAMESPACE, name)
             for name in ("inputs", "succeeded", "failed", "failed_units")
@@ -139,6 +138,8 @@ class _DoUnits(beam.DoFn):
         self.milliseconds = Metrics.distribution(NAMESPACE, "unit_milliseconds")  # whole numbers
 
     def setup(self) -> None:
+        if self.ticket:
+            self._be_fit()
         self.job = Job.from_json(self.job_json)
         self.units = {unit.name: unit for unit in self.job.units}
         self.place = open_place(self.job.output)
@@ -169,6 +170,14 @@ class _DoUnits(beam.DoFn):
     def finish_bundle(self) -> Iterable[Any]:
         """The last unit's result."""
         yield from self._results(self.runner.finish())
+
+    def _be_fit(self) -> None:
+        """Raises RuntimeError, which fails the pipeline at once, with a sentence for its driver."""
+        try:
+            be_fit(self.ticket, worker=os.environ.get("WORKER_ID", ""))
+        except Unfit as error:
+            mark = base64.urlsafe_b64encode(str(error).encode()).decode()
+            raise RuntimeError(f"{error} (rrt-unfit:{mark}:)") from error
 
     def _missing_others(self) -> int:
         others = (unit for unit in self.units.values() if not unit.work.last)
@@ -201,6 +210,12 @@ class _DoUnits(beam.DoFn):
         self.failed.inc(marker.counts.failed)
         self.milliseconds.update(round(1000 * marker.seconds))
         return UnitResult(unit.name, marker.counts, marker.files)
+
+
+def unfit_sentence(text: str) -> str:
+    """The sentence of a worker that was not fit, within a runner's words for it; or ""."""
+    marked = UNFIT.search(text)
+    return base64.urlsafe_b64decode(marked[1]).decode() if marked else ""
 
 
 def _unfinished(job_json: str) -> Iterator[str]:

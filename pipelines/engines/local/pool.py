@@ -30,6 +30,7 @@ from pipelines.engines.processes import PARENT_VARIABLE, thread_environment
 from pipelines.engines.workers.stall_watch import stood_still
 from schemas.plan import Unit
 
+WORKER = "pipelines.engines.local.worker"  # the module of a worker process
 FOLDER = "rrt-workers-"
 KEPT_SECONDS = 24 * 3600  # for what a killed driver left behind, and the logs of failed jobs
 LARGE = 1_500_000_000  # bytes: an idle worker that holds more is not kept for the next job
@@ -51,10 +52,11 @@ class Member:
 
 @dataclass
 class Pool:
-    """Worker processes that compute with `threads` threads each."""
+    """Worker processes that run `module`, and compute with `threads` threads each."""
 
     threads: int
     environment: dict[str, str]
+    module: str = WORKER
     members: list[Member] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -68,7 +70,7 @@ class Pool:
         """A further worker."""
         with open(self.log, "ab") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", "pipelines.engines.local.worker"],
+                [sys.executable, "-m", self.module],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -108,7 +110,7 @@ class Pool:
                 problem = (
                     "a worker process stood still"
                     if stalled
-                    else f"a worker process ended with {_exit_words(code)}"
+                    else f"a worker process ended with {exit_words(code)}"
                 )
                 if member.share:
                     pids = frozenset([member.pid])
@@ -117,7 +119,7 @@ class Pool:
 
             *lines, member.received = (member.received + data).split(b"\n")
             for line in lines:
-                ended.append(Ended(member.share, str(json.loads(line)["problem"])))
+                ended.append(_ended(member, json.loads(line)))
                 member.share = ()
 
         return ended
@@ -176,8 +178,10 @@ class Pool:
 _pool: Pool | None = None
 
 
-def shared_pool(threads: int) -> Pool:
-    """The process's pool; another one where threads, environment or working folder have changed."""
+def shared_pool(threads: int, module: str = WORKER) -> Pool:
+    """The process's pool; another one where module, threads, environment or working folder have
+    changed.
+    """
     global _pool
     root = os.path.dirname(os.path.abspath(pipelines.__path__[0]))
     environment = {
@@ -190,11 +194,12 @@ def shared_pool(threads: int) -> Pool:
         "PWD": os.path.abspath(os.curdir),  # workers read and write below it as this process does
     }
     environment.pop("PYTEST_CURRENT_TEST", None)  # another one in each test
-    if _pool is not None and (_pool.threads, _pool.environment) != (threads, environment):
+    wanted = threads, environment, module
+    if _pool is not None and (_pool.threads, _pool.environment, _pool.module) != wanted:
         close_pool()
 
     if _pool is None:
-        _pool = Pool(threads, environment)
+        _pool = Pool(threads, environment, module)
 
     return _pool
 
@@ -226,6 +231,11 @@ def _remove_old_folders() -> None:
                 shutil.rmtree(path, ignore_errors=True)
 
 
+def _ended(member: Member, answer: dict[str, Any]) -> Ended:
+    """A share's end as its worker answered it."""
+    return Ended(member.share, **{**answer, "dead": frozenset(answer.get("dead", ()))})
+
+
 def _close(member: Member) -> None:
     for pipe in (member.process.stdin, member.process.stdout):
         if pipe is not None:
@@ -233,7 +243,8 @@ def _close(member: Member) -> None:
                 pipe.close()
 
 
-def _exit_words(code: int) -> str:
+def exit_words(code: int) -> str:
+    """A process's exit code in words."""
     words = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
     why = ", most likely the system's for want of memory: give fewer --workers"
     return words + why if code == -signal.SIGKILL else words

@@ -1,0 +1,167 @@
+"""Prism, Beam's own portable runner: shares with a worker pool each, and what kills leave."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from pipelines.engines.beam.prism import VARIABLE, find_prism
+from schemas.errors import UserError
+from tests.support.command_line import command
+from tests.support.watching import EXTRACTOR, Running, wait_for, words
+
+PROGRAM = os.environ.get(VARIABLE) or shutil.which("prism")
+needs_prism = pytest.mark.skipif(
+    not PROGRAM, reason=f"Prism is missing: {VARIABLE} names its program, which .ci/run makes"
+)
+# seconds: a worker whose driver is silent ends itself
+LEASE = {"RRT_LEASE_SECONDS": "6"}
+Start = Callable[..., Running]
+
+
+def extract(images: Path, out: Path, *more: object, seconds: float = 0.05) -> list[object]:
+    """Arguments of a command with ten units of three images."""
+    slow = ("--extractor", EXTRACTOR, "--extractor-option", f"seconds={seconds}")
+    return ["extract", "--images", images, "--out", out, "--rows-per-part", "3", *slow, *more]
+
+
+def on_prism(*more: object) -> tuple[object, ...]:
+    """Two shares at a time."""
+    return ("--runner", "PrismRunner", "--workers", "2", *more)
+
+
+def content(out: Path) -> str:
+    """The content of a finished output."""
+    content: str = json.loads((out / "manifest.json").read_bytes())["content"]
+    return content
+
+
+def workers_of(out: Path) -> set[tuple[str, str]]:
+    """Engine and process of each worker that a marker names."""
+    markers = [json.loads(path.read_bytes()) for path in (out / "done").iterdir()]
+    return {(marker["worker"]["engine"], marker["worker"]["pid"]) for marker in markers}
+
+
+def below(running: Running, word: str) -> list[psutil.Process]:
+    """Processes of the command whose command line has this word in it."""
+    return [
+        process for process in running.tree() if any(word in part for part in words(process)[:4])
+    ]
+
+
+def pools(running: Running) -> list[psutil.Process]:
+    """The worker pools of a command."""
+    return below(running, "beam.worker_pool")
+
+
+def prisms(running: Running) -> list[psutil.Process]:
+    """The Prism of a command."""
+    return [process for process in running.tree() if words(process)[:1] == [PROGRAM]]
+
+
+def done(out: Path) -> int:
+    """How many units have their marker."""
+    return len(list((out / "done").glob("*.json")))
+
+
+@pytest.fixture(scope="module")
+def local(photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The content that the local engine makes."""
+    out = tmp_path_factory.mktemp("local") / "store"
+    ended = command(*extract(photographs, out, "--workers", "1"))
+    assert ended.code == 0, ended.said
+    return content(out)
+
+
+@needs_prism
+def test_two_shares_with_a_worker_pool_each(
+    start: Start, photographs: Path, local: str, tmp_path: Path
+) -> None:
+    out = tmp_path / "store"
+    running = start(*extract(photographs, out, *on_prism(), seconds=0.2))
+    running.until(lambda: len(pools(running)) == 2, "two worker pools")
+    assert running.end() == 0, running.text
+    assert content(out) == local
+    workers = workers_of(out)
+    assert len(workers) == 2 and {engine for engine, _ in workers} == {"beam"}
+    wait_for(lambda: not running.orphans(), "the end of Prism and of the worker pools", 90)
+    assert sorted(path.name for path in out.iterdir() if path.name in ("lease", "attempts")) == []
+
+
+@needs_prism
+def test_kills_of_a_worker_and_of_prism(
+    start: Start, photographs: Path, local: str, tmp_path: Path
+) -> None:
+    out = tmp_path / "store"
+    running = start(*extract(photographs, out, *on_prism(), seconds=0.5), **LEASE)
+    running.until(lambda: done(out) >= 1 and len(pools(running)) == 2, "a unit, two pools")
+    pools(running)[0].kill()
+    running.until(lambda: "a worker process ended with signal SIGKILL" in running.text, "its word")
+    before = done(out)
+    running.until(lambda: done(out) > before, "another unit")
+    prisms(running)[0].kill()
+    assert running.end() == 0, running.text
+    assert "Prism ended at part-" in running.text
+    assert "Traceback" not in running.text
+    assert content(out) == local
+    wait_for(lambda: not running.orphans(), "the end of all that it started", 90)
+
+
+@needs_prism
+def test_kill_of_the_driver(start: Start, photographs: Path, local: str, tmp_path: Path) -> None:
+    """Nothing of it lives on, and another engine goes on from there."""
+    out = tmp_path / "store"
+    running = start(*extract(photographs, out, *on_prism(), seconds=0.5), **LEASE)
+    running.until(lambda: done(out) >= 1 and len(pools(running)) == 2, "a unit, two pools")
+    assert len(prisms(running)) == 1
+    running.process.kill()
+    wait_for(lambda: not running.orphans(), "the end of all that it started", 30)
+    ended = command(*extract(photographs, out, "--workers", "1", seconds=0.5))
+    assert ended.code == 0, ended.said
+    assert content(out) == local
+
+
+@needs_prism
+def test_sdk_workers_that_prism_starts(photographs: Path, local: str, tmp_path: Path) -> None:
+    """As processes of its own, by a program of ours that stands for Beam's boot."""
+    out = tmp_path / "store"
+    ended = command(
+        *extract(photographs, out, *on_prism("--environment_type=PROCESS", "--workers", "1"))
+    )
+    assert ended.code == 0, ended.said
+    assert content(out) == local
+    assert len(workers_of(out)) >= 1
+
+
+@needs_prism
+def test_what_is_no_prism(
+    monkeypatch: pytest.MonkeyPatch, photographs: Path, tmp_path: Path
+) -> None:
+    monkeypatch.setenv(VARIABLE, "/bin/true")
+    out = tmp_path / "store"
+    ended = command(*extract(photographs, out, *on_prism()))
+    assert ended.code == 2, ended.said
+    assert "/bin/true does not start as Prism" in ended.said
+    assert not list(out.glob("done/*"))
+
+
+@pytest.mark.parametrize(
+    ("location", "what"), [("", "no program prism"), ("/no/prism", "/no/prism")]
+)
+def test_where_prism_is_missing(location: str, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.delenv(VARIABLE, raising=False)
+    with pytest.raises(UserError, match=f"{what}.*go install .*/cmd/prism@v"):
+        find_prism(location)
+
+
+def test_prism_that_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, "/bin/true")
+    assert find_prism() == "/bin/true"
+    assert find_prism("/bin/false") == "/bin/false"
