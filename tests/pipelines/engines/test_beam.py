@@ -270,7 +270,7 @@ def test_what_cannot_be_finished_is_said(tmp_path: Path) -> None:
 def test_the_example_of_the_docs(photographs: Path, tmp_path: Path) -> None:
     """As it stands there, but for an extractor that starts at once."""
     text = (ROOT / "docs/engines.md").read_text()
-    (example,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    example = re.findall(r"```python\n(.*?)```", text, re.DOTALL)[0]
     own = 'out="stores/photos"'
     assert example.count(own) == 1
     (tmp_path / "example.py").write_text(example.replace(own, f'{own}, extractor="{EXTRACTOR}"'))

@@ -16,7 +16,7 @@ from schemas.errors import UserError
 from tests.support.command_line import command
 from tests.support.watching import EXTRACTOR, Running, wait_for, words
 
-PROGRAM = os.environ.get(VARIABLE) or shutil.which("prism")
+PROGRAM = shutil.which(os.environ.get(VARIABLE) or "prism")
 needs_prism = pytest.mark.skipif(
     not PROGRAM, reason=f"Prism is missing: {VARIABLE} names its program, which .ci/run makes"
 )
