@@ -291,6 +291,15 @@ COMMANDS = {
         summarise="pipelines.verify.verify:summarise",
         uses=(),
     ),
+    "finish": Command(
+        "write the manifest of an output when workers that --detach left behind have done all of "
+        "it",
+        ("finish s3://bucket/store",),
+        options="pipelines.engines.finish_options:Options",
+        run="pipelines.engines.outputs:run",
+        summarise="pipelines.engines.outputs:summarise",
+        uses=(),
+    ),
     "repair": Command(
         "verify, then do just the damaged units again",
         ("repair store/", "repair store/ --gc", "repair old-store/ --remove-damaged"),

@@ -17,17 +17,19 @@ from pipelines.engines.loop import Loop
 from pipelines.engines.outputs import sweep
 from pipelines.engines.settings import LOCAL, Planned, RunSettings
 from pipelines.jobs.errors import gone
-from pipelines.jobs.existing_output import made_before, readable_manifest, say_made
+from pipelines.jobs.existing_output import is_beside, made_before, readable_manifest, say_made
 from pipelines.jobs.inputs import with_new_places
 from pipelines.jobs.lease import Lease
 from pipelines.jobs.manifests import write_manifest
 from pipelines.jobs.memory import say_memory
 from pipelines.jobs.plan import write_plan
 from pipelines.jobs.replacing import at, begin_beside, finish_swap, place_for, swap_in
+from pipelines.storage.exclusive_creates import refuse_careless_place
 from pipelines.storage.local import full_disk
 from pipelines.storage.place import open_place
 from pipelines.storage.protocol import Place, refuse_unwritable
-from schemas.layout import JOB_NAME, NEXT, PLAN_NAME, SWAP_NAME
+from schemas.errors import Unreachable, UserError
+from schemas.layout import JOB_NAME, NEXT, PIECES, PLAN_FOLDER, PLAN_NAME, SWAP_NAME
 from schemas.manifest import Manifest
 from schemas.plan import Job
 
@@ -73,7 +75,7 @@ def _run_job(
 ) -> Manifest:
     title = f"{job.stage:<9}"
     if place.exists(f"{NEXT}/{SWAP_NAME}"):
-        lease.take()
+        _hold(place, lease)
         finish_swap(place)
     new = place_for(place, settings.overwrite, (entry["url"] for entry in job.inputs.values()))
     beside = new.url != place.url
@@ -81,7 +83,7 @@ def _run_job(
     # It refuses wrong settings before anything is written.
     loop = Loop(inner, new, settings, title, lease)
     if beside:
-        lease.take()
+        _hold(place, lease)
         begin_beside(new, job)
         manifest = _make(loop, inner, new, settings, plan_files)
         swap_in(place, job)
@@ -111,8 +113,10 @@ def _make(
     started = time.monotonic()
     stopping.during(loop.stop)
     stopping.pass_or_wait()
+    new = False
     try:
-        loop.lease.take()
+        _hold(loop.lease.place, loop.lease)
+        new = not place.exists(PLAN_NAME)
         write_plan(place, job, plan_files)
         if settings.plan_only:
             raise Planned(job)
@@ -124,5 +128,30 @@ def _make(
             raise gone(place)
         sweep(place, loop.lease.run)
         return write_manifest(place, job, markers, time.monotonic() - started, loop.notes)
+    except Unreachable:
+        raise
+    except UserError as error:
+        begun = any(place.names(folder) for folder in ("done", PIECES))
+        if new and not begun and error.exit_code == 2 and settings.engine_name != LOCAL:
+            _take_back(place, plan_files, loop.lease.run)
+        raise
     finally:
         stopping.during(None)
+
+
+def _hold(place: Place, lease: Lease) -> None:
+    """Before anything is written: the place must be honest, and no other driver's."""
+    refuse_careless_place(place)
+    lease.take()
+
+
+def _take_back(place: Place, plan_files: Mapping[str, bytes], run: str) -> None:
+    """Remove what was written for a job that no worker can do as it was set up."""
+    sweep(place, run)
+    for name in (*plan_files, JOB_NAME, PLAN_NAME):
+        place.remove(name)
+
+    place.remove_empty_folder(PLAN_FOLDER)
+    if is_beside(place):
+        place.empty()
+        place.remove_empty_folder("")

@@ -12,9 +12,11 @@ from pipelines.engines.counts import Shortfall
 from pipelines.engines.engine import Ended, Engine
 from pipelines.engines.judge import Judge
 from pipelines.engines.progress import Progress
-from pipelines.engines.settings import RunSettings
+from pipelines.engines.settings import LOCAL, RunSettings
 from pipelines.engines.under_way import Watch
-from pipelines.engines.workers.ticket import make_ticket
+from pipelines.engines.workers.samples import sample_inputs
+from pipelines.engines.workers.ticket import Ticket
+from pipelines.engines.workers.versions import own_versions
 from pipelines.jobs import attempts
 from pipelines.jobs.lease import Lease
 from pipelines.storage.protocol import Place
@@ -72,13 +74,7 @@ class Loop:
                 self.place.remove(f"errors/{name}")
 
             self.engine = self.made
-            self.engine.ticket = make_ticket(
-                self.job,
-                self.lease,
-                self.settings.engine_name,
-                60 * self.settings.stall_minutes,
-                self.settings.detach,
-            ).to_json()
+            self.engine.ticket = self._ticket().to_json()
             self.engine.start()
             judge.log = self.engine.log
             self._watch(self.engine, judge, progress)
@@ -86,6 +82,22 @@ class Loop:
 
         judge.end_at_many_failures({})
         judge.end_at_bad_inputs()
+
+    def _ticket(self) -> Ticket:
+        """What this job's workers must prove."""
+        stall_seconds = 60 * self.settings.stall_minutes
+        if self.settings.engine_name == LOCAL:  # they are children of this process, and end with it
+            return Ticket(self.lease.run, LOCAL, stall_seconds=stall_seconds)
+
+        return Ticket(
+            run=self.lease.run,
+            engine=self.settings.engine_name,
+            lease=self.lease.place.url,
+            versions=own_versions(),
+            inputs=sample_inputs(self.job),
+            lease_seconds=0.0 if self.settings.detach else self.lease.seconds,
+            stall_seconds=stall_seconds,
+        )
 
     def _watch(self, engine: Engine, judge: Judge, progress: Progress) -> None:
         """Until nothing waits and nothing is under way."""

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import TypeVar
 
+from pipelines.engines.finish_options import Options as FinishOptions
 from pipelines.engines.settings import Planned, RunSettings
 from pipelines.jobs.attempts import sweep_attempts
 from pipelines.jobs.existing_output import is_beside
@@ -44,6 +45,16 @@ def next_job(
         return planned.job
 
     return None
+
+
+def run(options: FinishOptions, _settings: RunSettings = RunSettings()) -> Manifest:
+    """The command `finish`. Raises as `finish` does."""
+    return finish(options.output)
+
+
+def summarise(options: FinishOptions, manifest: Manifest) -> None:
+    """Say what is finished."""
+    print(f"{open_place(options.output).url}: {manifest.counts.inputs:,} inputs; it is finished")
 
 
 def finish(url: str, wall_seconds: float = 0.0) -> Manifest:

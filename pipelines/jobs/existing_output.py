@@ -39,7 +39,8 @@ BESIDE_SCHEMA = "rrt-overwrite/1"
 
 # What is written while units are under way, by names that nobody else gives.
 LITTER = re.compile(
-    r"attempts/[^/]+\.[0-9a-f]{12}\.json(\.progress(\.tmp)?)?|lease/driver\.json|scratch/[^/]+\.[0-9a-f]{12}/.+"
+    r"attempts/[^/]+\.[0-9a-f]{12}\.json(\.progress(\.tmp)?)?|scratch/[^/]+\.[0-9a-f]{12}/.+"
+    r"|lease/(driver\.json|probe-[0-9a-f]{12})"
     r"|([^/]+/)*[^/]+\.[0-9a-f]{12}\.(tmp|parquet|h5|faiss)",
     re.DOTALL,
 )

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pipelines.storage.local import is_temporary
 from pipelines.verify.outputs import Output
 from pipelines.verify.problems import Leftover
-from schemas.layout import PIECES, TRANSIENT
+from schemas.layout import LEASE_FOLDER, PIECES, TRANSIENT
 from schemas.manifest import MANIFEST_NAME, PARTS_NAME
 
 WRITTEN_INTO = frozenset(
@@ -64,7 +64,7 @@ def _our_names(units: Iterable[str], files: Iterable[str]) -> re.Pattern[str]:
         for name in files
         if (match := _DATA.fullmatch(name))
     }
-    attempts = "|".join(TRANSIENT)
+    attempts = "|".join((*TRANSIENT, LEASE_FOLDER))
     return re.compile(
         "|".join(
             [

@@ -30,6 +30,7 @@ def arguments_of(world: Path, name: str, but: str = "") -> list[str]:
         "export": [("store",), ("--out", "arrays")],
         "verify": [("store",)],
         "repair": [("store",)],
+        "finish": [("store",)],
         "estimate": [("tune",), run, truth, ("--result", "tuned.json")],
         "convert-delg": [("photos",), ("no.safetensors",)],
         "demo": [("--out", "no-demo"), ("--config", "all.yaml"), ("--seed", "1"), ("--dry-run",)],
@@ -58,6 +59,7 @@ def arguments_of(world: Path, name: str, but: str = "") -> list[str]:
         ],
     }
     positional = {"format": "npy", "input": "vectors.npy", "store": "store", "model": "photos"}
+    positional["output"] = "store"
     left = [
         flags
         for flags in known[name]

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import errno
-import os
+import contextlib
 import time
 
 from pipelines.engines.workers.lease_watch import watch_lease
@@ -12,7 +11,9 @@ from pipelines.engines.workers.ticket import Sample, Ticket, Unfit
 from pipelines.engines.workers.versions import differing, own_versions
 from pipelines.jobs.lease import read_lease
 from pipelines.jobs.worker_process import who, work_as
-from pipelines.storage.place import URL, open_place
+from pipelines.storage.byte_sources import open_bytes
+from pipelines.storage.place import open_place
+from schemas.errors import UserError
 
 SEEN_SECONDS = 5.0  # until a network disk shows what another machine has written
 
@@ -68,24 +69,17 @@ def _see_token(ticket: Ticket, host: str) -> None:
 
 def _see(sample: Sample, host: str) -> None:
     """Raise Unfit where a file of the driver's inputs is absent, or another one, or refused."""
-    why = ""
     try:
-        if URL.match(sample.url):
-            size = open_place(sample.url).size("")
-        else:
-            with open(sample.url, "rb") as file:
-                size = os.fstat(file.fileno()).st_size
-    except FileNotFoundError:
-        size = None
-    except OSError as error:
-        size, why = None, f" ({error.strerror or errno.errorcode.get(error.errno or 0, error)})"
-
-    if size is None:
+        with contextlib.closing(open_bytes(sample.url)) as source:
+            size = source.size
+    except (UserError, OSError) as error:
+        why = str(error).removeprefix(f"{sample.url}: ")
         raise Unfit(
-            f"{host} does not see {sample.url}, which the driver reads{why}; mount it there, or "
+            f"{host} does not see {sample.url}, which the driver reads ({why}); mount it there, or "
             f"give a URL that both reach"
-        )
-    if sample.bytes >= 0 and size != sample.bytes:
+        ) from error
+
+    if None not in (size, sample.bytes) and size != sample.bytes:
         raise Unfit(
             f"{sample.url} has {size:,} bytes at {host} and {sample.bytes:,} at the driver: it is "
             f"another file; mount the same folder there, or give a URL that both reach"

@@ -5,11 +5,8 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, field
 
-from pipelines.engines.workers.versions import own_versions
-from pipelines.jobs.lease import Lease
 from schemas.errors import UserError
 from schemas.inside import read_json, read_strictly
-from schemas.plan import Job
 
 
 class Unfit(UserError):
@@ -20,10 +17,10 @@ class Unfit(UserError):
 
 @dataclass(frozen=True)
 class Sample:
-    """A file of the inputs that the driver sees: path or URL, bytes (-1 where not known)."""
+    """A file of the inputs that the driver sees: path or URL, and bytes where these are known."""
 
     url: str
-    bytes: int
+    bytes: int | None
 
 
 @dataclass(frozen=True)
@@ -56,18 +53,3 @@ class Ticket:
     def from_json(text: str) -> Ticket:
         """The inverse. Raises ValueError."""
         return read_strictly(read_json(text), Ticket)
-
-
-def make_ticket(job: Job, lease: Lease, engine: str, stall_seconds: float, detach: bool) -> Ticket:
-    """The ticket of a job's workers."""
-    if engine == "local":  # they are the driver's children, and end with it
-        return Ticket(lease.run, engine, stall_seconds=stall_seconds)
-
-    return Ticket(
-        run=lease.run,
-        engine=engine,
-        lease=lease.place.url,
-        versions=own_versions(),
-        lease_seconds=0.0 if detach else lease.seconds,
-        stall_seconds=stall_seconds,
-    )
