@@ -11,7 +11,7 @@ from pipelines.extract.absent import missing_images
 from pipelines.extract.batches import ISOLATE_FROM, batched, isolated
 from pipelines.extract.describer import Described, Describer, failed
 from pipelines.jobs.attempt import Attempt
-from pipelines.jobs.unit_worker import UnitWorker
+from pipelines.jobs.unit_worker import UnitWorker, refuse_other_weights
 from pipelines.sources.archive_images import ArchiveImages, Listed, archive_url, open_archive
 from pipelines.sources.folder import PASSED_OVER
 from pipelines.sources.item import Item
@@ -52,6 +52,7 @@ class ImageWorker(UnitWorker):
         self.options, self.plan = job.settings, store
         self.describer = Describer(self.options)
         extractor = self.describer.extractor
+        refuse_other_weights(job, "extractor", extractor.weights_sha256)
         self.with_locals = self.options["locals"] != "none"
         self.writer = PartWriter(
             self.options,

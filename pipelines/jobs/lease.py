@@ -13,6 +13,7 @@ import secrets
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 
 from pipelines.jobs.worker_process import WorkerProcess, known_dead, who
@@ -197,6 +198,21 @@ class Lease:
                         f"for its end, or give another place"
                     )
         remove_lease(self.place)
+
+
+@contextlib.contextmanager
+def held(place: Place) -> Iterator[None]:
+    """Hold an output for this process while the block runs: by a lock, elsewhere by a lease.
+
+    Raises UserError where another command holds it.
+    """
+    with place.alone():
+        lease = Lease(place, "local")
+        lease.take()
+        try:
+            yield
+        finally:
+            lease.release()
 
 
 def remove_lease(place: Place) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
@@ -62,6 +63,7 @@ def write_manifest(
             **job.facts,
             **({"units": summaries} if summaries else {}),
             **({"notes": noted} if noted else {}),
+            **({"workers": workers} if (workers := _workers(markers)) else {}),
         },
         parts={
             "name": PARTS_NAME,
@@ -76,6 +78,15 @@ def write_manifest(
     )
     place.write(MANIFEST_NAME, manifest.to_bytes())
     return manifest
+
+
+def _workers(markers: Sequence[Marker]) -> dict[str, int]:
+    """Engine -> worker processes that did units; nothing where all were this machine's own."""
+    processes = {
+        (one.worker.get("engine", "local"), one.host, one.worker.get("pid")) for one in markers
+    }
+    counts = Counter(engine for engine, *_ in processes)
+    return dict(counts) if {*counts} - {"local"} else {}
 
 
 def _prove(place: Place, job: Job, markers: Sequence[Marker]) -> None:

@@ -6,7 +6,9 @@ import importlib
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
+from pipelines.jobs.worker_process import who
 from pipelines.stages import worker_class
+from schemas.errors import UserError
 from schemas.manifest import Counts
 from schemas.plan import Job, Unit
 
@@ -23,6 +25,20 @@ class UnitWorker(ABC):
     @abstractmethod
     def do(self, unit: Unit, attempt: Attempt) -> Counts:
         """Do the unit: hand finished files to `attempt.add` and give the counts."""
+
+
+def refuse_other_weights(job: Job, what: str, weights_sha256: str | None) -> None:
+    """Raise UserError where this worker's extractor or reranker has other weights than the job's.
+
+    Options name a file by its path, and another machine may have another one there.
+    """
+    planned = job.recipe.get(what, {}).get("weights_sha256")
+    if planned and planned != weights_sha256:
+        own = (weights_sha256 or "none")[:12]
+        raise UserError(
+            f"{who().host} has other weights of the {what} (SHA-256 {own}) than "
+            f"the driver ({planned[:12]}); put the same file at the same path there"
+        )
 
 
 def make_worker(job: Job) -> UnitWorker:

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from pipelines.jobs.attempt import Attempt
 from pipelines.jobs.facts import stores_of
-from pipelines.jobs.unit_worker import UnitWorker
+from pipelines.jobs.unit_worker import UnitWorker, refuse_other_weights
 from pipelines.results.outputs import shortlist_facts
 from pipelines.results.scores import ScoredList, read_scores, scored_lists
 from pipelines.results.shortlists import read_shortlist_part
@@ -32,6 +32,7 @@ class ScorePairs(UnitWorker):
         super().__init__(job)
         options = job.settings
         self.reranker = create(options["reranker"], **options["reranker_option"])
+        refuse_other_weights(job, "reranker", self.reranker.weights_sha256)
         self.queries = LocalsReader(Gallery([Store(options["queries"])]))
         hints = stores_of(options.get("stores") or [])  # older outputs' jobs name none
         if not hints:

@@ -16,6 +16,7 @@ from typing import Any
 from pipelines.engines.driver import run_job
 from pipelines.engines.settings import RunSettings
 from pipelines.jobs.inputs import find_input
+from pipelines.jobs.lease import held
 from pipelines.jobs.plan import planned_units
 from pipelines.jobs.replacing import finish_swap
 from pipelines.storage.place import open_place
@@ -62,7 +63,7 @@ def run(options: Options, settings: RunSettings = RunSettings()) -> None:
         )
     for output in find_outputs(open_place(options.store)):
         if f"{NEXT}/{SWAP_NAME}" in output.listing:
-            with output.place.alone():
+            with held(output.place):
                 finish_swap(output.place)
 
     examined = examine(options.store, READERS)
@@ -119,7 +120,7 @@ def _redo(output: Output, findings: Findings, options: Options, settings: RunSet
     again = next(one for one in find_outputs(place) if one.folder == "")
     problems = _look_again(again, record.units)
 
-    with place.alone():
+    with held(place):
         for name in filter(is_layout_name, record.damaged) if not problems else ():
             folder = name.partition("/")[0]
             if name not in again.expected and folder not in (PLAN_FOLDER, DONE, PIECES):
@@ -183,7 +184,7 @@ def _moved(above: str, old: str, new: str) -> str:
 
 def _prepare(output: Output, findings: Findings) -> Record:
     """Write down what the output was, then remove the markers of the damaged units."""
-    with output.place.alone():
+    with held(output.place):
         record = new_record(output, findings)
         output.place.write(REPAIR_RECORD, record.to_bytes())
         _remove_markers(output, findings)
@@ -212,7 +213,7 @@ def _remove_damaged(output: Output, findings: Findings) -> None:
     plan = set(_files(findings, COMMAND))
     if PLAN_NAME not in plan:
         plan.discard(JOB_NAME)  # it is written again
-    with output.place.alone():
+    with held(output.place):
         _remove_markers(output, findings)
         # others are its owner's, whatever a marker names
         own = filter(is_layout_name, _files(findings, REDO))
@@ -245,10 +246,10 @@ def _collect(url: str) -> None:
             print(f"{output.place.url}: it is not whole: nothing is removed", file=sys.stderr)
             continue
         old = [one for one in findings.leftovers if one.ours and (one.age or 0.0) > GC_SECONDS]
-        with output.place.alone():
-            for leftover in old:
-                output.remove(leftover.file)
         if old:
+            with held(output.place):
+                for leftover in old:
+                    output.remove(leftover.file)
             size = sum(leftover.bytes for leftover in old)
             what = f"{len(old):,} files that nothing named were removed ({size:,} bytes)"
             print(f"{output.place.url}: {what}")
