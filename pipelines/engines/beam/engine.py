@@ -16,6 +16,7 @@ from typing import Any
 import psutil
 from apache_beam.options.pipeline_options import PortableOptions, PrismRunnerOptions
 
+from pipelines.engines import signals as stopping
 from pipelines.engines.beam.dataflow import job_file, only_writes
 from pipelines.engines.beam.prism import Prism, find_prism
 from pipelines.engines.beam.runners import parse, refuse_impossible, short_name
@@ -92,6 +93,7 @@ class BeamEngine(LocalEngine):
     def wait(self, seconds: float) -> list[Ended]:
         """The shares that came to an end. Raises HandedOver where a job was only written."""
         ended = [self._with_excuse(one) for one in super().wait(seconds)]
+        stopping.pass_or_wait()  # a signal's own end makes shares end, too
         if self.only_writes and ended and not ended[0].problem:
             file = job_file(self.options)
             where = f"is written to {file}" if file else "can be made; --dataflow_job_file keeps it"

@@ -2,72 +2,32 @@
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-import psutil
 import pytest
 
 from pipelines.engines.beam.prism import VARIABLE, find_prism
 from schemas.errors import UserError
+from tests.support.clusters import (
+    PRISM,
+    content,
+    done,
+    extract,
+    on_prism,
+    pools,
+    prisms,
+    workers_of,
+)
 from tests.support.command_line import command
-from tests.support.watching import EXTRACTOR, Running, wait_for, words
+from tests.support.watching import Running, wait_for
 
-PROGRAM = shutil.which(os.environ.get(VARIABLE) or "prism")
 needs_prism = pytest.mark.skipif(
-    not PROGRAM, reason=f"Prism is missing: {VARIABLE} names its program, which .ci/run makes"
+    not PRISM, reason=f"Prism is missing: {VARIABLE} names its program, which .ci/run makes"
 )
 # seconds: a worker whose driver is silent ends itself
 LEASE = {"RRT_LEASE_SECONDS": "6"}
 Start = Callable[..., Running]
-
-
-def extract(images: Path, out: Path, *more: object, seconds: float = 0.05) -> list[object]:
-    """Arguments of a command with ten units of three images."""
-    slow = ("--extractor", EXTRACTOR, "--extractor-option", f"seconds={seconds}")
-    return ["extract", "--images", images, "--out", out, "--rows-per-part", "3", *slow, *more]
-
-
-def on_prism(*more: object) -> tuple[object, ...]:
-    """Two shares at a time."""
-    return ("--runner", "PrismRunner", "--workers", "2", *more)
-
-
-def content(out: Path) -> str:
-    """The content of a finished output."""
-    content: str = json.loads((out / "manifest.json").read_bytes())["content"]
-    return content
-
-
-def workers_of(out: Path) -> set[tuple[str, str]]:
-    """Engine and process of each worker that a marker names."""
-    markers = [json.loads(path.read_bytes()) for path in (out / "done").iterdir()]
-    return {(marker["worker"]["engine"], marker["worker"]["pid"]) for marker in markers}
-
-
-def below(running: Running, word: str) -> list[psutil.Process]:
-    """Processes of the command whose command line has this word in it."""
-    return [
-        process for process in running.tree() if any(word in part for part in words(process)[:4])
-    ]
-
-
-def pools(running: Running) -> list[psutil.Process]:
-    """The worker pools of a command."""
-    return below(running, "beam.worker_pool")
-
-
-def prisms(running: Running) -> list[psutil.Process]:
-    """The Prism of a command."""
-    return [process for process in running.tree() if words(process)[:1] == [PROGRAM]]
-
-
-def done(out: Path) -> int:
-    """How many units have their marker."""
-    return len(list((out / "done").glob("*.json")))
 
 
 @pytest.fixture(scope="module")
