@@ -151,12 +151,23 @@ class Loop:
 
     def stop(self) -> str:
         """For a signal, in a thread of its own: end the work, say what is in place."""
+        goes_on = self.settings.detach and self.engine is not None
         if self.engine is not None:
-            attempts.forget(self.place, self.lease.run, self.engine.cancel())
+            killed = self.engine.cancel()
+            if not goes_on:
+                attempts.forget(self.place, self.lease.run, killed)
             self.engine.remove_leftovers()
 
-        self.lease.release()
+        if goes_on:
+            self.lease.detach()
+        else:
+            self.lease.release()
 
         units = {unit.name for unit in self.job.units}
         done = {name.removesuffix(".json") for name in self.place.names("done")} & units
-        return f"{self.assignments.in_place(len(done))}; the same command goes on from there"
+        then = (
+            f"workers go on; when they are done, 'finish {self.place.url}' writes the manifest"
+            if goes_on
+            else "the same command goes on from there"
+        )
+        return f"{self.assignments.in_place(len(done))}; {then}"

@@ -122,8 +122,11 @@ class RunSettings(Checked):
                 if getattr(self, flag):
                     called = f"--{flag.replace('_', '-')}"
                     raise UserError(f"{called} is Spark's; leave it out, or give --engine spark")
-        if self.engine_name == LOCAL and self.detach:
-            raise UserError("--detach is of clusters: local workers end with their command")
+        if self.engine_name != "beam" and self.detach:
+            raise UserError(
+                f"--detach is of Beam's runners on clusters: workers of the {self.engine_name} "
+                f"engine end with their command; leave it out"
+            )
         if self.runner == LOCAL and self.beam_options:
             flag = self.beam_options[0].partition("=")[0]
             raise UserError(

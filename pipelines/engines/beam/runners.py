@@ -26,6 +26,7 @@ from schemas.errors import UserError
 
 ANSWER_SECONDS = 10.0
 PORTABLE = ("portable", "prism", "spark", "flink")  # they speak Beam's job protocol
+CLUSTERS = ("portable", "spark", "flink", "dataflow")  # they live on without the command
 ENVIRONMENTS = ("LOOPBACK", "PROCESS", "EXTERNAL", "DOCKER")
 
 
@@ -54,8 +55,10 @@ def refuse_impossible(settings: RunSettings, place: Place) -> None:
             )
     if name == "dataflow":
         _dataflow(options, place)
-    if name == "prism" and settings.detach:
-        raise UserError("--detach is of clusters: Prism ends with the command; leave out --detach")
+    if settings.detach and name not in CLUSTERS:
+        raise UserError(
+            f"--detach is of clusters: {settings.runner} ends with the command; leave it out"
+        )
     if name == "dataflow" and only_writes(options) and not settings.detach:
         raise UserError(
             "a Dataflow job that is only written runs without this command: give --detach too, and "

@@ -114,7 +114,7 @@ def test_programs_that_are_missing(
     assert "no program java is on the PATH" in refused(out, "FlinkRunner", jar)
     docker = refused(out, "PrismRunner", "--environment_type=DOCKER")
     assert "no program docker is on the PATH" in docker
-    assert "Prism ends with the command" in refused(
+    assert "PrismRunner ends with the command" in refused(
         out, "PrismRunner", f"--job_endpoint={listening}", detach=True
     )
 

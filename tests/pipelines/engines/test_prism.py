@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from pipelines.engines.beam.prism import VARIABLE, find_prism
+from pipelines.engines.beam.prism import VARIABLE, Prism, answers, find_prism
 from schemas.errors import UserError
 from tests.support.clusters import (
     PRISM,
@@ -27,6 +33,7 @@ needs_prism = pytest.mark.skipif(
 )
 # seconds: a worker whose driver is silent ends itself
 LEASE = {"RRT_LEASE_SECONDS": "6"}
+ROOT = Path(__file__).resolve().parents[3]
 Start = Callable[..., Running]
 
 
@@ -97,6 +104,64 @@ def test_sdk_workers_that_prism_starts(photographs: Path, local: str, tmp_path: 
     assert ended.code == 0, ended.said
     assert content(out) == local
     assert len(workers_of(out)) >= 1
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[tuple[object, ...]]:
+    """A job server and a worker pool that nobody's command owns, as options of a command."""
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # it starts `python`
+    environment = {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT)}
+    prism = Prism(find_prism(), str(tmp_path / "prism.log"), environment)
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    module = "apache_beam.runners.worker.worker_pool_main"
+    workers = subprocess.Popen(
+        [sys.executable, "-m", module, f"--service_port={port}"],
+        cwd=tmp_path,
+        env=environment,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    wait_for(lambda: answers("127.0.0.1", port, 0.2), "the worker pool")
+    yield (
+        *("--runner", "PortableRunner", f"--job_endpoint={prism.endpoint()}"),
+        *("--environment_type=EXTERNAL", f"--environment_config=127.0.0.1:{port}"),
+    )
+    os.killpg(workers.pid, signal.SIGKILL)
+    workers.wait()
+    prism.stop()
+
+
+@needs_prism
+def test_a_job_server_of_ones_own_goes_on_detached(
+    cluster: tuple[object, ...], start: Start, photographs: Path, local: str, tmp_path: Path
+) -> None:
+    out = tmp_path / "store"
+    running = start(*extract(photographs, out, *cluster, "--detach", seconds=0.2))
+    running.until(lambda: done(out) >= 1, "a unit")
+    running.process.send_signal(signal.SIGTERM)
+    assert running.end() == 128 + signal.SIGTERM, running.text
+    assert "workers go on; when they are done, 'finish " in running.text
+    wait_for(lambda: done(out) == 10, "the units of workers that go on")
+    wait_for(lambda: command("finish", out).code == 0, "the manifest")
+    assert content(out) == local
+
+
+@needs_prism
+def test_a_cluster_takes_back_a_job_whose_command_is_stopped(
+    cluster: tuple[object, ...], start: Start, photographs: Path, local: str, tmp_path: Path
+) -> None:
+    out = tmp_path / "store"
+    running = start(*extract(photographs, out, *cluster, seconds=0.3))
+    running.until(lambda: done(out) >= 1, "a unit")
+    running.process.send_signal(signal.SIGTERM)
+    assert running.end() == 128 + signal.SIGTERM, running.text
+    stopped = done(out)
+    time.sleep(2)  # of units that would take a second each
+    assert done(out) <= stopped + 1, "a unit that was under way at most"
+    ended = command(*extract(photographs, out, "--workers", "1", seconds=0.3))
+    assert ended.code == 0, ended.said
+    assert content(out) == local
 
 
 @needs_prism
