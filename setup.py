@@ -52,9 +52,8 @@ EXTRAS_REQUIRE = {
     # Google Cloud Storage, and Dataflow as a runner.
     "gcp": ["apache-beam[gcp]", "gcsfs>=2025.3"],
     "s3": ["s3fs>=2025.3"],
-    # The Spark that Beam's job server speaks (3.x). Beam itself needs Java and the job server's jar
-    # alone.
-    "spark": ["pyspark>=3.5,<4"],
+    # For --engine spark, with Java. A cluster's own PySpark wins.
+    "spark": ["pyspark>=3.5,<5"],
     # Reads TensorFlow's checkpoints. Its CUDA wheel is twice as large and would be of no use.
     "convert": [
         f"tensorflow-cpu>=2.20,<3; python_version < '3.14' and {LINUX_X86}",

@@ -16,6 +16,8 @@ from pathlib import Path
 
 import psutil
 
+from pipelines.engines.processes import die_with_parent
+
 
 def missing() -> str:
     """What is missing for Spark here, or ""."""
@@ -60,12 +62,8 @@ class Cluster:
         """A further worker of one core."""
         number = len(self.workers)
         work = self.folder / f"work-{number}"
-        process = self._start(
-            "worker.Worker",
-            [*"--host 127.0.0.1 --cores 1 --memory 2g --webui-port 0".split(), "--work-dir"]
-            + [str(work), self.url],
-            number,
-        )
+        flags = "--host 127.0.0.1 --cores 1 --memory 2g --webui-port 0 --work-dir"
+        process = self._start("worker.Worker", [*flags.split(), str(work), self.url], number)
         self.workers.append(process)
         self._until(f"worker.Worker{number}", "Successfully registered with master")
         return process
@@ -90,6 +88,7 @@ class Cluster:
                 cwd=self.folder,
                 env=environment,
                 start_new_session=True,
+                preexec_fn=die_with_parent,  # noqa: PLW1509  a killed suite leaves no cluster
             )
 
     def _until(self, log: str, words: str) -> None:

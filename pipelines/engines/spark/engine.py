@@ -181,8 +181,8 @@ def _mistake(text: str) -> UserError | None:
     """What a user can set right, in an error of Spark's."""
     if found := _OTHER_PYTHON.search(text):
         return UserError(
-            f"executors have Python {found[1]}, the driver has {found[2]}: name one of that version "
-            f"by --executor-python"
+            f"executors have Python {found[1]}, the driver has {found[2]}: name one of that "
+            f"version by --executor-python"
         )
     if found := _NO_PYTHON.search(text):
         return UserError(

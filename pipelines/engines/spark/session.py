@@ -128,6 +128,7 @@ def close_session() -> None:
                 closed.process.wait(5)
             closed.process.kill()
             closed.process.wait()
+            _forget_gateway()
     shutil.rmtree(closed.folder, ignore_errors=True)
 
 
@@ -137,6 +138,13 @@ atexit.register(close_session)
 def _stop(context: SparkContext) -> None:
     with contextlib.suppress(Exception):
         context.stop()
+
+
+def _forget_gateway() -> None:
+    """So that a further session begins a JVM of its own: pyspark keeps the first one."""
+    from pyspark import SparkContext
+
+    SparkContext._gateway = SparkContext._jvm = None
 
 
 def _refuse_connect(master: str) -> None:
