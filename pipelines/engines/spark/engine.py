@@ -32,7 +32,7 @@ SECONDS = 60.0  # without an executor: Spark itself would wait for ever
 _CAUSE = re.compile(r"^Caused by: (.+)$", re.MULTILINE)
 _NO_PYTHON = re.compile(r'Cannot run program "([^"]+)"')
 _OTHER_PYTHON = re.compile(
-    r"Python in worker has different version[^\d]*([\d.]+)[^\d]+(?:that in )?driver[^\d]*([\d.]+)"
+    r"Python in worker has different version \(?(\d+)[., ]+(\d+)\)? than that in driver ([\d.]+)"
 )
 
 
@@ -86,6 +86,7 @@ class SparkEngine(Engine):
             "header": self.job.to_json(),
             "ticket": self.ticket,
             "threads": self.settings.threads_per_worker,
+            "speculation": context.getConf().get("spark.speculation", "false") == "true",
         }
         root = root_of_packages() if is_local(self.session.master) else ""
         task = make_task(root, self._archive, order)
@@ -180,9 +181,10 @@ class SparkEngine(Engine):
 def _mistake(text: str) -> UserError | None:
     """What a user can set right, in an error of Spark's."""
     if found := _OTHER_PYTHON.search(text):
+        worker, driver = f"{found[1]}.{found[2]}", found[3].rstrip(".")
         return UserError(
-            f"executors have Python {found[1]}, the driver has {found[2]}: name one of that "
-            f"version by --executor-python"
+            f"executors have Python {worker}, the driver has {driver}: name one of that version by "
+            f"--executor-python"
         )
     if found := _NO_PYTHON.search(text):
         return UserError(

@@ -29,12 +29,14 @@ class TaskOrder:
     header       the job without its units, as JSON
     ticket       of the driver, for `be_fit`
     threads      of torch, faiss and OpenCV
+    speculation  whether Spark may have two attempts at one task under way
     """
 
     application: str
     header: str
     ticket: str
     threads: int
+    speculation: bool
 
 
 def run(order: TaskOrder, records: Iterable[str]) -> Iterator[str]:
@@ -56,7 +58,7 @@ def run(order: TaskOrder, records: Iterable[str]) -> Iterator[str]:
         yield json.dumps({"unfit": str(error)})
         return
 
-    if context is not None:
+    if context is not None and not order.speculation:
         task = f"{order.application}/{context.stageId()}/{context.partitionId()}"
         at_task(task, context.attemptNumber())
     runner = UnitRunner(_job(order.header), order.threads)

@@ -95,12 +95,12 @@ def test_outputs_on_s3(settings: RunSettings, s3: S3Server, tmp_path: Path) -> N
     )
 
 
-def extract(cluster: Cluster, photographs: Path, out: Path, *more: object) -> list[object]:
+def extract(master: str, photographs: Path, out: Path, *more: object) -> list[object]:
     """The words of a command by the cluster, whose cores this process's session holds no more."""
     close_session()
     return [
         *("extract", "--images", photographs, "--out", out, "--rows-per-part", 2),
-        *("--extractor", EXTRACTOR, "--engine", "spark", "--master", cluster.url, *more),
+        *("--extractor", EXTRACTOR, "--engine", "spark", "--master", master, *more),
     ]
 
 
@@ -143,7 +143,7 @@ def test_a_killed_executor_or_python(
     victim: str, cluster: Cluster, photographs: Path, locally: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "store"
-    words = extract(cluster, photographs, out, *SLOW)
+    words = extract(cluster.url, photographs, out, *SLOW)
     driver = Running([str(word) for word in words], {}, tmp_path)
     driver.until(lambda: done(out) >= 2, "two units")
     of = {"executor": cluster.executors, "python": cluster.pythons}[victim]
@@ -159,7 +159,7 @@ def test_a_killed_driver(
     cluster: Cluster, photographs: Path, locally: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "store"
-    words = [str(word) for word in extract(cluster, photographs, out, *SLOW)]
+    words = [str(word) for word in extract(cluster.url, photographs, out, *SLOW)]
     driver = Running(words, {}, tmp_path)
     driver.until(lambda: done(out) >= 2 and driver.tree(), "two units")
     driver.tree()
@@ -175,7 +175,7 @@ def test_a_killed_driver(
 
 def test_ctrl_c(cluster: Cluster, photographs: Path, tmp_path: Path) -> None:
     out = tmp_path / "store"
-    words = [str(word) for word in extract(cluster, photographs, out, *SLOW)]
+    words = [str(word) for word in extract(cluster.url, photographs, out, *SLOW)]
     driver = Running(words, {}, tmp_path)
     driver.until(lambda: done(out) >= 1 and driver.tree(), "a unit")
     driver.process.send_signal(signal.SIGINT)
@@ -196,8 +196,8 @@ def refused(driver: Running, *words: str, code: int = 2) -> None:
 
 
 def test_no_java(photographs: Path, tmp_path: Path) -> None:
-    words = extract(Cluster(tmp_path), photographs, tmp_path / "out")[:-1]
-    driver = Running([*map(str, words), "local[2]"], {"JAVA_HOME": f"{tmp_path}/java"}, tmp_path)
+    words = map(str, extract("local[2]", photographs, tmp_path / "out"))
+    driver = Running([*words], {"JAVA_HOME": f"{tmp_path}/java"}, tmp_path)
     refused(driver, "Java", f"JAVA_HOME is {tmp_path}/java")
     assert not (tmp_path / "out/plan").exists()
 
@@ -206,8 +206,8 @@ def test_a_master_that_is_down(photographs: Path, tmp_path: Path) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         url = f"spark://127.0.0.1:{probe.getsockname()[1]}"
-    words = extract(Cluster(tmp_path), photographs, tmp_path / "out")[:-1]
-    refused(Running([*map(str, words), url], {}, tmp_path), url, "no Spark master answers")
+    words = map(str, extract(url, photographs, tmp_path / "out"))
+    refused(Running([*words], {}, tmp_path), url, "no Spark master answers")
     assert not (tmp_path / "out/plan").exists()
 
 
@@ -215,7 +215,7 @@ def test_no_executor(
     tmp_path_factory: pytest.TempPathFactory, photographs: Path, tmp_path: Path
 ) -> None:
     with spark_cluster.running(tmp_path_factory.mktemp("idle"), workers=0) as idle:
-        words = map(str, extract(idle, photographs, tmp_path / "out"))
+        words = map(str, extract(idle.url, photographs, tmp_path / "out"))
         driver = Running([*words], {"RRT_EXECUTOR_SECONDS": "3"}, tmp_path)
         refused(driver, "has had no executor for 3 s", code=1)
 
@@ -243,7 +243,7 @@ def test_executors_with_a_wrong_python(
     python: Callable[[], str], cluster: Cluster, photographs: Path, tmp_path: Path
 ) -> None:
     more = ("--executor-python", python())
-    words = extract(cluster, photographs, tmp_path / "out", *more)
+    words = extract(cluster.url, photographs, tmp_path / "out", *more)
     driver = Running([str(word) for word in words], {}, tmp_path)
     refused(driver, "executors have", "--executor-python")
 
