@@ -36,8 +36,9 @@ def make_task(root: str, archive: str, order: dict[str, Any]) -> Callable[..., I
             units: Any = importlib.import_module("pipelines.engines.spark.units")
         except ImportError as error:
             lacks = f"{socket.gethostname()}: {sys.executable} lacks the package {error.name}"
+            flag = "--executor-python, or PYSPARK_PYTHON for a session that is there already"
             fix = "install what this software needs there, or name a Python that has it by"
-            return iter([json.dumps({"unfit": f"{lacks}; {fix} --executor-python"})])
+            return iter([json.dumps({"unfit": f"{lacks}; {fix} {flag}"})])
         return iter(units.run(units.TaskOrder(**order), records))
 
     return task

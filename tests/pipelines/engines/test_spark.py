@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -264,10 +265,12 @@ def test_a_session_that_is_there_is_used_and_not_stopped(
         "run_job(faulty_job(sys.argv[1], *['ok'] * 4), RunSettings(engine='spark'))\n"
         "print('still', context.parallelize([1, 2], 2).sum())\n"
     )
-    import subprocess
-
     root = str(Path(__file__).resolve().parents[3])
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([root, PLUGINS])}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([root, PLUGINS]),
+        "PYSPARK_PYTHON": sys.executable,
+    }
     command = [sys.executable, str(program), str(tmp_path / "out")]
     run = subprocess.run(
         command, env=environment, capture_output=True, text=True, check=False, cwd=root
