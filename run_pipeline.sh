@@ -8,7 +8,7 @@
 #
 # Settings, by environment variable:
 #   RRT_PYTHON       interpreter to build on (default: the first of python3.11, 3.12, ..., python3 that setup.py allows)
-#   RRT_EXTRAS       further extras, separated by commas or spaces: convert, dev, gcp, heif, s3, spark, timm
+#   RRT_EXTRAS       further extras, separated by commas or spaces: convert, dev, gcp, heif, openvino, s3, spark, timm
 #   RRT_ACCELERATOR  cpu or gpu (default: gpu where an NVIDIA device and a wheel for this platform exist)
 #   RRT_INSTALLER    uv or pip (default: uv where it can be had, else pip)
 #   RRT_VENV         where the environment lies (default: .venv beside this script)
@@ -19,7 +19,7 @@
 set -euo pipefail
 ((BASH_VERSINFO[0] >= 4)) || { echo "run_pipeline.sh: bash 4 or newer is needed, this is $BASH_VERSION" >&2; exit 1; }
 
-readonly KNOWN_EXTRAS=' convert dev gcp heif s3 spark timm '
+readonly KNOWN_EXTRAS=' convert dev gcp heif openvino s3 spark timm '
 readonly PYTHON_RANGE='PYTHON_REQUIRES = ">=3\.([0-9]+),<3\.([0-9]+)"'
 
 say() { printf 'run_pipeline.sh: %s\n' "$*" >&2; }
@@ -353,7 +353,8 @@ explain_environment() {
 run_tests() {
     local failed=() whole=()
     cd "$root"
-    (($# > 0)) || whole=(--cov-fail-under=78) # a chosen few tests cover what they cover
+    # A chosen few tests cover what they cover, and are not worth two processes.
+    (($# > 0)) || whole=(--numprocesses 2 --dist worksteal --cov-fail-under=78)
     export PATH="$environment/bin:$PATH"
     # One thread a process: tests start workers of their own, and threads above the cores slow them manyfold.
     export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE}

@@ -42,6 +42,9 @@ TIMM = ["timm>=1.0.31,<2", "torchvision>=0.24,<1"]
 # HEIC, the photographs of telephones.
 HEIF = ["pillow-heif>=1.1,<2"]
 
+# Runs extractors' networks faster than torch on some processors.
+OPENVINO = ["openvino>=2026.1,<2027"]
+
 LINUX_X86 = "sys_platform == 'linux' and platform_machine == 'x86_64'"
 OTHERS = "sys_platform != 'linux' or platform_machine != 'x86_64'"
 EXTRAS_REQUIRE = {
@@ -61,8 +64,10 @@ EXTRAS_REQUIRE = {
     ],
     "timm": [*TIMM],
     "heif": [*HEIF],
+    "openvino": [*OPENVINO],
     "dev": [
         *HEIF,
+        *OPENVINO,
         *TIMM,
         "build>=1.3",
         "efficientnet-lite-pytorch==0.1.0",  # the parity test of the default extractor
@@ -73,6 +78,7 @@ EXTRAS_REQUIRE = {
         "pytest>=9,<10",
         "pytest-cov>=7,<8",
         "pytest-timeout>=2.4,<3",
+        "pytest-xdist>=3.8,<4",
         "ruff>=0.17,<0.18",
         "s3fs>=2025.3",
         "types-psutil",

@@ -29,10 +29,9 @@ from tests.support.s3_server import S3Server
 from tests.support.spark_cluster import Cluster
 from tests.support.watching import EXTRACTOR, Running, wait_for
 
-pytestmark = [
-    pytest.mark.skipif(bool(spark_cluster.missing()), reason=f"missing: {spark_cluster.missing()}"),
-    pytest.mark.xdist_group("spark"),
-]
+pytestmark = pytest.mark.skipif(
+    bool(spark_cluster.missing()), reason=f"missing: {spark_cluster.missing()}"
+)
 PLUGINS = str(Path(__file__).resolve().parents[2] / "support" / "plugins")
 PATHS = f"spark.executorEnv.PYTHONPATH={PLUGINS}"  # where the tests' own unit workers are named
 
