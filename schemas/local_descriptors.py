@@ -4,8 +4,9 @@ Datasets (contiguous, unchunked, unfiltered, no times; m = images described, n =
 of them):
 
     row         int32   [m]      rows of the global part, ascending
-    offset      int64   [m + 1]  image i has descriptors offset[i] .. offset[i + 1], the strongest
-                                 first
+    offset      int64   [m + 1]  image i has descriptors offset[i] .. offset[i + 1], in an order of
+                                 which every prefix serves: the strongest first, or spread over the
+                                 picture
     descriptor  float32 | float16 | int8 [n, W]   L2 = 1 before rounding
                 uint8   [n, ceil(W / 8)]          binary: signs, the first in the highest bit
     rotation    float32 [W, W]   of binary alone: orthogonal; the signs are those of

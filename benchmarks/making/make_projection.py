@@ -106,8 +106,8 @@ def make(options: argparse.Namespace) -> dict[str, Any]:
             continue
         contents.update(hashlib.sha256(data).digest())
         with torch.inference_mode():
-            for strongest in extractor.strongest([image]):
-                gathered.add(strongest.cells.cpu().numpy())
+            for kept in extractor.kept([image]):
+                gathered.add(kept.cells.cpu().numpy())
 
     mean, projection = gathered.solve(options.dimensions)
     used = len(chosen) - left_out

@@ -65,7 +65,7 @@ def main() -> None:
         for path in files:
             data = path.read_bytes()
             contents.update(hashlib.sha256(data).digest())
-            cells = directions(extractor.strongest(decode(data, path.name)).cells).double().numpy()
+            cells = directions(extractor.kept(decode(data, path.name)).cells).double().numpy()
             total += cells.sum(0)
             outer += cells.T @ cells
             count += len(cells)

@@ -60,7 +60,10 @@ class Options(Checked, command="import"):
     )
     locals: bool = option("delg: whether there are local descriptors to take", True)
     max_locals: int = option(
-        "strongest local descriptors taken of each image", 500, least=1, most=65_535
+        "local descriptors taken of each image, by --local-order",
+        500,
+        least=1,
+        most=65_535,
     )
     scale_field: str = option(
         "delg: what 'scale' means in the files", "feature", choices=("feature", "image")
@@ -82,6 +85,13 @@ class Options(Checked, command="import"):
     global_dtype: str = option("how globals are stored", "float32", choices=("float32", "float16"))
     local_dtype: str = option(
         "how locals are stored", "float16", choices=("float32", "float16", "int8")
+    )
+    local_order: str = option(
+        "order of an image's locals, whose first are kept and compared first: strength, or given, "
+        "as the arrays have them",
+        "strength",
+        choices=("strength", "given"),
+        needs=("local_arrays",),
     )
     rows_per_part: int = option(
         "images a part; 0 chooses (at most 4,096 and 256 MB)", 0, least=0, most=4_096

@@ -109,7 +109,8 @@ class MatrixReader:
         self.options, self.scales = options, tuple(options["scales"])
         self.matrix = matrix_of(options, options["rows"])
         self.ames = AmesFile(options["input"]) if options["format"] == "ames" else None
-        self.flat = FlatLocals(options["local_arrays"]) if options["local_arrays"] else None
+        in_order, folder = options.get("local_order") == "given", options["local_arrays"]
+        self.flat = FlatLocals(folder, in_order=in_order) if folder else None
         if (self.matrix.rows, self.matrix.dimension) != (options["rows"], options["global_dim"]):
             raise UserError(
                 f"{self.matrix.path} has changed since the import was begun; give --overwrite"

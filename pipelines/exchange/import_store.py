@@ -118,6 +118,9 @@ def plan(options: Options) -> tuple[Job, dict[str, bytes]]:
 
 def _extractor(options: Options, inputs: Inputs) -> dict[str, Any]:
     """What a recipe says of the extractor; what is not known is left open."""
+    config: dict[str, Any] = {"max_locals": options.max_locals} if inputs.local_dim else {}
+    if options.local_order == "given":
+        config["order"] = "given"
     usual = {"delg": "delg", "ames": "ames", "clip": "clip"}.get(options.format, "imported")
     return {
         "name": options.extractor_name or usual,
@@ -126,7 +129,7 @@ def _extractor(options: Options, inputs: Inputs) -> dict[str, Any]:
         "global_dim": inputs.global_dim,
         "local_dim": inputs.local_dim,
         "scales": list(inputs.scales),
-        "config": {"max_locals": options.max_locals} if inputs.local_dim else {},
+        "config": config,
     }
 
 

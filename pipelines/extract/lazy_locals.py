@@ -17,6 +17,7 @@ import numpy as np
 
 from pipelines.engines.driver import run_job
 from pipelines.engines.settings import RunSettings
+from pipelines.extract.begun import options_as_begun
 from pipelines.extract.options import Options
 from pipelines.jobs.manifests import read_manifest, require_manifest
 from pipelines.jobs.plan import planned_units
@@ -66,7 +67,11 @@ def plan(options: dict[str, Any], settings: RunSettings) -> Job | None:
     store = Store(options["out"])
     if any(name not in store.manifest.recipe for name in OF_THE_STORE):
         raise _imported(store)
-    extractor = create(options["extractor"], **options["extractor_option"])
+    extractor_option = options_as_begun(
+        options["extractor"], options["extractor_option"], store.extractor
+    )
+    options = {**options, "extractor_option": extractor_option}
+    extractor = create(options["extractor"], **extractor_option)
     if json.loads(canonical_json(identity_of(extractor))) != store.extractor:
         raise UserError(
             f"{store.place.url} was described by {store.extractor['name']} with other settings or "

@@ -7,6 +7,7 @@ from typing import Any
 
 from pipelines.options import Checked, option
 
+AUTO = "auto"
 MOST_SECONDS = 86_400  # for an image: a day
 
 
@@ -52,7 +53,11 @@ class Options(Checked, command="extract"):
     extractor_option: dict[str, Any] = option(
         "an option of the extractor, such as sizes=512,360,256", {}
     )
-    global_dtype: str = option("how globals are stored", "float32", choices=("float32", "float16"))
+    global_dtype: str = option(
+        "how globals are stored; auto: float16, or as the store was begun",
+        AUTO,
+        choices=(AUTO, "float16", "float32"),
+    )
     local_dtype: str = option(
         "how local descriptors are stored; 500 of 128 dimensions take 262 kB (float32), 134 kB "
         "(float16), 70 kB (int8) or 15 kB (binary)",
@@ -65,7 +70,7 @@ class Options(Checked, command="extract"):
         choices=("all", "none"),
     )
     max_locals: int = option(
-        "local descriptors kept an image, the strongest; 0: as many as the extractor gives",
+        "local descriptors kept an image, the first in the extractor's order; 0: all that it gives",
         0,
         least=0,
     )

@@ -12,6 +12,7 @@ from pipelines.engines.driver import run_job
 from pipelines.engines.settings import RunSettings
 from pipelines.extract import lazy_locals as layers
 from pipelines.extract import retry_failed as retry
+from pipelines.extract.begun import as_begun
 from pipelines.extract.binary_rotation import make_rotation
 from pipelines.extract.describer import STAGE
 from pipelines.extract.image_sources import check_seconds, images_url, specs_of
@@ -147,6 +148,7 @@ def plan(options: Options, settings: RunSettings) -> tuple[Job, dict[str, bytes]
     Lists once and cuts into parts. Raises UserError.
     """
     check_seconds(options, settings)
+    options = as_begun(options, settings.overwrite)
     specs = specs_of(options)
     extractor = create(options.extractor, **options.extractor_option)
     place = open_place(options.out)

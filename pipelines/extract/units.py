@@ -9,6 +9,7 @@ from typing import Any
 
 from pipelines.extract.absent import missing_images
 from pipelines.extract.batches import ISOLATE_FROM, batched, isolated
+from pipelines.extract.begun import options_as_begun
 from pipelines.extract.describer import Described, Describer, failed
 from pipelines.jobs.attempt import Attempt
 from pipelines.jobs.unit_worker import UnitWorker, refuse_other_weights
@@ -49,7 +50,11 @@ class ImageWorker(UnitWorker):
 
     def __init__(self, job: Job, store: Place, *, layer: bool = False) -> None:
         super().__init__(job)
-        self.options, self.plan = job.settings, store
+        extractor_option = options_as_begun(
+            job.settings["extractor"], job.settings["extractor_option"], job.recipe.get("extractor")
+        )
+        self.options = {**job.settings, "extractor_option": extractor_option}
+        self.plan = store
         self.describer = Describer(self.options)
         extractor = self.describer.extractor
         refuse_other_weights(job, "extractor", extractor.weights_sha256)

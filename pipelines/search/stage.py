@@ -72,7 +72,7 @@ def plan(options: Options, settings: RunSettings) -> Plan:
     queries = Store(options.queries)
     index = open_search(options.index)
     stores = [hint.entry for hint in find_stores(index.facts.stores, index.url, options.stores)]
-    if queries.extractor != Store(stores[0]["url"]).extractor:
+    if queries.described_by != Store(stores[0]["url"]).described_by:
         raise UserError(
             f"{queries.place.url} was described with other settings or weights than the gallery "
             f"of {options.index}; describe both alike"

@@ -24,7 +24,7 @@ def open_gallery(urls: Sequence[str]) -> list[Store]:
     stores: list[Store] = []
     for url in urls:
         store = Store(url, stores[-1].base + stores[-1].span if stores else 0)
-        if stores and store.extractor != stores[0].extractor:
+        if stores and store.described_by != stores[0].described_by:
             raise UserError(
                 f"{store.place.url} was described by {store.extractor['name']} with other "
                 f"settings or weights than {stores[0].place.url}; describe both alike"

@@ -58,7 +58,7 @@ class LocalsFile:
             raise ValueError(f"it has {size:,} bytes, not {self.entry.bytes:,}")
 
     def slice(self, row: int, most: int) -> tuple[int, int] | None:
-        """Entries start .. stop of a row, the strongest first, at most `most`.
+        """Entries start .. stop of a row's first locals, at most `most`.
 
         None where the file has no such row.
         """
@@ -103,7 +103,7 @@ class LocalsReader:
         self._files: OrderedDict[tuple[str, str], LocalsFile] = OrderedDict()
 
     def read(self, row_ids: np.ndarray, globals_read: np.ndarray, most: int) -> list[Locals]:
-        """The `most` strongest locals of each row, with its global descriptor float32 [n, D].
+        """The first `most` locals of each row, with its global descriptor float32 [n, D].
 
         Raises UserError where a row has no locals on disk.
         """

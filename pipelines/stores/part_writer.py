@@ -56,7 +56,7 @@ class PartWriter:
     rotation: np.ndarray | None = None
 
     def local_row(self, row: int, described: Description | ImportedLocals) -> LocalRow:
-        """The strongest local descriptors of an image, as they are stored."""
+        """The first local descriptors of an image, as they are stored."""
         most = self.options["max_locals"] or len(described.descriptors)
         descriptors = local_descriptors.encoded(
             described.descriptors[:most], self.options["local_dtype"], self.rotation

@@ -88,6 +88,14 @@ class Store:
         return {part.number: named[part.unit] for part in self.parts if part.unit in named}
 
     @property
+    def described_by(self) -> dict[str, Any]:
+        """What of its extractor makes descriptors comparable: all but the order of the locals."""
+        config = {
+            key: value for key, value in self.extractor.get("config", {}).items() if key != "order"
+        }
+        return {**self.extractor, "config": config}
+
+    @property
     def span(self) -> int:
         """How many part numbers the store takes up in an index."""
         return max(self._by_number, default=-1) + 1

@@ -46,7 +46,7 @@ class TokenCache:
     ) -> None:
         """Args:
         descriptors: the records' globals [n, D], in memory or mapped.
-        tokens: strongest locals that are read of an image.
+        tokens: locals that are read of an image, the first.
         binning: a key of transformer.SCALE_TABLES.
         most_bytes: of descriptors kept.
         """
@@ -63,7 +63,7 @@ class TokenCache:
         self._lock = threading.Lock()
 
     def read(self, rows: Sequence[int], most: int) -> list[TokenSet]:
-        """The `most` strongest locals (at most `tokens`) of some records."""
+        """The first `most` locals (at most `tokens`) of some records."""
         with self._lock:
             found = self._find(sorted({int(row) for row in rows}))
         tokens = []

@@ -52,7 +52,7 @@ class Options(Checked, command="train"):
         "share of the learning rate at the end of a cosine", 0.03, least=0, most=1
     )
     query_tokens: str = option(
-        "local descriptors of a query, strongest first; of a range 50-500 one a step", "500"
+        "local descriptors of a query, the first stored; of a range 50-500 one a step", "500"
     )
     gallery_tokens: str = option("the same of a gallery image", "500")
     symmetric_order: bool = option("each pair in either order, by chance", False)

@@ -60,7 +60,7 @@ def open_stores_of(urls: Sequence[str]) -> list[Store]:
     base = 0
     for url in urls:
         store = Store(url, base)
-        if stores and store.extractor != stores[0].extractor:
+        if stores and store.described_by != stores[0].described_by:
             raise UserError(
                 f"{store.place.url} was described by {store.extractor['name']} with other "
                 f"settings or weights than "

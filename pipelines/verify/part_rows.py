@@ -46,6 +46,7 @@ class StoreShape:
     local_dim: int
     local_dtype: str
     scales: int
+    strongest_first: bool  # else the locals have an order of their own
 
     @staticmethod
     def of(recipe: dict[str, Any]) -> StoreShape | None:
@@ -58,6 +59,7 @@ class StoreShape:
                 int(extractor["local_dim"]),
                 str(recipe.get("local_dtype", "float16")),
                 len(extractor["scales"]),
+                "order" not in extractor["config"],
             )
         except UNREADABLE:
             return None
@@ -196,10 +198,11 @@ def _wrong_locals(
     finite = np.asarray(np.isfinite(xy).all(axis=1)) & np.isfinite(strength)
     yield "a local's place or strength is not finite", ~finite
 
-    rises = np.zeros(len(strength), bool)
-    rises[1:] = strength[1:] > strength[:-1]
-    rises[offset[offset < len(strength)]] = False  # the first of an image
-    yield "the strengths of its locals rise", rises
+    if shape.strongest_first:
+        rises = np.zeros(len(strength), bool)
+        rises[1:] = strength[1:] > strength[:-1]
+        rises[offset[offset < len(strength)]] = False  # the first of an image
+        yield "the strengths of its locals rise", rises
 
     if sizes is not None:
         side = np.repeat(sizes, np.diff(offset), axis=0)

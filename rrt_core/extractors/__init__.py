@@ -8,14 +8,16 @@ happens when an extractor is made.
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from rrt_core.extractors.spread import STRENGTH
 from rrt_core.images import Image
 from schemas.errors import UserError
 from schemas.registry import Registry
@@ -52,11 +54,12 @@ class Description:
     """What an extractor gives of one image. n may be 0: described, without any local.
 
     global_descriptor  float32 [D], L2 norm 1
-    descriptors        float32 [n, L], L2 norm 1, the strongest first
+    descriptors        float32 [n, L], L2 norm 1, in an order of which every prefix serves: the
+                       strongest first, or spread over the picture
     xy                 float32 [n, 2], pixels of the upright original (not of the crop): x in [0,
                        width], y in [0, height]
     scale              uint8 [n], ordinal in `Extractor.scales`
-    strength           float32 [n], never rising; comparable within one extractor only
+    strength           float32 [n]; comparable within one extractor only
     """
 
     global_descriptor: npt.NDArray[np.float32]
@@ -149,6 +152,30 @@ def create(name: str, **options: Any) -> Extractor:
     Raises UserError for an unknown name, an unknown option, a value the extractor refuses, or a
     class that does not keep the contract.
     """
+    made, given = _class(name)
+    REGISTRY.check_options(name, made, options, given)
+    extractor: Extractor = made(**options, **given)
+    REGISTRY.check_attributes(extractor, Extractor.__annotations__)
+    return extractor
+
+
+def options_of_store(
+    name: str, options: Mapping[str, Any], config: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Options for more images of a store whose extractor has the configuration `config`.
+
+    Stores of earlier versions keep the strongest locals first, where `order` is not given.
+    Raises UserError for an unknown name.
+    """
+    made, _ = _class(name)
+    has_order = "order" in inspect.signature(made).parameters
+    if has_order and "order" not in options and "order" not in config:
+        return {**options, "order": STRENGTH}
+    return dict(options)
+
+
+def _class(name: str) -> tuple[Any, dict[str, str]]:
+    """The class of a name, and the options that are in the name. Raises UserError."""
     family, _, model = name.partition(":")
     given = {"model": model} if family in _FAMILIES and model else {}
     target = _FAMILIES[family] if given else REGISTRY.target(name) or name
@@ -159,9 +186,4 @@ def create(name: str, **options: Any) -> Extractor:
             f"There is no extractor {name!r}: choose {' or '.join(known)}, or name a class of your "
             "own as package.module:Class."
         )
-
-    made = REGISTRY.load_class(name, Extractor, target)
-    REGISTRY.check_options(name, made, options, given)
-    extractor: Extractor = made(**options, **given)
-    REGISTRY.check_attributes(extractor, Extractor.__annotations__)
-    return extractor
+    return REGISTRY.load_class(name, Extractor, target), given

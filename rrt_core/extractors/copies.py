@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from rrt_core.extractors import Extractor
 from rrt_core.extractors.options import check_copies
+from rrt_core.extractors.spread import check_order, order_config
 from rrt_core.images import Image
 
 
@@ -27,11 +28,13 @@ class CopiesExtractor(Extractor):
     multiple = 1
 
     def _take_copies(
-        self, sizes: Sequence[int] | int, max_locals: int, enlarge: float, min_size: int
+        self, sizes: Sequence[int] | int, max_locals: int, enlarge: float, min_size: int, order: str
     ) -> None:
         """Check and keep the options; a size by itself is a list of one. Raises UserError."""
         listed: Any = (sizes,) if type(sizes) is int else sizes
         check_copies(listed, max_locals, enlarge, min_size)
+        check_order(order)
+        self._order = order
         self._sizes, self._max_locals = tuple(listed), max_locals
         self._enlarge, self._min_size = float(enlarge), min_size
         self.scales = tuple(size / listed[0] for size in listed)
@@ -41,6 +44,7 @@ class CopiesExtractor(Extractor):
             "max_locals": max_locals,
             "enlarge": self._enlarge,
             "min_size": min_size,
+            **order_config(order),
         }
 
     def _copies(self, image: Image) -> list[npt.NDArray[np.uint8]]:

@@ -23,10 +23,10 @@ from schemas.errors import UserError
 Floats = npt.NDArray[np.float64]
 
 
-class Strongest(NamedTuple):
-    """What the maps of an image's copies hold, before projection.
+class Kept(NamedTuple):
+    """What is kept of the maps of an image's copies, before projection.
 
-    n <= max_locals; the strongest come first.
+    n <= max_locals, in the order of the option `order`.
     """
 
     pooled: Tensor  # float32 [D], summed over the sizes, not normalised

@@ -15,6 +15,14 @@ import numpy.typing as npt
 from rrt_core.extractors import Description, Extractor, Failure, without_locals
 from rrt_core.extractors.copies import copy_of, largest_copy, places
 from rrt_core.extractors.efficientnet.extractor import EfficientNet
+from rrt_core.extractors.spread import (
+    SPREAD,
+    STRENGTH,
+    check_order,
+    kept_locals,
+    order_config,
+    pool_of,
+)
 from rrt_core.images import Image
 from rrt_core.options import check_whole
 
@@ -27,6 +35,8 @@ class RootSift(Extractor):
     size               longest side at which keypoints are sought, pixels; smaller pictures are not
                        enlarged
     max_locals         at most this many keypoints an image, those of the highest response
+    order              spread: any prefix of them covers the picture (spread.py); strength: the
+                       highest response first, as in stores of earlier versions
     weights, whitening files of the EfficientNet that makes the global descriptor
 
     scale of a local: its octave. The first is SIFT's doubled image: scales run 1, 1/2, 1/4 ... of
@@ -42,20 +52,30 @@ class RootSift(Extractor):
         *,
         size: int = 480,
         max_locals: int = 500,
+        order: str = SPREAD,
         weights: str | None = None,
         whitening: str | None = None,
     ) -> None:
         check_whole("The extractor's option size", size, 32, 4096)
         check_whole("The extractor's option max_locals", max_locals, 1, 65535)
-        self._size, self._max_locals = size, max_locals
-        self._globals = EfficientNet(max_locals=1, weights=weights, whitening=whitening)
-        self._sift = cv2.SIFT.create(nfeatures=max_locals)
+        check_order(order)
+        self._size, self._max_locals, self._order = size, max_locals, order
+        self._globals = EfficientNet(
+            max_locals=1, order=STRENGTH, weights=weights, whitening=whitening
+        )
+        self._pool = max_locals if order == STRENGTH else pool_of(max_locals)
+        self._sift = cv2.SIFT.create(nfeatures=self._pool)
         self.scales = tuple(2.0**-octave for octave in range(_OCTAVES))
         self.global_dim = self._globals.global_dim
         self.local_dim = 128
         self.largest_side = max(size, self._globals.largest_side or 0)
         self.weights_sha256 = self._globals.weights_sha256
-        self.config = {"size": size, "max_locals": max_locals, "global": self._globals.config}
+        self.config = {
+            "size": size,
+            "max_locals": max_locals,
+            **order_config(order),
+            "global": self._globals.config,
+        }
 
     def describe(self, images: Sequence[Image]) -> list[Description | Failure]:
         """See `Extractor.describe`. Never a Failure."""
@@ -84,15 +104,18 @@ class RootSift(Extractor):
 
         # OpenCV keeps every keypoint of the last response it admits, so more than
         # `nfeatures`, in no promised order.
-        order = np.lexsort((angle, size, y, x, -response))[: self._max_locals]
+        order = np.lexsort((angle, size, y, x, -response))[: self._pool]
         # OpenCV counts from the centre of the first pixel; ours from its corner.
         across, down = places(image, pixels.shape, x[order] + 0.5, y[order] + 0.5)
+        xy = np.stack([across, down], axis=1).astype(np.float32)
+        scale, strength = _ordinals(octave[order]), response[order].astype(np.float32)
+        kept = kept_locals(self._order, xy, scale, strength, self._max_locals)
         return Description(
             global_descriptor=whole.global_descriptor,
-            descriptors=root(np.asarray(histograms, np.float32)[order]),
-            xy=np.stack([across, down], axis=1).astype(np.float32),
-            scale=_ordinals(octave[order]),
-            strength=response[order].astype(np.float32),
+            descriptors=root(np.asarray(histograms, np.float32)[order][kept]),
+            xy=xy[kept],
+            scale=scale[kept],
+            strength=strength[kept],
         )
 
 

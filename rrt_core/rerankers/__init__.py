@@ -66,21 +66,16 @@ class Locals:
     strength: np.ndarray
     scales: tuple[float, ...]
 
-    def strongest(self, count: int) -> Locals:
-        """The `count` strongest locals, strongest first.
-
-        Equal strengths keep their stored order.
-        """
-        falling = bool(np.all(self.strength[:-1] >= self.strength[1:]))
-        if falling and len(self.descriptors) <= count:
+    def first(self, count: int) -> Locals:
+        """The first `count` locals, in their stored order, of which every prefix serves."""
+        if len(self.descriptors) <= count:
             return self
-        keep: Any = slice(count) if falling else np.argsort(-self.strength, kind="stable")[:count]
         return Locals(
             self.global_descriptor,
-            self.descriptors[keep],
-            self.xy[keep],
-            self.scale[keep],
-            self.strength[keep],
+            self.descriptors[:count],
+            self.xy[:count],
+            self.scale[:count],
+            self.strength[:count],
             self.scales,
         )
 

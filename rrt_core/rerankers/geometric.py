@@ -76,7 +76,7 @@ class GeometricReranker(Reranker):
         return np.asarray([self._inliers(query, gallery) for query, gallery in pairs], np.float32)
 
     def _inliers(self, query: Locals, gallery: Locals) -> int:
-        left, right = query.strongest(self.query_tokens), gallery.strongest(self.gallery_tokens)
+        left, right = query.first(self.query_tokens), gallery.first(self.gallery_tokens)
         used, nearest = couples(left.descriptors, right.descriptors, self.max_distance)
         if len(used) <= _SAMPLE:
             return 0

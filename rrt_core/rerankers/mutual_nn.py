@@ -53,8 +53,8 @@ class MutualNNReranker(Reranker):
         )
 
     def _score_pair(self, query: Locals, gallery: Locals) -> float:
-        left = query.strongest(self.query_tokens).descriptors
-        right = gallery.strongest(self.gallery_tokens).descriptors
+        left = query.first(self.query_tokens).descriptors
+        right = gallery.first(self.gallery_tokens).descriptors
         if not len(left) or not len(right):
             return 0.0
         check_same_width(left, right)

@@ -77,7 +77,7 @@ class RRTReranker(Reranker):
         def prepare(image: Locals, budget: int) -> TokenSet:
             key = (id(image), budget)
             if key not in prepared:
-                prepared[key] = self._tokens(image.strongest(budget))
+                prepared[key] = self._tokens(image.first(budget))
             return prepared[key]
 
         return self._scorer.score(

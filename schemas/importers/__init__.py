@@ -64,12 +64,12 @@ def parsing(path: str, form: str) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class ImportedLocals:
-    """Local descriptors of one image, the strongest first.
+    """Local descriptors of one image, of which any prefix serves.
 
     descriptors  float32 [n, W], L2 = 1
     xy           float32 [n, 2], as the file counts them (pixels, where its maker used pixels)
     scale        uint8 [n], ordinal in the store's list of scales
-    strength     float32 [n], never rising
+    strength     float32 [n]
     """
 
     descriptors: np.ndarray
@@ -107,11 +107,13 @@ def checked_locals(
     *,
     dimension: int,
     most: int,
+    in_order: bool = False,
 ) -> ImportedLocals:
     """The `most` strongest local descriptors in the form of our stores.
 
-    Equal strengths keep their order. Raises Unusable: another dimension than the others', a value
-    that is not finite, or a descriptor without length.
+    Equal strengths keep their order. With `in_order` the first ones instead, as they stand.
+    Raises Unusable: another dimension than the others', a value that is not finite, or a
+    descriptor without length.
     """
     if descriptors.ndim != 2 or (len(descriptors) and descriptors.shape[1] != dimension):
         raise Unusable(
@@ -120,7 +122,7 @@ def checked_locals(
             "dimension",
         )
 
-    if len(strength) and bool(np.any(strength[:-1] < strength[1:])):
+    if not in_order and bool(np.any(strength[:-1] < strength[1:])):
         order = np.argsort(-strength, kind="stable")[:most]
         descriptors, xy, scale, strength = (
             descriptors[order],

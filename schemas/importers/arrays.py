@@ -241,9 +241,12 @@ class FlatLocals:
 
     offset is int64 [n + 1]: image i has the entries offset[i] .. offset[i + 1]. Raises UserError
     where they do not fit together.
+
+    in_order  an image's locals are kept as they stand, not the strongest first
     """
 
-    def __init__(self, folder: str) -> None:
+    def __init__(self, folder: str, *, in_order: bool = False) -> None:
+        self.in_order = in_order
         self.arrays = {name: _npy(os.path.join(folder, f"{name}.npy")) for name in LOCAL_ARRAYS}
         described, offset = self.arrays["descriptor"], self.arrays["offset"]
         total = len(described)
@@ -270,7 +273,7 @@ class FlatLocals:
         self.rows, self.dimension = len(offset) - 1, int(described.shape[1])
 
     def locals_of(self, row: int, most: int, scales: int) -> ImportedLocals:
-        """One image's, the strongest first. Raises Unusable (schemas.importers)."""
+        """One image's first `most`. Raises Unusable (schemas.importers)."""
         start, stop = (int(end) for end in self.arrays["offset"][row : row + 2])
         piece = {name: np.asarray(self.arrays[name][start:stop]) for name in LOCAL_ARRAYS[:4]}
         ordinals = piece["scale"]
@@ -285,4 +288,5 @@ class FlatLocals:
             piece["strength"],
             dimension=self.dimension,
             most=most,
+            in_order=self.in_order,
         )

@@ -146,7 +146,7 @@ def set_cells(column: str, cells: dict[int, Any]) -> Callable[[Path], None]:
 
 
 def set_descriptor(
-    row: int, change: Callable[[np.ndarray], Any], dtype: str = "<f4"
+    row: int, change: Callable[[np.ndarray], Any], dtype: str = "<f2"
 ) -> Callable[[Path], None]:
     """A change of a global descriptor in place."""
 

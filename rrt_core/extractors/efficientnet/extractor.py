@@ -29,7 +29,8 @@ from rrt_core.extractors.efficientnet.network import (
     cell_centres,
 )
 from rrt_core.extractors.options import read_option
-from rrt_core.extractors.projection import Strongest, read_projection
+from rrt_core.extractors.projection import Kept, read_projection
+from rrt_core.extractors.spread import SPREAD, kept_locals
 from rrt_core.images import Image
 from rrt_core.weight_files import tensors_of
 from schemas.errors import UserError
@@ -46,7 +47,9 @@ class EfficientNet(CopiesExtractor):
 
     sizes       longest sides of the image's copies, pixels, falling; locals come from all of them,
                 the global descriptor is the sum over them (DELG does both over its image scales)
-    max_locals  at most this many locals an image, the strongest of all sizes together
+    max_locals  at most this many locals an image, of all sizes together
+    order       spread: any prefix of the locals covers the picture (spread.py); strength: the
+                strongest first, as in stores of earlier versions
     enlarge     an image is enlarged at most this many times to reach its size; 1 = never
     min_size    a crop's largest copy has at least this longest side (within `enlarge`), however
                 small its part of the picture
@@ -77,10 +80,11 @@ class EfficientNet(CopiesExtractor):
         max_locals: int = 500,
         enlarge: float = 2.0,
         min_size: int = 256,
+        order: str = SPREAD,
         weights: str | None = None,
         whitening: str | None = None,
     ) -> None:
-        self._take_copies(sizes, max_locals, enlarge, min_size)
+        self._take_copies(sizes, max_locals, enlarge, min_size, order)
         network_bytes = read_option(
             Path(weights) if weights is not None else packaged_weights(), "weights"
         )
@@ -118,16 +122,16 @@ class EfficientNet(CopiesExtractor):
         return global_only(torch.nn.functional.normalize(pooled, dim=0).numpy(), self.local_dim)
 
     def _describe(self, image: Image) -> Description:
-        strongest = self.strongest(image)
+        kept = self.kept(image)
         return Description(
-            global_descriptor=torch.nn.functional.normalize(strongest.pooled, dim=0).numpy(),
-            descriptors=self.whitening(strongest.cells).numpy(),
-            xy=strongest.xy,
-            scale=strongest.scale,
-            strength=strongest.strength,
+            global_descriptor=torch.nn.functional.normalize(kept.pooled, dim=0).numpy(),
+            descriptors=self.whitening(kept.cells).numpy(),
+            xy=kept.xy,
+            scale=kept.scale,
+            strength=kept.strength,
         )
 
-    def strongest(self, image: Image) -> Strongest:
+    def kept(self, image: Image) -> Kept:
         """The description before whitening and normalising.
 
         Call it under torch.inference_mode().
@@ -144,14 +148,14 @@ class EfficientNet(CopiesExtractor):
             places.append(cell_places(image, copy.shape, cell_centres(width), cell_centres(height)))
             ordinals.append(np.full(len(cell), ordinal, np.uint8))
 
-        strength = np.concatenate(norms)
-        # Stable: equal strengths stay in the order of size, row, column.
-        kept = np.argsort(-strength, kind="stable")[: self._max_locals]
-        return Strongest(
+        strength, xy, scale = map(np.concatenate, (norms, places, ordinals))
+        # Equal strengths stay in the order of size, row, column.
+        kept = kept_locals(self._order, xy, scale, strength, self._max_locals)
+        return Kept(
             pooled=pooled,
             cells=torch.cat(cells)[torch.from_numpy(kept)],
-            xy=np.concatenate(places)[kept],
-            scale=np.concatenate(ordinals)[kept],
+            xy=xy[kept],
+            scale=scale[kept],
             strength=strength[kept],
         )
 

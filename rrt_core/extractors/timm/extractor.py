@@ -1,7 +1,7 @@
 """Any backbone of the package timm as an extractor, such as `timm:resnet50`.
 
 The shape is that of the default extractor: a global descriptor summed over the image's copies,
-locals from a map of stride 16 of all copies, the strongest by their norm. Weights are a local
+locals from a map of stride 16 of all copies, their strength the norm. Weights are a local
 file, or timm's own download with the option pretrained.
 """
 
@@ -21,7 +21,8 @@ from rrt_core.devices import choose_device
 from rrt_core.extractors import Description, Extractor, Failure, global_only
 from rrt_core.extractors.copies import CopiesExtractor, cell_places
 from rrt_core.extractors.options import read_option
-from rrt_core.extractors.projection import Projection, Strongest, read_projection
+from rrt_core.extractors.projection import Kept, Projection, read_projection
+from rrt_core.extractors.spread import SPREAD, kept_locals
 from rrt_core.extractors.timm.network import TimmNetwork
 from rrt_core.images import Image
 from schemas.errors import UserError
@@ -45,7 +46,7 @@ class Timm(CopiesExtractor):
     feature     number of the map that the locals come from, as `forward_intermediates` counts:
                 stages of a convolutional network, blocks of a transformer, whose tokens go through
                 its last norm; default: the last one of stride 16, or the next finer
-    max_locals  at most this many locals an image, the strongest of all sizes together
+    max_locals, order  see EfficientNet
     projection  a file of benchmarks/making/make_projection.py; without one the locals are the
                 map's own, L2-normalised
     enlarge, min_size  see EfficientNet
@@ -73,9 +74,10 @@ class Timm(CopiesExtractor):
         projection: str | None = None,
         enlarge: float = 2.0,
         min_size: int = 256,
+        order: str = SPREAD,
         device: str = "auto",
     ) -> None:
-        self._take_copies(sizes, max_locals, enlarge, min_size)
+        self._take_copies(sizes, max_locals, enlarge, min_size, order)
         if not isinstance(pretrained, bool):
             raise UserError(
                 f"The extractor's option pretrained must be true or false, not {pretrained!r}."
@@ -124,7 +126,7 @@ class Timm(CopiesExtractor):
         A Failure where the network gives values that are not finite.
         """
         with torch.inference_mode():
-            return [self._description(strongest) for strongest in self.strongest(images)]
+            return [self._description(kept) for kept in self.kept(images)]
 
     def describe_globals(self, images: Sequence[Image]) -> list[Description | Failure]:
         """See `Extractor.describe_globals`.
@@ -141,7 +143,7 @@ class Timm(CopiesExtractor):
                 )
         return answers
 
-    def strongest(self, images: Sequence[Image]) -> Iterator[Strongest]:
+    def kept(self, images: Sequence[Image]) -> Iterator[Kept]:
         """The descriptions before projection and normalising.
 
         Call it under torch.inference_mode().
@@ -152,37 +154,36 @@ class Timm(CopiesExtractor):
             xy = np.concatenate([self._places(image, shape, cells) for shape, _, cells in seen])
             scale = np.concatenate(
                 [
-                    np.full(cells.shape[1] * cells.shape[2], ordinal)
+                    np.full(cells.shape[1] * cells.shape[2], ordinal, np.uint8)
                     for ordinal, (_, _, cells) in enumerate(seen)
                 ]
             )
-            # Stable: equal strengths stay in the order of size, row, column. A cell of zeros has no
-            # direction.
-            kept = np.argsort(-strength, kind="stable")
-            kept = kept[strength[kept] != 0][: self._max_locals]
-            yield Strongest(
+            # A cell of zeros has no direction.
+            some = np.flatnonzero(strength)
+            kept = some[
+                kept_locals(self._order, xy[some], scale[some], strength[some], self._max_locals)
+            ]
+            yield Kept(
                 pooled=torch.stack([pooled for _, pooled, _ in seen]).sum(0),
                 cells=cells[torch.from_numpy(kept).to(cells.device)],
                 xy=xy[kept],
-                scale=scale[kept].astype(np.uint8),
+                scale=scale[kept],
                 strength=strength[kept],
             )
 
-    def _description(self, strongest: Strongest) -> Description | Failure:
-        whole = F.normalize(strongest.pooled, dim=0).cpu().numpy()
+    def _description(self, kept: Kept) -> Description | Failure:
+        whole = F.normalize(kept.pooled, dim=0).cpu().numpy()
         descriptors = (
-            self._projection(strongest.cells)
-            if self._projection
-            else F.normalize(strongest.cells, dim=1)
+            self._projection(kept.cells) if self._projection else F.normalize(kept.cells, dim=1)
         )
         local = descriptors.cpu().numpy()
         if not (
             np.isfinite(whole).all()
             and np.isfinite(local).all()
-            and np.isfinite(strongest.strength).all()
+            and np.isfinite(kept.strength).all()
         ):
             return _NOT_FINITE
-        return Description(whole, local, strongest.xy, strongest.scale, strongest.strength)
+        return Description(whole, local, kept.xy, kept.scale, kept.strength)
 
     def _seen(
         self, images: Sequence[Image]

@@ -524,7 +524,8 @@ def test_batches_are_what_the_store_holds(store: Path, tmp_path: Path) -> None:
                 batch.gallery.descriptor[pair].numpy().tobytes(),
             }
             assert given == {
-                make.cache.descriptors[row].tobytes() for row in (anchor[pair // 2], other)
+                make.cache.descriptors[row].astype(np.float32).tobytes()
+                for row in (anchor[pair // 2], other)
             }
     assert len(seen) > 4 and max(seen) <= 16
     (image,) = make.cache.read([7], 5)

@@ -477,6 +477,8 @@ def test_flat_locals_must_fit_together(tmp_path: Path) -> None:
     flat = FlatLocals(str(tmp_path))
     assert (flat.rows, flat.dimension) == (3, 4)
     np.testing.assert_array_equal(flat.locals_of(0, 2, 1).strength, [3, 2])
+    in_order = FlatLocals(str(tmp_path), in_order=True)
+    np.testing.assert_array_equal(in_order.locals_of(0, 2, 1).strength, [1, 2])
     assert len(flat.locals_of(1, 2, 1).scale) == 0
     for name, array in (
         ("offset", np.int64([0, 7, 6])),

@@ -30,8 +30,8 @@ class Chamfer(Reranker):
         return np.asarray([self._one(query, gallery) for query, gallery in pairs], np.float32)
 
     def _one(self, query: Locals, gallery: Locals) -> float:
-        left = query.strongest(self.tokens).descriptors
-        right = gallery.strongest(self.tokens).descriptors
+        left = query.first(self.tokens).descriptors
+        right = gallery.first(self.tokens).descriptors
         if not len(left) or not len(right):
             return -1.0
 
