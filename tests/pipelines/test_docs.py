@@ -83,7 +83,7 @@ def test_the_program_of_the_page_runs(
     exec(program.replace('"efficientnet"', '"tests.tiny_extractor:TinyExtractor"'), {})
 
     printed = capsys.readouterr().out
-    assert "gallery 12 described, 0 failed" in printed and "12 (12, 96) float32" in printed
+    assert "gallery 12 described, 0 failed" in printed and "12 (12, 96) float16" in printed
     assert "search: --nprobe is 0; it must be at least 1" in printed
     assert len(re.findall(r"mAP \d", printed)) >= 2
     assert (tmp_path / "judged" / "report" / "report.html").exists()
