@@ -1,6 +1,6 @@
 """kill -9 in the middle, of each process of each engine: does the work end well, and all with it?
 
-    RRT_PRISM=.../prism python benchmarks/quality/engine_kills.py --times 5 [--only prism]
+    RRT_PRISM=.../prism python benchmarks/quality/engine_kills.py --times 5 [--only spark]
 
 Each time: an extraction of ten units begins, and when some are done the process is killed. Then the
 job must end well, or end with a sentence, and the same command, or that of another engine, must
@@ -11,11 +11,12 @@ that it started may run. A line a kill; the last line is JSON.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.last_line import print_figures
+from tests.support import spark_cluster
 from tests.support.clusters import (
     PRISM,
     content,
@@ -38,54 +40,122 @@ from tests.support.clusters import (
 from tests.support.pictures import save_scenes
 from tests.support.watching import Running, wait_for
 
-FAST = {"RRT_LEASE_SECONDS": "6"}
+FAST = {"RRT_LEASE_SECONDS": "6", "RRT_EXECUTOR_SECONDS": "20"}
 UNIT_SECONDS = 1.0
-BEAM_SECONDS = 90.0  # in which all must have ended
+SPARK_SECONDS = 30.0  # in which all must have ended
+BEAM_SECONDS = 90.0
+Processes = list[psutil.Process]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Where a command runs.
+
+    victims   of the command, once they are there: whom to kill
+    others    what works for it elsewhere than below it
+    restore   brings back what was killed, so that the command can be given again
+    """
+
+    arguments: tuple[object, ...]
+    victims: Callable[[Running], Processes]
+    others: Callable[[], Processes] = list
+    restore: Callable[[], object] = bool
 
 
 @dataclass(frozen=True)
 class Scenario:
-    """A kill: of which processes of a command, and how long what it started may live."""
+    """A kill, and how long what was started may live after it."""
 
     name: str
-    arguments: tuple[object, ...]
-    victims: Callable[[Running], list[psutil.Process]]
+    stage: Callable[[Path], contextlib.AbstractContextManager[Stage]]
     seconds: float
-    environment: dict[str, str] = field(default_factory=lambda: dict(FAST))
 
 
-def driver(running: Running) -> list[psutil.Process]:
+def driver(running: Running) -> Processes:
     """The command itself."""
     return [psutil.Process(running.process.pid)]
 
 
-def first(find: Callable[[Running], list[psutil.Process]]) -> Callable[..., list[psutil.Process]]:
+def first(find: Callable[[Running], Processes]) -> Callable[[Running], Processes]:
     """One of two that must be there."""
     return lambda running: found[:1] if len(found := find(running)) >= 2 else []
+
+
+def both(find: Callable[[Running], Processes]) -> Callable[[Running], Processes]:
+    """Two that must be there."""
+    return lambda running: found if len(found := find(running)) >= 2 else []
 
 
 def prism_scenarios() -> list[Scenario]:
     """Those of Prism; none where its program is missing."""
     kills = {
         "SDK worker": first(pools),
-        "both SDK workers": lambda running: found if len(found := pools(running)) >= 2 else [],
+        "both SDK workers": both(pools),
         "submitter": first(submitters),
         "Prism": prisms,
         "driver": lambda running: driver(running) if len(pools(running)) >= 2 else [],
     }
+
+    def stage(victims: Callable[[Running], Processes]) -> Callable[[Path], Any]:
+        return lambda _: contextlib.nullcontext(Stage(on_prism(), victims))
+
     return [
-        Scenario(f"prism: {name}", on_prism(), victims, BEAM_SECONDS)
+        Scenario(f"prism: {name}", stage(victims), BEAM_SECONDS)
         for name, victims in (kills.items() if PRISM else ())
     ]
 
 
+def spark_scenarios() -> list[Scenario]:
+    """Those of a standalone cluster of two workers; none where PySpark or Java is missing."""
+    if spark_cluster.missing():
+        return []
+
+    def workers(cluster: spark_cluster.Cluster) -> Processes:
+        return [psutil.Process(worker.pid) for worker in cluster.workers]
+
+    def of(cluster: spark_cluster.Cluster, name: str, running: Running) -> Processes:
+        running.tree()  # so that its JVM is known
+        if len(cluster.pythons()) < 2:
+            return []
+        return {
+            "worker": lambda: workers(cluster)[:1],
+            "both workers": lambda: workers(cluster),
+            "executor": lambda: cluster.executors()[:1],
+            "Python worker": lambda: cluster.pythons()[:1],
+            "driver": lambda: driver(running),
+        }[name]()
+
+    def stage(name: str) -> Callable[[Path], Any]:
+        @contextlib.contextmanager
+        def started(folder: Path) -> Iterator[Stage]:
+            with spark_cluster.running(folder) as cluster:
+                yield Stage(
+                    ("--engine", "spark", "--master", cluster.url),
+                    lambda running: of(cluster, name, running),
+                    cluster.below,
+                    cluster.start_worker,
+                )
+
+        return started
+
+    names = ("worker", "both workers", "executor", "Python worker", "driver")
+    return [Scenario(f"spark: {name}", stage(name), SPARK_SECONDS) for name in names]
+
+
 def kill(scenario: Scenario, images: Path, folder: Path, expected: str) -> dict[str, Any]:
     """One kill; gives what was seen. Raises AssertionError where something is wrong."""
+    with scenario.stage(folder) as stage:
+        return _kill(stage, scenario.seconds, images, folder, expected)
+
+
+def _kill(
+    stage: Stage, seconds: float, images: Path, folder: Path, expected: str
+) -> dict[str, Any]:
     out = folder / "store"
-    command = extract(images, out, *scenario.arguments, seconds=UNIT_SECONDS / 3)
-    running = Running([str(one) for one in command], scenario.environment, folder)
+    command = list(map(str, extract(images, out, *stage.arguments, seconds=UNIT_SECONDS / 3)))
+    running = Running(command, FAST, folder)
     victims = running.until(
-        lambda: scenario.victims(running) if done(out) >= 2 else [], "something to kill"
+        lambda: stage.victims(running) if done(out) >= 2 else [], "something to kill"
     )
     at = done(out)
     for victim in victims:
@@ -95,17 +165,27 @@ def kill(scenario: Scenario, images: Path, folder: Path, expected: str) -> dict[
     code = running.end(600)
     ended = time.monotonic() - killed
     said = running.text
-    assert "Traceback" not in said, said
-    wait_for(lambda: not running.orphans(), "the end of all that it started", scenario.seconds)
+    for noise in ("Traceback", "WARN", " at org.apache", "py4j"):
+        assert noise not in said, said
+    wait_for(
+        lambda: not running.orphans() and not stage.others(),
+        "the end of all that it started",
+        seconds,
+    )
     quiet = time.monotonic() - killed - ended
     reruns = 0
     while code != 0:
         reruns += 1
         assert reruns <= 2, said
-        again = Running([str(one) for one in command], scenario.environment, folder)
+        stage.restore()
+        again = Running(command, FAST, folder)
         code = again.end(600)
         said = again.text
-        wait_for(lambda: not again.orphans(), "the end of the rerun", scenario.seconds)  # noqa: B023
+        wait_for(
+            lambda: not again.orphans() and not stage.others(),  # noqa: B023
+            "the end of the rerun",
+            seconds,
+        )
 
     assert content(out) == expected, "contents differ"
     # what a killed driver's workers left in scratch/ may be in use for all that anybody knows
@@ -120,7 +200,8 @@ def main() -> None:
     parser.add_argument("--times", type=int, default=1)
     parser.add_argument("--only", default="", help="scenarios whose name holds this")
     given = parser.parse_args()
-    scenarios = [one for one in prism_scenarios() if given.only in one.name]
+    every = [*spark_scenarios(), *prism_scenarios()]
+    scenarios = [one for one in every if given.only in one.name]
     failed: list[str] = []
 
     with tempfile.TemporaryDirectory(prefix="rrt-kills-") as name:

@@ -118,6 +118,17 @@ class Cluster:
                     found += daemon.children()
         return found
 
+    def below(self) -> list[psutil.Process]:
+        """Executors and their Python, whether their worker lives or not: by where they work."""
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error, OSError):
+                if process.cwd().startswith(f"{self.folder}/work-") and (
+                    process.status() != psutil.STATUS_ZOMBIE
+                ):
+                    found.append(process)
+        return found
+
     def stop(self) -> None:
         """SIGKILL to all, with their executors."""
         for process in [*self.workers, self.master]:

@@ -29,6 +29,7 @@ from schemas.plan import Job, Unit
 
 SECONDS_VARIABLE = "RRT_EXECUTOR_SECONDS"
 SECONDS = 60.0  # without an executor: Spark itself would wait for ever
+JOIN_SECONDS = 5.0  # in which a cancelled job must give its thread back
 _CAUSE = re.compile(r"^Caused by: (.+)$", re.MULTILINE)
 _NO_PYTHON = re.compile(r'Cannot run program "([^"]+)"')
 _OTHER_PYTHON = re.compile(
@@ -46,6 +47,7 @@ class SparkEngine(Engine):
         self.group = f"rrt-{job.stage}-{secrets.token_hex(4)}"
         self._share: tuple[Unit, ...] = ()
         self._ends: queue.SimpleQueue[Ended | Exception] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
         self._fit = False
         self._without_since: float | None = None
         text = os.environ.get(SECONDS_VARIABLE, "")
@@ -76,7 +78,8 @@ class SparkEngine(Engine):
         from pyspark import InheritableThread
 
         self._share, self._without_since = tuple(share), None
-        InheritableThread(target=self._submit, args=(self._share,), daemon=True).start()
+        self._thread = InheritableThread(target=self._submit, args=(self._share,), daemon=True)
+        self._thread.start()
 
     def _submit(self, share: tuple[Unit, ...]) -> None:
         assert self.session is not None
@@ -171,7 +174,11 @@ class SparkEngine(Engine):
         """The context stays for the next job."""
 
     def close(self, *, keep_log: bool = False) -> None:
-        """Stop a context of ours."""
+        """Stop a context of ours, after the thread that waits for its job: both need the JVM."""
+        if self._thread is not None and self.session is not None and self.session.alive:
+            if self._thread.is_alive():
+                self._cancel()
+            self._thread.join(JOIN_SECONDS)
         close_session()
 
     def remove_leftovers(self) -> None:
