@@ -23,7 +23,7 @@ from pipelines.index import stage as index
 from pipelines.jobs.manifests import as_input, read_manifest
 from pipelines.storage.place import open_place
 from pipelines.stores.store import Store
-from rrt_core.indexes import faiss_index as indexes
+from rrt_core.indexes import kinds
 from schemas.manifest import MANIFEST_NAME, PARTS_NAME
 from schemas.plan import IndexFilling, IndexTraining, Job, Unit
 
@@ -37,9 +37,9 @@ def sizes_of(key: str, dimension: int) -> Sizes:
     """Sizes from the key alone: codes and ids, and what an index that holds nothing takes."""
     import faiss
 
-    empty = indexes.empty_index(key, dimension)
+    empty = kinds.empty_index(key, dimension)
     coarse = 4.0 * _lists(key, dimension) * dimension
-    return Sizes(len(faiss.serialize_index(empty)) + coarse, indexes.code_bytes(empty) + 8.0)
+    return Sizes(len(faiss.serialize_index(empty)) + coarse, kinds.code_bytes(empty) + 8.0)
 
 
 def estimate(folder: Path, options: index.Options, settings: RunSettings, begun: float) -> Estimate:
@@ -104,7 +104,7 @@ def _lists(key: str, dimension: int) -> int:
     """Lists of the inverted file; 0 where there is none."""
     import faiss
 
-    inner = faiss.try_extract_index_ivf(indexes.empty_index(key, dimension))
+    inner = faiss.try_extract_index_ivf(kinds.empty_index(key, dimension))
     return int(inner.nlist) if inner is not None else 0
 
 

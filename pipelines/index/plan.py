@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from pipelines.engines.settings import RunSettings
 from pipelines.index.options import Options
+from pipelines.jobs.existing_output import readable_manifest
+from pipelines.jobs.plan import read_plan
+from pipelines.storage.place import open_place
 from pipelines.stores.gallery import open_gallery
 from pipelines.stores.store import Store
-from rrt_core.indexes import faiss_index as indexes
-from schemas.errors import UserError
+from rrt_core.indexes import kinds
+from schemas.errors import Damaged, UserError
+from schemas.manifest import Manifest
 from schemas.plan import Job
+from schemas.plan import Plan as PlanOnDisk
 
 STAGE = "index"
+OLD_METRIC = "inner_product"  # of every kind once; of an index that names none
 Group = list[tuple[int, int]]  # (number of the store, number of the part)
 
 
@@ -52,14 +59,16 @@ def plan(options: Options, settings: RunSettings) -> Plan:
     key = key_of(options, rows, dimension)
     described = [{**store.as_input, "base": store.base} for store in stores]
     chosen: dict[str, Any] = {"key": key, "dimension": dimension}
+    metric = kinds.metric_of(key, dimension)
+    if metric != OLD_METRIC and not _keeps_old_metric(options.out, key, settings.overwrite):
+        chosen["metric"] = metric
     job = Job(
         stage=STAGE,
         output="",
         worker="",
         recipe={
-            "key": key,
+            **chosen,
             "seed": options.seed,
-            "dimension": dimension,
             "threads": settings.threads_per_worker,
         },
         inputs={f"store-{number}": store.as_input for number, store in enumerate(stores)},
@@ -69,9 +78,9 @@ def plan(options: Options, settings: RunSettings) -> Plan:
         noun="images",
     )
     to_train = 0
-    if indexes.needs_training(key, dimension):
-        to_train = options.training_rows or indexes.training_rows(key, dimension)
-        least, given = indexes.least_rows(key, dimension), min(to_train, rows)
+    if kinds.needs_training(key, dimension):
+        to_train = options.training_rows or kinds.training_rows(key, dimension)
+        least, given = kinds.least_rows(key, dimension), min(to_train, rows)
         if given < least:
             raise UserError(
                 f"index key {key!r} needs {least:,} images or more to be trained, and would be "
@@ -87,7 +96,21 @@ def key_of(options: Options, rows: int, dimension: int) -> str:
     """The kind of index for a gallery of so many rows, as faiss names it. Raises UserError."""
     if not options.key.isascii():
         raise UserError(f"index: --key is {options.key!r}; it must be a key that faiss knows")
-    return indexes.choose_key(rows, dimension) if options.key == "auto" else options.key
+    return kinds.choose_key(rows, dimension) if options.key == "auto" else options.key
+
+
+def _keeps_old_metric(out: str, key: str, overwrite: bool) -> bool:
+    """Whether the folder holds an index of that kind, finished or not, of before metrics were
+    chosen: it stays as it is, and is continued as it was begun.
+    """
+    for folder in () if overwrite else ("trained", "shards", "search"):
+        place = open_place(f"{out}/{folder}")
+        made: Manifest | PlanOnDisk | None = readable_manifest(place)
+        with contextlib.suppress(Damaged):
+            made = made or read_plan(place)
+        if made is not None:
+            return made.recipe.get("key") == key and "metric" not in made.recipe
+    return False
 
 
 def _shards(stores: Sequence[Store], rows_per_shard: int) -> list[tuple[Group, int]]:
@@ -106,7 +129,7 @@ def _files(
     shards: Sequence[tuple[Group, int]], max_memory: int, key: str, dimension: int
 ) -> list[tuple[list[int], int]]:
     """Shards put together into as few search files as memory allows."""
-    code = indexes.code_bytes(indexes.empty_index(key, dimension))
+    code = kinds.code_bytes(kinds.empty_index(key, dimension))
     files: list[tuple[list[int], int]] = []
     for number, (_, count) in enumerate(shards):
         if not files or (files[-1][1] + count) * (code + 8) > max_memory:

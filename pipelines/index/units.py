@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from pipelines.index.plan import OLD_METRIC
 from pipelines.jobs.attempt import Attempt
 from pipelines.jobs.facts import stores_of
 from pipelines.jobs.manifests import read_entries
@@ -14,6 +15,7 @@ from pipelines.jobs.unit_worker import UnitWorker
 from pipelines.results.indexes import read_index
 from pipelines.stores.gallery import open_stores
 from rrt_core.indexes import faiss_index as indexes
+from rrt_core.indexes.kinds import empty_index
 from schemas.errors import Damaged
 from schemas.manifest import Counts
 from schemas.plan import IndexFilling, IndexMerging, IndexTraining, Job, Unit
@@ -26,12 +28,13 @@ class _IndexWorker(UnitWorker):
         super().__init__(job)
         self.stores = open_stores(stores_of(job.settings["stores"]), job.output)
         self.key, self.dimension = job.settings["key"], job.settings["dimension"]
+        self.metric = job.settings.get("metric", OLD_METRIC)
 
     def start(self) -> Any:
         """An empty index, trained where the kind needs it."""
         if "trained" in self.job.inputs:
             return self.read("trained", "trained")
-        return indexes.empty_index(self.key, self.dimension)
+        return empty_index(self.key, self.dimension, self.metric)
 
     def read(self, folder: str, unit: str) -> Any:
         """The index that a unit of an earlier job wrote."""

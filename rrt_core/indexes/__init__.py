@@ -7,8 +7,6 @@ from rrt_core.lazy import lazily
 if TYPE_CHECKING:
     from rrt_core.indexes.faiss_index import (
         add,
-        choose_key,
-        empty_index,
         exact_scores,
         merge,
         order,
@@ -16,6 +14,7 @@ if TYPE_CHECKING:
         search,
         train,
     )
+    from rrt_core.indexes.kinds import choose_key, empty_index, metric_of
 
 __all__ = [
     "add",
@@ -23,6 +22,7 @@ __all__ = [
     "empty_index",
     "exact_scores",
     "merge",
+    "metric_of",
     "order",
     "sample_order",
     "search",
@@ -33,14 +33,13 @@ __getattr__ = lazily(
     {
         "faiss_index": [
             "add",
-            "choose_key",
-            "empty_index",
             "exact_scores",
             "merge",
             "order",
             "sample_order",
             "search",
             "train",
-        ]
+        ],
+        "kinds": ["choose_key", "empty_index", "metric_of"],
     },
 )

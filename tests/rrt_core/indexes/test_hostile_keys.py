@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rrt_core.indexes import faiss_index as indexes
+from rrt_core.indexes import kinds
 from schemas.errors import UserError
 from tests.support.hostile import accepted, inputs
 
@@ -44,14 +45,14 @@ def unit_rows(count: int) -> np.ndarray:
 @inputs(150)
 @given(KEYS)
 def test_what_is_accepted_works(key: str) -> None:
-    if not accepted(lambda: indexes.empty_index(key, DIMENSION)):
+    if not accepted(lambda: kinds.empty_index(key, DIMENSION)):
         return
 
-    assert indexes.code_bytes(indexes.empty_index(key, DIMENSION)) > 0
-    if indexes.least_rows(key, DIMENSION) > ROWS:  # the plan refuses it
+    assert kinds.code_bytes(kinds.empty_index(key, DIMENSION)) > 0
+    if kinds.least_rows(key, DIMENSION) > ROWS:  # the plan refuses it
         return
 
-    rows, index = unit_rows(2 * ROWS), indexes.empty_index(key, DIMENSION)
+    rows, index = unit_rows(2 * ROWS), kinds.empty_index(key, DIMENSION)
     if not index.is_trained and not accepted(lambda: indexes.train(index, rows)):
         return
     stored = faiss.serialize_index(index)
@@ -69,13 +70,13 @@ def test_what_is_accepted_works(key: str) -> None:
 )
 def test_keys_that_cannot_be_used_name_those_that_can(key: str) -> None:
     with pytest.raises(UserError, match="Flat|leave IDMap out|1 to 1,048,576 lists"):
-        indexes.empty_index(key, DIMENSION)
+        kinds.empty_index(key, DIMENSION)
 
 
 @pytest.mark.parametrize("key", ["PCA8,Flat", "OPQ4,PQ4x4", "PCAR8,SQ8"])
 def test_a_transformation_in_front_of_an_index_without_lists(key: str) -> None:
     """They took no ids, and the first shard failed."""
-    index, rows = indexes.empty_index(key, DIMENSION), unit_rows(2 * ROWS)
+    index, rows = kinds.empty_index(key, DIMENSION), unit_rows(2 * ROWS)
     indexes.train(index, rows)
     indexes.add(index, rows, np.arange(2 * ROWS) + 10)
     assert (indexes.search(index, rows[:9], 3, 1) >= 10).all()

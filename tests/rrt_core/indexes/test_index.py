@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from rrt_core.indexes import faiss_index as indexes
+from rrt_core.indexes import kinds
 from schemas.errors import UserError
 
 
@@ -18,14 +19,14 @@ def unit_rows(count: int, dimension: int, seed: int = 0) -> np.ndarray:
 def test_flat_equals_numpy() -> None:
     gallery, queries = unit_rows(500, 32), unit_rows(7, 32, 1)
     ids = np.arange(500) * 4096 + 3
-    index = indexes.empty_index("Flat", 32)
+    index = kinds.empty_index("Flat", 32)
     indexes.add(index, gallery, ids)
     result = indexes.search(index, queries, 20, nprobe=1)
     np.testing.assert_array_equal(result, ids[np.argsort(-(queries @ gallery.T), axis=1)[:, :20]])
 
 
 def test_fewer_rows_than_asked() -> None:
-    index = indexes.empty_index("Flat", 8)
+    index = kinds.empty_index("Flat", 8)
     indexes.add(index, unit_rows(3, 8), np.array([5, 6, 7]))
     assert sorted(indexes.search(index, unit_rows(1, 8), 10, 1)[0].tolist()) == [5, 6, 7]
 
@@ -34,12 +35,13 @@ def test_fewer_rows_than_asked() -> None:
 def test_merged_shards_equal_raw_faiss(key: str) -> None:
     faiss.omp_set_num_threads(1)
     gallery, queries = unit_rows(3000, 32), unit_rows(5, 32, 1)
-    reference = faiss.index_factory(32, key, faiss.METRIC_INNER_PRODUCT)
+    metric = kinds.METRICS[kinds.metric_of(key, 32)]
+    reference = faiss.index_factory(32, key, metric)
     reference.train(gallery)
     reference.add(gallery)
     faiss.extract_index_ivf(reference).nprobe = 4
     _, expected = reference.search(queries, 30)
-    trained = indexes.empty_index(key, 32)
+    trained = kinds.empty_index(key, 32)
     indexes.train(trained, gallery)
     shards = []
     for start in range(0, 3000, 1000):
@@ -53,7 +55,7 @@ def test_merged_shards_equal_raw_faiss(key: str) -> None:
 
 
 def test_flat_shards_merge() -> None:
-    a, b = indexes.empty_index("Flat", 8), indexes.empty_index("Flat", 8)
+    a, b = kinds.empty_index("Flat", 8), kinds.empty_index("Flat", 8)
     rows = unit_rows(20, 8)
     indexes.add(a, rows[:10], np.arange(10))
     indexes.add(b, rows[10:], np.arange(10, 20) + 4096)
@@ -64,25 +66,25 @@ def test_flat_shards_merge() -> None:
 
 def test_keys_that_cannot_be() -> None:
     with pytest.raises(UserError, match="nonsense"):
-        indexes.empty_index("nonsense", 8)
+        kinds.empty_index("nonsense", 8)
     with pytest.raises(UserError, match="PQ7"):
-        indexes.empty_index("IVF4,PQ7", 8)
+        kinds.empty_index("IVF4,PQ7", 8)
     with pytest.raises(UserError, match="refinement"):
-        indexes.empty_index("IVF4,PQ4,Refine(Flat)", 8)
+        kinds.empty_index("IVF4,PQ4,Refine(Flat)", 8)
 
 
 def test_too_small_a_sample_is_told() -> None:
-    index = indexes.empty_index("IVF64,Flat", 8)
+    index = kinds.empty_index("IVF64,Flat", 8)
     with pytest.raises(UserError, match="choose Flat"):
         indexes.train(index, unit_rows(10, 8))
 
 
 def test_choice_of_key() -> None:
-    assert indexes.choose_key(1_560, 1280) == "Flat"
-    assert indexes.choose_key(1_005_994, 2048) == "IVF4096,PQ64x8"
-    assert indexes.choose_key(1_005_994, 1280) == "IVF4096,PQ64x8"
-    assert not indexes.needs_training("Flat", 64)
-    assert indexes.needs_training("IVF16,PQ8", 64)
+    assert kinds.choose_key(1_560, 1280) == "Flat"
+    assert kinds.choose_key(1_005_994, 2048) == "IVF4096,PQ64x8"
+    assert kinds.choose_key(1_005_994, 1280) == "IVF4096,PQ64x8"
+    assert not kinds.needs_training("Flat", 64)
+    assert kinds.needs_training("IVF16,PQ8", 64)
 
 
 def test_exact_scores_do_not_depend_on_company() -> None:
