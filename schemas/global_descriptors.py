@@ -1,8 +1,10 @@
 """Global descriptors: a Parquet file a part, one row an image of the part's plan, failed or not.
 
 The descriptor is `fixed_size_binary` with its dtype and dimension in the schema's metadata: no
-nulls, no dictionary, no compression, one row group a part, so that a part is read at the disk's
-speed. A failed row has zeros for a descriptor, never null, and is not indexed.
+nulls, no dictionary, no compression, one row group a part and one page a column, so that a part is
+read at the disk's speed, and single rows by byte ranges: where the descriptors begin (the *layout*)
+is kept in the unit's marker. A failed row has zeros for a descriptor, never null, and is not
+indexed.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +22,13 @@ from schemas.image_list import Box
 
 SCHEMA_VERSION = "rrt-global/1"
 CUT = "own_rows"  # metadata of a part: JSON, record id -> share of the rows of a cut JPEG
+# pyarrow's options; a page's size is a wish that no part reaches.
+WRITING: dict[str, Any] = {
+    "compression": "none",
+    "use_dictionary": False,
+    "data_page_size": 1 << 30,
+    "version": "2.6",
+}
 DTYPES: dict[str, np.dtype[Any]] = {"float32": np.dtype("<f4"), "float16": np.dtype("<f2")}
 
 
@@ -60,8 +69,10 @@ def arrow_schema(dimension: int, dtype: str) -> pa.Schema:
     )
 
 
-def write_part(path: str, rows: Sequence[GlobalRow], dimension: int, dtype: str) -> None:
-    """Write a part to a local path."""
+def write_part(
+    path: str, rows: Sequence[GlobalRow], dimension: int, dtype: str
+) -> dict[str, Any] | None:
+    """Write a part to a local path; gives its layout: where its descriptors lie (`rows_at`)."""
     kind = DTYPES[dtype]
     matrix = np.zeros((len(rows), dimension), kind)
     for index, row in enumerate(rows):
@@ -90,14 +101,66 @@ def write_part(path: str, rows: Sequence[GlobalRow], dimension: int, dtype: str)
         },
         schema=schema,
     )
-    pq.write_table(
-        table,
-        path,
-        compression="none",
-        use_dictionary=False,
-        row_group_size=max(1, len(rows)),
-        version="2.6",
-    )
+    pq.write_table(table, path, row_group_size=max(1, len(rows)), **WRITING)
+    return _layout_in(path, matrix)
+
+
+def _layout_in(path: str, matrix: np.ndarray) -> dict[str, Any] | None:
+    """Where the descriptors lie in a file: the last bytes of their column, where that is one page.
+
+    "offset" (bytes), "dtype", "shape" [rows, D]. None where they do not stand there as they are.
+    """
+    metadata = pq.read_metadata(path)
+    if metadata.num_row_groups != 1:
+        return None
+    group = metadata.row_group(0)
+    columns = [group.column(number) for number in range(group.num_columns)]
+    (column,) = (one for one in columns if one.path_in_schema == "descriptor")
+    offset = column.data_page_offset + column.total_compressed_size - matrix.nbytes
+    with open(path, "rb") as file:
+        file.seek(offset)
+        if file.read(matrix.nbytes) != matrix.tobytes():
+            return None
+    kind = matrix.dtype.newbyteorder("<").str
+    return {"descriptor": {"offset": offset, "dtype": kind, "shape": list(matrix.shape)}}
+
+
+def rows_at(layout: dict[str, Any], size: int, rows: int, dimension: int) -> Rows:
+    """Where the rows of a part's descriptors lie, by its layout.
+
+    A marker may come from a stranger: raises ValueError where that is no layout of a file of `size`
+    bytes with so many rows and dimensions.
+    """
+    try:
+        entry = layout["descriptor"]
+        offset, kind, shape = entry["offset"], np.dtype(entry["dtype"]), entry["shape"]
+        fits = kind in DTYPES.values() and shape == [rows, dimension] and type(offset) is int
+        if not fits or not 0 <= offset <= size - rows * dimension * kind.itemsize:
+            raise ValueError
+    except (KeyError, TypeError, ValueError):
+        raise ValueError(f"the layout in its marker is {layout!r:.100}") from None
+    return Rows(offset, kind, dimension)
+
+
+class Rows(NamedTuple):
+    """Where the first row of a part's descriptors begins, and of what numbers each one is."""
+
+    offset: int
+    kind: np.dtype[Any]
+    dimension: int
+
+    @property
+    def width(self) -> int:
+        """Bytes of a row."""
+        return self.dimension * self.kind.itemsize
+
+    def span(self, first: int, last: int) -> tuple[int, int]:
+        """The bytes begin .. end of the rows first .. last, both of them included."""
+        return self.offset + first * self.width, self.offset + (last + 1) * self.width
+
+    def of(self, data: bytes) -> np.ndarray:
+        """The descriptors [n, D] in the bytes of some rows, in the stored dtype."""
+        return np.frombuffer(data, self.kind).reshape(-1, self.dimension)
 
 
 PART_COLUMNS = ("record_id", "status", "descriptor")

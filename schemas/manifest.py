@@ -66,7 +66,7 @@ def read_record(data: bytes, schema: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class FileEntry:
-    """One data file of an output: its path below the folder, SHA-256 (hex), HDF5 layout."""
+    """One data file of an output: its path below the folder, SHA-256 (hex), byte layout."""
 
     name: str
     rows: int

@@ -18,6 +18,7 @@ from pipelines.jobs.plan import write_plan
 from pipelines.storage.place import open_place
 from pipelines.storage.protocol import Place
 from pipelines.storage.tables import read_table, table_bytes
+from schemas.global_descriptors import WRITING
 from schemas.layout import PLAN_FOLDER
 from schemas.manifest import MANIFEST_NAME, PARTS_NAME, FileEntry
 from schemas.plan import Job
@@ -66,9 +67,7 @@ def store_sizes(probe: Probe) -> dict[str, Sizes]:
     sizes, images = {}, max(1, probe.counts.inputs)
     if probe.files("global/"):
         table = written(probe, "global/")
-        sizes["globals"] = parquet_sizes(
-            table, compression="none", use_dictionary=False, version="2.6"
-        )
+        sizes["globals"] = parquet_sizes(table, **WRITING)
     if probe.files("local/"):
         sizes["locals"] = _hdf5_sizes(probe.files("local/"), images)
     failures = written(probe, "failures/")

@@ -64,7 +64,7 @@ class Attempt:
         self.place, self.job, self.unit = place, job, unit
         self.id = secrets.token_hex(6)
         self.started = time.monotonic()
-        # Files handed over: where they lie, stem, rows, HDF5 layout, whether by just that name.
+        # Files handed over: where they lie, stem, rows, byte layout, whether by just that name.
         self.finished: list[tuple[str, str, int, dict[str, Any] | None, bool]] = []
         self.pieces: list[FileEntry] = []  # files of the pieces that are committed
         self.summary: dict[str, Any] = {}

@@ -69,8 +69,7 @@ class ScorePairs(UnitWorker):
         return Counts(unit.inputs, unit.inputs)
 
     def _read(self, reader: LocalsReader, row_ids: np.ndarray, tokens: int) -> list[Locals]:
-        _, descriptors = reader.gallery.read_globals(row_ids)
-        return reader.read(row_ids, descriptors, tokens)
+        return reader.read(row_ids, reader.gallery.read_descriptors(row_ids), tokens)
 
     def _read_queries(self, names: Sequence[str]) -> list[Locals]:
         store, row_ids = self.queries.gallery.stores[0], dict[str, int]()

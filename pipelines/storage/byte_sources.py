@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.storage.blocks import LOCAL_BLOCK, BlockFile, Bytes
+from pipelines.storage.blocks import BlockFile, Bytes
 from pipelines.storage.http import HttpBytes, changed
 from pipelines.storage.place import open_place
 from pipelines.storage.protocol import Place, is_http
@@ -24,6 +24,7 @@ from pipelines.storage.tables import reading
 from schemas.errors import Unreachable, UserError
 from schemas.openers.parquet import check_rows, columns_of
 
+COLUMNS_BLOCK = 1 << 18  # bytes that are fetched at once where only some columns are read
 _TAGS = ("ETag", "etag", "md5Hash", "generation", "version_id", "LastModified", "mtime", "created")
 
 
@@ -127,9 +128,9 @@ def open_bytes(url: str) -> Bytes:
 def read_columns(place: Place, name: str, columns: Sequence[str]) -> pa.Table:
     """As read_table, but only the blocks of the file that hold the columns are fetched.
 
-    Of a part of 4,096 globals that is 2 MB, not the whole file. Raises Damaged.
+    Of a part of 4,096 globals that is half a MB, not the whole file. Raises Damaged.
     """
-    with open_table(place, name, LOCAL_BLOCK) as file:
+    with open_table(place, name, COLUMNS_BLOCK) as file:
         return columns_of(file, columns)
 
 

@@ -77,19 +77,31 @@ class Gallery:
         return self._by_part[number]
 
     def read_globals(self, row_ids: np.ndarray) -> tuple[list[str], np.ndarray]:
-        """Record ids and descriptors float32 [n, D] of rows; each part is read once."""
+        """Record ids and descriptors float32 [n, D] of rows; a part's ids are read once."""
         names = [""] * len(row_ids)
+        for number, positions in self.locate(row_ids).items():
+            store, part = self.part(number)
+            record_ids = store.read_ids(part).record_ids
+            for position, row in zip(positions, self._rows(row_ids, positions, part), strict=True):
+                names[position] = record_ids[row]
+        return names, self.read_descriptors(row_ids)
+
+    def read_descriptors(self, row_ids: np.ndarray) -> np.ndarray:
+        """Descriptors float32 [n, D] of rows: byte ranges of a part, or the part once."""
         descriptors = np.zeros((len(row_ids), self.stores[0].dimension), np.float32)
         for number, positions in self.locate(row_ids).items():
             store, part = self.part(number)
-            read = store.read_global(part)
-            rows = np.asarray(row_ids)[positions] % ROWS_A_PART
-            if rows.max(initial=0) >= len(read.record_ids):
-                raise Damaged(
-                    f"{store.place.url}: row {rows.max()} of part {part.number} is named, and it "
-                    f"has no such row; make the index, or the shortlist, again with --overwrite"
-                )
-            descriptors[positions] = read.descriptors[rows]
-            for position, row in zip(positions, rows, strict=True):
-                names[position] = read.record_ids[row]
-        return names, descriptors
+            rows = self._rows(row_ids, positions, part)
+            descriptors[positions] = store.read_rows(part, rows)
+        return descriptors
+
+    def _rows(self, row_ids: np.ndarray, positions: np.ndarray, part: PartFiles) -> np.ndarray:
+        """The rows of the part at some positions. Raises Damaged where it has no such row."""
+        rows = np.asarray(row_ids)[positions] % ROWS_A_PART
+        if rows.max(initial=0) >= part.globals.rows:
+            store, _ = self.part(int(row_ids[positions[0]]) // ROWS_A_PART)
+            raise Damaged(
+                f"{store.place.url}: row {rows.max()} of part {part.number} is named, and it has "
+                f"no such row; make the index, or the shortlist, again with --overwrite"
+            )
+        return rows

@@ -75,10 +75,10 @@ class PartWriter:
 
         if self.global_dim:
             path = attempt.path(f"{name}.parquet")
-            global_descriptors.write_part(
+            layout = global_descriptors.write_part(
                 path, part.globals, self.global_dim, options["global_dtype"]
             )
-            attempt.add(path, f"global/{name}.parquet", len(part.globals))
+            attempt.add(path, f"global/{name}.parquet", len(part.globals), layout)
 
         if self.folder:
             path = attempt.path(f"{name}.h5")

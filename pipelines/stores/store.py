@@ -18,13 +18,15 @@ from pipelines.storage.protocol import Place
 from pipelines.storage.tables import read_table, reading
 from schemas import global_descriptors
 from schemas.errors import Damaged, UserError
-from schemas.global_descriptors import GlobalPart
+from schemas.global_descriptors import GlobalPart, rows_at
 from schemas.image_list import ImageReference, references_of
 from schemas.layout import IMAGES_NAME, LAYERS, ROWS_A_PART
 from schemas.manifest import MANIFEST_NAME, PARTS_NAME, FileEntry
 from schemas.openers.parquet import check_types
 from schemas.plan import Unit
 
+MOST_SHARE = 0.5  # of a part's rows that are read one by one
+REMOTE_GAP = 256_000  # bytes, which come sooner than a further request
 _PART = re.compile(r"part-(\d+)\.")
 
 
@@ -32,6 +34,14 @@ def part_number(name: str) -> int | None:
     """The number of the part of a store that a file belongs to by its name; None of other files."""
     match = _PART.search(name.rpartition("/")[2])
     return int(match[1]) if match else None
+
+
+def runs_of(rows: np.ndarray, most_gap: int) -> list[tuple[int, int]]:
+    """Runs of ascending rows, first .. last, over gaps of at most `most_gap` other rows."""
+    ends = np.flatnonzero(np.diff(rows) > most_gap + 1)
+    firsts = rows[np.concatenate([[0], ends + 1])]
+    lasts = rows[np.concatenate([ends, [len(rows) - 1]])]
+    return list(zip(firsts.tolist(), lasts.tolist(), strict=True))
 
 
 @dataclass(frozen=True)
@@ -176,6 +186,34 @@ class Store:
                     f"row {row}: the global descriptor of {read.record_ids[row]} is not finite"
                 )
             return read
+
+    def read_rows(self, part: PartFiles, rows: np.ndarray) -> np.ndarray:
+        """The descriptors [n, D] of some rows of a part, in any order, as they are stored.
+
+        Byte ranges are read where few are wanted, else the part. Raises Damaged; ValueError for a
+        row that the part does not have.
+        """
+        wanted, places = np.unique(rows, return_inverse=True)
+        entry = part.globals
+        if len(wanted) and not 0 <= wanted[0] <= wanted[-1] < entry.rows:
+            raise ValueError(f"row {wanted[-1]} of {entry.rows:,}")
+        if entry.layout is None or len(wanted) > MOST_SHARE * entry.rows:
+            return self.read_global(part).descriptors[rows]
+
+        with reading(self.place, entry.name):
+            at = rows_at(entry.layout, entry.bytes, entry.rows, self.dimension)
+            most_gap = 0 if self.place.local else REMOTE_GAP // at.width
+            runs = runs_of(wanted, most_gap)
+            spans = [at.span(first, last) for first, last in runs]
+            starts, stops = ([span[end] for span in spans] for end in (0, 1))
+            data = self.place.read_ranges([entry.name] * len(spans), starts, stops)
+            held = np.concatenate([at.of(piece) for piece in data])
+            numbers = np.concatenate([np.arange(first, last + 1) for first, last in runs])
+            found = held[np.searchsorted(numbers, wanted)]
+            lengths = np.einsum("nd,nd->n", found, found, dtype=np.float64)
+            for row in wanted[~np.isfinite(lengths)][:1]:
+                raise ValueError(f"row {row}: the global descriptor is not finite")
+        return found[places]
 
     @staticmethod
     def _check_rows(part: PartFiles, rows: int) -> None:

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.verify.problems import UNREADABLE, Report
-from schemas.global_descriptors import arrow_schema, descriptor_matrix
+from schemas.global_descriptors import arrow_schema, descriptor_matrix, rows_at
 from schemas.local_descriptors import (
     DTYPES,
     NAMES,
@@ -103,7 +103,14 @@ def check_globals(file: IO[bytes], entry: FileEntry, shape: StoreShape, report: 
     rows = PartRows.of(table)
     if len(rows.ids) != entry.rows:
         report.add(name, f"it has {len(rows.ids):,} rows; its marker says {entry.rows:,}")
-    values = descriptor_matrix(table, shape.global_dim).astype(np.float32)
+    stored = descriptor_matrix(table, shape.global_dim)
+    if entry.layout is not None:
+        at = rows_at(entry.layout, entry.bytes, entry.rows, shape.global_dim)
+        begin, end = at.span(0, len(stored) - 1)
+        file.seek(begin)
+        if file.read(max(0, end - begin)) != stored.tobytes():
+            report.add(name, "its descriptors do not lie where its marker says")
+    values = stored.astype(np.float32)
     finite, norms = finite_norms(values)
     off = rows.ok & finite & (np.abs(norms - 1.0) > NORM_TOLERANCE[shape.global_dtype])
     full = ~rows.ok & (values != 0).any(axis=1)

@@ -19,13 +19,13 @@ def failure_rows(store: Place, names: Sequence[str]) -> list[FailureRow]:
     return [row for name in sorted(names) for row in failures.rows_of(read_table(store, name))]
 
 
-def imported(folder: Path, name: str, rows: np.ndarray) -> Path:
+def imported(folder: Path, name: str, rows: np.ndarray, *more: str) -> Path:
     """A store of globals alone, of float [n, D], by `import`."""
     unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
     np.save(folder / f"{name}.npy", unit.astype(np.float32))
     names = "".join(f"{name}{row:06}.jpg\n" for row in range(len(rows)))
     (folder / f"{name}.txt").write_text(names)
     given = ("npy", folder / f"{name}.npy", "--list", folder / f"{name}.txt")
-    ended = command("import", *given, "--out", folder / name, "--workers", "1")
+    ended = command("import", *given, "--out", folder / name, "--workers", "1", *more)
     assert ended.code == 0, ended.said
     return folder / name
