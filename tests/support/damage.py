@@ -98,6 +98,8 @@ def rewrite(
     os.replace(path, target)
     old, new = (str(name.relative_to(store)) for name in (path, target))
     about = {"name": new, "bytes": target.stat().st_size, "sha256": digest, **changed}
+    if kind == "global":  # written by others, whose pages are not measured
+        about.setdefault("layout", None)
 
     def entries(marker: Marker) -> Marker:
         files = tuple(

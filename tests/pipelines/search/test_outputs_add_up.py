@@ -87,7 +87,7 @@ def test_options_that_would_leave_a_list_empty(option: str, stores: Path, tmp_pa
 
 def test_a_descriptor_that_is_not_finite_is_not_indexed(stores: Path, tmp_path: Path) -> None:
     store = imported(tmp_path, "gallery", np.random.default_rng(1).normal(size=(40, 16)))
-    nan = set_descriptor(5, lambda vector: np.full_like(vector, np.nan))
+    nan = set_descriptor(5, lambda vector: np.full_like(vector, np.nan), "<f4")
     rewrite(store, "global", "part-00000", nan)
     ended = command("index", "--stores", store, "--out", tmp_path / "index", "--workers", "1")
     assert ended.code == 1, ended.said

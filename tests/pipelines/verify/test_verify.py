@@ -479,21 +479,30 @@ def test_a_negative_count_in_a_marker(counts: dict[str, int], sentence: str, sto
     assert any(sentence in line and line.endswith(f"redo {UNIT}") for line in lines(store))
 
 
-def test_a_layout_that_is_not_the_files_own(store: Path) -> None:
+@pytest.mark.parametrize(
+    ("dataset", "sentence"),
+    [
+        ("xy", "dataset 'xy' lies as"),
+        ("descriptor", "its descriptors do not lie where its marker says"),
+    ],
+)
+def test_a_layout_that_is_not_the_files_own(dataset: str, sentence: str, store: Path) -> None:
+    folder = "local/" if dataset == "xy" else "global/"
+
     def moved(marker: Marker) -> Marker:
         files = []
         for entry in marker.files:
-            if entry.layout:
+            if entry.name.startswith(folder):
                 entry = replace(entry, layout=json.loads(json.dumps(entry.layout)))
                 assert entry.layout is not None
-                entry.layout["xy"]["offset"] += 4
+                entry.layout[dataset]["offset"] -= 4
             files.append(entry)
         return replace(marker, files=tuple(files))
 
     change_marker(store, UNIT, moved)
     remake_manifest(store)
     (line,) = lines(store)
-    assert "dataset 'xy' lies as" in line and line.endswith(f"redo {UNIT}")
+    assert sentence in line and line.endswith(f"redo {UNIT}")
 
 
 @pytest.mark.parametrize("dtype", ["float32", "int8"])
