@@ -165,6 +165,9 @@ COMMANDS = {
         in_run=True,
         workers={
             "search/candidates": "pipelines.search.units:FetchCandidates",
+            "search/labelled-counts": "pipelines.search.labelled_units:CountLabelled",
+            "search/labelled-places": "pipelines.search.labelled_units:PlaceLabelled",
+            "search/labelled-scores": "pipelines.search.labelled_units:ScoreLabelled",
             "search/shortlist": "pipelines.search.units:MakeShortlist",
         },
     ),

@@ -166,6 +166,25 @@ class Candidates(ShortlistBlock, frozen=True):
         check_inside(self.file)
 
 
+class LabelledScores(_Kind, frozen=True):
+    """A run of a gallery's parts, whose labelled images are found and scored."""
+
+    scored: tuple[tuple[int, int], ...]  # (store, part number)
+
+
+class LabelledCounts(_Kind, frozen=True):
+    """A run of a gallery's parts, whose rows are counted that come before labelled images."""
+
+    counted: tuple[tuple[int, int], ...]  # (store, part number)
+    block: int  # of the queries of the ground truth
+
+
+class LabelledPlaces(_Kind, frozen=True):
+    """A block of the ground truth's queries, whose counts are summed."""
+
+    placed: int  # number of the block
+
+
 class Pairs(_Kind, frozen=True):
     """Queries of a file of shortlists, from the place `first` on, to be scored."""
 
@@ -286,6 +305,9 @@ class OtherWork(msgspec.Struct, Work, frozen=True):
 # The first of these keys that a payload has says of which kind it is.
 _KINDS: dict[str, type[Work]] = {
     "archive": ArchivedImages,
+    "scored": LabelledScores,
+    "counted": LabelledCounts,
+    "placed": LabelledPlaces,
     "start": ListedImages,
     "missing": MissingImages,
     "maker": LocalsOfParts,

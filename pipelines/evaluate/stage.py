@@ -6,6 +6,7 @@ from the scores.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
@@ -21,8 +22,10 @@ from pipelines.evaluate.ensembles import (
 )
 from pipelines.evaluate.options import Options as Options
 from pipelines.evaluate.table import metrics_table
-from pipelines.jobs.facts import RankingFacts
-from pipelines.jobs.manifests import read_facts
+from pipelines.jobs.existing_output import readable_manifest
+from pipelines.jobs.facts import RankingFacts, ShortlistFacts
+from pipelines.jobs.manifests import as_input, read_facts
+from pipelines.results.labelled import FOLDER, labelled_of
 from pipelines.results.outputs import (
     as_inputs,
     output_of,
@@ -36,7 +39,7 @@ from pipelines.storage.tables import reading
 from rrt_core.metrics.revisited import KAPPAS
 from schemas.ground_truth.ground_truth import load_ground_truth
 from schemas.inside import read_json
-from schemas.manifest import Manifest
+from schemas.manifest import MANIFEST_NAME, Manifest
 from schemas.plan import Job, Unit, WholeJob
 from schemas.ranking import DEPLOY
 
@@ -53,25 +56,30 @@ def run(options: Options, settings: RunSettings = RunSettings()) -> Manifest:
     facts = shortlist_facts(options.out)
     protocols = list(read_facts(f"{options.out}/ranking", ranking, RankingFacts).protocols)
     truth = load_ground_truth(options.ground_truth)
+    inputs = {
+        **as_inputs(options.out, shortlist=shortlist, ranking=ranking),
+        "ground_truth": truth_input(options.ground_truth),
+    }
+    labelled = {}
+    if facts.cut and (settings.overwrite or not _made_of_lists(options.out, inputs)):
+        labelled = _labelled(options.out, shortlist, facts, inputs["ground_truth"])
     plain = Job(
         stage=STAGE,
         output=f"{options.out}/evaluation",
         worker="evaluate/evaluate",
         recipe={"kappas": list(KAPPAS)},
-        inputs={
-            **as_inputs(options.out, shortlist=shortlist, ranking=ranking),
-            "ground_truth": truth_input(options.ground_truth),
-        },
+        inputs={**inputs, **labelled},
         units=(Unit("evaluation", WholeJob(), len(truth.queries)),),
         settings={
             **asdict(options),
             "protocols": protocols,
             "ensemble": None,
             "stores": [hint.entry for hint in facts.stores],
+            "cut": facts.cut,
         },
         facts={
             "kind": "evaluation",
-            "truncated": facts.cut,
+            "truncated": facts.cut and not labelled,
             "k": facts.k,
             **({"shortest_list": facts.shortest} if facts.shortest < facts.k else {}),
         },
@@ -80,6 +88,40 @@ def run(options: Options, settings: RunSettings = RunSettings()) -> Manifest:
     ensembled = _with_ensemble(plain, requested, options.out, shortlist) if requested else None
     manifest = run_job(plain, settings)
     return run_job(ensembled, settings) if ensembled else manifest
+
+
+def _made_of_lists(url: str, inputs: dict[str, dict[str, str]]) -> bool:
+    """Whether the evaluation was made of these inputs before there were labelled places: it stays
+    as it is.
+    """
+    place = open_place(f"{url}/evaluation")
+    made = readable_manifest(place)
+    if made is None or {name: one["content"] for name, one in made.inputs.items()} != {
+        name: one["content"] for name, one in inputs.items()
+    }:
+        return False
+
+    if open_place(f"{url}/{FOLDER}").exists(MANIFEST_NAME):
+        print(
+            f"{STAGE:<9}  NOTE: {place.url} was made of the lists alone; --overwrite makes it "
+            f"again with {url}/{FOLDER}",
+            file=sys.stderr,
+        )
+    return True
+
+
+def _labelled(
+    url: str, shortlist: Manifest, facts: ShortlistFacts, truth: dict[str, str]
+) -> dict[str, dict[str, str]]:
+    """The labelled places as an input, where there are some of this shortlist and ground truth;
+    says why those that are there cannot be used.
+    """
+    manifest, why = labelled_of(url, shortlist, facts, truth)
+    if manifest is not None:
+        return {"labelled": as_input(f"{url}/{FOLDER}", manifest)}
+    if why:
+        print(f"{STAGE:<9}  NOTE: {url}/{FOLDER} is not used: {why}", file=sys.stderr)
+    return {}
 
 
 def _with_ensemble(plain: Job, requested: Requested, url: str, shortlist: Manifest) -> Job:

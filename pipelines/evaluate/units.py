@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from pipelines.evaluate.ensembles import read_scored, replayed
 from pipelines.jobs.attempt import Attempt
 from pipelines.jobs.facts import stores_of
 from pipelines.jobs.unit_worker import UnitWorker
+from pipelines.results.labelled import read_labelled
 from pipelines.results.scores import read_ranking
 from pipelines.results.shortlists import read_shortlist
 from pipelines.results.truth import Truth, truth_of
@@ -30,6 +32,31 @@ Ranked = dict[str, list[str]]  # query id -> record ids, the best first
 Results = dict[str, dict[str, Evaluation]]  # ranking -> protocol -> metrics
 
 
+@dataclass(frozen=True)
+class Seen:
+    """The labelled images of a query beside its list.
+
+    positions  record id -> position in the ground truth's gallery
+    beyond     int64 [m], positions of those that the list lacks
+    places     int64 [m], their places in the whole order that the list begins
+    """
+
+    positions: dict[str, int]
+    beyond: np.ndarray
+    places: np.ndarray
+
+    def order(self, ranked: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        """(positions, places) of the list in some order, and of the labelled images beyond it."""
+        listed = np.array([self.positions.get(name, -1) for name in ranked], np.int64)
+        return (
+            np.concatenate([listed, self.beyond]),
+            np.concatenate([np.arange(len(ranked)), self.places]),
+        )
+
+
+NOTHING_SEEN = Seen({}, np.zeros(0, np.int64), np.zeros(0, np.int64))
+
+
 class Evaluate(UnitWorker):
     """Evaluates all rankings of a run."""
 
@@ -40,16 +67,25 @@ class Evaluate(UnitWorker):
         truth = truth_of(options["ground_truth"], shortlists)
         assert truth is not None  # a required option
         queries, described = truth.truth.queries, truth.by_query()
+        seen = self._labelled(shortlists)
         results: Results = {}
         for ranking, by_protocol in self._rankings(shortlists, truth).items():
             results[ranking] = {}
             for protocol in protocols_of(truth.truth):
                 ranked = by_protocol.get(protocol) or by_protocol.get("") or by_protocol["medium"]
-                lists = [  # empty for a query that was not described
-                    truth.positions(ranked[described[number]] if number in described else [])
-                    for number in range(len(queries))
-                ]
-                results[ranking][protocol] = evaluate(lists, queries, protocol, KAPPAS)
+                names = [described.get(number, "") for number in range(len(queries))]
+                lists = [ranked[name] if name else [] for name in names]
+                if seen is None:
+                    positions = [truth.positions(each) for each in lists]
+                    found = evaluate(positions, queries, protocol, KAPPAS)
+                else:
+                    whole = [
+                        seen.get(name, NOTHING_SEEN).order(each)
+                        for name, each in zip(names, lists, strict=True)
+                    ]
+                    positions, places = (list(each) for each in zip(*whole, strict=True))
+                    found = evaluate(positions, queries, protocol, KAPPAS, places)
+                results[ranking][protocol] = found
 
         path = attempt.path("metrics.json")
         Path(path).write_text(json.dumps(self._metrics(truth, results), indent=1) + "\n")
@@ -60,6 +96,18 @@ class Evaluate(UnitWorker):
         name, count = "per_query.parquet", len(queries)
         attempt.add_table(table, name, count, plain_name=True, undefined=undefined)
         return Counts(unit.inputs, len(described), unit.inputs - len(described))
+
+    def _labelled(self, shortlists: Iterable[tuple[str, pa.Table]]) -> dict[str, Seen] | None:
+        """Query id -> its labelled images beside its list; None where the lists alone are known."""
+        if "labelled" not in self.job.inputs:
+            return None
+
+        lists = dict(shortlists)
+        return {
+            name: Seen(dict(zip(found.record_ids, found.positions, strict=True)), *beyond)
+            for name, found in read_labelled(self.job.settings["out"])
+            for beyond in [found.beyond(lists[name])]
+        }
 
     def _rankings(
         self, shortlists: Iterable[tuple[str, pa.Table]], truth: Truth
@@ -113,6 +161,7 @@ class Evaluate(UnitWorker):
                 "queries_not_described": queries - len(truth.by_query()),
                 "gallery_images_not_described": self._missing(truth),
                 "truncated": self.job.facts["truncated"],
+                **({"exact_places": True} if "labelled" in self.job.inputs else {}),
                 "k": self.job.facts["k"],
                 **({"shortest_list": shortest} if shortest is not None else {}),
             },
@@ -124,7 +173,7 @@ class Evaluate(UnitWorker):
         """How many images of the truth's gallery no record stands for; None where lists are cut
         and the stores, which alone know, are not to be found.
         """
-        if not self.job.facts["truncated"]:
+        if not self.job.settings.get("cut", self.job.facts["truncated"]):
             return truth.missing_from_gallery
 
         hints = stores_of(self.job.settings.get("stores") or [])

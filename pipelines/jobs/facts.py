@@ -75,6 +75,12 @@ class ShortlistFacts(msgspec.Struct, frozen=True):
         return self.truncated or self.shortest < self.gallery_rows
 
 
+class LabelledFacts(msgspec.Struct, frozen=True):
+    """Of labelled places: the gallery that was counted."""
+
+    stores: Stores
+
+
 class RankingFacts(msgspec.Struct, frozen=True):
     """Of rankings: the protocols that they are of."""
 
@@ -98,7 +104,7 @@ class ScoresRecipe(msgspec.Struct, frozen=True):
     reranker: RerankerFacts
 
 
-F = TypeVar("F", IndexFacts, ShortlistFacts, RankingFacts, ScoresRecipe)
+F = TypeVar("F", IndexFacts, ShortlistFacts, LabelledFacts, RankingFacts, ScoresRecipe)
 
 
 def facts_of(manifest: Manifest, kind: type[F]) -> F:

@@ -72,13 +72,7 @@ class ScorePairs(UnitWorker):
         return reader.read(row_ids, reader.gallery.read_descriptors(row_ids), tokens)
 
     def _read_queries(self, names: Sequence[str]) -> list[Locals]:
-        store, row_ids = self.queries.gallery.stores[0], dict[str, int]()
-        for part in store.parts:
-            read = store.read_ids(part)
-            rows = np.flatnonzero(read.ok)
-            named = (read.record_ids[row] for row in rows)
-            row_ids.update(zip(named, store.row_ids(part, rows).tolist(), strict=True))
-
+        row_ids = dict(self.queries.gallery.stores[0].described_rows())
         wanted = np.array([row_ids[name] for name in names], np.int64)
         return self._read(self.queries, wanted, self.query_tokens)
 

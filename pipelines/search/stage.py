@@ -6,6 +6,7 @@ Units are query blocks. Where the index has several search files, a first job ga
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from dataclasses import asdict, dataclass, replace
 
@@ -13,15 +14,19 @@ import numpy as np
 
 from pipelines.engines.driver import run_job
 from pipelines.engines.settings import RunSettings
-from pipelines.jobs.facts import IndexFacts, ShortlistFacts
+from pipelines.jobs.existing_output import readable_manifest
+from pipelines.jobs.facts import IndexFacts, ShortlistFacts, stores_of
 from pipelines.jobs.manifests import as_input, read_facts
 from pipelines.results.indexes import open_search
+from pipelines.search.labelled import place_labelled
 from pipelines.search.options import Options as Options
+from pipelines.storage.place import open_place
 from pipelines.stores.gallery import find_stores
 from pipelines.stores.store import Store
 from rrt_core.metrics.revisited import required_depth
 from schemas.errors import Damaged, UserError
 from schemas.ground_truth.ground_truth import load_ground_truth
+from schemas.layout import JOB_NAME, PLAN_NAME
 from schemas.manifest import Manifest
 from schemas.plan import Candidates, Job, ShortlistBlock, Unit
 
@@ -49,6 +54,8 @@ class Plan:
 def run(options: Options, settings: RunSettings = RunSettings()) -> Manifest:
     """Make (or finish, or skip) the shortlist. Raises UserError and JobFailed."""
     planned = plan(options, settings)
+    if options.ground_truth and (settings.overwrite or not _made_without_places(options.out)):
+        _place_labelled(planned, options, settings)
     settings = replace(settings, work_bytes=planned.largest)
     job = shortlist_job(planned, options.out)
     if len(planned.files) > 1:
@@ -65,6 +72,31 @@ def run(options: Options, settings: RunSettings = RunSettings()) -> Manifest:
             file=sys.stderr,
         )
     return manifest
+
+
+def _place_labelled(planned: Plan, options: Options, settings: RunSettings) -> None:
+    hints = stores_of(planned.job.facts["stores"])
+    gallery = [Store(hint.url, hint.base) for hint in hints]
+    if place_labelled(options, Store(options.queries), gallery, settings) is None:
+        print(
+            f"{STAGE:<9}  NOTE: {options.ground_truth} knows none of the queries of "
+            f"{options.queries}, so that no image is labelled for one",
+            file=sys.stderr,
+        )
+
+
+def _made_without_places(url: str) -> bool:
+    """Whether the shortlist was made for a ground truth by a version that placed no labelled
+    images: the same command finds it as it is.
+    """
+    shortlist, places = open_place(f"{url}/shortlist"), open_place(f"{url}/labelled/scores")
+    if places.exists(PLAN_NAME) or readable_manifest(shortlist) is None:
+        return False
+
+    with contextlib.suppress(OSError, ValueError):
+        made_by = Job.from_json(shortlist.read_record(JOB_NAME).decode())
+        return bool(made_by.settings.get("ground_truth"))
+    return False
 
 
 def plan(options: Options, settings: RunSettings) -> Plan:

@@ -236,9 +236,15 @@ class Store:
 
     def described_ids(self) -> Iterator[str]:
         """The record ids of all described images."""
+        yield from (record_id for record_id, _ in self.described_rows())
+
+    def described_rows(self) -> Iterator[tuple[str, int]]:
+        """(record id, row id) of all described images, in the order of the parts."""
         for part in self.parts:
             read = self.read_ids(part)
-            yield from (read.record_ids[row] for row in np.flatnonzero(read.ok))
+            rows = np.flatnonzero(read.ok)
+            ids = (read.record_ids[row] for row in rows)
+            yield from zip(ids, self.row_ids(part, rows).tolist(), strict=True)
 
     def digests(self, record_ids: Iterable[str]) -> dict[str, str]:
         """The SHA-256 (hex) of some images' files, by their record ids; "" where not known."""

@@ -69,8 +69,7 @@ def run(options: Options, settings: RunSettings = RunSettings()) -> None:
     examined = examine(options.store, READERS)
     print_lines([findings for _, findings in examined])
 
-    examined.sort(key=_when_made)
-    for output, findings in examined:
+    for output, findings in _by_inputs(examined):
         if findings.problems or REPAIR_RECORD in output.listing:
             for link in _files(findings, UNLINK):
                 raise UserError(
@@ -89,10 +88,28 @@ def run(options: Options, settings: RunSettings = RunSettings()) -> None:
         _collect(options.store)
 
 
-def _when_made(item: tuple[Output, Findings]) -> tuple[bool, str]:
-    """Inputs before what reads them: layers last, others by time."""
-    output = item[0]
-    return LAYERS in output.folder.split("/"), output.manifest.made_at if output.manifest else "9"
+def _by_inputs(examined: list[tuple[Output, Findings]]) -> list[tuple[Output, Findings]]:
+    """Inputs before what reads them; unfinished outputs after others, and layers last."""
+    outputs = [output for output, _ in examined]
+    contents = {one.manifest.content: one for one in outputs if one.manifest is not None}
+
+    def made_of(output: Output) -> int:
+        """How many of these outputs it was made of, and they of, and so on."""
+        found, left = set[str](), [output]
+        while left:
+            read = left.pop().recipe.get("inputs")
+            named = read.values() if isinstance(read, dict) else ()
+            new = {one for one in named if isinstance(one, str) and one in contents} - found
+            found |= new
+            left += [contents[one] for one in new]
+        return len(found)
+
+    def when(item: tuple[Output, Findings]) -> tuple[bool, bool, int, str]:
+        output = item[0]
+        made_at = output.manifest.made_at if output.manifest else ""
+        return LAYERS in output.folder.split("/"), not made_at, made_of(output), made_at
+
+    return sorted(examined, key=when)
 
 
 def _files(findings: Findings, fix: str) -> list[str]:

@@ -71,16 +71,24 @@ def positions_of(query: QueryTruth, lists: Sequence[str]) -> IntArray:
 
 
 def positive_places(
-    ranking: npt.ArrayLike, positive: npt.ArrayLike, junk: npt.ArrayLike
+    ranking: npt.ArrayLike,
+    positive: npt.ArrayLike,
+    junk: npt.ArrayLike,
+    places: npt.ArrayLike | None = None,
 ) -> IntArray:
     """0-based places int64 [positives that it holds] in a ranking, rising.
 
     They are counted as if junk were absent.
+
+    Args:
+        places: int [n], rising: the 0-based place of each entry, where the ranking leaves
+            distractors out; by default 0 to n - 1.
     """
     ranking = np.asarray(ranking)
-    places = np.flatnonzero(np.isin(ranking, positive))
+    listed = np.flatnonzero(np.isin(ranking, positive))
     junk_before = np.concatenate([[0], np.cumsum(np.isin(ranking, junk))])
-    return np.asarray(places - junk_before[places], dtype=np.int64)
+    found = listed if places is None else np.asarray(places)[listed]
+    return np.asarray(found - junk_before[listed], dtype=np.int64)
 
 
 def average_precision(places: IntArray, positives: int) -> float:
@@ -113,19 +121,24 @@ def evaluate(
     queries: Sequence[QueryTruth],
     protocol: str,
     kappas: Sequence[int] = KAPPAS,
+    places: Sequence[npt.ArrayLike] | None = None,
 ) -> Evaluation:
     """Metrics of one ranking a query under "easy", "medium" or "hard".
 
     Args:
         rankings: one a query, in the order of `queries`: gallery positions, the best first.
+        places: one a query, as of `positive_places`, where rankings leave distractors out.
 
     Raises:
-        ValueError: another number of rankings than of queries; an unknown protocol.
+        ValueError: another number of rankings, or of their places, than of queries; an unknown
+            protocol.
     """
     if protocol not in PROTOCOLS:
         raise ValueError(f"Protocol {protocol!r} is unknown; choose one of {', '.join(PROTOCOLS)}.")
     if len(rankings) != len(queries):
         raise ValueError(f"{len(rankings)} rankings for {len(queries)} queries.")
+    if places is not None and len(places) != len(queries):
+        raise ValueError(f"Places of {len(places)} rankings for {len(queries)} queries.")
     rule = PROTOCOLS[protocol]
     aps = np.full(len(queries), np.nan)
     precision = np.full((len(queries), len(kappas)), np.nan)
@@ -134,11 +147,12 @@ def evaluate(
 
     for row, (ranking, query) in enumerate(zip(rankings, queries, strict=True)):
         positive = positions_of(query, rule.positive)
-        places = positive_places(ranking, positive, positions_of(query, rule.junk))
-        positives[row], retrieved[row] = len(positive), len(places)
+        junk, own = positions_of(query, rule.junk), None if places is None else places[row]
+        found = positive_places(ranking, positive, junk, own)
+        positives[row], retrieved[row] = len(positive), len(found)
         if len(positive):
-            aps[row] = average_precision(places, len(positive))
-            precision[row] = precision_at(places, kappas)
+            aps[row] = average_precision(found, len(positive))
+            precision[row] = precision_at(found, kappas)
 
     counts = positives > 0
     columns = {"mAP": aps} | {

@@ -24,6 +24,49 @@ _EXTENSIONS = frozenset(
     {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".jp2", ".avif"}
 )
 _BOX_TOLERANCE = 0.01  # pixels
+STEPS = (1, 2, 3, 4)
+
+
+class Names:
+    """Names as the four steps see them, found by record."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self._exact, self._bare, self._endings = (defaultdict[str, list[int]](list) for _ in "123")
+        self._last: set[str] = set()  # pieces of names, without extension
+        for position, name in enumerate(names):
+            encoded = encode_name(name)
+            for key in {name, encoded}:
+                self._exact[key].append(position)
+                self._last.add(_last(key))
+            self._bare[_bare(encoded)].append(position)
+            for ending in _proper_endings(_bare(encoded)):
+                self._endings[ending].append(position)
+
+    def candidates(self, step: int, source: str, path: str) -> Iterable[int]:
+        """Positions of the names that a step (1 to 4) finds for an image."""
+        if step == 1:
+            return self._exact.get(f"{source}/{path}", ())
+        if step == 2:
+            return self._exact.get(path, ())
+        if step == 3:
+            return self._bare.get(_bare(path), ())
+        below = (
+            position
+            for ending in _proper_endings(_bare(path))
+            for position in self._bare.get(ending, ())
+        )
+        return {*below, *self._endings.get(_bare(path), ())}
+
+    def possible(self, record_id: str) -> set[int]:
+        """Positions of all names that any step finds for a record.
+
+        What `match_names` makes of a gallery depends on records that have some alone.
+        """
+        if "#" not in record_id and _last(record_id) not in self._last:  # nearly all of millions
+            return set()
+
+        source, path, _ = split_record_id(record_id)
+        return {one for step in STEPS for one in self.candidates(step, source, path)}
 
 
 def match_names(
@@ -39,39 +82,19 @@ def match_names(
     Raises:
         UserError: in one step two records match one name, or one record two names.
     """
-    exact, bare, endings = (defaultdict[str, list[int]](list) for _ in range(3))
-    for position, (name, _) in enumerate(entries):
-        encoded = encode_name(name)
-        for key in {name, encoded}:
-            exact[key].append(position)
-        bare[_bare(encoded)].append(position)
-        for ending in _proper_endings(_bare(encoded)):
-            endings[ending].append(position)
-
-    def candidates(step: int, source: str, path: str) -> Iterable[int]:
-        if step == 1:
-            return exact.get(f"{source}/{path}", ())
-        if step == 2:
-            return exact.get(path, ())
-        if step == 3:
-            return bare.get(_bare(path), ())
-        below = (
-            position for ending in _proper_endings(_bare(path)) for position in bare.get(ending, ())
-        )
-        return {*below, *endings.get(_bare(path), ())}
-
+    known = Names([name for name, _ in entries])
     records = {record_id: split_record_id(record_id) for record_id in record_ids}
     matched: dict[str, int] = {}
     taken: dict[int, str] = {}
 
-    for step in (1, 2, 3, 4):
+    for step in STEPS:
         matches: dict[int, str] = {}
         for record_id, (source, path, box) in records.items():
             if record_id in matched:
                 continue
             fitting = [
                 position
-                for position in candidates(step, source, path)
+                for position in known.candidates(step, source, path)
                 if position not in taken and _agree(box, entries[position][1])
             ]
             if len(fitting) > 1:
@@ -95,6 +118,11 @@ def _bare(name: str) -> str:
     """The name without a known image extension."""
     stem, extension = posixpath.splitext(name)
     return stem if extension.lower() in _EXTENSIONS else name
+
+
+def _last(name: str) -> str:
+    """The last piece of a name, without a known image extension: all steps keep it."""
+    return _bare(name.rpartition("/")[2])
 
 
 def _proper_endings(name: str) -> list[str]:

@@ -288,3 +288,28 @@ def test_required_depth_of_the_real_files(truth):
     depth = metrics.required_depth(truth, 100)
     assert len(metrics.shortlist_positions(ranking[:depth], junk, 100)) == 100
     assert len(metrics.shortlist_positions(ranking[: depth - 1], junk, 100)) == 99
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_labelled_places_alone_equal_the_whole_ranking(seed):
+    """A ranking that leaves distractors out, with the places of the rest, gives the same figures
+    to the last bit; one that has no positive gives 0.
+    """
+    rng = np.random.default_rng(seed)
+    labelled = rng.permutation(50)
+    queries = [
+        QueryTruth("q", None, *(tuple(part.tolist()) for part in np.split(labelled, cuts)))
+        for cuts in ([10, 30], [0, 25], [1, 2], [20, 50])
+    ]
+    whole = [rng.permutation(1000) for _ in queries]
+    kept = [np.flatnonzero(ranking < 50) for ranking in whole]
+    sparse = [ranking[places] for ranking, places in zip(whole, kept, strict=True)]
+    for protocol in metrics.PROTOCOLS:
+        first = metrics.evaluate(whole, queries, protocol)
+        second = metrics.evaluate(sparse, queries, protocol, places=kept)
+        assert first.means == second.means or not first.counted
+        for name in ("average_precision", "precision", "retrieved"):
+            assert np.array_equal(getattr(first, name), getattr(second, name), equal_nan=True)
+
+    with pytest.raises(ValueError, match="Places of 1 rankings for 4 queries"):
+        metrics.evaluate(sparse, queries, "hard", places=kept[:1])

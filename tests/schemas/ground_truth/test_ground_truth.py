@@ -22,6 +22,7 @@ from schemas.ground_truth.ground_truth import (
     load_ground_truth,
     save_ground_truth,
 )
+from schemas.ground_truth.name_matching import Names
 from schemas.ground_truth.restricted_pickle import load_plain
 from schemas.image_list import make_record_id
 
@@ -435,3 +436,34 @@ def test_a_hundred_thousand_distractors():
         f"r1m/{n % 1000}/{n}.jpg" for n in range(100_000)
     ]
     assert len(positions(names, records)) == 5000
+
+
+def test_records_that_no_name_may_mean_change_nothing():
+    """Of a gallery the records with possible names alone are matched alike."""
+    rng = np.random.default_rng(0)
+    folders, stems = ["", "jpg/", "a/jpg/", "b/"], [str(number) for number in range(12)]
+    endings = ["", ".jpg", ".JPG", ".dat", "%25"]
+    pieces = (folders, stems, endings)
+    compared = 0
+    for _ in range(300):
+        names = {"".join(rng.choice(one) for one in pieces) for _ in range(rng.integers(1, 6))}
+        names |= {f"s/{name}" for name in rng.choice(sorted(names), 1)}
+        paths = {"".join(rng.choice(one) for one in pieces) for _ in range(20)}
+        records = [
+            make_record_id(rng.choice(["s", "t"]), path.replace("%25", "%")) for path in paths
+        ]
+        records += [make_record_id("s", "box.jpg", (1, 2, 3, 4))]
+        truth = GroundTruth("t", tuple(sorted(names)), ())
+        known = Names(truth.gallery)
+        possible = [record for record in records if known.possible(record)]
+        try:
+            matched = truth.gallery_positions(records)
+        except UserError as error:
+            with pytest.raises(UserError) as other:
+                truth.gallery_positions(possible)
+            assert str(other.value) == str(error)
+            continue
+        assert truth.gallery_positions(possible) == matched
+        assert all(position in known.possible(record) for record, position in matched.items())
+        compared += len(matched)
+    assert compared > 100 and Names(["box"]).possible("s/box.jpg#1,2,3,4") == {0}
