@@ -173,7 +173,7 @@ def add_arguments(
         if offered is not None and field.name not in (*offered, *hidden):
             continue
 
-        kind, help = hints[field.name], field.metadata["help"]
+        kind, help = _plain(hints[field.name]), field.metadata["help"]
         keywords: dict[str, Any] = {"default": argparse.SUPPRESS}
         if kind is bool:
             keywords["action"] = argparse.BooleanOptionalAction
@@ -241,11 +241,18 @@ def _refuse_unused(
             raise UserError(f"{called} and {flag} exclude each other; give one of them")
 
 
+def _plain(kind: Any) -> Any:
+    """The type of an option that may be None, else the type itself."""
+    if typing.get_origin(kind) not in (typing.Union, types.UnionType):
+        return kind
+    return next(choice for choice in typing.get_args(kind) if choice is not type(None))
+
+
 def _convert(value: Any, kind: Any, where: str) -> Any:
+    if value is None and kind is not _plain(kind):
+        return None
+    kind = _plain(kind)
     origin = typing.get_origin(kind)
-    if origin in (typing.Union, types.UnionType):
-        inner = [choice for choice in typing.get_args(kind) if choice is not type(None)]
-        return None if value is None else _convert(value, inner[0], where)
     try:
         if origin is tuple:
             pieces = [value] if isinstance(value, int | float) else value

@@ -166,6 +166,12 @@ class Candidates(ShortlistBlock, frozen=True):
         check_inside(self.file)
 
 
+class ExactSearch(ShortlistBlock, frozen=True):
+    """A block of queries, and a run of the gallery's parts in which they are searched exactly."""
+
+    searched: tuple[tuple[int, int], ...]  # (store, part number)
+
+
 class LabelledScores(_Kind, frozen=True):
     """A run of a gallery's parts, whose labelled images are found and scored."""
 
@@ -314,6 +320,7 @@ _KINDS: dict[str, type[Work]] = {
     "shards": IndexMerging,
     "parts": IndexFilling,
     "file": Candidates,
+    "searched": ExactSearch,
     "protocol": RankingPart,
     "shortlist": Pairs,
     "rows": ShortlistBlock,

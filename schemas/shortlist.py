@@ -32,6 +32,17 @@ CANDIDATES = pa.schema(
     metadata={"schema": "rrt-candidates/1"},
 )
 
+# exact/, of a run of the gallery's parts: query by query in the order of a shortlist.
+EXACT = pa.schema(
+    [
+        pa.field("query", pa.int32(), nullable=False),  # position in the query block
+        pa.field("record_id", pa.string(), nullable=False),
+        pa.field("row_id", pa.int64(), nullable=False),
+        pa.field("score", pa.float32(), nullable=False),  # as a shortlist's
+    ],
+    metadata={"schema": "rrt-exact-candidates/1"},
+)
+
 # labelled/places: query by query in the order of their store, then by place.
 PLACES = pa.schema(
     [

@@ -44,8 +44,9 @@ def fact_groups(
         groups["Ensemble"] = _ensemble(evaluation.facts["ensemble"])
 
     visited = shortlist.facts["nprobe"]
+    unused = ", not asked: all globals were scored" if shortlist.facts.get("exact") else ""
     groups["Index and search"] = [
-        ("Index", str(shortlist.facts["index_key"])),
+        ("Index", f"{shortlist.facts['index_key']}{unused}"),
         *([("Lists visited", str(visited))] if visited else []),
         ("Scores", "exact: float64 products of the stored globals"),
     ]

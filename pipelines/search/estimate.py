@@ -16,8 +16,9 @@ from pipelines.estimate.model import Estimate
 from pipelines.estimate.probe import SEED, probe
 from pipelines.jobs.manifests import read_manifest
 from pipelines.search import stage as search
+from pipelines.search.exact import exact_job
 from pipelines.storage.place import open_place
-from schemas.plan import ShortlistBlock, Unit
+from schemas.plan import ExactSearch, ShortlistBlock, Unit
 
 FEW, MANY = 4, 32  # queries of the two measured blocks: what a block costs beside them is separate
 
@@ -39,6 +40,9 @@ def estimate(
     if manifest is not None:
         size = manifest.parts["bytes"]
         return made.nothing_left(settings, before, "a shortlist is in place already", size)
+
+    if planned.exact:
+        return _exact(made, planned, folder, settings, before)
 
     rows = [row for block in planned.blocks for row in block]
     order = np.random.default_rng(SEED).permutation(len(rows))
@@ -86,4 +90,46 @@ def estimate(
         made.notes.append(f"a block of queries takes {fixed:.1f} s beside its queries")
     if files > 1:
         made.notes.append(f"candidates come from {files} search files; one of them was probed")
+    return made
+
+
+def _exact(
+    made: Estimate, planned: search.Plan, folder: Path, settings: RunSettings, before: float
+) -> Estimate:
+    """Of an exact search: a part is scored for a block of queries; the others by their rows."""
+    job = exact_job(planned.job, planned.blocks, search.gallery_of(planned), str(folder))
+    gallery = search.gallery_of(planned)
+    parts = [(number, part) for number, store in enumerate(gallery) for part in store.parts]
+    largest = max(parts, key=lambda one: one[1].globals.rows)
+    first, units = (largest[0], largest[1].number), list(job.units)
+    workers, numbers = min(settings.worker_count, len(units)), count()
+
+    def of_one_part() -> list[Unit]:
+        block = planned.blocks[0]
+        return [
+            Unit(f"run-{next(numbers):05}-probe", ExactSearch(block, (first,)), len(block))
+            for _ in range(workers)
+        ]
+
+    scored = probe(
+        job, settings, folder, workers, (of_one_part(), {}), lambda _: (of_one_part(), {})
+    )
+    taken = mean(one.marker.seconds for one in scored.measured)
+    a_pair = taken / (largest[1].globals.rows * len(planned.blocks[0]))
+    rows = {(n, part.number): part.globals.rows for n, part in parts}
+    lengths = [
+        a_pair * unit.inputs * sum(rows[one] for one in unit.of(ExactSearch).searched)
+        for unit in units
+    ]
+    made.rests_on(replace(scored, seconds_an_input=a_pair), settings, before, lengths)
+
+    kept, queries = int(planned.job.recipe["k"]), sum(map(len, planned.blocks))
+    row = parquet_sizes(written(scored), compression="zstd").row
+    runs = len(units) // len(planned.blocks)
+    made.disk = {
+        "candidates of runs": round(row * kept * queries * runs),
+        "shortlist": round(row * kept * queries),
+        "bookkeeping": bookkeeping(scored, written_plan(folder / "plan", job), len(units)),
+    }
+    made.notes.append("all globals are scored; the index is not asked (--no-exact asks it)")
     return made

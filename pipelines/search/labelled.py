@@ -15,12 +15,11 @@ from pipelines.engines.settings import RunSettings
 from pipelines.jobs.manifests import as_input
 from pipelines.results.truth import truth_input
 from pipelines.search.options import Options
+from pipelines.stores.gallery import ROWS_A_RUN, runs_of
 from pipelines.stores.store import Store
 from schemas.ground_truth.ground_truth import load_ground_truth
 from schemas.manifest import Manifest
 from schemas.plan import Job, LabelledCounts, LabelledPlaces, LabelledScores, Unit
-
-ROWS_A_RUN = 65_536
 
 
 def place_labelled(
@@ -103,15 +102,3 @@ def known_queries(truth: str, queries: Store) -> list[tuple[str, int]]:
     described = dict(queries.described_rows())
     known = load_ground_truth(truth).query_positions(described)
     return [(name, row) for name, row in described.items() if name in known]
-
-
-def runs_of(gallery: Sequence[Store]) -> list[tuple[tuple[tuple[int, int], ...], int]]:
-    """Runs of (store, part number) of about ROWS_A_RUN rows, with their rows."""
-    runs: list[tuple[tuple[tuple[int, int], ...], int]] = []
-    for number, store in enumerate(gallery):
-        for part in store.parts:
-            if not runs or runs[-1][1] + part.globals.rows > ROWS_A_RUN:
-                runs.append(((), 0))
-            parts, rows = runs[-1]
-            runs[-1] = ((*parts, (number, part.number)), rows + part.globals.rows)
-    return runs

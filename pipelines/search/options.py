@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from pipelines.options import Checked, option
 
+NPROBE, OVERSAMPLE = 32, 2.0
+
 
 @dataclass(frozen=True)
 class Options(Checked, command="search"):
@@ -24,12 +26,21 @@ class Options(Checked, command="search"):
     ground_truth: str = option(
         "ground-truth file, where known: k is then held to what its protocols need", ""
     )
-    nprobe: int = option("lists of an IVF index that are visited", 32, least=1)
-    oversample: float = option(
-        "candidates fetched from an approximate index, as a multiple of k",
-        2.0,
+    nprobe: int | None = option(
+        f"lists of an IVF index that are visited (default: {NPROBE})", None, least=1
+    )
+    oversample: float | None = option(
+        "candidates fetched from an approximate index, as a multiple of k (default: "
+        f"{OVERSAMPLE:g})",
+        None,
         least=1,
         most=10_000,
+    )
+    exact: bool | None = option(
+        "score all globals instead of asking the index, or never; left out: for few queries beside "
+        "an approximate index",
+        None,
+        excludes=("nprobe", "oversample"),
     )
     stores: tuple[str, ...] = option(
         "where the stores of the gallery lie now, where they were moved apart from the index", ()

@@ -1,7 +1,8 @@
 """search: query globals + index -> each query's shortlist, rescored exactly from the globals.
 
 Units are query blocks. Where the index has several search files, a first job gathers candidates
-(search file x query block) and the second merges them; with one file a block does both.
+(search file x query block) and the second merges them; with one file a block does both. An exact
+search leaves the index alone: its first job scores the globals (run of parts x query block).
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ from pipelines.jobs.existing_output import readable_manifest
 from pipelines.jobs.facts import IndexFacts, ShortlistFacts, stores_of
 from pipelines.jobs.manifests import as_input, read_facts
 from pipelines.results.indexes import open_search
+from pipelines.search.exact import exact_by_default, exact_job
 from pipelines.search.labelled import place_labelled
+from pipelines.search.options import NPROBE, OVERSAMPLE
 from pipelines.search.options import Options as Options
 from pipelines.storage.place import open_place
 from pipelines.stores.gallery import find_stores
@@ -40,11 +43,13 @@ class Plan:
     """What is searched: what both jobs share, and the blocks of queries.
 
     job     without units
+    exact   whether all globals are scored, and the index is not asked
     blocks  (part, row) pairs of described queries, in the order of the store
     largest bytes of the largest of the index's files
     """
 
     job: Job
+    exact: bool
     blocks: list[tuple[tuple[int, int], ...]]
     index: IndexFacts
     files: list[str]
@@ -58,7 +63,11 @@ def run(options: Options, settings: RunSettings = RunSettings()) -> Manifest:
         _place_labelled(planned, options, settings)
     settings = replace(settings, work_bytes=planned.largest)
     job = shortlist_job(planned, options.out)
-    if len(planned.files) > 1:
+    if planned.exact:
+        candidates = exact_job(planned.job, planned.blocks, gallery_of(planned), options.out)
+        made = as_input(candidates.output, run_job(candidates, settings))
+        job = replace(job, inputs={**job.inputs, "exact": made})
+    elif len(planned.files) > 1:
         candidates = candidates_job(planned, options.out)
         made = as_input(candidates.output, run_job(candidates, settings))
         job = replace(job, inputs={**job.inputs, "candidates": made})
@@ -74,10 +83,14 @@ def run(options: Options, settings: RunSettings = RunSettings()) -> Manifest:
     return manifest
 
 
+def gallery_of(planned: Plan) -> list[Store]:
+    """The stores that are searched, with their bases."""
+    return [Store(hint.url, hint.base) for hint in stores_of(planned.job.facts["stores"])]
+
+
 def _place_labelled(planned: Plan, options: Options, settings: RunSettings) -> None:
-    hints = stores_of(planned.job.facts["stores"])
-    gallery = [Store(hint.url, hint.base) for hint in hints]
-    if place_labelled(options, Store(options.queries), gallery, settings) is None:
+    queries, gallery = Store(options.queries), gallery_of(planned)
+    if place_labelled(options, queries, gallery, settings) is None:
         print(
             f"{STAGE:<9}  NOTE: {options.ground_truth} knows none of the queries of "
             f"{options.queries}, so that no image is labelled for one",
@@ -113,7 +126,14 @@ def plan(options: Options, settings: RunSettings) -> Plan:
     rows = index.facts.rows
     k = choose_k(options, rows)
     approximate = index.facts.key != "Flat"
-    fetched = min(round(k * options.oversample) if approximate else k + 16, rows)
+    exact = options.exact
+    if exact is None:
+        asked = queries.manifest.counts.succeeded
+        exact = approximate and exact_by_default(options, settings, asked, rows, queries.dimension)
+    nprobe = options.nprobe or NPROBE
+    oversample = options.oversample or OVERSAMPLE
+    options = replace(options, nprobe=nprobe, oversample=oversample, exact=None)
+    fetched = min(round(k * oversample) if approximate else k + 16, rows)
     job = Job(
         stage=STAGE,
         output="",
@@ -121,16 +141,18 @@ def plan(options: Options, settings: RunSettings) -> Plan:
         recipe={
             "k": k,
             "fetched": fetched,
-            "nprobe": options.nprobe if approximate else None,
+            "nprobe": nprobe if approximate else None,
             "threads": settings.threads_per_worker,
-        },
+        }
+        if not exact
+        else {"k": k, "exact": True},
         inputs={"queries": queries.as_input, "index": as_input(index.url, index.manifest)},
         units=(),
         settings={**asdict(options), "k": k, "fetched": fetched, "files": index.files},
         facts={"stores": stores},
     )
     blocks = query_blocks(queries, options.queries_per_block)
-    return Plan(job, blocks, index.facts, index.files, index.largest)
+    return Plan(job, exact, blocks, index.facts, index.files, index.largest)
 
 
 def candidates_job(planned: Plan, out: str) -> Job:
@@ -151,7 +173,7 @@ def candidates_job(planned: Plan, out: str) -> Job:
 
 
 def shortlist_job(planned: Plan, out: str) -> Job:
-    """The job that makes the shortlist, of an index with one search file."""
+    """The job that makes the shortlist: of an index with one search file, else of candidates."""
     recipe, indexed = planned.job.recipe, planned.index
     units = (
         Unit(f"part-{number:05}", ShortlistBlock(rows), len(rows))
@@ -160,7 +182,7 @@ def shortlist_job(planned: Plan, out: str) -> Job:
     return replace(
         planned.job,
         output=f"{out}/shortlist",
-        worker="search/shortlist",
+        worker="search/exact-shortlist" if planned.exact else "search/shortlist",
         units=tuple(units),
         facts={
             "kind": "shortlist",
@@ -169,7 +191,8 @@ def shortlist_job(planned: Plan, out: str) -> Job:
             "truncated": recipe["k"] < indexed.rows,
             "stores": planned.job.facts["stores"],
             "index_key": indexed.key,
-            "nprobe": recipe["nprobe"],
+            "nprobe": recipe.get("nprobe"),
+            **({"exact": True} if planned.exact else {}),
         },
         noun="queries",
     )

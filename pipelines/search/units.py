@@ -24,7 +24,7 @@ from schemas.plan import Candidates, Job, ShortlistBlock, Unit
 from schemas.shortlist import CANDIDATES, SHORTLIST
 
 
-class _Searching(UnitWorker):
+class Searching(UnitWorker):
     """What both workers share: the queries, and the search file of the last unit."""
 
     def __init__(self, job: Job) -> None:
@@ -49,7 +49,7 @@ class _Searching(UnitWorker):
         return indexes.search(self.index, descriptors, options["fetched"], options["nprobe"])
 
 
-class FetchCandidates(_Searching):
+class FetchCandidates(Searching):
     """Searches one file for one block: row ids alone, since index scores only choose."""
 
     def do(self, unit: Unit, attempt: Attempt) -> Counts:
@@ -62,7 +62,7 @@ class FetchCandidates(_Searching):
         return Counts(unit.inputs, unit.inputs)
 
 
-class MakeShortlist(_Searching):
+class MakeShortlist(Searching):
     """Candidates of a block -> exact scores from the stored globals -> the first k."""
 
     def __init__(self, job: Job) -> None:

@@ -12,6 +12,8 @@ from pipelines.stores.store import PartFiles, Store
 from schemas.errors import Damaged, UserError
 from schemas.layout import ROWS_A_PART
 
+ROWS_A_RUN = 65_536  # of parts that a unit reads in turn
+
 
 def open_gallery(urls: Sequence[str]) -> list[Store]:
     """The stores with their bases, one after the other.
@@ -51,6 +53,18 @@ def find_stores(
 def open_stores(hints: Sequence[StoreHint], home: str) -> list[Store]:
     """The stores of an index, with their bases. Raises UserError as find_stores."""
     return [Store(hint.url, hint.base) for hint in find_stores(hints, home)]
+
+
+def runs_of(gallery: Sequence[Store]) -> list[tuple[tuple[tuple[int, int], ...], int]]:
+    """Runs of (store, part number) of about ROWS_A_RUN rows, with their rows."""
+    runs: list[tuple[tuple[tuple[int, int], ...], int]] = []
+    for number, store in enumerate(gallery):
+        for part in store.parts:
+            if not runs or runs[-1][1] + part.globals.rows > ROWS_A_RUN:
+                runs.append(((), 0))
+            parts, rows = runs[-1]
+            runs[-1] = ((*parts, (number, part.number)), rows + part.globals.rows)
+    return runs
 
 
 class Gallery:

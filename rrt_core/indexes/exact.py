@@ -1,4 +1,4 @@
-"""Exact scores of many queries at once, and how many rows come before others by them.
+"""Exact scores of many queries at once, the best rows by them, and how many come before others.
 
 The order is that of a shortlist: score falling, then record id by its UTF-8 bytes, then row id.
 """
@@ -14,6 +14,7 @@ from rrt_core.indexes.faiss_index import exact_scores
 
 ROWS_AT_ONCE = 1_024  # of float64: 16 MB of 2,048 dimensions
 
+Rows = tuple[np.ndarray, np.ndarray, np.ndarray]  # scores, record ids, row ids
 Key = tuple[bytes, int]  # record id, row id: the order among equal scores
 
 
@@ -43,6 +44,52 @@ def score_matrix(queries: np.ndarray, descriptors: np.ndarray) -> np.ndarray:
             places = np.flatnonzero(unsure[number])
             scores[number, first + places] = exact_scores(queries[number], block[places])
     return scores
+
+
+class Best:
+    """The best k rows of one query, of any number that are added piece by piece.
+
+    Twice as many are held at most, or 4,096 more.
+    """
+
+    def __init__(self, k: int) -> None:
+        self.k = k
+        self._least = -np.inf  # what is worse is none of them
+        self._held = (np.zeros(0, np.float32), np.zeros(0, object), np.zeros(0, np.int64))
+        self._new: list[Rows] = []
+
+    def add(self, scores: np.ndarray, record_ids: np.ndarray, row_ids: np.ndarray) -> None:
+        """Add rows: float32 [n], texts (dtype object) [n], int64 [n]."""
+        taken = np.flatnonzero(scores >= self._least)
+        if len(taken):
+            self._new.append((scores[taken], record_ids[taken], row_ids[taken]))
+        if sum(len(new[0]) for new in self._new) > max(self.k, 4_096):
+            self._cut()
+
+    def _cut(self) -> None:
+        held = [np.concatenate(columns) for columns in zip(self._held, *self._new, strict=True)]
+        if len(held[0]) > self.k:
+            self._least = -np.partition(-held[0], self.k - 1)[self.k - 1]
+            kept = np.flatnonzero(held[0] >= self._least)
+            if len(kept) > self.k:  # of equal scores the first by id
+                kept = kept[_order(*(column[kept] for column in held))[: self.k]]
+            held = [column[kept] for column in held]
+        self._held, self._new = (held[0], held[1], held[2]), []
+
+    def rows(self) -> Rows:
+        """Scores, record ids and row ids of the best, in order."""
+        self._cut()
+        order = _order(*self._held)
+        scores, record_ids, row_ids = self._held
+        return scores[order], record_ids[order], row_ids[order]
+
+
+def _order(scores: np.ndarray, record_ids: np.ndarray, row_ids: np.ndarray) -> np.ndarray:
+    keys = list(zip((-scores).tolist(), record_ids, row_ids.tolist(), strict=True))
+    return np.array(
+        sorted(range(len(keys)), key=lambda i: (keys[i][0], keys[i][1].encode(), keys[i][2])),
+        np.int64,
+    )
 
 
 def rows_before(

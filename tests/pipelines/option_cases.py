@@ -49,13 +49,13 @@ def options_of(command: str) -> Iterator[tuple[dataclasses.Field[Any], Any]]:
 
 def values_for(kind: Any) -> tuple[str, ...]:
     """Hostile values for an option of a type; none for a switch, which takes no value."""
-    if kind is bool:
+    if bool in (kind, *typing.get_args(kind)):
         return ()
     if typing.get_origin(kind) is dict:
         return MAPPINGS
     if typing.get_origin(kind) is tuple:
         return LISTS
-    return NUMBERS if kind is int or float in (kind, *typing.get_args(kind)) else TEXTS
+    return NUMBERS if {int, float} & {kind, *typing.get_args(kind)} else TEXTS
 
 
 def cases() -> list[Case]:
