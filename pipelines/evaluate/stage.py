@@ -1,5 +1,7 @@
 """evaluate: rankings + ground truth -> metrics.json and per_query.parquet, as revisitop does.
 
+Where stores hold globals alone, so that nothing is reranked, the global order is evaluated alone.
+
 The evaluation of an ensemble is a folder of its own beside the plain one; its rankings are replayed
 from the scores.
 """
@@ -32,6 +34,7 @@ from pipelines.results.outputs import (
     ranking_of,
     scores_recipe,
     shortlist_facts,
+    unranked,
 )
 from pipelines.results.truth import truth_input
 from pipelines.storage.place import open_place
@@ -52,14 +55,14 @@ def run(options: Options, settings: RunSettings = RunSettings()) -> Manifest:
     Raises UserError and JobFailed.
     """
     requested = read_ensemble(options.ensemble) if options.ensemble else None
-    shortlist, ranking = output_of(options.out, "shortlist"), ranking_of(options.out)
-    facts = shortlist_facts(options.out)
-    protocols = list(read_facts(f"{options.out}/ranking", ranking, RankingFacts).protocols)
+    shortlist, facts = output_of(options.out, "shortlist"), shortlist_facts(options.out)
+    protocols, inputs = [], as_inputs(options.out, shortlist=shortlist)
+    if requested or not unranked(options.out):
+        ranking = ranking_of(options.out)
+        inputs |= as_inputs(options.out, ranking=ranking)
+        protocols = list(read_facts(f"{options.out}/ranking", ranking, RankingFacts).protocols)
     truth = load_ground_truth(options.ground_truth)
-    inputs = {
-        **as_inputs(options.out, shortlist=shortlist, ranking=ranking),
-        "ground_truth": truth_input(options.ground_truth),
-    }
+    inputs["ground_truth"] = truth_input(options.ground_truth)
     labelled = {}
     if facts.cut and (settings.overwrite or not _made_of_lists(options.out, inputs)):
         labelled = _labelled(options.out, shortlist, facts, inputs["ground_truth"])

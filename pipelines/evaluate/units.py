@@ -118,8 +118,9 @@ class Evaluate(UnitWorker):
         rankings = {
             GLOBAL: {"": _ranked(shortlists)},
             RERANKED: {name: _ranked(read_ranking(url, name)) for name in labelled},
-            DEPLOY: {"": _ranked(read_ranking(url, DEPLOY))},
         }
+        if DEPLOY in options["protocols"]:  # else there is nothing to rerank by
+            rankings[DEPLOY] = {"": _ranked(read_ranking(url, DEPLOY))}
 
         if options["ensemble"]:
             values, lists = options["ensemble"], read_scored(url)

@@ -32,20 +32,29 @@ def ranking_of(url: str) -> Manifest:
 
     Raises UserError, and where there are none since nothing can be reranked says so.
     """
-    if read_manifest(open_place(f"{url}/ranking")) is None:
-        place = open_place(f"{url}/shortlist").url
-        shortlist, facts = output_of(url, "shortlist"), shortlist_facts(url)
-        queries = shortlist.inputs.get("queries", {}).get("url", "")
-        recorded = [(hint.url, hint.content) for hint in facts.stores]
-        for hint, content in [(queries, input_content(place, shortlist, "queries")), *recorded]:
-            store = find_input(hint, content, place)
-            made = read_manifest(open_place(store)) if store else None
-            if made is not None and holds_globals_alone(made):
-                raise UserError(
-                    f"{url} cannot be evaluated or shown: {store} {GLOBALS_ALONE}; the order by "
-                    f"global descriptors alone cannot be evaluated by itself yet"
-                )
+    if store := unranked(url):
+        raise UserError(
+            f"{url} has no ranking: {store} {GLOBALS_ALONE}; 'evaluate' knows the order by global "
+            f"descriptors alone"
+        )
     return output_of(url, "ranking")
+
+
+def unranked(url: str) -> str:
+    """The store for whose want of local descriptors a run has no rankings; "" of other runs."""
+    if read_manifest(open_place(f"{url}/ranking")) is not None:
+        return ""
+
+    place = open_place(f"{url}/shortlist").url
+    shortlist, facts = output_of(url, "shortlist"), shortlist_facts(url)
+    queries = shortlist.inputs.get("queries", {}).get("url", "")
+    recorded = [(hint.url, hint.content) for hint in facts.stores]
+    for hint, content in [(queries, input_content(place, shortlist, "queries")), *recorded]:
+        store = find_input(hint, content, place)
+        made = read_manifest(open_place(store)) if store else None
+        if store and made is not None and holds_globals_alone(made):
+            return store
+    return ""
 
 
 def holds_globals_alone(store: Manifest) -> bool:

@@ -113,7 +113,6 @@ def test_globals_alone_are_refused_at_once(stores: Path, tmp_path: Path) -> None
     assert search(stores, "flat", run).code == 0
 
     for command_of in (
-        ("evaluate", "--out", run, "--ground-truth", tmp_path / "truth.json"),
         ("report", "--out", run),
         ("rerank", "--queries", stores / "queries", "--out", run),
         ("rerank", "--queries", stores / "queries", "--out", run, "--reranker", "mutual_nn"),
@@ -122,6 +121,14 @@ def test_globals_alone_are_refused_at_once(stores: Path, tmp_path: Path) -> None
         assert ended.code == 2, ended.said
         assert "holds global descriptors alone, so that there is nothing to rerank" in ended.said
         assert ended.said.count("\n") == 1
+
+    given = ("--out", run, "--ground-truth", tmp_path / "truth.json")
+    assert good("evaluate", *given).code == 0  # the global order
+    metrics = json.loads((run / "evaluation/metrics.json").read_text())
+    assert list(metrics["rankings"]) == ["global"]
+    assert metrics["rankings"]["global"]["easy"]["mP@1"] == 1.0
+    ended = command("evaluate", *given, "--ensemble", "0.5,0.3")
+    assert ended.code == 2 and "holds global descriptors alone" in ended.said, ended.said
 
     lazy = ("extract", "--locals-for", run, "--out", stores / "queries")
     ended = command(*lazy)
