@@ -167,6 +167,7 @@ COMMANDS = {
             "search/candidates": "pipelines.search.units:FetchCandidates",
             "search/exact-candidates": "pipelines.search.exact_units:SearchExactly",
             "search/exact-shortlist": "pipelines.search.exact_units:MergeExact",
+            "search/excluded": "pipelines.search.excluded_units:FindExcluded",
             "search/labelled-counts": "pipelines.search.labelled_units:CountLabelled",
             "search/labelled-places": "pipelines.search.labelled_units:PlaceLabelled",
             "search/labelled-scores": "pipelines.search.labelled_units:ScoreLabelled",

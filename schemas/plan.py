@@ -172,6 +172,12 @@ class ExactSearch(ShortlistBlock, frozen=True):
     searched: tuple[tuple[int, int], ...]  # (store, part number)
 
 
+class ExcludedRows(_Kind, frozen=True):
+    """A run of a gallery's parts, whose rows are found that are left out of queries' lists."""
+
+    excluding: tuple[tuple[int, int], ...]  # (store, part number)
+
+
 class LabelledScores(_Kind, frozen=True):
     """A run of a gallery's parts, whose labelled images are found and scored."""
 
@@ -311,6 +317,7 @@ class OtherWork(msgspec.Struct, Work, frozen=True):
 # The first of these keys that a payload has says of which kind it is.
 _KINDS: dict[str, type[Work]] = {
     "archive": ArchivedImages,
+    "excluding": ExcludedRows,
     "scored": LabelledScores,
     "counted": LabelledCounts,
     "placed": LabelledPlaces,

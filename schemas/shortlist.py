@@ -32,6 +32,15 @@ CANDIDATES = pa.schema(
     metadata={"schema": "rrt-candidates/1"},
 )
 
+# excluded/, of a run of the gallery's parts: rows that are a query's own image.
+EXCLUDED = pa.schema(
+    [
+        pa.field("query_id", pa.string(), nullable=False),  # record id of the query
+        pa.field("row_id", pa.int64(), nullable=False),  # of the gallery
+    ],
+    metadata={"schema": "rrt-excluded/1"},
+)
+
 # exact/, of a run of the gallery's parts: query by query in the order of a shortlist.
 EXACT = pa.schema(
     [

@@ -23,6 +23,7 @@ from pipelines.stores.gallery import open_stores
 from rrt_core.ensemble import Ensemble
 from rrt_core.metrics.revisited import KAPPAS, Evaluation, evaluate, protocols_of
 from schemas.errors import UserError
+from schemas.ground_truth.name_matching import Names
 from schemas.manifest import Counts
 from schemas.metrics import ENSEMBLE, ENSEMBLE_DEPLOY, GLOBAL, METRICS_SCHEMA, PER_QUERY, RERANKED
 from schemas.plan import Unit
@@ -184,7 +185,10 @@ class Evaluate(UnitWorker):
             return None
         if not stores:
             return None
-        described = [name for store in stores for name in store.described_ids()]
+        names = Names(truth.truth.gallery)
+        described = [
+            name for store in stores for name in store.described_ids() if names.possible(name)
+        ]
         return Truth(self.job.settings["ground_truth"], (), described).missing_from_gallery
 
 

@@ -85,6 +85,9 @@ def labelled_of(
         return None, "it is not finished; give 'search' again" if place.exists(PLAN_NAME) else ""
 
     places, queries = read_facts(place.url, manifest, LabelledFacts), "queries"
+    excluded = [one.inputs.get("excluded", {}).get("content") for one in (manifest, shortlist)]
+    if excluded[0] != excluded[1]:
+        return None, "it leaves out other images than the shortlist"
     if input_content(place.url, manifest, "ground_truth") != truth["content"]:
         return None, f"it was made for another ground truth than {truth['url']}"
     searched = [(hint.content, hint.base) for hint in facts.stores]

@@ -8,6 +8,7 @@ import pyarrow as pa
 from pipelines.jobs.attempt import Attempt
 from pipelines.jobs.facts import stores_of
 from pipelines.jobs.manifests import read_entries
+from pipelines.search.excluded import read_excluded
 from pipelines.search.units import Searching
 from pipelines.storage.place import open_place
 from pipelines.storage.tables import read_table
@@ -26,7 +27,8 @@ class SearchExactly(Searching):
         """Write the best k of each query; a part is in memory at a time."""
         work = unit.of(ExactSearch)
         stores = open_stores(stores_of(self.job.facts["stores"]), self.job.output)
-        descriptors = self.read_queries(work.rows)[1]
+        names, descriptors = self.read_queries(work.rows)
+        excluded = read_excluded(self.job)
         best = [Best(self.job.settings["k"]) for _ in work.rows]
         for number, part_number in work.searched:
             part = stores[number].part(part_number)
@@ -35,8 +37,12 @@ class SearchExactly(Searching):
             record_ids = np.array(read.record_ids, object)[rows]
             row_ids = stores[number].row_ids(part, rows)
             scores = score_matrix(descriptors, read.descriptors[rows])
-            for mine, each in zip(best, scores, strict=True):
-                mine.add(each, record_ids, row_ids)
+            for name, mine, each in zip(names, best, scores, strict=True):
+                if name in excluded:
+                    kept = np.flatnonzero(~np.isin(row_ids, excluded[name]))
+                    mine.add(each[kept], record_ids[kept], row_ids[kept])
+                else:
+                    mine.add(each, record_ids, row_ids)
 
         tables = []
         for query, mine in enumerate(best):
@@ -56,8 +62,8 @@ class MergeExact(Searching):
         Raises Damaged where a query has fewer than there are.
         """
         names, _ = self.read_queries(unit.of(ShortlistBlock).rows)
-        wanted = int(self.job.settings["k"])
-        best = [Best(wanted) for _ in names]
+        excluded, k = read_excluded(self.job), int(self.job.settings["k"])
+        best = [Best(k) for _ in names]
         place, block = open_place(self.job.inputs["exact"]["url"]), unit.name.rpartition("-")[2]
         for entry in read_entries(place.url):
             if not entry.name.split(".")[0].endswith(f"-{block}"):
@@ -74,6 +80,7 @@ class MergeExact(Searching):
         tables = []
         for name, mine in zip(names, best, strict=True):
             score, record_id, row_id = mine.rows()
+            wanted = min(k, self.job.facts["gallery_rows"] - len(excluded.get(name, ())))
             if len(score) != wanted:
                 raise Damaged(
                     f"{place.url} has {len(score):,} candidates for {name}, of {wanted:,}; search "

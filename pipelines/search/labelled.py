@@ -23,9 +23,16 @@ from schemas.plan import Job, LabelledCounts, LabelledPlaces, LabelledScores, Un
 
 
 def place_labelled(
-    options: Options, queries: Store, gallery: Sequence[Store], settings: RunSettings
+    options: Options,
+    queries: Store,
+    gallery: Sequence[Store],
+    settings: RunSettings,
+    excluded: dict[str, dict[str, str]],
 ) -> Manifest | None:
     """Make (or finish, or skip) the labelled places; None where the ground truth knows no query.
+
+    excluded: the job that found what lists leave out, as an input; rows that are a query's own
+    image have no place, and count for none.
 
     Raises UserError and JobFailed.
     """
@@ -45,6 +52,7 @@ def place_labelled(
             **{f"store-{number}": store.as_input for number, store in enumerate(gallery)},
             "queries": queries.as_input,
             "ground_truth": truth_input(options.ground_truth),
+            **excluded,
         },
         units=(),
         settings={**asdict(options), "stores": stores},

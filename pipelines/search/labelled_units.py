@@ -14,6 +14,7 @@ from pipelines.jobs.facts import stores_of
 from pipelines.jobs.manifests import read_entries
 from pipelines.jobs.unit_worker import UnitWorker
 from pipelines.results.truth import Truth
+from pipelines.search.excluded import NONE, read_excluded
 from pipelines.search.labelled import known_queries
 from pipelines.storage.place import open_place
 from pipelines.storage.tables import read_table
@@ -141,12 +142,14 @@ class _Placing(_Labelled):
         names = [name for name, _ in self.known]
         self.truth = Truth(job.settings["ground_truth"], names, self.record_ids.values())
         self.scored = self.read("scores", "scored-", SCORED)
+        self.excluded = read_excluded(job)
 
     def images(self, block: range) -> list[Image]:
         """The labelled images of the queries of a block, by query, then row id."""
         query = self.scored.column("query").to_numpy()
         mine = np.flatnonzero((query >= block.start) & (query < block.stop))
         rows = self.scored.take(mine).to_pylist()
+        rows = [row for row in rows if not self._own(row["query"], row["row_id"])]
         rows.sort(key=lambda row: (row["query"], row["row_id"]))
 
         images, labels, last = list[Image](), dict[int, str](), -1
@@ -162,11 +165,18 @@ class _Placing(_Labelled):
                 images.append(Image(last, row["row_id"], record_id, position, label, row["score"]))
         return images
 
+    def _own(self, query: int, row_id: int) -> bool:
+        """Whether a row is the query's own image, which its list leaves out."""
+        return row_id in self.excluded.get(self.known[query][0], NONE)
+
 
 @dataclass(frozen=True)
 class _Marks:
-    """The labelled images of one query, as `rows_before` takes them; `places` in the block."""
+    """The labelled images of one query, as `rows_before` takes them; `places` in the block, and
+    the rows that its list leaves out.
+    """
 
+    excluded: np.ndarray
     places: np.ndarray
     scores: np.ndarray
     keys: list[tuple[bytes, int]]
@@ -186,7 +196,9 @@ class CountLabelled(_Placing):
             places = np.flatnonzero(query == number)
             own = [images[place] for place in places]
             keys = [(image.record_id.encode(), image.row_id) for image in own]
-            marks.append(_Marks(places, np.array([one.score for one in own], np.float32), keys))
+            excluded = self.excluded.get(self.known[number][0], NONE)
+            scores = np.array([one.score for one in own], np.float32)
+            marks.append(_Marks(excluded, places, scores, keys))
         descriptors = self.described(asked.tolist())
 
         before, seen, ok_rows = np.zeros(len(images), np.int64), 0, 0
@@ -197,9 +209,12 @@ class CountLabelled(_Placing):
             scores = score_matrix(descriptors, read.descriptors[rows])
             row_ids = store.row_ids(part, rows)
             for mine, each in zip(marks, scores, strict=True):
-                before[mine.places] += rows_before(
-                    each, record_ids, row_ids, mine.scores, mine.keys
-                )
+                counted = rows_before(each, record_ids, row_ids, mine.scores, mine.keys)
+                out = np.flatnonzero(np.isin(row_ids, mine.excluded))
+                if len(out):
+                    ids = [record_ids[row] for row in out]
+                    counted -= rows_before(each[out], ids, row_ids[out], mine.scores, mine.keys)
+                before[mine.places] += counted
             seen, ok_rows = seen + part.globals.rows, ok_rows + len(rows)
             attempt.report(seen)
 

@@ -42,6 +42,12 @@ class Options(Checked, command="search"):
         None,
         excludes=("nprobe", "oversample"),
     )
+    exclude_self: str = option(
+        "leave a query's own image out of its list: row, that row of the gallery where the queries "
+        "are one of its stores; bytes, each image of the gallery whose file has the same bytes",
+        "",
+        choices=("row", "bytes"),
+    )
     stores: tuple[str, ...] = option(
         "where the stores of the gallery lie now, where they were moved apart from the index", ()
     )

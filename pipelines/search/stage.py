@@ -20,6 +20,7 @@ from pipelines.jobs.facts import IndexFacts, ShortlistFacts, stores_of
 from pipelines.jobs.manifests import as_input, read_facts
 from pipelines.results.indexes import open_search
 from pipelines.search.exact import exact_by_default, exact_job
+from pipelines.search.excluded import excluded_job
 from pipelines.search.labelled import place_labelled
 from pipelines.search.options import NPROBE, OVERSAMPLE
 from pipelines.search.options import Options as Options
@@ -59,6 +60,11 @@ class Plan:
 def run(options: Options, settings: RunSettings = RunSettings()) -> Manifest:
     """Make (or finish, or skip) the shortlist. Raises UserError and JobFailed."""
     planned = plan(options, settings)
+    if options.exclude_self:
+        finding = excluded_job(options, Store(options.queries), gallery_of(planned))
+        found = as_input(finding.output, run_job(finding, settings))
+        inputs = {**planned.job.inputs, "excluded": found}
+        planned = replace(planned, job=replace(planned.job, inputs=inputs))
     if options.ground_truth and (settings.overwrite or not _made_without_places(options.out)):
         _place_labelled(planned, options, settings)
     settings = replace(settings, work_bytes=planned.largest)
@@ -90,7 +96,9 @@ def gallery_of(planned: Plan) -> list[Store]:
 
 def _place_labelled(planned: Plan, options: Options, settings: RunSettings) -> None:
     queries, gallery = Store(options.queries), gallery_of(planned)
-    if place_labelled(options, queries, gallery, settings) is None:
+    inputs = planned.job.inputs
+    excluded = {"excluded": inputs["excluded"]} if "excluded" in inputs else {}
+    if place_labelled(options, queries, gallery, settings, excluded) is None:
         print(
             f"{STAGE:<9}  NOTE: {options.ground_truth} knows none of the queries of "
             f"{options.queries}, so that no image is labelled for one",

@@ -13,6 +13,7 @@ from pipelines.jobs.facts import stores_of
 from pipelines.jobs.manifests import read_entries
 from pipelines.jobs.unit_worker import UnitWorker
 from pipelines.results.indexes import open_search, read_index
+from pipelines.search.excluded import NONE, read_excluded
 from pipelines.storage.place import open_place
 from pipelines.storage.tables import read_table
 from pipelines.stores.gallery import Gallery, open_stores
@@ -30,6 +31,7 @@ class Searching(UnitWorker):
     def __init__(self, job: Job) -> None:
         super().__init__(job)
         self.queries = Store(job.settings["queries"])
+        self.excluded = read_excluded(job)
         self.name = ""
         self.index: Any = None  # neighbouring units share a file
 
@@ -39,14 +41,23 @@ class Searching(UnitWorker):
         row_ids = [store.row_ids(store.parts[part], np.array([row]))[0] for part, row in rows]
         return Gallery([store]).read_globals(np.array(row_ids, np.int64))
 
-    def search(self, name: str, descriptors: np.ndarray) -> np.ndarray:
-        """Row ids int64 [n, fetched] of a search file, -1 where it has no more."""
+    def search(self, name: str, queries: Sequence[str], descriptors: np.ndarray) -> np.ndarray:
+        """Row ids int64 [n, fetched] of a search file, -1 where it has no more; what a query's list
+        leaves out is searched beside, and -1.
+        """
         options = self.job.settings
+        left_out = [self.excluded.get(query, NONE) for query in queries]
+        fetched = options["fetched"] + max(map(len, left_out), default=0)
         if self.name != name:
             self.index = None  # let go of one before the next is read
             self.index = read_index(f"{options['index']}/search", name)
             self.name = name
-        return indexes.search(self.index, descriptors, options["fetched"], options["nprobe"])
+        ids = indexes.search(self.index, descriptors, fetched, options["nprobe"])
+        for mine, out in zip(ids, left_out, strict=True):
+            own = np.isin(mine, out)
+            mine[own] = -1
+            mine[np.flatnonzero(~own)[options["fetched"] :]] = -1  # alike whatever its company
+        return ids
 
 
 class FetchCandidates(Searching):
@@ -55,7 +66,7 @@ class FetchCandidates(Searching):
     def do(self, unit: Unit, attempt: Attempt) -> Counts:
         """Write the candidates of a block in a file."""
         block = unit.of(Candidates)
-        ids = self.search(block.file, self.read_queries(block.rows)[1])
+        ids = self.search(block.file, *self.read_queries(block.rows))
         query, place = np.nonzero(ids >= 0)
         columns = {"query": query.astype(np.int32), "row_id": ids[query, place]}
         attempt.add_table(pa.table(columns, schema=CANDIDATES), f"{unit.name}.parquet")
@@ -76,15 +87,18 @@ class MakeShortlist(Searching):
     def do(self, unit: Unit, attempt: Attempt) -> Counts:
         """Write the shortlist of a block."""
         names, descriptors = self.read_queries(unit.of(ShortlistBlock).rows)
-        candidates = self._candidates(unit, descriptors)
+        candidates = self._candidates(unit, names, descriptors)
         ids = np.unique(np.concatenate(candidates))
         scores, record_ids = self._rescore(descriptors, candidates, ids)
 
         tables, lengths, wanted = [], list[int](), self.job.settings["k"]
+        rows, short = self.job.facts.get("gallery_rows", wanted), list[int]()
         for number, name in enumerate(names):
             mine = [record_ids[i] for i in np.searchsorted(ids, candidates[number])]
             best = indexes.order(scores[number], mine)[:wanted]
             lengths.append(len(best))
+            if len(best) < min(wanted, rows - len(self.excluded.get(name, ()))):
+                short.append(len(best))
             columns = {
                 "query_id": [name] * len(best),
                 "rank": np.arange(len(best), dtype=np.int32),
@@ -98,15 +112,17 @@ class MakeShortlist(Searching):
                 f"search: {names[lengths.index(0)]} has no candidate: the lists of "
                 f"{self.job.settings['index']} that are visited are empty; raise --nprobe"
             )
-        if short := [length for length in lengths if length < wanted]:
+        if short:
             attempt.notes.update(short_lists=len(short), least_candidates=min(short))
         attempt.add_table(pa.concat_tables(tables), f"{unit.name}.parquet")
         return Counts(unit.inputs, unit.inputs)
 
-    def _candidates(self, unit: Unit, descriptors: np.ndarray) -> list[np.ndarray]:
+    def _candidates(
+        self, unit: Unit, names: Sequence[str], descriptors: np.ndarray
+    ) -> list[np.ndarray]:
         """Row ids a query, ascending, over all search files."""
         if "candidates" not in self.job.inputs:
-            ids = self.search(self.files[0], descriptors)
+            ids = self.search(self.files[0], names, descriptors)
             return [np.unique(row[row >= 0]) for row in ids]
 
         place = open_place(self.job.inputs["candidates"]["url"])

@@ -256,6 +256,18 @@ class Store:
             digests.update(zip(*columns, strict=True))
         return digests
 
+    def read_digests(self, part: PartFiles) -> list[str]:
+        """The SHA-256 (hex) of the file of each row of a part; "" where it is not known.
+
+        Raises Damaged.
+        """
+        name = part.globals.name
+        with reading(self.place, name):
+            table = read_columns(self.place, name, ["sha256"])
+            check_types(table, global_descriptors.arrow_schema(self.dimension, "float32"))
+            self._check_rows(part, len(table))
+        return list(table.column("sha256").to_pylist())
+
     def references(self, record_ids: Iterable[str]) -> dict[str, ImageReference]:
         """Where some images of the plan lie; absent are those of archives or of another store."""
         if not self.place.exists(IMAGES_NAME):  # an imported store
