@@ -36,7 +36,8 @@ CANDIDATES = pa.schema(
 EXCLUDED = pa.schema(
     [
         pa.field("query_id", pa.string(), nullable=False),  # record id of the query
-        pa.field("row_id", pa.int64(), nullable=False),  # of the gallery
+        pa.field("record_id", pa.string(), nullable=False),  # of the gallery
+        pa.field("row_id", pa.int64(), nullable=False),
     ],
     metadata={"schema": "rrt-excluded/1"},
 )

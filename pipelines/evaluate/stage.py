@@ -26,7 +26,7 @@ from pipelines.evaluate.options import Options as Options
 from pipelines.evaluate.table import metrics_table
 from pipelines.jobs.existing_output import readable_manifest
 from pipelines.jobs.facts import RankingFacts, ShortlistFacts
-from pipelines.jobs.manifests import as_input, read_facts
+from pipelines.jobs.manifests import as_input, read_facts, require_manifest
 from pipelines.results.labelled import FOLDER, labelled_of
 from pipelines.results.outputs import (
     as_inputs,
@@ -40,6 +40,7 @@ from pipelines.results.truth import truth_input
 from pipelines.storage.place import open_place
 from pipelines.storage.tables import reading
 from rrt_core.metrics.revisited import KAPPAS
+from schemas.errors import UserError
 from schemas.ground_truth.ground_truth import load_ground_truth
 from schemas.inside import read_json
 from schemas.manifest import MANIFEST_NAME, Manifest
@@ -63,6 +64,8 @@ def run(options: Options, settings: RunSettings = RunSettings()) -> Manifest:
         protocols = list(read_facts(f"{options.out}/ranking", ranking, RankingFacts).protocols)
     truth = load_ground_truth(options.ground_truth)
     inputs["ground_truth"] = truth_input(options.ground_truth)
+    if left_out := shortlist.inputs.get("excluded"):
+        inputs["excluded"] = _excluded(options.out, left_out["content"])
     labelled = {}
     if facts.cut and (settings.overwrite or not _made_of_lists(options.out, inputs)):
         labelled = _labelled(options.out, shortlist, facts, inputs["ground_truth"])
@@ -91,6 +94,17 @@ def run(options: Options, settings: RunSettings = RunSettings()) -> Manifest:
     ensembled = _with_ensemble(plain, requested, options.out, shortlist) if requested else None
     manifest = run_job(plain, settings)
     return run_job(ensembled, settings) if ensembled else manifest
+
+
+def _excluded(url: str, content: str) -> dict[str, str]:
+    """What the lists leave out, as an input. Raises UserError where it is not what search used."""
+    found = require_manifest(f"{url}/excluded", "list of rows that are left out", "search")
+    if found.content != content:
+        raise UserError(
+            f"{url}/excluded was made again since {url}/shortlist was made of it; search again "
+            f"with --overwrite"
+        )
+    return as_input(f"{url}/excluded", found)
 
 
 def _made_of_lists(url: str, inputs: dict[str, dict[str, str]]) -> bool:

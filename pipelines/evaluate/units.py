@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from pipelines.evaluate.ensembles import read_scored, replayed
 from pipelines.jobs.attempt import Attempt
 from pipelines.jobs.facts import stores_of
 from pipelines.jobs.unit_worker import UnitWorker
+from pipelines.results.excluded import read_excluded
 from pipelines.results.labelled import read_labelled
 from pipelines.results.scores import read_ranking
 from pipelines.results.shortlists import read_shortlist
@@ -23,6 +24,7 @@ from pipelines.stores.gallery import open_stores
 from rrt_core.ensemble import Ensemble
 from rrt_core.metrics.revisited import KAPPAS, Evaluation, evaluate, protocols_of
 from schemas.errors import UserError
+from schemas.ground_truth.ground_truth import LISTS, QueryTruth
 from schemas.ground_truth.name_matching import Names
 from schemas.manifest import Counts
 from schemas.metrics import ENSEMBLE, ENSEMBLE_DEPLOY, GLOBAL, METRICS_SCHEMA, PER_QUERY, RERANKED
@@ -67,7 +69,8 @@ class Evaluate(UnitWorker):
         shortlists = list(read_shortlist(options["out"]))
         truth = truth_of(options["ground_truth"], shortlists)
         assert truth is not None  # a required option
-        queries, described = truth.truth.queries, truth.by_query()
+        described = truth.by_query()
+        queries = self._asked(truth.truth.queries, described)
         seen = self._labelled(shortlists)
         results: Results = {}
         for ranking, by_protocol in self._rankings(shortlists, truth).items():
@@ -97,6 +100,23 @@ class Evaluate(UnitWorker):
         name, count = "per_query.parquet", len(queries)
         attempt.add_table(table, name, count, plain_name=True, undefined=undefined)
         return Counts(unit.inputs, len(described), unit.inputs - len(described))
+
+    def _asked(
+        self, queries: Sequence[QueryTruth], described: Mapping[int, str]
+    ) -> list[QueryTruth]:
+        """The queries; what their lists leave out is in none of their own lists."""
+        asked, excluded = list(queries), read_excluded(self.job.inputs)
+        left_out = [name for one in excluded.values() for name in one.record_ids]
+        known = Truth(self.job.settings["ground_truth"], (), left_out)
+        for number, name in described.items():
+            if name in excluded:
+                own = {*known.positions(excluded[name].record_ids).tolist()}
+                easy, hard, junk = (
+                    tuple(one for one in getattr(asked[number], label) if one not in own)
+                    for label in LISTS
+                )
+                asked[number] = replace(asked[number], easy=easy, hard=hard, junk=junk)
+        return asked
 
     def _labelled(self, shortlists: Iterable[tuple[str, pa.Table]]) -> dict[str, Seen] | None:
         """Query id -> its labelled images beside its list; None where the lists alone are known."""
@@ -172,10 +192,11 @@ class Evaluate(UnitWorker):
         }
 
     def _missing(self, truth: Truth) -> int | None:
-        """How many images of the truth's gallery no record stands for; None where lists are cut
+        """How many images of the truth's gallery no record stands for; None where lists lack images
         and the stores, which alone know, are not to be found.
         """
-        if not self.job.settings.get("cut", self.job.facts["truncated"]):
+        cut = self.job.settings.get("cut", self.job.facts["truncated"])
+        if not cut and "excluded" not in self.job.inputs:
             return truth.missing_from_gallery
 
         hints = stores_of(self.job.settings.get("stores") or [])

@@ -8,7 +8,7 @@ import pyarrow as pa
 from pipelines.jobs.attempt import Attempt
 from pipelines.jobs.facts import stores_of
 from pipelines.jobs.manifests import read_entries
-from pipelines.search.excluded import read_excluded
+from pipelines.results.excluded import read_excluded
 from pipelines.search.units import Searching
 from pipelines.storage.place import open_place
 from pipelines.storage.tables import read_table
@@ -28,7 +28,7 @@ class SearchExactly(Searching):
         work = unit.of(ExactSearch)
         stores = open_stores(stores_of(self.job.facts["stores"]), self.job.output)
         names, descriptors = self.read_queries(work.rows)
-        excluded = read_excluded(self.job)
+        excluded = read_excluded(self.job.inputs)
         best = [Best(self.job.settings["k"]) for _ in work.rows]
         for number, part_number in work.searched:
             part = stores[number].part(part_number)
@@ -39,7 +39,7 @@ class SearchExactly(Searching):
             scores = score_matrix(descriptors, read.descriptors[rows])
             for name, mine, each in zip(names, best, scores, strict=True):
                 if name in excluded:
-                    kept = np.flatnonzero(~np.isin(row_ids, excluded[name]))
+                    kept = excluded[name].keep(row_ids)
                     mine.add(each[kept], record_ids[kept], row_ids[kept])
                 else:
                     mine.add(each, record_ids, row_ids)
@@ -62,7 +62,7 @@ class MergeExact(Searching):
         Raises Damaged where a query has fewer than there are.
         """
         names, _ = self.read_queries(unit.of(ShortlistBlock).rows)
-        excluded, k = read_excluded(self.job), int(self.job.settings["k"])
+        excluded, k = read_excluded(self.job.inputs), int(self.job.settings["k"])
         best = [Best(k) for _ in names]
         place, block = open_place(self.job.inputs["exact"]["url"]), unit.name.rpartition("-")[2]
         for entry in read_entries(place.url):

@@ -9,20 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-import pyarrow as pa
-
-from pipelines.jobs.manifests import read_entries
 from pipelines.search.options import Options
-from pipelines.storage.place import open_place
-from pipelines.storage.tables import read_table
 from pipelines.stores.gallery import runs_of
 from pipelines.stores.store import Store
 from schemas.errors import UserError
 from schemas.plan import ExcludedRows, Job, Unit
-from schemas.shortlist import EXCLUDED
-
-NONE = np.zeros(0, np.int64)
 
 
 def excluded_job(options: Options, queries: Store, gallery: Sequence[Store]) -> Job:
@@ -66,21 +57,3 @@ def excluded_job(options: Options, queries: Store, gallery: Sequence[Store]) -> 
         facts={"kind": "excluded", "stores": stores},
         noun="images",
     )
-
-
-def read_excluded(job: Job) -> dict[str, np.ndarray]:
-    """Query id -> row ids int64 that its list leaves out; queries without any are absent.
-
-    Of the job that found them, as an input of `job`; empty where that has none.
-    """
-    if "excluded" not in job.inputs:
-        return {}
-
-    place = open_place(job.inputs["excluded"]["url"])
-    tables = [read_table(place, entry.name, schema=EXCLUDED) for entry in read_entries(place.url)]
-    table = pa.concat_tables(tables)
-    names = table.column("query_id").to_numpy(zero_copy_only=False)
-    row_ids, excluded = table.column("row_id").to_numpy(), dict[str, list[int]]()
-    for name, row_id in zip(names, row_ids.tolist(), strict=True):
-        excluded.setdefault(name, []).append(row_id)
-    return {name: np.unique(rows) for name, rows in excluded.items()}

@@ -31,8 +31,8 @@ class FindExcluded(UnitWorker):
                         self.by_bytes.setdefault(digests[row], []).append(read.record_ids[row])
 
     def do(self, unit: Unit, attempt: Attempt) -> Counts:
-        """Write (query id, row id) of each that a list leaves out."""
-        found, described = list[tuple[str, int]](), 0
+        """Write the rows that a list leaves out."""
+        found, described = list[tuple[str, str, int]](), 0
         for number, part_number in unit.of(ExcludedRows).excluding:
             store = self.stores[number]
             part = store.part(part_number)
@@ -41,23 +41,24 @@ class FindExcluded(UnitWorker):
             described += len(rows)
             found += self._found(store, part, read.record_ids, rows)
 
-        query_ids, row_ids = zip(*found, strict=True) if found else ((), ())
-        columns = [pa.array(query_ids, pa.string()), pa.array(row_ids, pa.int64())]
-        attempt.add_table(pa.table(columns, schema=EXCLUDED), f"{unit.name}.parquet")
+        listed = zip(*found, strict=True) if found else [()] * len(EXCLUDED)
+        columns = map(pa.array, listed, EXCLUDED.types)
+        attempt.add_table(pa.table(list(columns), schema=EXCLUDED), f"{unit.name}.parquet")
         return Counts(unit.inputs, described, unit.inputs - described)
 
     def _found(
         self, store: Store, part: PartFiles, record_ids: list[str], rows: np.ndarray
-    ) -> list[tuple[str, int]]:
+    ) -> list[tuple[str, str, int]]:
+        """(query id, record id, row id) of the rows of a part that are a query's own image."""
         row_ids = store.row_ids(part, rows).tolist()
+        named = [(record_ids[row], row_id) for row, row_id in zip(rows, row_ids, strict=True)]
         if self.job.settings["exclude_self"] == "row":
-            if store.manifest.content != self.queries.manifest.content:
-                return []
-            return list(zip((record_ids[row] for row in rows), row_ids, strict=True))
+            own = store.manifest.content == self.queries.manifest.content
+            return [(record_id, record_id, row_id) for record_id, row_id in named] if own else []
 
         digests = store.read_digests(part)
         return [
-            (query, row_id)
-            for row, row_id in zip(rows, row_ids, strict=True)
+            (query, *each)
+            for row, each in zip(rows, named, strict=True)
             for query in self.by_bytes.get(digests[row], ())
         ]

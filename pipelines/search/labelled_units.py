@@ -13,8 +13,8 @@ from pipelines.jobs.attempt import Attempt
 from pipelines.jobs.facts import stores_of
 from pipelines.jobs.manifests import read_entries
 from pipelines.jobs.unit_worker import UnitWorker
+from pipelines.results.excluded import NOTHING, Excluded, read_excluded
 from pipelines.results.truth import Truth
-from pipelines.search.excluded import NONE, read_excluded
 from pipelines.search.labelled import known_queries
 from pipelines.storage.place import open_place
 from pipelines.storage.tables import read_table
@@ -142,7 +142,7 @@ class _Placing(_Labelled):
         names = [name for name, _ in self.known]
         self.truth = Truth(job.settings["ground_truth"], names, self.record_ids.values())
         self.scored = self.read("scores", "scored-", SCORED)
-        self.excluded = read_excluded(job)
+        self.excluded = read_excluded(job.inputs)
 
     def images(self, block: range) -> list[Image]:
         """The labelled images of the queries of a block, by query, then row id."""
@@ -167,7 +167,7 @@ class _Placing(_Labelled):
 
     def _own(self, query: int, row_id: int) -> bool:
         """Whether a row is the query's own image, which its list leaves out."""
-        return row_id in self.excluded.get(self.known[query][0], NONE)
+        return row_id in self.excluded.get(self.known[query][0], NOTHING).row_ids
 
 
 @dataclass(frozen=True)
@@ -176,7 +176,7 @@ class _Marks:
     the rows that its list leaves out.
     """
 
-    excluded: np.ndarray
+    excluded: Excluded
     places: np.ndarray
     scores: np.ndarray
     keys: list[tuple[bytes, int]]
@@ -196,7 +196,7 @@ class CountLabelled(_Placing):
             places = np.flatnonzero(query == number)
             own = [images[place] for place in places]
             keys = [(image.record_id.encode(), image.row_id) for image in own]
-            excluded = self.excluded.get(self.known[number][0], NONE)
+            excluded = self.excluded.get(self.known[number][0], NOTHING)
             scores = np.array([one.score for one in own], np.float32)
             marks.append(_Marks(excluded, places, scores, keys))
         descriptors = self.described(asked.tolist())
@@ -210,7 +210,7 @@ class CountLabelled(_Placing):
             row_ids = store.row_ids(part, rows)
             for mine, each in zip(marks, scores, strict=True):
                 counted = rows_before(each, record_ids, row_ids, mine.scores, mine.keys)
-                out = np.flatnonzero(np.isin(row_ids, mine.excluded))
+                out = np.flatnonzero(np.isin(row_ids, mine.excluded.row_ids))
                 if len(out):
                     ids = [record_ids[row] for row in out]
                     counted -= rows_before(each[out], ids, row_ids[out], mine.scores, mine.keys)

@@ -12,8 +12,8 @@ from pipelines.jobs.attempt import Attempt
 from pipelines.jobs.facts import stores_of
 from pipelines.jobs.manifests import read_entries
 from pipelines.jobs.unit_worker import UnitWorker
+from pipelines.results.excluded import NOTHING, read_excluded
 from pipelines.results.indexes import open_search, read_index
-from pipelines.search.excluded import NONE, read_excluded
 from pipelines.storage.place import open_place
 from pipelines.storage.tables import read_table
 from pipelines.stores.gallery import Gallery, open_stores
@@ -31,7 +31,7 @@ class Searching(UnitWorker):
     def __init__(self, job: Job) -> None:
         super().__init__(job)
         self.queries = Store(job.settings["queries"])
-        self.excluded = read_excluded(job)
+        self.excluded = read_excluded(job.inputs)
         self.name = ""
         self.index: Any = None  # neighbouring units share a file
 
@@ -46,7 +46,7 @@ class Searching(UnitWorker):
         leaves out is searched beside, and -1.
         """
         options = self.job.settings
-        left_out = [self.excluded.get(query, NONE) for query in queries]
+        left_out = [self.excluded.get(query, NOTHING) for query in queries]
         fetched = options["fetched"] + max(map(len, left_out), default=0)
         if self.name != name:
             self.index = None  # let go of one before the next is read
@@ -54,9 +54,8 @@ class Searching(UnitWorker):
             self.name = name
         ids = indexes.search(self.index, descriptors, fetched, options["nprobe"])
         for mine, out in zip(ids, left_out, strict=True):
-            own = np.isin(mine, out)
-            mine[own] = -1
-            mine[np.flatnonzero(~own)[options["fetched"] :]] = -1  # alike whatever its company
+            kept = mine[out.keep(mine)][: options["fetched"]]  # alike whatever its company
+            mine[: len(kept)], mine[len(kept) :] = kept, -1
         return ids
 
 

@@ -133,6 +133,28 @@ def test_a_whole_list_without_the_own_image_is_not_cut(world: Path, tmp_path: Pa
     assert refused.code == 2 and "inputs.excluded was" in refused.said, refused.said
 
 
+@pytest.mark.parametrize("k", ["0", "14"])
+def test_the_own_image_is_no_positive(k: str, world: Path, tmp_path: Path) -> None:
+    """Figures are those of a truth in which it is junk, and of lists that hold it."""
+    truth = json.loads((world / "own.json").read_text())
+    (tmp_path / "junk.json").write_text(json.dumps(truth))
+    for row, query in enumerate(truth["queries"]):
+        query["easy"], query["junk"] = [row, *query["easy"]], [23]
+    (tmp_path / "positive.json").write_text(json.dumps(truth))
+    found = []
+    for name, options in (("junk", ()), ("positive", ("--exclude-self", "row"))):
+        given = ("--out", tmp_path / name, "--ground-truth", tmp_path / f"{name}.json")
+        queries = ("--queries", world / "gallery", "--shortlist", "4", *given)
+        good("search", *queries, "--index", world / "flat", "--k", k, *options)
+        good("rerank", *queries, "--reranker", "mutual_nn")
+        good("evaluate", *given)
+        metrics = json.loads((tmp_path / name / "evaluation/metrics.json").read_text())
+        assert metrics["facts"]["gallery_images_not_described"] == 0
+        found.append(metrics["rankings"])
+    assert found[0]["global"] == found[1]["global"]
+    assert found[0]["reranked"] == found[1]["reranked"]
+
+
 def test_what_cannot_be_known_is_refused(world: Path, tmp_path: Path) -> None:
     given = ("--index", world / "flat", "--out", tmp_path / "run")
     ended = command("search", "--queries", world / "queries", *given, "--exclude-self", "row")
