@@ -16,6 +16,7 @@ from pipelines.estimate.model import Estimate
 from pipelines.estimate.probe import SEED, probe
 from pipelines.jobs.manifests import read_manifest
 from pipelines.search import stage as search
+from pipelines.search.estimate_places import add_places
 from pipelines.search.exact import exact_job
 from pipelines.storage.place import open_place
 from schemas.plan import ExactSearch, ShortlistBlock, Unit
@@ -31,6 +32,16 @@ def estimate(
     folder: Path, options: search.Options, settings: RunSettings, begun: float
 ) -> Estimate:
     """The estimate of a search, which began at `begun` by time.monotonic(). Raises UserError."""
+    made, planned = _shortlist(folder, options, settings, begun)
+    if options.ground_truth:
+        add_places(made, options, settings, search.gallery_of(planned))
+    return made
+
+
+def _shortlist(
+    folder: Path, options: search.Options, settings: RunSettings, begun: float
+) -> tuple[Estimate, search.Plan]:
+    """That of the shortlist alone."""
     planned = search.plan(options, settings)
     before = time.monotonic() - begun
 
@@ -39,10 +50,11 @@ def estimate(
     manifest = None if settings.overwrite else read_manifest(open_place(f"{options.out}/shortlist"))
     if manifest is not None:
         size = manifest.parts["bytes"]
-        return made.nothing_left(settings, before, "a shortlist is in place already", size)
+        note = "a shortlist is in place already"
+        return made.nothing_left(settings, before, note, size), planned
 
     if planned.exact:
-        return _exact(made, planned, folder, settings, before)
+        return _exact(made, planned, folder, settings, before), planned
 
     rows = [row for block in planned.blocks for row in block]
     order = np.random.default_rng(SEED).permutation(len(rows))
@@ -90,7 +102,7 @@ def estimate(
         made.notes.append(f"a block of queries takes {fixed:.1f} s beside its queries")
     if files > 1:
         made.notes.append(f"candidates come from {files} search files; one of them was probed")
-    return made
+    return made, planned
 
 
 def _exact(

@@ -128,6 +128,28 @@ def test_a_lost_place_is_made_again(stores: Path, tmp_path: Path) -> None:
     assert places(tmp_path) == before and command("verify", tmp_path).code == 0
 
 
+def test_an_estimate_counts_them(stores: Path, tmp_path: Path) -> None:
+    ended = search(stores, "flat", tmp_path / "run", "--dry-run", "--k", "60", "--shortlist", "10")
+    assert ended.code == 0, ended.said
+    assert "labelled images in the whole gallery" in ended.said and "labelled places" in ended.said
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_search_that_was_cut_off_goes_on(stores: Path, tmp_path: Path) -> None:
+    """What is committed stays; the result is the same."""
+    options = ("--k", "60", "--shortlist", "10", "--queries-per-block", "2", "--workers", "2")
+    assert search(stores, "ivf", tmp_path, *options).code == 0
+    before = places(tmp_path)
+    for job, unit in (("counts", "run-00000-00001"), ("places", "part-00002")):
+        (tmp_path / "labelled" / job / "manifest.json").unlink()
+        (tmp_path / f"labelled/{job}/done/{unit}.json").unlink()
+    kept = tmp_path / "labelled/counts/done/run-00000-00000.json"
+    written = kept.stat().st_mtime_ns
+    ended = search(stores, "ivf", tmp_path, *options)
+    assert ended.code == 0 and ended.said.count("already made") == 3, ended.said
+    assert places(tmp_path) == before and kept.stat().st_mtime_ns == written
+
+
 def test_a_truth_that_knows_no_query_is_said(stores: Path, tmp_path: Path) -> None:
     truth = {"schema": "rrt-ground-truth/1", "gallery": ["one000001"], "queries": []}
     truth["queries"] = [{"name": "another", "easy": [0], "hard": [], "junk": []}]
