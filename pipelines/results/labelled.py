@@ -13,7 +13,7 @@ from pipelines.jobs.facts import LabelledFacts, ShortlistFacts
 from pipelines.jobs.manifests import input_content, read_entries, read_facts, read_manifest
 from pipelines.results.shortlists import split_by_query
 from pipelines.storage.place import open_place
-from pipelines.storage.tables import read_table
+from pipelines.storage.tables import read_table, reading
 from schemas.layout import PLAN_NAME
 from schemas.manifest import Manifest
 from schemas.shortlist import PLACES
@@ -63,13 +63,19 @@ NONE = Labelled([], *(np.zeros(0, kind) for kind in (np.int64, np.int64, np.floa
 
 
 def read_labelled(url: str) -> Iterator[tuple[str, Labelled]]:
-    """(query id, its labelled images) of a run; queries of which none is described are absent."""
+    """(query id, its labelled images) of a run; queries of which none is described are absent.
+
+    Raises Damaged.
+    """
     place = open_place(f"{url}/{FOLDER}")
     for entry in sorted(read_entries(place.url), key=lambda entry: entry.name):
         for query, rows in split_by_query(read_table(place, entry.name, schema=PLACES)):
             columns = ("row_id", "position", "score", "place")
             row_ids, positions, scores, places = (rows.column(one).to_numpy() for one in columns)
             record_ids = rows.column("record_id").to_pylist()
+            with reading(place, entry.name):
+                if places.min() < 0 or (np.diff(places) <= 0).any() or np.isnan(scores).any():
+                    raise ValueError(f"the places of {query} do not rise, or a score is no number")
             yield query, Labelled(record_ids, row_ids, positions.astype(np.int64), scores, places)
 
 

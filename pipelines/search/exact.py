@@ -54,8 +54,9 @@ def exact_by_default(
     if work_of(queries, rows, dimension) > MOST_WORK:
         return False
 
+    few = "1 query is" if queries == 1 else f"{queries:,} queries are"
     print(
-        f"search     {queries:,} queries are few: all {rows:,} globals are scored, the index is "
+        f"search     {few} few: all {rows:,} globals are scored, the index is "
         f"not asked (--no-exact asks it)",
         file=sys.stderr,
     )

@@ -142,6 +142,11 @@ class _Placing(_Labelled):
         names = [name for name, _ in self.known]
         self.truth = Truth(job.settings["ground_truth"], names, self.record_ids.values())
         self.scored = self.read("scores", "scored-", SCORED)
+        if not {*self.scored.column("row_id").to_pylist()} <= self.record_ids.keys():
+            raise Damaged(
+                f"{job.inputs['scores']['url']} scores rows that it does not name; search again "
+                f"with --overwrite"
+            )
         self.excluded = read_excluded(job.inputs)
 
     def images(self, block: range) -> list[Image]:

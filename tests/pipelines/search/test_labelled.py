@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -251,6 +252,21 @@ def test_another_truth_is_evaluated_by_the_lists(described: Path, tmp_path: Path
     assert "positives beyond count as not found" in ended.said
     facts = json.loads((run / "evaluation/metrics.json").read_text())["facts"]
     assert facts["truncated"] and "exact_places" not in facts
+
+
+def test_places_that_cannot_be_are_damage(described: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    evaluated(described, "flat", run, "--k", "8")
+    (file,) = (run / "labelled/places").glob("part-*.parquet")
+    table = pq.read_table(file)
+    place = table.schema.get_field_index("place")
+    for wrong in ([-1] + [5] * (len(table) - 1), [7] * len(table)):
+        shutil.rmtree(run / "evaluation", ignore_errors=True)
+        column = pa.array(wrong, pa.int64())
+        pq.write_table(table.set_column(place, table.schema.field(place), column), file)
+        ended = command("evaluate", "--out", run, "--ground-truth", described / "truth.json")
+        assert ended.code == 1 and "do not rise" in ended.said, ended.said
+        assert "'repair " in ended.said and "Traceback" not in ended.said
 
 
 def test_an_evaluation_of_lists_stays_until_it_is_made_again(
