@@ -85,9 +85,10 @@ class MakeReport(UnitWorker):
             attempt.report(number + 1)
 
         rankings = metrics.get("rankings", {})
+        exact = "exact_places" in metrics.get("facts", {})
         data = ReportData(
             title=options["title"],
-            summary=_summary(len(before), shortlist_facts(url), len(shown)),
+            summary=_summary(len(before), shortlist_facts(url), len(shown), exact),
             metrics=_rows(rankings, metrics.get("ensemble")),
             queries=queries,
             made_by=fact_groups(
@@ -214,10 +215,12 @@ def _rows(rankings: dict[str, Any], ensemble: dict[str, Any] | None) -> list[Met
     ]
 
 
-def _summary(queries: int, facts: ShortlistFacts, shown: int) -> str:
+def _summary(queries: int, facts: ShortlistFacts, shown: int, exact: bool) -> str:
+    """In words, what the page shows; exact: whether positives beyond lists have exact places."""
     text = f"{queries:,} queries against {facts.gallery_rows:,} gallery images."
     if facts.cut:
-        text += f" Rankings end after {facts.k:,} images: positives beyond add nothing."
+        beyond = "count by their exact places in the whole gallery" if exact else "add nothing"
+        text += f" Rankings end after {facts.k:,} images: positives beyond {beyond}."
         if facts.notes.short_lists:
             text += (
                 f" {facts.notes.short_lists:,} of them end earlier, the shortest after "

@@ -217,6 +217,6 @@ def test_disturbed_runs_on_s3_equal_a_local_run(
     for name, content in found.items():
         if not name.startswith("run/report"):  # it names its places
             assert json.loads((tmp_path / "all" / name).read_bytes())["content"] == content, name
-    assert len(found) == 8 and not leftovers(s3, "all/")
+    assert len(found) == 11 and not leftovers(s3, "all/")
     again = start(*on_s3)
-    assert again.end() == 0 and again.text.count("already made") == 8, again.text
+    assert again.end() == 0 and again.text.count("already made") == 11, again.text

@@ -214,6 +214,10 @@ def test_cut_lists_give_the_figures_of_whole_ones(described: Path, tmp_path: Pat
         for run in (described / "whole", tmp_path)
     ]
     assert metrics[0].equals(metrics[1])
+    given = ("--out", tmp_path, "--ground-truth", described / "truth.json")
+    good("report", *given)
+    page = (tmp_path / "report/report.html").read_text()
+    assert "positives beyond count by their exact places in the whole gallery" in page
     manifest = json.loads((tmp_path / "evaluation/manifest.json").read_text())
     assert manifest["inputs"]["labelled"]["content"]
 
