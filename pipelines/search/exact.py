@@ -24,7 +24,7 @@ from schemas.plan import ExactSearch, Job, Unit
 # The work of an exact pass in products of two numbers. Beside its products each row is read, and
 # each of its numbers made float64: as much as 32 queries; its id as much as 256 dimensions.
 A_ROW_IN_QUERIES, A_ROW_IN_DIMENSIONS = 32, 256
-MOST_WORK = 3e11  # 70 queries of a million rows of 2,048: some ten seconds on two cores
+MOST_WORK = 3e11  # 70 queries of a million rows of 2,048: some 30 processor seconds
 
 
 def work_of(queries: int, rows: int, dimension: int) -> float:
