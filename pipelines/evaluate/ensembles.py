@@ -16,6 +16,7 @@ from pipelines.results.shortlists import read_shortlist
 from pipelines.results.truth import Truth
 from pipelines.storage.place import open_place
 from rrt_core.ensemble import Ensemble, replay_ensemble
+from rrt_core.extractors import comparable
 from schemas.errors import UserError
 from schemas.manifest import Manifest, sha256_text
 from schemas.tuned import Tuned
@@ -154,6 +155,8 @@ def refuse_where_tuned(
         ("reranker", requested.tuned.reranker, scores.recipe["reranker"]),
         ("extractor", requested.tuned.extractor, extractor_of(url, shortlist)),
     ):
+        # what ran the network, a key of extractors alone, changes no score that counts
+        old, new = (each and comparable(each, ("execution",)) for each in (old, new))
         first = "; ".join(islice(differences(old, new), 3)) if old and new else ""
         if first:
             raise UserError(

@@ -21,6 +21,7 @@ PACKAGES = (
     "pillow",
     "opencv-python-headless",
     "faiss-cpu",
+    "openvino",
 )
 
 

@@ -16,6 +16,7 @@ from pipelines.storage.byte_sources import read_columns
 from pipelines.storage.place import open_place
 from pipelines.storage.protocol import Place
 from pipelines.storage.tables import read_table, reading
+from rrt_core.extractors import comparable
 from schemas import global_descriptors
 from schemas.errors import Damaged, UserError
 from schemas.global_descriptors import GlobalPart, rows_at
@@ -99,11 +100,8 @@ class Store:
 
     @property
     def described_by(self) -> dict[str, Any]:
-        """What of its extractor makes descriptors comparable: all but the order of the locals."""
-        config = {
-            key: value for key, value in self.extractor.get("config", {}).items() if key != "order"
-        }
-        return {**self.extractor, "config": config}
+        """What of its extractor makes descriptors comparable."""
+        return comparable(self.extractor)
 
     @property
     def span(self) -> int:

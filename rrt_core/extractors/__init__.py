@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from rrt_core.execution import TORCH
 from rrt_core.extractors.spread import STRENGTH
 from rrt_core.images import Image
 from schemas.errors import UserError
@@ -164,14 +165,34 @@ def options_of_store(
 ) -> dict[str, Any]:
     """Options for more images of a store whose extractor has the configuration `config`.
 
-    Stores of earlier versions keep the strongest locals first, where `order` is not given.
-    Raises UserError for an unknown name.
+    Where `order` or `execution` is not given it is the store's; stores of earlier versions keep the
+    strongest locals first. Raises UserError for an unknown name.
     """
     made, _ = _class(name)
-    has_order = "order" in inspect.signature(made).parameters
-    if has_order and "order" not in options and "order" not in config:
-        return {**options, "order": STRENGTH}
-    return dict(options)
+    known, added = inspect.signature(made).parameters, dict[str, Any]()
+    whole = {**config.get("global", {}), **config}  # of an extractor whose global is another's
+    for option, usual in (("order", STRENGTH), ("execution", TORCH)):
+        if (
+            option in known
+            and option not in options
+            and whole.get(option, usual) != (known[option].default)
+        ):
+            added[option] = whole.get(option, usual)
+    return {**options, **added}
+
+
+def comparable(
+    extractor: Mapping[str, Any], but: Collection[str] = ("order", "execution")
+) -> dict[str, Any]:
+    """Of an extractor's identity, or a part of it, what its descriptors must share to be compared.
+
+    All but the order of the locals, and what runs the network, whose descriptors agree to 1e-4.
+    """
+    return {
+        key: comparable(value, but) if isinstance(value, Mapping) else value
+        for key, value in extractor.items()
+        if key not in but
+    }
 
 
 def _class(name: str) -> tuple[Any, dict[str, str]]:

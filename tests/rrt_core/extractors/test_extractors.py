@@ -27,7 +27,7 @@ from rrt_core.extractors.efficientnet.network import (
     INPUT_MEAN,
     EfficientNetLite0,
     Maps,
-    _SameConv,
+    SameConv,
     cell_centres,
 )
 from rrt_core.extractors.projection import directions
@@ -120,9 +120,9 @@ def test_network_equals_the_published_one(height: int, width: int) -> None:
 @pytest.mark.parametrize("side", [10, 16, 17, 33, 64, 100, 255, 256, 257, 360, 511, 512])
 def test_cells_lie_at_the_centres_of_their_receptive_fields(side: int) -> None:
     network = EfficientNetLite0()
-    convolutions: list[_SameConv] = [network.stem]
+    convolutions: list[SameConv] = [network.stem]
     for block in list(network.blocks)[: network.ends[4] + 1]:
-        convolutions += [part for part in block.modules() if isinstance(part, _SameConv)]
+        convolutions += [part for part in block.modules() if isinstance(part, SameConv)]
     sides = [side]
     for convolution in convolutions:
         sides.append(math.ceil(sides[-1] / convolution.stride))
