@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import queue
 import re
@@ -175,11 +176,26 @@ class SparkEngine(Engine):
 
     def close(self, *, keep_log: bool = False) -> None:
         """Stop a context of ours, after the thread that waits for its job: both need the JVM."""
-        if self._thread is not None and self.session is not None and self.session.alive:
-            if self._thread.is_alive():
-                self._cancel()
-            self._thread.join(JOIN_SECONDS)
-        close_session()
+        end = time.monotonic() + JOIN_SECONDS
+        while self._waits() and time.monotonic() < end:
+            self._cancel()  # again: its job may have begun after the last time
+            assert self._thread is not None
+            self._thread.join(0.5)
+
+        before = logging.root.manager.disable
+        if self._waits():  # what it says of the JVM that is gone is no news
+            logging.disable(logging.CRITICAL)
+        try:
+            close_session()
+            if self._thread is not None:
+                self._thread.join(1.0)
+        finally:
+            logging.disable(before)
+
+    def _waits(self) -> bool:
+        """Whether the thread waits for a job of a context that is there."""
+        there = self.session is not None and self.session.alive
+        return there and self._thread is not None and self._thread.is_alive()
 
     def remove_leftovers(self) -> None:
         """Spark's own folders go with its JVM, which ends with this process."""
