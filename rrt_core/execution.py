@@ -39,11 +39,6 @@ def check_execution(execution: object) -> None:
         )
 
 
-def execution_config(execution: str) -> dict[str, str]:
-    """What of the option goes into a configuration: nothing of torch, as before there was one."""
-    return {} if execution == TORCH else {"execution": execution}
-
-
 class CompiledNetwork:
     """A network of one image input, run by OpenVINO with as many threads as torch has.
 

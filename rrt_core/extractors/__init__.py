@@ -17,8 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rrt_core.execution import TORCH
-from rrt_core.extractors.spread import STRENGTH
+from rrt_core.extractors.options import FORMER
 from rrt_core.images import Image
 from schemas.errors import UserError
 from schemas.registry import Registry
@@ -171,7 +170,7 @@ def options_of_store(
     made, _ = _class(name)
     known, added = inspect.signature(made).parameters, dict[str, Any]()
     whole = {**config.get("global", {}), **config}  # of an extractor whose global is another's
-    for option, usual in (("order", STRENGTH), ("execution", TORCH)):
+    for option, usual in FORMER.items():
         if (
             option in known
             and option not in options
@@ -182,7 +181,7 @@ def options_of_store(
 
 
 def comparable(
-    extractor: Mapping[str, Any], but: Collection[str] = ("order", "execution")
+    extractor: Mapping[str, Any], but: Collection[str] = tuple(FORMER)
 ) -> dict[str, Any]:
     """Of an extractor's identity, or a part of it, what its descriptors must share to be compared.
 

@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from rrt_core.extractors import Extractor
-from rrt_core.extractors.options import check_copies
-from rrt_core.extractors.spread import check_order, order_config
+from rrt_core.extractors.options import check_copies, later_config
+from rrt_core.extractors.spread import check_order
 from rrt_core.images import Image
 
 
@@ -44,7 +44,7 @@ class CopiesExtractor(Extractor):
             "max_locals": max_locals,
             "enlarge": self._enlarge,
             "min_size": min_size,
-            **order_config(order),
+            **later_config(order=order),
         }
 
     def _copies(self, image: Image) -> list[npt.NDArray[np.uint8]]:

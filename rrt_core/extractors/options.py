@@ -4,8 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from rrt_core.execution import TORCH
+from rrt_core.extractors.spread import STRENGTH
 from rrt_core.options import check_number, check_whole
 from schemas.errors import UserError
+
+# Options that extractors did not always have -> what stores of before were described with. A
+# configuration is silent on that value, so that those stores are what they were.
+FORMER = {"order": STRENGTH, "execution": TORCH}
+
+
+def later_config(**given: str) -> dict[str, str]:
+    """What of such options goes into a configuration."""
+    return {option: value for option, value in given.items() if value != FORMER[option]}
 
 
 def read_option(path: Path, option: str) -> bytes:

@@ -16,12 +16,12 @@ from rrt_core.execution import TORCH
 from rrt_core.extractors import Description, Extractor, Failure, without_locals
 from rrt_core.extractors.copies import copy_of, largest_copy, places
 from rrt_core.extractors.efficientnet.extractor import EfficientNet
+from rrt_core.extractors.options import later_config
 from rrt_core.extractors.spread import (
     SPREAD,
     STRENGTH,
     check_order,
     kept_locals,
-    order_config,
     pool_of,
 )
 from rrt_core.images import Image
@@ -69,7 +69,7 @@ class RootSift(Extractor):
             weights=weights,
             whitening=whitening,
         )
-        self._pool = max_locals if order == STRENGTH else pool_of(max_locals)
+        self._pool = pool_of(order, max_locals)
         self._sift = cv2.SIFT.create(nfeatures=self._pool)
         self.scales = tuple(2.0**-octave for octave in range(_OCTAVES))
         self.global_dim = self._globals.global_dim
@@ -79,7 +79,7 @@ class RootSift(Extractor):
         self.config = {
             "size": size,
             "max_locals": max_locals,
-            **order_config(order),
+            **later_config(order=order),
             "global": self._globals.config,
         }
 

@@ -24,14 +24,6 @@ def check_order(order: object) -> None:
         )
 
 
-def order_config(order: str) -> dict[str, str]:
-    """What of the option `order` goes into a configuration.
-
-    Nothing of `strength`: so all stores were described before there was the option.
-    """
-    return {} if order == STRENGTH else {"order": order}
-
-
 def kept_locals(
     order: str,
     xy: npt.NDArray[np.float32],
@@ -42,19 +34,18 @@ def kept_locals(
     """Which of an image's locals are kept, in their order: intp [at most `most`].
 
     order: STRENGTH, the strongest first, equal ones as they stand; or SPREAD, the strongest
-        `pool_of(most)` in the order of `spread`, so that a store of fewer locals holds the first
+        POOL or more in the order of `spread`, so that a store of fewer locals holds the first
         of those of one with more.
     """
-    falling = np.argsort(-strength, kind="stable")
+    pool = np.argsort(-strength, kind="stable")[: pool_of(order, most)]
     if order == STRENGTH:
-        return falling[:most]
-    pool = falling[: pool_of(most)]
+        return pool
     return pool[spread(xy[pool], scale[pool], strength[pool])[:most]]
 
 
-def pool_of(most: int) -> int:
-    """Of how many of the strongest locals `most` are kept by SPREAD."""
-    return max(most, POOL)
+def pool_of(order: str, most: int) -> int:
+    """Of how many of the strongest locals `most` are kept."""
+    return most if order == STRENGTH else max(most, POOL)
 
 
 def spread(

@@ -25,7 +25,6 @@ from rrt_core.execution import (
     TORCH,
     CompiledNetwork,
     check_execution,
-    execution_config,
 )
 from rrt_core.extractors import Description, Failure, global_only
 from rrt_core.extractors.copies import CopiesExtractor, cell_places
@@ -37,7 +36,7 @@ from rrt_core.extractors.efficientnet.network import (
     Maps,
     cell_centres,
 )
-from rrt_core.extractors.options import read_option
+from rrt_core.extractors.options import later_config, read_option
 from rrt_core.extractors.projection import Kept, read_projection
 from rrt_core.extractors.spread import SPREAD, kept_locals
 from rrt_core.images import Image
@@ -105,7 +104,7 @@ class EfficientNet(CopiesExtractor):
     ) -> None:
         check_execution(execution)
         self._take_copies(sizes, max_locals, enlarge, min_size, order)
-        self.config |= execution_config(execution)
+        self.config |= later_config(execution=execution)
         network_bytes = read_option(
             Path(weights) if weights is not None else packaged_weights(), "weights"
         )
