@@ -43,7 +43,7 @@ TIMM = ["timm>=1.0.31,<2", "torchvision>=0.24,<1"]
 HEIF = ["pillow-heif>=1.1,<2"]
 
 # Runs extractors' networks faster than torch on some processors.
-OPENVINO = ["openvino>=2026.1,<2027"]
+OPENVINO = ["openvino>=2026.4,<2027"]
 
 LINUX_X86 = "sys_platform == 'linux' and platform_machine == 'x86_64'"
 OTHERS = "sys_platform != 'linux' or platform_machine != 'x86_64'"
