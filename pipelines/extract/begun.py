@@ -10,9 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from pipelines.extract.options import AUTO, Options
-from pipelines.jobs.existing_output import readable_manifest
-from pipelines.jobs.plan import read_plan
-from pipelines.storage.place import open_place
+from pipelines.jobs.existing_output import recipe_at
 from rrt_core.extractors import options_of_store
 
 
@@ -20,9 +18,8 @@ def as_begun(options: Options, overwrite: bool = False) -> Options:
     """The options with nothing left to a default that the store at `out` may have otherwise.
 
     overwrite  what stands at `out` does not count
-    Raises UserError where its plan is damaged.
     """
-    recipe = {} if overwrite else _recipe_at(options.out)
+    recipe = {} if overwrite else recipe_at(options.out)
     dtype = options.global_dtype
     if dtype == AUTO:
         dtype = str(recipe.get("global_dtype", "float16"))
@@ -41,10 +38,3 @@ def options_as_begun(name: str, options: Mapping[str, Any], described_by: object
     if isinstance(described_by, Mapping) and described_by.get("name") == name:
         return options_of_store(name, options, described_by.get("config") or {})
     return dict(options)
-
-
-def _recipe_at(url: str) -> Mapping[str, Any]:
-    """The recipe of a store's plan, or of its manifest; empty where there is neither."""
-    place = open_place(url)
-    made = read_plan(place) or readable_manifest(place)
-    return made.recipe if made is not None else {}

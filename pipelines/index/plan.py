@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from pipelines.engines.settings import RunSettings
 from pipelines.index.options import Options
-from pipelines.jobs.existing_output import readable_manifest
-from pipelines.jobs.plan import read_plan
-from pipelines.storage.place import open_place
-from pipelines.stores.gallery import open_gallery
+from pipelines.jobs.existing_output import recipe_at
+from pipelines.stores.gallery import entries_of, open_gallery, store_inputs
 from pipelines.stores.store import Store
 from rrt_core.indexes import kinds
-from schemas.errors import Damaged, UserError
-from schemas.manifest import Manifest
+from schemas.errors import UserError
 from schemas.plan import Job
-from schemas.plan import Plan as PlanOnDisk
 
 STAGE = "index"
 OLD_METRIC = "inner_product"  # of every kind once; of an index that names none
@@ -57,7 +52,7 @@ def plan(options: Options, settings: RunSettings) -> Plan:
         )
 
     key = key_of(options, rows, dimension)
-    described = [{**store.as_input, "base": store.base} for store in stores]
+    entries = entries_of(stores)
     chosen: dict[str, Any] = {"key": key, "dimension": dimension}
     metric = kinds.metric_of(key, dimension)
     if metric != OLD_METRIC and not _keeps_old_metric(options.out, key, settings.overwrite):
@@ -71,10 +66,10 @@ def plan(options: Options, settings: RunSettings) -> Plan:
             "seed": options.seed,
             "threads": settings.threads_per_worker,
         },
-        inputs={f"store-{number}": store.as_input for number, store in enumerate(stores)},
+        inputs=store_inputs(stores),
         units=(),
-        settings={**asdict(options), "stores": described, **chosen},
-        facts={**chosen, "rows": rows, "stores": described},
+        settings={**asdict(options), "stores": entries, **chosen},
+        facts={**chosen, "rows": rows, "stores": entries},
         noun="images",
     )
     to_train = 0
@@ -104,12 +99,8 @@ def _keeps_old_metric(out: str, key: str, overwrite: bool) -> bool:
     chosen: it stays as it is, and is continued as it was begun.
     """
     for folder in () if overwrite else ("trained", "shards", "search"):
-        place = open_place(f"{out}/{folder}")
-        made: Manifest | PlanOnDisk | None = readable_manifest(place)
-        with contextlib.suppress(Damaged):
-            made = made or read_plan(place)
-        if made is not None:
-            return made.recipe.get("key") == key and "metric" not in made.recipe
+        if recipe := recipe_at(f"{out}/{folder}"):
+            return recipe.get("key") == key and "metric" not in recipe
     return False
 
 

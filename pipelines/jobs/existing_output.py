@@ -11,6 +11,7 @@ import os
 import re
 import sys
 from io import BytesIO
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -18,8 +19,9 @@ import pyarrow.parquet as pq
 from pipelines.jobs.errors import read_error
 from pipelines.jobs.manifests import is_whole, read_manifest
 from pipelines.jobs.plan import read_plan, refuse_other_recipe
+from pipelines.storage.place import open_place
 from pipelines.storage.protocol import Place
-from schemas.errors import Unreachable, UserError
+from schemas.errors import Damaged, Unreachable, UserError
 from schemas.inside import read_json
 from schemas.layout import (
     ABOUT_NAME,
@@ -130,6 +132,21 @@ def readable_manifest(place: Place) -> Manifest | None:
         raise
     except UserError:
         return None
+
+
+def recipe_at(url: str) -> dict[str, Any]:
+    """The recipe by which the output in a folder was made, or begun; empty where there is none.
+
+    A damaged plan is reported where it is read to be gone on with.
+    """
+    place = open_place(url)
+    if (made := readable_manifest(place)) is not None:
+        return made.recipe
+
+    with contextlib.suppress(Damaged):
+        if (begun := read_plan(place)) is not None:
+            return begun.recipe
+    return {}
 
 
 def refuse_other(place: Place, job: Job, overwrite: bool) -> None:

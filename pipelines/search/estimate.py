@@ -109,8 +109,8 @@ def _exact(
     made: Estimate, planned: search.Plan, folder: Path, settings: RunSettings, before: float
 ) -> Estimate:
     """Of an exact search: a part is scored for a block of queries; the others by their rows."""
-    job = exact_job(planned.job, planned.blocks, search.gallery_of(planned), str(folder))
     gallery = search.gallery_of(planned)
+    job = exact_job(planned.job, planned.blocks, gallery, str(folder))
     parts = [(number, part) for number, store in enumerate(gallery) for part in store.parts]
     largest = max(parts, key=lambda one: one[1].globals.rows)
     first, units = (largest[0], largest[1].number), list(job.units)

@@ -43,7 +43,7 @@ def add_places(
         key=lambda one: one[1].globals.rows,
     )
     row_ids = np.array([row_id for _, row_id in known[:block]], np.int64)
-    descriptors = Gallery([queries]).read_globals(row_ids)[1]
+    descriptors = Gallery([queries]).read_descriptors(row_ids)
 
     begun, names = time.monotonic(), Names(truth.gallery)
     read = store.read_ids(part)

@@ -6,19 +6,15 @@ shortlist. For few queries that is the work of seconds, and no recall is lost.
 
 from __future__ import annotations
 
-import contextlib
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
 
 from pipelines.engines.settings import RunSettings
-from pipelines.jobs.existing_output import readable_manifest
-from pipelines.jobs.plan import read_plan
+from pipelines.jobs.existing_output import recipe_at
 from pipelines.search.options import Options
-from pipelines.storage.place import open_place
 from pipelines.stores.gallery import runs_of
 from pipelines.stores.store import Store
-from schemas.errors import UserError
 from schemas.plan import ExactSearch, Job, Unit
 
 # The work of an exact pass in products of two numbers. Beside its products each row is read, and
@@ -41,15 +37,9 @@ def exact_by_default(
     if options.nprobe is not None or options.oversample is not None:
         return False
 
-    place = open_place(f"{options.out}/shortlist")
-    if not settings.overwrite:
-        made = readable_manifest(place)
-        before = made.recipe if made else None
-        with contextlib.suppress(UserError):  # a damaged plan is reported by itself
-            planned = read_plan(place) if made is None else None
-            before = planned.recipe if planned else before
-        if before is not None:
-            return before.get("exact") is True
+    made = {} if settings.overwrite else recipe_at(f"{options.out}/shortlist")
+    if made:
+        return made.get("exact") is True
 
     if work_of(queries, rows, dimension) > MOST_WORK:
         return False

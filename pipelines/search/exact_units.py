@@ -8,38 +8,38 @@ import pyarrow as pa
 from pipelines.jobs.attempt import Attempt
 from pipelines.jobs.facts import stores_of
 from pipelines.jobs.manifests import read_entries
-from pipelines.results.excluded import read_excluded
 from pipelines.search.units import Searching
 from pipelines.storage.place import open_place
 from pipelines.storage.tables import read_table
-from pipelines.stores.gallery import open_stores
+from pipelines.stores.gallery import open_stores, parts_of
 from rrt_core.indexes.exact import Best, score_matrix
 from schemas.errors import Damaged
 from schemas.manifest import Counts
-from schemas.plan import ExactSearch, ShortlistBlock, Unit
+from schemas.plan import ExactSearch, Job, ShortlistBlock, Unit
 from schemas.shortlist import EXACT, SHORTLIST
 
 
 class SearchExactly(Searching):
     """Scores all rows of a run of parts for a block of queries."""
 
+    def __init__(self, job: Job) -> None:
+        super().__init__(job)
+        self.stores = open_stores(stores_of(job.facts["stores"]), job.output)
+
     def do(self, unit: Unit, attempt: Attempt) -> Counts:
         """Write the best k of each query; a part is in memory at a time."""
         work = unit.of(ExactSearch)
-        stores = open_stores(stores_of(self.job.facts["stores"]), self.job.output)
         names, descriptors = self.read_queries(work.rows)
-        excluded = read_excluded(self.job.inputs)
         best = [Best(self.job.settings["k"]) for _ in work.rows]
-        for number, part_number in work.searched:
-            part = stores[number].part(part_number)
-            read = stores[number].read_global(part)
+        for store, part in parts_of(self.stores, work.searched):
+            read = store.read_global(part)
             rows = np.flatnonzero(read.ok)
             record_ids = np.array(read.record_ids, object)[rows]
-            row_ids = stores[number].row_ids(part, rows)
+            row_ids = store.row_ids(part, rows)
             scores = score_matrix(descriptors, read.descriptors[rows])
             for name, mine, each in zip(names, best, scores, strict=True):
-                if name in excluded:
-                    kept = excluded[name].keep(row_ids)
+                if name in self.excluded:
+                    kept = self.excluded[name].keep(row_ids)
                     mine.add(each[kept], record_ids[kept], row_ids[kept])
                 else:
                     mine.add(each, record_ids, row_ids)
@@ -61,8 +61,8 @@ class MergeExact(Searching):
 
         Raises Damaged where a query has fewer than there are.
         """
-        names, _ = self.read_queries(unit.of(ShortlistBlock).rows)
-        excluded, k = read_excluded(self.job.inputs), int(self.job.settings["k"])
+        names = self.query_ids(unit.of(ShortlistBlock).rows)
+        k = int(self.job.settings["k"])
         best = [Best(k) for _ in names]
         place, block = open_place(self.job.inputs["exact"]["url"]), unit.name.rpartition("-")[2]
         for entry in read_entries(place.url):
@@ -80,7 +80,7 @@ class MergeExact(Searching):
         tables = []
         for name, mine in zip(names, best, strict=True):
             score, record_id, row_id = mine.rows()
-            wanted = min(k, self.job.facts["gallery_rows"] - len(excluded.get(name, ())))
+            wanted = min(k, self.job.facts["gallery_rows"] - len(self.excluded.get(name, ())))
             if len(score) != wanted:
                 raise Damaged(
                     f"{place.url} has {len(score):,} candidates for {name}, of {wanted:,}; search "

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pipelines.search.options import Options
-from pipelines.stores.gallery import runs_of
+from pipelines.stores.gallery import entries_of, runs_of, store_inputs
 from pipelines.stores.store import Store
 from schemas.errors import UserError
 from schemas.plan import ExcludedRows, Job, Unit
@@ -34,14 +34,14 @@ def excluded_job(options: Options, queries: Store, gallery: Sequence[Store]) -> 
                 f"of its images' files, as descriptors that are imported; give row, or leave it out"
             )
 
-    stores = [{**store.as_input, "base": store.base} for store in gallery]
+    stores = entries_of(gallery)
     return Job(
         stage="search",
         output=f"{options.out}/excluded",
         worker="search/excluded",
         recipe={"exclude_self": how, "bases": [store.base for store in gallery]},
         inputs={
-            **{f"store-{number}": store.as_input for number, store in enumerate(gallery)},
+            **store_inputs(gallery),
             "queries": queries.as_input,
         },
         units=tuple(

@@ -8,7 +8,7 @@ import pyarrow as pa
 from pipelines.jobs.attempt import Attempt
 from pipelines.jobs.facts import stores_of
 from pipelines.jobs.unit_worker import UnitWorker
-from pipelines.stores.gallery import open_stores
+from pipelines.stores.gallery import open_stores, parts_of
 from pipelines.stores.store import PartFiles, Store
 from schemas.manifest import Counts
 from schemas.plan import ExcludedRows, Job, Unit
@@ -33,9 +33,7 @@ class FindExcluded(UnitWorker):
     def do(self, unit: Unit, attempt: Attempt) -> Counts:
         """Write the rows that a list leaves out."""
         found, described = list[tuple[str, str, int]](), 0
-        for number, part_number in unit.of(ExcludedRows).excluding:
-            store = self.stores[number]
-            part = store.part(part_number)
+        for store, part in parts_of(self.stores, unit.of(ExcludedRows).excluding):
             read = store.read_ids(part)
             rows = np.flatnonzero(read.ok)
             described += len(rows)

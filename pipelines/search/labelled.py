@@ -15,7 +15,7 @@ from pipelines.engines.settings import RunSettings
 from pipelines.jobs.manifests import as_input
 from pipelines.results.truth import truth_input
 from pipelines.search.options import Options
-from pipelines.stores.gallery import ROWS_A_RUN, runs_of
+from pipelines.stores.gallery import ROWS_A_RUN, entries_of, runs_of, store_inputs
 from pipelines.stores.store import Store
 from schemas.ground_truth.ground_truth import load_ground_truth
 from schemas.manifest import Manifest
@@ -40,7 +40,7 @@ def place_labelled(
     if not known:
         return None
 
-    stores = [{**store.as_input, "base": store.base} for store in gallery]
+    stores = entries_of(gallery)
     runs = runs_of(gallery)
     blocks = range(-(-known // options.queries_per_block))
     job = Job(
@@ -49,7 +49,7 @@ def place_labelled(
         worker="",
         recipe={"bases": [store.base for store in gallery], "rows_a_run": ROWS_A_RUN},
         inputs={
-            **{f"store-{number}": store.as_input for number, store in enumerate(gallery)},
+            **store_inputs(gallery),
             "queries": queries.as_input,
             "ground_truth": truth_input(options.ground_truth),
             **excluded,

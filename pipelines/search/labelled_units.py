@@ -18,7 +18,7 @@ from pipelines.results.truth import Truth
 from pipelines.search.labelled import known_queries
 from pipelines.storage.place import open_place
 from pipelines.storage.tables import read_table
-from pipelines.stores.gallery import Gallery, open_stores
+from pipelines.stores.gallery import Gallery, open_stores, parts_of
 from pipelines.stores.store import PartFiles, Store
 from rrt_core.indexes.exact import rows_before, score_matrix
 from rrt_core.indexes.faiss_index import exact_scores
@@ -56,7 +56,7 @@ class _Labelled(UnitWorker):
     def described(self, numbers: Sequence[int]) -> np.ndarray:
         """Descriptors float32 [n, D] of known queries."""
         row_ids = [self.known[number][1] for number in numbers]
-        return self.queries.read_globals(np.array(row_ids, np.int64))[1]
+        return self.queries.read_descriptors(np.array(row_ids, np.int64))
 
     def block(self, number: int) -> range:
         """Places of the queries of a block."""
@@ -94,7 +94,7 @@ class ScoreLabelled(_Labelled):
         seen = ok_rows = 0
         named: list[tuple[str, int]] = []
         scored: list[tuple[int, int, float]] = []
-        for store, part in _parts(self.stores, unit.of(LabelledScores).scored):
+        for store, part in parts_of(self.stores, unit.of(LabelledScores).scored):
             read, wanted = store.read_ids(part), dict[int, list[int]]()  # query -> rows
             for row in np.flatnonzero(read.ok).tolist():
                 possible = names.possible(read.record_ids[row])
@@ -207,7 +207,7 @@ class CountLabelled(_Placing):
         descriptors = self.described(asked.tolist())
 
         before, seen, ok_rows = np.zeros(len(images), np.int64), 0, 0
-        for store, part in _parts(self.stores, work.counted):
+        for store, part in parts_of(self.stores, work.counted):
             read = store.read_global(part)
             rows = np.flatnonzero(read.ok)
             record_ids = [read.record_ids[row] for row in rows]
@@ -260,10 +260,3 @@ class PlaceLabelled(_Placing):
         }
         attempt.add_table(pa.table(columns, schema=PLACES), f"{unit.name}.parquet")
         return Counts(unit.inputs, unit.inputs)
-
-
-def _parts(
-    stores: Sequence[Store], listed: Sequence[tuple[int, int]]
-) -> Iterator[tuple[Store, PartFiles]]:
-    for number, part in listed:
-        yield stores[number], stores[number].part(part)

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cache, partial
 
 import numpy as np
 
@@ -43,12 +45,14 @@ KEPT = 1_000
 class Plan:
     """What is searched: what both jobs share, and the blocks of queries.
 
-    job     without units
+    queries the store that asks
+    job     what both jobs share, without units
     exact   whether all globals are scored, and the index is not asked
     blocks  (part, row) pairs of described queries, in the order of the store
     largest bytes of the largest of the index's files
     """
 
+    queries: Store
     job: Job
     exact: bool
     blocks: list[tuple[tuple[int, int], ...]]
@@ -60,17 +64,18 @@ class Plan:
 def run(options: Options, settings: RunSettings = RunSettings()) -> Manifest:
     """Make (or finish, or skip) the shortlist. Raises UserError and JobFailed."""
     planned = plan(options, settings)
+    gallery = cache(partial(gallery_of, planned))  # opened where it is needed, once
     if options.exclude_self:
-        finding = excluded_job(options, Store(options.queries), gallery_of(planned))
+        finding = excluded_job(options, planned.queries, gallery())
         found = as_input(finding.output, run_job(finding, settings))
         inputs = {**planned.job.inputs, "excluded": found}
         planned = replace(planned, job=replace(planned.job, inputs=inputs))
     if options.ground_truth and (settings.overwrite or not _made_without_places(options.out)):
-        _place_labelled(planned, options, settings)
+        _place_labelled(planned, gallery(), options, settings)
     settings = replace(settings, work_bytes=planned.largest)
     job = shortlist_job(planned, options.out)
     if planned.exact:
-        candidates = exact_job(planned.job, planned.blocks, gallery_of(planned), options.out)
+        candidates = exact_job(planned.job, planned.blocks, gallery(), options.out)
         made = as_input(candidates.output, run_job(candidates, settings))
         job = replace(job, inputs={**job.inputs, "exact": made})
     elif len(planned.files) > 1:
@@ -94,11 +99,12 @@ def gallery_of(planned: Plan) -> list[Store]:
     return [Store(hint.url, hint.base) for hint in stores_of(planned.job.facts["stores"])]
 
 
-def _place_labelled(planned: Plan, options: Options, settings: RunSettings) -> None:
-    queries, gallery = Store(options.queries), gallery_of(planned)
+def _place_labelled(
+    planned: Plan, gallery: Sequence[Store], options: Options, settings: RunSettings
+) -> None:
     inputs = planned.job.inputs
     excluded = {"excluded": inputs["excluded"]} if "excluded" in inputs else {}
-    if place_labelled(options, queries, gallery, settings, excluded) is None:
+    if place_labelled(options, planned.queries, gallery, settings, excluded) is None:
         print(
             f"{STAGE:<9}  NOTE: {options.ground_truth} knows none of the queries of "
             f"{options.queries}, so that no image is labelled for one",
@@ -160,7 +166,7 @@ def plan(options: Options, settings: RunSettings) -> Plan:
         facts={"stores": stores},
     )
     blocks = query_blocks(queries, options.queries_per_block)
-    return Plan(job, exact, blocks, index.facts, index.files, index.largest)
+    return Plan(queries, job, exact, blocks, index.facts, index.files, index.largest)
 
 
 def candidates_job(planned: Plan, out: str) -> Job:

@@ -37,9 +37,16 @@ class Searching(UnitWorker):
 
     def read_queries(self, rows: Sequence[Sequence[int]]) -> tuple[list[str], np.ndarray]:
         """Record ids and descriptors float32 [n, D] of [part, row] pairs."""
+        return Gallery([self.queries]).read_globals(self._row_ids(rows))
+
+    def query_ids(self, rows: Sequence[Sequence[int]]) -> list[str]:
+        """Their record ids alone."""
+        return Gallery([self.queries]).read_ids(self._row_ids(rows))
+
+    def _row_ids(self, rows: Sequence[Sequence[int]]) -> np.ndarray:
         store = self.queries
         row_ids = [store.row_ids(store.parts[part], np.array([row]))[0] for part, row in rows]
-        return Gallery([store]).read_globals(np.array(row_ids, np.int64))
+        return np.array(row_ids, np.int64)
 
     def search(self, name: str, queries: Sequence[str], descriptors: np.ndarray) -> np.ndarray:
         """Row ids int64 [n, fetched] of a search file, -1 where it has no more; what a query's list

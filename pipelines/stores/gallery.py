@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -55,9 +56,22 @@ def open_stores(hints: Sequence[StoreHint], home: str) -> list[Store]:
     return [Store(hint.url, hint.base) for hint in find_stores(hints, home)]
 
 
-def runs_of(gallery: Sequence[Store]) -> list[tuple[tuple[tuple[int, int], ...], int]]:
-    """Runs of (store, part number) of about ROWS_A_RUN rows, with their rows."""
-    runs: list[tuple[tuple[tuple[int, int], ...], int]] = []
+def entries_of(stores: Sequence[Store]) -> list[dict[str, Any]]:
+    """The stores as a job's settings and facts name them (`open_stores` opens them again)."""
+    return [{**store.as_input, "base": store.base} for store in stores]
+
+
+def store_inputs(stores: Sequence[Store]) -> dict[str, dict[str, str]]:
+    """The stores as inputs of a job."""
+    return {f"store-{number}": store.as_input for number, store in enumerate(stores)}
+
+
+Run = tuple[tuple[int, int], ...]  # parts: (number of the store, number of the part)
+
+
+def runs_of(gallery: Sequence[Store]) -> list[tuple[Run, int]]:
+    """Runs of parts of about ROWS_A_RUN rows, with their rows."""
+    runs: list[tuple[Run, int]] = []
     for number, store in enumerate(gallery):
         for part in store.parts:
             if not runs or runs[-1][1] + part.globals.rows > ROWS_A_RUN:
@@ -65,6 +79,12 @@ def runs_of(gallery: Sequence[Store]) -> list[tuple[tuple[tuple[int, int], ...],
             parts, rows = runs[-1]
             runs[-1] = ((*parts, (number, part.number)), rows + part.globals.rows)
     return runs
+
+
+def parts_of(stores: Sequence[Store], run: Run) -> Iterator[tuple[Store, PartFiles]]:
+    """The parts of a run, each with its store."""
+    for number, part in run:
+        yield stores[number], stores[number].part(part)
 
 
 class Gallery:
@@ -90,32 +110,54 @@ class Gallery:
             )
         return self._by_part[number]
 
-    def read_globals(self, row_ids: np.ndarray) -> tuple[list[str], np.ndarray]:
-        """Record ids and descriptors float32 [n, D] of rows; a part's ids are read once."""
+    def read_ids(self, row_ids: np.ndarray) -> list[str]:
+        """Record ids of rows; the descriptors are not read."""
         names = [""] * len(row_ids)
-        for number, positions in self.locate(row_ids).items():
-            store, part = self.part(number)
-            record_ids = store.read_ids(part).record_ids
-            for position, row in zip(positions, self._rows(row_ids, positions, part), strict=True):
-                names[position] = record_ids[row]
-        return names, self.read_descriptors(row_ids)
+        for store, part, positions, rows in self._located(row_ids):
+            _put(names, positions, store.read_ids(part).record_ids, rows)
+        return names
+
+    def read_globals(self, row_ids: np.ndarray) -> tuple[list[str], np.ndarray]:
+        """Record ids and descriptors float32 [n, D] of rows: of byte ranges, or a part once."""
+        names = [""] * len(row_ids)
+        descriptors = np.zeros((len(row_ids), self.stores[0].dimension), np.float32)
+        for store, part, positions, rows in self._located(row_ids):
+            if store.reads_whole(part, rows):
+                read = store.read_global(part)
+                ids, descriptors[positions] = read.record_ids, read.descriptors[rows]
+            else:
+                ids = store.read_ids(part).record_ids
+                descriptors[positions] = store.read_rows(part, rows)
+            _put(names, positions, ids, rows)
+        return names, descriptors
 
     def read_descriptors(self, row_ids: np.ndarray) -> np.ndarray:
-        """Descriptors float32 [n, D] of rows: byte ranges of a part, or the part once."""
+        """As `read_globals`, the descriptors alone."""
         descriptors = np.zeros((len(row_ids), self.stores[0].dimension), np.float32)
-        for number, positions in self.locate(row_ids).items():
-            store, part = self.part(number)
-            rows = self._rows(row_ids, positions, part)
+        for store, part, positions, rows in self._located(row_ids):
             descriptors[positions] = store.read_rows(part, rows)
         return descriptors
 
-    def _rows(self, row_ids: np.ndarray, positions: np.ndarray, part: PartFiles) -> np.ndarray:
-        """The rows of the part at some positions. Raises Damaged where it has no such row."""
-        rows = np.asarray(row_ids)[positions] % ROWS_A_PART
-        if rows.max(initial=0) >= part.globals.rows:
-            store, _ = self.part(int(row_ids[positions[0]]) // ROWS_A_PART)
-            raise Damaged(
-                f"{store.place.url}: row {rows.max()} of part {part.number} is named, and it has "
-                f"no such row; make the index, or the shortlist, again with --overwrite"
-            )
-        return rows
+    def _located(
+        self, row_ids: np.ndarray
+    ) -> Iterator[tuple[Store, PartFiles, np.ndarray, np.ndarray]]:
+        """Each part with the positions of its row ids, and their rows.
+
+        Raises Damaged where a part has no such row.
+        """
+        for number, positions in self.locate(row_ids).items():
+            store, part = self.part(number)
+            rows = np.asarray(row_ids)[positions] % ROWS_A_PART
+            if rows.max(initial=0) >= part.globals.rows:
+                raise Damaged(
+                    f"{store.place.url}: row {rows.max()} of part {part.number} is named, and it "
+                    f"has no such row; make the index, or the shortlist, again with --overwrite"
+                )
+            yield store, part, positions, rows
+
+
+def _put(
+    names: list[str], positions: np.ndarray, record_ids: Sequence[str], rows: np.ndarray
+) -> None:
+    for position, row in zip(positions, rows, strict=True):
+        names[position] = record_ids[row]

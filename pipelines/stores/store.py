@@ -37,7 +37,7 @@ def part_number(name: str) -> int | None:
     return int(match[1]) if match else None
 
 
-def runs_of(rows: np.ndarray, most_gap: int) -> list[tuple[int, int]]:
+def row_runs(rows: np.ndarray, most_gap: int) -> list[tuple[int, int]]:
     """Runs of ascending rows, first .. last, over gaps of at most `most_gap` other rows."""
     ends = np.flatnonzero(np.diff(rows) > most_gap + 1)
     firsts = rows[np.concatenate([[0], ends + 1])]
@@ -185,6 +185,11 @@ class Store:
                 )
             return read
 
+    def reads_whole(self, part: PartFiles, rows: np.ndarray) -> bool:
+        """Whether `read_rows` reads the part: many rows are wanted, or its layout is not known."""
+        share = len(np.unique(rows)) / max(1, part.globals.rows)
+        return part.globals.layout is None or share > MOST_SHARE
+
     def read_rows(self, part: PartFiles, rows: np.ndarray) -> np.ndarray:
         """The descriptors [n, D] of some rows of a part, in any order, as they are stored.
 
@@ -195,13 +200,13 @@ class Store:
         entry = part.globals
         if len(wanted) and not 0 <= wanted[0] <= wanted[-1] < entry.rows:
             raise ValueError(f"row {wanted[-1]} of {entry.rows:,}")
-        if entry.layout is None or len(wanted) > MOST_SHARE * entry.rows:
+        if entry.layout is None or self.reads_whole(part, wanted):
             return self.read_global(part).descriptors[rows]
 
         with reading(self.place, entry.name):
             at = rows_at(entry.layout, entry.bytes, entry.rows, self.dimension)
             most_gap = 0 if self.place.local else REMOTE_GAP // at.width
-            runs = runs_of(wanted, most_gap)
+            runs = row_runs(wanted, most_gap)
             spans = [at.span(first, last) for first, last in runs]
             starts, stops = ([span[end] for span in spans] for end in (0, 1))
             data = self.place.read_ranges([entry.name] * len(spans), starts, stops)

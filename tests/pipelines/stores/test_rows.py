@@ -12,7 +12,7 @@ import pytest
 from pipelines.storage.place import open_place
 from pipelines.storage.protocol import Place
 from pipelines.stores.gallery import Gallery
-from pipelines.stores.store import REMOTE_GAP, Store, runs_of
+from pipelines.stores.store import REMOTE_GAP, Store, row_runs
 from schemas.errors import Damaged
 from tests.support.s3_server import S3Server
 from tests.support.stored import imported
@@ -129,6 +129,6 @@ def test_gaps_are_joined_on_an_object_store(
 
 def test_runs() -> None:
     rows = np.array([0, 1, 2, 5, 7, 100])
-    assert runs_of(rows, 0) == [(0, 2), (5, 5), (7, 7), (100, 100)]
-    assert runs_of(rows, 1) == [(0, 2), (5, 7), (100, 100)]
-    assert runs_of(rows, 200) == [(0, 100)] and REMOTE_GAP == 256_000
+    assert row_runs(rows, 0) == [(0, 2), (5, 5), (7, 7), (100, 100)]
+    assert row_runs(rows, 1) == [(0, 2), (5, 7), (100, 100)]
+    assert row_runs(rows, 200) == [(0, 100)] and REMOTE_GAP == 256_000
